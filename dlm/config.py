@@ -1,0 +1,361 @@
+"""YAML and overrides become one typed, validated, frozen tree.
+
+A run has one complete file; there is no inheritance and nothing is read from the environment. The parts
+that are themselves small dataclasses (an objective, a tokenizer) are written `{name: ..., ...}`.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from dlm.diffusion.objective import Weighting
+from dlm.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where documents come from; `dlm/data/sources.py` has one reader a format.
+
+    Attributes:
+        format: text, jsonl, csv, parquet, saved (a dataset saved to disk), hub or python-stdlib.
+        path: A file, a folder or a glob; for `hub` the dataset's name. Not used by `python-stdlib`.
+        field: The column that holds the text; for `text` always `text`.
+        split: Which split of a `saved` or `hub` dataset.
+        subset: The configuration name of a `hub` dataset, where it has several.
+        documents: For `text`: one document a `file`, a `paragraph` or a `line`.
+    """
+
+    format: str
+    path: str | None = None
+    field: str = "text"
+    split: str | None = None
+    subset: str | None = None
+    documents: Literal["file", "paragraph", "line"] = "file"
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The share kept back for validation when there is no validation source.
+
+    Attributes:
+        by: `documents` keeps whole documents back, by a stable hash of their text; `tail` keeps the last
+            share of the characters of every document, which suits one long text.
+        share: How much is kept back.
+    """
+
+    by: Literal["documents", "tail"] = "documents"
+    share: Share = 0.05
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is trained on, and how it is cut into sequences.
+
+    Attributes:
+        train: The documents to train on.
+        validation: The documents to validate on; without it, `held_out` of `train`.
+        held_out: What is kept back of `train` when there is no `validation`.
+        length: Tokens a sequence: the context.
+        packing: `pack` joins documents by an end-of-text token and cuts the stream into full sequences;
+            `pad` keeps one document a row, cut at `length`, and neither attention nor loss sees the rest.
+    """
+
+    train: Source
+    validation: Source | None = None
+    held_out: HeldOut = field(default_factory=HeldOut)
+    length: Positive = 256
+    packing: Literal["pack", "pad"] = "pack"
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """One token a byte: nothing to train, no text is unknown."""
+
+    name: Literal["bytes"] = "bytes"
+
+
+@dataclass(frozen=True)
+class Characters:
+    """One token a character that occurs in the data."""
+
+    name: Literal["characters"] = "characters"
+
+
+@dataclass(frozen=True)
+class Bpe:
+    """Byte-level byte-pair encoding, trained on the training documents.
+
+    Attributes:
+        size: The vocabulary's size, special tokens included.
+    """
+
+    name: Literal["bpe"] = "bpe"
+    size: Annotated[int, Field(ge=260)] = 4096
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A tokenizer from a folder or from the Hub; the mask, pad and end-of-text tokens it lacks are added."""
+
+    path: str
+    name: Literal["pretrained"] = "pretrained"
+
+
+Tokenizer = Annotated[Bytes | Characters | Bpe | Pretrained, Field(discriminator="name")]
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network that predicts the clean tokens.
+
+    Attributes:
+        architecture: Any HuggingFace `model_type` with a masked-LM or causal-LM head: qwen3, llama,
+            modernbert, bert, ...
+        sizes: Keys of that architecture's own configuration, such as `hidden_size`.
+        attention: `eager`, `sdpa`, another implementation that transformers knows, or `auto`, which
+            chooses by device and length.
+    """
+
+    architecture: str = "qwen3"
+    sizes: dict[str, Any] = field(default_factory=dict)
+    attention: str = "auto"
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its schedule.
+
+    Attributes:
+        name: `muon` updates the hidden matrices with Muon and everything else with AdamW; `adamw` all.
+        lr: AdamW's peak learning rate.
+        muon_lr: Muon's peak learning rate.
+        weight_decay: Decoupled weight decay of every matrix.
+        betas: AdamW's moment decays.
+        momentum: Muon's momentum.
+        warmup: Steps of linear warm-up.
+        decay: The shape of the way from the peak to zero after the warm-up.
+        clip: Largest global gradient norm; null for none.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: Rate = 3e-3
+    muon_lr: Rate = 2e-2
+    weight_decay: Rate = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    momentum: Share = 0.95
+    warmup: Annotated[int, Field(ge=0)] = 100
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+
+
+@dataclass(frozen=True)
+class Train:
+    """The loop.
+
+    Attributes:
+        steps: Optimizer steps in the whole run.
+        batch_size: Sequences a step, over all processes.
+        micro_batch_size: Sequences of one forward on one process; null for as many as `batch_size` asks.
+        precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes in it.
+        ema: Width of the exponential moving average relative to the steps taken so far; 0 for none.
+        log_every: Steps between two lines on the screen; the metrics file has every step.
+        validate_every: Steps between two validations, each followed by a checkpoint.
+        validate_sequences: How many sequences a validation scores.
+        validate_draws: Masked copies of each that it scores.
+        save_every: Steps between two further checkpoints; null for those at validations alone.
+        keep: How many checkpoints are kept, `best` and `last` apart.
+        sample_length: Tokens of the short sample after a validation; 0 for none.
+        trackers: Accelerate trackers by name, such as tensorboard or wandb.
+    """
+
+    steps: Positive = 1000
+    batch_size: Positive = 32
+    micro_batch_size: Positive | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    ema: Share = 0.0
+    log_every: Positive = 10
+    validate_every: Positive = 200
+    validate_sequences: Positive = 128
+    validate_draws: Annotated[int, Field(ge=2, multiple_of=2)] = 4
+    save_every: Positive | None = None
+    keep: Annotated[int, Field(ge=0)] = 1
+    sample_length: Annotated[int, Field(ge=0)] = 64
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole.
+
+    Attributes:
+        data: What is trained on.
+        tokenizer: How text becomes ids.
+        model: The network.
+        objective: The weighting of the training loss; evaluation always reports the true bound.
+        optim: The optimizer.
+        train: The loop.
+        seed: Everything random in the run follows from it.
+    """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # reaches every dataclass below
+
+    data: Data
+    tokenizer: Tokenizer = field(default_factory=Bytes)
+    model: Model = field(default_factory=Model)
+    objective: Annotated[Weighting, Field(discriminator="name")] = field(default_factory=get_args(Weighting)[0])
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    seed: int = 0
+
+
+def default_config_path() -> Path:
+    """The configuration that `dlm train` uses when it is given none: `configs/tiny.yaml`, in a wheel or a clone."""
+    package = Path(__file__).parent
+    return next(p for p in (package / "configs/tiny.yaml", package.parent / "configs/tiny.yaml") if p.exists())
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies the overrides and validates the result.
+
+    Args:
+        path: A YAML file.
+        overrides: `dotted.key=value`, each value read as YAML, later ones winning.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or a value is not valid; the message names the
+            dotted key and, for an unknown one, the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
+    for override in overrides:
+        _set(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Validates a tree of plain values, as YAML gives it.
+
+    Args:
+        tree: Keys and values in the shape of `Config`.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: A key or a value is not valid.
+    """
+    try:
+        return _adapter().validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The configuration as plain values that YAML writes and `parse_config` reads back unchanged."""
+    plain: dict[str, Any] = _adapter().dump_python(config, mode="json")
+    return plain
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `3e-4` as text; this reads it as the number it is in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Puts `dotted.key=value` into the tree."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, got {override!r}; for example --set optim.lr=3e-4")
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML") from error
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        child = tree.get(parent)
+        tree[parent] = dict(child) if isinstance(child, dict) else {}
+        tree = tree[parent]
+    if isinstance(tree.get(last), dict) and isinstance(value, str):
+        value = {"name": value}  # `--set tokenizer=bytes` swaps the choice, and with it its settings
+    tree[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint in one line: the dotted key, what it got, what it takes."""
+    first = error.errors()[0]
+    parts, names = _walk(first["loc"])
+    key, got = ".".join(parts), f"{first['input']!r:.80}"
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            near = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            return f"unknown configuration key {key}: {hint}valid here: {', '.join(names)}"
+        case "missing" | "missing_argument":
+            return f"configuration key {key} is missing"
+        case "union_tag_invalid":
+            choices = first["ctx"]["expected_tags"].replace("'", "")
+            return f"{key}.name: unknown choice {first['ctx']['tag']!r}; valid: {choices}"
+        case "union_tag_not_found":
+            return f"{key}: expected {{name: ...}} with a choice in it, got {got}"
+        case _:
+            message = first["msg"][:1].lower() + first["msg"][1:]
+            return f"{key}: {message}, got {got}"
+
+
+def _walk(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """The location without the tags that pydantic adds for unions, and the key names valid at its end."""
+    here: Any = Config
+    parts: list[str] = []
+    names: list[str] = []
+    for step in location:
+        classes = list(_dataclasses(here))
+        tagged = [c for c in classes if len(classes) > 1 and getattr(c, "name", None) == step]
+        if tagged or (len(classes) == 1 and step == classes[0].__name__):
+            here = (tagged or classes)[0]
+            continue
+        parts.append(str(step))
+        names = [f.name for c in classes for f in dataclasses.fields(c)]
+        hints = [get_type_hints(c, include_extras=False) for c in classes]
+        here = next((h[str(step)] for h in hints if str(step) in h), None)
+    return parts, names
+
+
+def _dataclasses(hint: Any) -> Iterator[Any]:
+    """Every dataclass in a type: itself, or the members of a union."""
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    elif get_origin(hint) in (Union, types.UnionType, Annotated):
+        for member in get_args(hint):
+            yield from _dataclasses(member)

@@ -1,0 +1,88 @@
+"""Every random number of a batch, one stream a sequence.
+
+A sequence's stream follows from integers alone (a seed, a step, its position in the global batch), so a
+result does not depend on which sequences share a batch, on how many processes share a step, or on what
+was drawn before.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator that is a pure function of its key, such as (seed, "train", step, position)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of a batch.
+
+    Attributes:
+        u_B: One number in [0, 1) a sequence, float64: the quantile of its noise level. Stratified draws
+            spread these evenly over the global batch.
+        generators: One generator a sequence, for its mask.
+    """
+
+    u_B: Tensor
+    generators: Sequence[torch.Generator]
+
+
+def stratified_draws(key: tuple[int | str, ...], positions: Iterable[int], total: int) -> Draws:
+    """Noise quantiles on an even grid over the global batch, moved by one random shift: u_b = frac(u + b / total).
+
+    Args:
+        key: What the draws depend on besides the position, such as (seed, "train", step).
+        positions: Positions in the global batch of the sequences wanted here.
+        total: The size of the global batch.
+
+    Returns:
+        Draws for the sequences at `positions`, the same whichever others are asked for.
+    """
+    positions = list(positions)
+    shift = torch.rand((), generator=generator(*key, "shift"), dtype=torch.float64)
+    u_B = (shift + torch.tensor(positions, dtype=torch.float64) / total) % 1.0
+    return Draws(u_B, [generator(*key, position) for position in positions])
+
+
+def uniforms(generators: Sequence[torch.Generator], counts: Sequence[int]) -> list[Tensor]:
+    """For each sequence, `counts[b]` float64 numbers in [0, 1) from its own stream; float32 would cut the tails."""
+    return [torch.rand(n, generator=g, dtype=torch.float64) for g, n in zip(generators, counts, strict=True)]
+
+
+def random_scores(generators: Sequence[torch.Generator], where_BL: Tensor) -> Tensor:
+    """A float64 score in [0, 1) a position of `where_BL`, -1 elsewhere; as many draws as there are positions.
+
+    Each row draws once for each of its own positions, so padding changes nothing.
+    """
+    where = where_BL.cpu()
+    scores_BL = torch.full(where.shape, -1.0, dtype=torch.float64)
+    drawn = uniforms(generators, where.sum(1).tolist())
+    scores_BL[where] = torch.cat(drawn) if drawn else scores_BL.new_empty(0)
+    return scores_BL.to(where_BL.device)
+
+
+def largest(scores_BL: Tensor, count_B: Tensor) -> Tensor:
+    """Selects each row's `count_B` largest scores; among equals the leftmost.
+
+    Args:
+        scores_BL: Scores, any real dtype.
+        count_B: How many to select, at most L.
+
+    Returns:
+        A boolean selection, shape (B, L).
+    """
+    order_BL = scores_BL.argsort(dim=1, descending=True, stable=True)
+    rank_L = torch.arange(scores_BL.shape[1], device=scores_BL.device)
+    chosen_BL = rank_L < count_B.to(scores_BL.device)[:, None]
+    return torch.zeros_like(chosen_BL).scatter(1, order_BL, chosen_BL)
+
+
+def random_subset(generators: Sequence[torch.Generator], where_BL: Tensor, count_B: Tensor) -> Tensor:
+    """A uniformly random subset of `count_B` of each row's positions in `where_BL`, as a boolean selection."""
+    return largest(random_scores(generators, where_BL), count_B)

@@ -1,0 +1,136 @@
+"""The only sampling loop. It alone knows of prompts, blocks, steps and stopping; the choices are in `unmask.py`."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.draws import largest, uniforms
+from dlm.diffusion.unmask import Budget, Order, Predictions, Step, TokenChoice
+
+
+@dataclass(frozen=True)
+class State:
+    """The canvas after a step that changed it.
+
+    Attributes:
+        x_BL: Ids, masks among them until the last state.
+        changed_BL: The positions that this step changed.
+        calls: Network calls so far.
+        calls_B: Network calls so far in which each row took part.
+    """
+
+    x_BL: Tensor
+    changed_BL: Tensor
+    calls: int
+    calls_B: Tensor
+
+
+@torch.inference_mode()
+def generate(
+    denoiser: Denoiser,
+    canvas_BL: Tensor,
+    editable_BL: Tensor,
+    *,
+    mask_id: int,
+    order: Order,
+    budget: Budget,
+    token: TokenChoice,
+    generators: Sequence[torch.Generator],
+    block_length: int | None = None,
+    stop_id: int | None = None,
+) -> Iterator[State]:
+    """Writes the editable positions of a canvas and leaves every other position as it is.
+
+    Prompting and infilling are one thing: positions that are not editable. The network sees only the rows
+    that are about to change, and the vocabulary is projected only on positions that may be revealed.
+
+    Args:
+        denoiser: Predicts the clean tokens; must not depend on time.
+        canvas_BL: Ids; what stands at editable positions does not matter.
+        editable_BL: Boolean, the positions to write.
+        mask_id: The id of the mask.
+        order: Which positions first.
+        budget: How many a step.
+        token: Which token each gets.
+        generators: One stream a row; a row's text depends on its own stream and canvas alone.
+        block_length: Write blocks of this many positions from left to right, each with the whole budget
+            (semi-autoregressive, as in LLaDA, 2502.09992). One block by default.
+        stop_id: Once this id is written and everything editable before it is, the row is done, and its
+            remaining positions are filled with this id.
+
+    Yields:
+        The state before the first step, and the state after every step that changed something. The last
+        one holds no mask at an editable position.
+    """
+    x_BL = canvas_BL.masked_fill(editable_BL, mask_id)
+    rows_B = len(x_BL)
+    calls, calls_B = 0, torch.zeros(rows_B, dtype=torch.long)
+    yield State(x_BL.clone(), torch.zeros_like(editable_BL), calls, calls_B.clone())
+
+    for window_BL in _windows(editable_BL, block_length):
+        start_B = _open(x_BL, window_BL, mask_id, stop_id, editable_BL).sum(1)
+        for index in itertools.count(1):
+            open_BL = _open(x_BL, window_BL, mask_id, stop_id, editable_BL)
+            active = open_BL.any(1)
+            if budget.informed or not active.any():
+                count_R = None
+            else:
+                rows = active.nonzero()[:, 0]
+                step = Step(index, open_BL[rows].sum(1), start_B[rows], None, None)
+                count_R = budget.count(step, [generators[b] for b in rows.tolist()])
+                active[rows] = count_R > 0
+                count_R = count_R[count_R > 0]
+            rows = active.nonzero()[:, 0]
+            if not rows.numel():
+                if not open_BL.any():
+                    break
+                continue  # this step of the grid reveals nothing anywhere
+
+            streams = [generators[b] for b in rows.tolist()]
+            masked_RL = open_BL[rows]
+            t_R = (x_BL[rows] == mask_id).double().mean(1)
+            predictions = None
+            if order.informed or budget.informed:
+                predictions = Predictions(denoiser(x_BL[rows], t_R, masked_RL), masked_RL)
+            scores_RL = order.score(masked_RL, predictions, streams)
+            if count_R is None:
+                step = Step(index, masked_RL.sum(1), start_B[rows], scores_RL, predictions)
+                count_R = budget.count(step, streams)
+            chosen_RL = largest(scores_RL, count_R)
+            log_p_NV = predictions.at(chosen_RL) if predictions else denoiser(x_BL[rows], t_R, chosen_RL)
+            u_N = torch.cat(uniforms(streams, count_R.tolist()))
+
+            x_RL = x_BL[rows]
+            x_RL[chosen_RL] = token.draw(log_p_NV, u_N)
+            x_BL[rows] = x_RL
+            changed_BL = torch.zeros_like(editable_BL)
+            changed_BL[rows] = chosen_RL
+            calls += 1
+            calls_B[rows.cpu()] += 1
+            yield State(x_BL.clone(), changed_BL, calls, calls_B.clone())
+
+    if stop_id is not None and (rest_BL := (x_BL == mask_id) & editable_BL).any():
+        yield State(x_BL.masked_fill(rest_BL, stop_id), rest_BL, calls, calls_B.clone())
+
+
+def _windows(editable_BL: Tensor, block_length: int | None) -> Iterator[Tensor]:
+    """The editable positions, `block_length` of each row at a time from the left."""
+    if block_length is None:
+        yield editable_BL
+        return
+    block_BL = (editable_BL.cumsum(1) - 1) // block_length
+    for block in range(int(block_BL.max()) + 1):
+        yield editable_BL & (block_BL == block)
+
+
+def _open(x_BL: Tensor, window_BL: Tensor, mask_id: int, stop_id: int | None, editable_BL: Tensor) -> Tensor:
+    """The masks of this window that are still to be revealed: none that stand after a stop already written."""
+    open_BL = (x_BL == mask_id) & window_BL
+    if stop_id is None:
+        return open_BL
+    stopped_BL = ((x_BL == stop_id) & editable_BL).cumsum(1) > 0
+    return open_BL & ~stopped_BL

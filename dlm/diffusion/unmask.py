@@ -1,0 +1,362 @@
+"""The choices of a sampler: which masked positions first, how many this step, which token.
+
+Each is a small frozen dataclass that knows nothing of the loop in `generate.py`. Published samplers are
+points in this grid: first-hitting is `Random` with `OneAtATime`, LLaDA's is `Confidence` with `FixedSteps`,
+Fast-dLLM's is `Confidence` with `Threshold` or `Factor`, EB-Sampler's is `Entropy` with `EntropyBound`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.draws import random_scores, uniforms
+from dlm.diffusion.schedule import Linear, NoiseSchedule, Schedule
+
+Generators = Sequence[torch.Generator]
+
+
+class Predictions:
+    """What the denoiser says of the masked positions, with the statistics that orders and budgets ask for."""
+
+    def __init__(self, log_p_NV: Tensor, where_BL: Tensor) -> None:
+        """Pairs rows with positions.
+
+        Args:
+            log_p_NV: Log-probabilities, one row a selected position.
+            where_BL: The N positions, counted row by row.
+        """
+        self.log_p_NV = log_p_NV
+        self.where_BL = where_BL
+
+    def at(self, chosen_BL: Tensor) -> Tensor:
+        """The rows of `chosen_BL`, a subset of the positions."""
+        return self.log_p_NV[chosen_BL[self.where_BL]]
+
+    @cached_property
+    def confidence_BL(self) -> Tensor:
+        """The largest probability; 0 where nothing was predicted."""
+        return self._dense(self.log_p_NV.amax(-1).exp())
+
+    @cached_property
+    def margin_BL(self) -> Tensor:
+        """The largest probability less the second largest; 0 where nothing was predicted."""
+        first_N, second_N = self.log_p_NV.topk(2, dim=-1).values.exp().unbind(-1)
+        return self._dense(first_N - second_N)
+
+    @cached_property
+    def entropy_BL(self) -> Tensor:
+        """The entropy in nats; 0 where nothing was predicted."""
+        return self._dense(torch.special.entr(self.log_p_NV.exp()).sum(-1))
+
+    def _dense(self, values_N: Tensor) -> Tensor:
+        return torch.zeros(self.where_BL.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(
+            self.where_BL, values_N
+        )
+
+
+class Order(Protocol):
+    """Which of the masked positions come first.
+
+    Attributes:
+        informed: Whether it looks at the predictions.
+        draws: Whether it draws random numbers.
+    """
+
+    informed: ClassVar[bool]
+    draws: ClassVar[bool]
+
+    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """A score for each position of `where_BL`, higher first, and -inf or less than any score elsewhere."""
+        ...
+
+
+@dataclass(frozen=True)
+class Random:
+    """Any masked position is as likely as any other. With one at a time, or ancestral, this order is exact."""
+
+    name: Literal["random"] = "random"
+    informed: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+
+    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """A random number each; see `Order`."""
+        return random_scores(generators, where_BL)
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """The leftmost masked position first."""
+
+    name: Literal["left-to-right"] = "left-to-right"
+    informed: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+
+    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """Minus the position; see `Order`."""
+        position_L = torch.arange(where_BL.shape[1], device=where_BL.device, dtype=torch.float64)
+        return (-position_L).expand(where_BL.shape).masked_fill(~where_BL, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The position whose best token is the most probable first (MaskGIT, 2202.04200; LLaDA, 2502.09992)."""
+
+    name: Literal["confidence"] = "confidence"
+    informed: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """max p; see `Order`."""
+        assert predictions is not None
+        return predictions.confidence_BL.masked_fill(~where_BL, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The position where the best token leads the second best by most first (2502.06768)."""
+
+    name: Literal["margin"] = "margin"
+    informed: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """p1 - p2; see `Order`."""
+        assert predictions is not None
+        return predictions.margin_BL.masked_fill(~where_BL, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """The position with the least entropy first."""
+
+    name: Literal["entropy"] = "entropy"
+    informed: ClassVar[bool] = True
+    draws: ClassVar[bool] = False
+
+    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """-H; see `Order`."""
+        assert predictions is not None
+        return (-predictions.entropy_BL).masked_fill(~where_BL, -torch.inf)
+
+
+AnyOrder = Random | LeftToRight | Confidence | Margin | Entropy
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a sampler stands when it asks a budget.
+
+    Attributes:
+        index: The step's number in this run, from 1.
+        masked_B: How many positions are masked now.
+        start_B: How many were masked before the first step.
+        scores_BL: The order's scores; None where the budget is not informed.
+        predictions: The predictions; None where the budget is not informed.
+    """
+
+    index: int
+    masked_B: Tensor
+    start_B: Tensor
+    scores_BL: Tensor | None
+    predictions: Predictions | None
+
+
+class Budget(Protocol):
+    """How many masked positions are revealed in a step.
+
+    Attributes:
+        informed: Whether it looks at the predictions. One that does not is asked first, and a step in
+            which it reveals nothing costs no network call.
+    """
+
+    informed: ClassVar[bool]
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """How many positions each row reveals, integers of shape (B,), at most `masked_B`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedSteps:
+    """A fixed number of steps that leaves a set share of masks after each.
+
+    Attributes:
+        steps: How many steps.
+        grid: `linear` leaves 1 - k/S of the masks after step k, `cosine` cos(pi/2 k/S) (MaskGIT, 2202.04200).
+    """
+
+    steps: int
+    grid: Literal["linear", "cosine"] = "linear"
+    name: Literal["fixed"] = "fixed"
+    informed: ClassVar[bool] = False
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """What brings the masks down to the share of this step; see `Budget`."""
+        done = min(step.index / self.steps, 1.0)
+        left = 1.0 - done if self.grid == "linear" else math.cos(math.pi / 2 * done)
+        # The small amount keeps 0.9999... from asking for one mask less than the exact share.
+        remaining_B = (step.start_B * left + 1e-9).floor().long()
+        return (step.masked_B - remaining_B).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class OneAtATime:
+    """One position a step: L calls, and with a random order exact for continuous time (2409.02908, first-hitting)."""
+
+    name: Literal["one"] = "one"
+    informed: ClassVar[bool] = False
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """1 where anything is masked; see `Budget`."""
+        return step.masked_B.clamp(max=1)
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """The reverse process on a grid of times: a binomial number of reveals, exact as the grid grows fine.
+
+    Each mask is revealed on its own with probability (alpha_s - alpha_t)/(1 - alpha_t), so that with a random
+    order this is ancestral sampling (MDLM, 2406.07524, eq. 6); the last step reveals everything.
+
+    Attributes:
+        steps: Steps of the grid from t = 1 to t = 0.
+        schedule: The noise schedule whose times the grid divides.
+    """
+
+    steps: int
+    schedule: Schedule | NoiseSchedule = Linear()
+    name: Literal["ancestral"] = "ancestral"
+    informed: ClassVar[bool] = False
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """A binomial draw a row; see `Budget`."""
+        if step.index >= self.steps:
+            return step.masked_B
+        ends = 1.0 - torch.tensor([step.index, step.index - 1], dtype=torch.float64) / self.steps
+        alpha_s, alpha_t = self.schedule.alpha(ends)
+        reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
+        drawn = uniforms(generators, step.masked_B.tolist())
+        return torch.stack([(u < reveal).sum() for u in drawn]).to(step.masked_B.device)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Every position whose best token is more probable than a threshold, or else the first in order (2505.22618).
+
+    Attributes:
+        threshold: A probability.
+    """
+
+    threshold: float
+    name: Literal["threshold"] = "threshold"
+    informed: ClassVar[bool] = True
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """The number above the threshold, at least one; see `Budget`."""
+        assert step.predictions is not None
+        return (step.predictions.confidence_BL > self.threshold).sum(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The largest n with (n + 1)(1 - c_n) < f, c_n being the n-th confidence in order (Fast-dLLM, 2505.22618).
+
+    Attributes:
+        factor: f; larger reveals more at once.
+    """
+
+    factor: float
+    name: Literal["factor"] = "factor"
+    informed: ClassVar[bool] = True
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """The largest such n, at least one; see `Budget`."""
+        assert step.predictions is not None and step.scores_BL is not None
+        confidence_BL, n_L = _in_order(step.predictions.confidence_BL, step.scores_BL)
+        holds_BL = ((n_L + 1.0) * (1.0 - confidence_BL) < self.factor) & (n_L <= step.masked_B[:, None])
+        return (holds_BL * n_L).amax(1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class EntropyBound:
+    """The longest prefix of the order whose summed entropy, less its largest, stays within a bound (2505.24857).
+
+    Attributes:
+        bound: gamma, in nats.
+    """
+
+    bound: float
+    name: Literal["entropy-bound"] = "entropy-bound"
+    informed: ClassVar[bool] = True
+
+    def count(self, step: Step, generators: Generators) -> Tensor:
+        """The length of that prefix, at least one; see `Budget`."""
+        assert step.predictions is not None and step.scores_BL is not None
+        entropy_BL, n_L = _in_order(step.predictions.entropy_BL, step.scores_BL)
+        excess_BL = entropy_BL.cumsum(1) - entropy_BL.cummax(1).values  # never falls along the order
+        holds_BL = (excess_BL <= self.bound) & (n_L <= step.masked_B[:, None])
+        return holds_BL.sum(1).clamp(min=1)
+
+
+AnyBudget = FixedSteps | OneAtATime | Ancestral | Threshold | Factor | EntropyBound
+
+
+def _in_order(values_BL: Tensor, scores_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's values from the highest score down, and the ranks 1..L beside them."""
+    order_BL = scores_BL.argsort(dim=1, descending=True, stable=True)
+    return values_BL.gather(1, order_BL), torch.arange(1, values_BL.shape[1] + 1, device=values_BL.device)
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """Which token a revealed position gets.
+
+    Attributes:
+        temperature: Divides the log-probabilities; 0 takes the most probable token.
+        top_k: Keep only the k most probable tokens.
+        top_p: Keep only the fewest tokens whose probabilities reach p together (after temperature and top_k).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def draw(self, log_p_NV: Tensor, u_N: Tensor) -> Tensor:
+        """Draws one token a row by inverting the cumulative distribution in float64.
+
+        In float32 the cumulative sums lose the rare tokens, which sharpens the text unasked (2409.02908).
+
+        Args:
+            log_p_NV: Log-probabilities.
+            u_N: A float64 number in [0, 1) for each row; not used at temperature 0.
+
+        Returns:
+            Ids, shape (N,).
+        """
+        if self.temperature == 0.0:
+            return log_p_NV.argmax(-1)
+        p_NV = self._kept(log_p_NV.double() / self.temperature).softmax(-1)
+        cdf_NV = p_NV.cumsum(-1)
+        total_N1 = cdf_NV[:, -1:]
+        # Strictly below the total, so that the first larger entry exists and has a probability of its own.
+        target_N1 = torch.minimum(u_N.to(cdf_NV)[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
+        return torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
+
+    def _kept(self, logits_NV: Tensor) -> Tensor:
+        """The logits, minus infinity where top_k and top_p cut."""
+        if self.top_k is not None and self.top_k < logits_NV.shape[-1]:
+            best = logits_NV.topk(self.top_k, dim=-1)
+            logits_NV = torch.full_like(logits_NV, -torch.inf).scatter(-1, best.indices, best.values)
+        if self.top_p is not None and self.top_p < 1.0:
+            ordered = logits_NV.sort(dim=-1, descending=True, stable=True)
+            p_NV = ordered.values.softmax(-1)
+            before_NV = p_NV.cumsum(-1) - p_NV
+            beyond_NV = before_NV >= self.top_p
+            cut_NV = torch.zeros_like(beyond_NV).scatter(-1, ordered.indices, beyond_NV)
+            logits_NV = logits_NV.masked_fill(cut_NV, -torch.inf)
+        return logits_NV

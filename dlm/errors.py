@@ -1,0 +1,29 @@
+"""What can go wrong through no bug of ours, as exceptions that carry one clear line."""
+
+
+class DlmError(Exception):
+    """Something the user can mend; the message is one line.
+
+    It says what was wrong, what was received and what to do next. The command line prints that line
+    and leaves with `exit_code`, with no traceback.
+    """
+
+    exit_code = 2
+
+
+class ConfigError(DlmError):
+    """A configuration key or a command-line value is not valid."""
+
+
+class DataError(DlmError):
+    """A text, a data set or a tokenizer cannot be used as it is."""
+
+
+class CheckpointError(DlmError):
+    """A model on disk cannot be read, or cannot be written."""
+
+
+class TrainingError(DlmError):
+    """A run cannot go on, though nothing in its input was refused."""
+
+    exit_code = 1

@@ -1,0 +1,1 @@
+"""A HuggingFace model made bidirectional, a tokenizer with a mask, and both on disk."""
