@@ -27,3 +27,9 @@ class TrainingError(DlmError):
     """A run cannot go on, though nothing in its input was refused."""
 
     exit_code = 1
+
+
+class Interrupted(DlmError):
+    """The user stopped a run, which was saved first."""
+
+    exit_code = 130

@@ -55,7 +55,7 @@ class Elbo:
     weighted = True
 
     def rate(self, u_B: Tensor) -> Tensor:
-        """u."""
+        """The quantile itself."""
         return u_B
 
     def cdf(self, rate_B: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class CrossEntropy:
     weighted = False
 
     def rate(self, u_B: Tensor) -> Tensor:
-        """u."""
+        """The quantile itself."""
         return u_B
 
     def cdf(self, rate_B: Tensor) -> Tensor:

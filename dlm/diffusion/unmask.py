@@ -7,7 +7,7 @@ Fast-dLLM's is `Confidence` with `Threshold` or `Factor`, EB-Sampler's is `Entro
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, uniforms
-from dlm.diffusion.schedule import Linear, NoiseSchedule, Schedule
+from dlm.diffusion.schedule import Linear, Schedule
 
 Generators = Sequence[torch.Generator]
 
@@ -111,7 +111,7 @@ class Confidence:
     draws: ClassVar[bool] = False
 
     def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
-        """max p; see `Order`."""
+        """The largest probability; see `Order`."""
         assert predictions is not None
         return predictions.confidence_BL.masked_fill(~where_BL, -torch.inf)
 
@@ -125,7 +125,7 @@ class Margin:
     draws: ClassVar[bool] = False
 
     def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
-        """p1 - p2; see `Order`."""
+        """The lead; see `Order`."""
         assert predictions is not None
         return predictions.margin_BL.masked_fill(~where_BL, -torch.inf)
 
@@ -139,7 +139,7 @@ class Entropy:
     draws: ClassVar[bool] = False
 
     def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
-        """-H; see `Order`."""
+        """Minus the entropy; see `Order`."""
         assert predictions is not None
         return (-predictions.entropy_BL).masked_fill(~where_BL, -torch.inf)
 
@@ -229,7 +229,7 @@ class Ancestral:
     """
 
     steps: int
-    schedule: Schedule | NoiseSchedule = Linear()
+    schedule: Schedule = field(default_factory=Linear)
     name: Literal["ancestral"] = "ancestral"
     informed: ClassVar[bool] = False
 

@@ -1,0 +1,194 @@
+"""Model, tokenizer and run configuration on disk: written whole or not at all, read without unpickling."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dlm.config import Config, dump_config, parse_config
+from dlm.errors import CheckpointError, ConfigError
+
+FORMAT = 1
+"""Version of `dlm.yaml`; a reader refuses a later one."""
+
+SIDECAR = "dlm.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What `dlm.yaml` says beside a plain HuggingFace folder.
+
+    Attributes:
+        config: The run's resolved configuration.
+        mask_id: The id of the mask.
+        step: The step at which the checkpoint was taken.
+    """
+
+    config: Config
+    mask_id: int
+    step: int
+
+    def dump(self) -> str:
+        """The file's text."""
+        tree = {"format": FORMAT, "mask_id": self.mask_id, "step": self.step, "config": dump_config(self.config)}
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def resolve(model: str | Path) -> str:
+    """Finds the checkpoint that a user means.
+
+    Args:
+        model: A run folder (its best checkpoint, or its last where there is no best), a checkpoint folder,
+            or the name of a model on the Hub.
+
+    Returns:
+        A folder with config.json, or the Hub name as it was given.
+
+    Raises:
+        CheckpointError: It is a path with no checkpoint, or neither a path nor a Hub name.
+    """
+    path = Path(model)
+    if (path / "config.json").is_file():
+        return str(path)
+    for name in ("best", "last"):
+        if (path / CHECKPOINTS / name / "config.json").is_file():
+            return str(path / CHECKPOINTS / name)
+    if (path / CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {path}"
+        )
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
+    if str(model).startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
+        raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
+    return str(model)
+
+
+def read_sidecar(path: str) -> Sidecar | None:
+    """Reads `dlm.yaml` from a checkpoint folder or the Hub.
+
+    Args:
+        path: A folder, or a Hub name.
+
+    Returns:
+        Its content, or None for a model that `dlm` did not write.
+
+    Raises:
+        CheckpointError: The file is damaged or of a later format, or the Hub cannot be reached.
+    """
+    if Path(path).is_dir():
+        file = Path(path) / SIDECAR
+        if not file.exists():
+            return None
+    else:
+        try:
+            file = Path(hf_hub_download(path, SIDECAR))
+        except LocalEntryNotFoundError as error:  # before its parent: it says that the network is away
+            raise _unreachable(path) from error
+        except EntryNotFoundError:
+            return None
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise _unreachable(path) from error
+    try:
+        tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        version = tree["format"]
+        if version > FORMAT:
+            raise CheckpointError(f"{file} has format {version}, this dlm reads up to {FORMAT}: install a newer dlm")
+        return Sidecar(parse_config(tree["config"]), tree["mask_id"], tree["step"])
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged: {type(error).__name__} {' '.join(str(error).split())[:100]}"
+        ) from error
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sidecar: Sidecar | None,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """Writes a plain HuggingFace folder, and `dlm.yaml` beside it.
+
+    Args:
+        folder: An existing folder.
+        model: The model; its config says that it is bidirectional.
+        tokenizer: Its tokenizer.
+        sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
+        weights: Written in place of the model's own, such as their moving average.
+    """
+    model.save_pretrained(folder, state_dict=weights)
+    tokenizer.save_pretrained(folder)
+    if sidecar is not None:
+        (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it is safely on the disk.
+
+    It is written beside its final name, flushed to the disk and renamed, so that no reader ever sees half
+    of one; what an earlier, interrupted attempt left is cleared away.
+
+    Args:
+        target: The final path, where nothing may stand yet.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        CheckpointError: Something stands there already, or the disk is full or cannot be written.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target} exists already and is not overwritten: choose another folder, or remove it")
+    draft = target.with_name(f".{target.name}.draft")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        for path in [*draft.rglob("*"), draft]:
+            _flush(path)
+        draft.rename(target)
+        _flush(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise CheckpointError(f"cannot save {target}: {reason}; nothing was changed there") from error
+
+
+def point(link: Path, target: Path) -> None:
+    """Makes `link` a relative symbolic link to its neighbour `target`, in one step."""
+    draft = link.with_name(f".{link.name}.draft")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target.name)
+    draft.replace(link)
+    _flush(link.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unreachable(path: str) -> CheckpointError:
+    return CheckpointError(
+        f"no model at {path}: there is no such folder, and no such model could be had from the Hub "
+        "(is the name right, is the network there, is the model public?)"
+    )

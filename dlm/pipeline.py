@@ -1,0 +1,432 @@
+"""`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from huggingface_hub import HfApi
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dlm.config import Config, Pretrained
+from dlm.diffusion.denoiser import Denoiser, Subs
+from dlm.diffusion.draws import generator
+from dlm.diffusion.generate import State, generate
+from dlm.diffusion.likelihood import exact_count_nelbo
+from dlm.diffusion.process import Absorbing
+from dlm.diffusion.schedule import Linear
+from dlm.diffusion.unmask import Budget, Margin, OneAtATime, Order, Random, TokenChoice
+from dlm.errors import CheckpointError, DataError
+from dlm.model.backbone import Backbone, attention_implementation, load_model
+from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
+from dlm.model.tokenizer import build_tokenizer, checked_ids, encode, never_emitted, pieces
+from dlm.template import Hole, Template, parse_template
+
+Watch = Callable[[State], None]
+"""Called with every state of a sampler."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A point in the grid of samplers; see `dlm/diffusion/unmask.py`.
+
+    Attributes:
+        order: Which masked positions first.
+        budget: How many of them a step.
+        token: Which token each gets.
+        block_length: Tokens a block, written from left to right; None for one block.
+    """
+
+    order: Order = field(default_factory=Random)
+    budget: Budget = field(default_factory=OneAtATime)
+    token: TokenChoice = field(default_factory=TokenChoice)
+    block_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote.
+
+    Attributes:
+        text: The prompt, exactly as it was given, and what was written after it.
+        continuation: What was written alone.
+        ids: The ids that were written, up to the end of text and without it.
+        calls: Network calls that this text took part in.
+    """
+
+    text: str
+    continuation: str
+    ids: tuple[int, ...]
+    calls: int
+
+
+@dataclass(frozen=True)
+class Infilling:
+    """One way of filling the holes of a text.
+
+    Attributes:
+        text: The whole text; outside the holes it is byte for byte what was given.
+        spans: What was written into each hole.
+        ids: The ids that were written into each hole.
+        log_likelihood: A lower bound, in nats, of the log-probability of the spans given the rest (exact for
+            a single token).
+        calls: Network calls that this text took part in.
+    """
+
+    text: str
+    spans: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    log_likelihood: float
+    calls: int
+
+
+class DiffusionLM:
+    """A masked diffusion language model with its tokenizer.
+
+    Attributes:
+        model: The HuggingFace model.
+        tokenizer: Its tokenizer.
+        sidecar: What its run left beside it; None for a model that `dlm` did not train.
+        context: The longest sequence, in tokens.
+        process: The forward process.
+        denoiser: Predicts clean tokens; scores and samples.
+        text_denoiser: The same without the end of text, for the inside of a text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sidecar: Sidecar | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        """Puts a model and its tokenizer together.
+
+        Args:
+            model: A bidirectional HuggingFace model.
+            tokenizer: A tokenizer with distinct mask, padding and end-of-text tokens.
+            sidecar: What its run left beside it.
+            precision: What the network computes in; the log-probabilities are float32 or wider in any case.
+
+        Raises:
+            CheckpointError: The tokenizer has an id that the model has no logit for.
+        """
+        ids = checked_ids(tokenizer)
+        self.model, self.tokenizer, self.sidecar = model, tokenizer, sidecar
+        self.precision = precision
+        self._backbone = Backbone(model, ids.pad)
+        if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
+            raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
+        self.context = (
+            sidecar.config.data.length if sidecar else int(getattr(model.config, "max_position_embeddings", 512))
+        )
+        never = never_emitted(tokenizer, self._backbone.vocabulary)
+        self.process = Absorbing(Linear(), ids.mask)
+        self.denoiser: Denoiser = Subs(self._network, never)
+        self.text_denoiser: Denoiser = Subs(self._network, [*never, ids.end])
+        self._end_id, self._pad_id = ids.end, ids.pad
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        attention: str = "auto",
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> Self:
+        """Loads a model.
+
+        Args:
+            model: A run folder (its best checkpoint), a checkpoint folder, or a Hub name; also a masked-LM
+                model of transformers' own, such as BERT.
+            device: Where to put it; a GPU where there is one by default.
+            attention: As `model.attention` in the configuration.
+            precision: What the network computes in.
+
+        Returns:
+            The model, ready to use.
+
+        Raises:
+            CheckpointError: There is no such model, or it is damaged.
+        """
+        path = resolve(model)
+        sidecar = read_sidecar(path)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        length = sidecar.config.data.length if sidecar else 512
+        network = load_model(path, attention_implementation(attention, where, length))
+        tokenizer = build_tokenizer(Pretrained(path), lambda: ())
+        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def config(self) -> Config | None:
+        """The configuration of the run that made it, where one did."""
+        return self.sidecar.config if self.sidecar else None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `from_pretrained` and plain transformers read.
+
+        Args:
+            folder: Where; nothing may stand there yet.
+
+        Raises:
+            CheckpointError: Something stands there already, or it cannot be written.
+        """
+        with whole_folder(Path(folder)) as draft:
+            write_model(draft, self.model, self.tokenizer, self.sidecar)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Uploads the model to the Hub; needs a login (`hf auth login`).
+
+        Args:
+            name: The repository, as in `owner/name`.
+            private: Whether a repository made now is private.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(Path(folder), self.model, self.tokenizer, self.sidecar)
+            return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        num: int = 1,
+        length: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        watch: Watch | None = None,
+    ) -> list[Sample]:
+        """Writes texts, from nothing or after a prompt.
+
+        Args:
+            prompt: What the text begins with. With one, a text ends at the first end of text.
+            num: How many texts.
+            length: Tokens to write; what the context leaves room for by default.
+            sampler: How; exact random order, one token at a time, by default.
+            seed: Text number i depends on the seed and i alone, not on the batch.
+            batch_size: Texts written side by side.
+            watch: Called with every state.
+
+        Returns:
+            `num` texts.
+
+        Raises:
+            DataError: The prompt, or the prompt and the length, do not fit the context.
+        """
+        sampler = sampler or Sampler()
+        given = encode(self.tokenizer, [prompt])[0] if prompt else []
+        room = self.context - len(given)
+        if room < 1:
+            raise DataError(
+                f"the prompt takes {len(given)} tokens and the context of this model is {self.context}: shorten it"
+            )
+        length = room if length is None else length
+        if not 1 <= length <= room:
+            raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
+        row = given + [self.process.mask_id] * length
+        samples = []
+        for start in range(0, num, batch_size):
+            indices = range(start, min(start + batch_size, num))
+            final = self._write(
+                self.denoiser,
+                [row] * len(indices),
+                [[False] * len(given) + [True] * length] * len(indices),
+                sampler,
+                [generator(seed, "sample", i) for i in indices],
+                self._end_id if prompt else None,
+                watch,
+            )
+            for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
+                written = ids[len(given) :]
+                if prompt and self._end_id in written:
+                    written = written[: written.index(self._end_id)]
+                text = "".join(pieces(self.tokenizer, given + written)[len(given) :])
+                samples.append(Sample((prompt or "") + text, text, tuple(written), calls))
+        return samples
+
+    def infill(
+        self,
+        text: str | Template,
+        *,
+        num: int = 1,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        draws: int = 16,
+        watch: Watch | None = None,
+    ) -> list[Infilling]:
+        """Fills the holes of a text.
+
+        Args:
+            text: Text with holes such as `[MASK:12]`, twelve tokens, or what `parse_template` makes of it.
+            num: How many alternatives.
+            sampler: How; by margin order, one token at a time, by default.
+            seed: Alternative number i depends on the seed and i alone.
+            batch_size: Alternatives written side by side.
+            draws: Masked copies that a log-likelihood is estimated from.
+            watch: Called with every state.
+
+        Returns:
+            `num` alternatives, the most likely first.
+
+        Raises:
+            DataError: There is no hole, or the holes and what stands between them do not fit the context.
+        """
+        sampler = sampler or Sampler(order=Margin())
+        template = parse_template(text) if isinstance(text, str) else text
+        canvas = self._lay_out(template)
+        results = []
+        for start in range(0, num, batch_size):
+            indices = range(start, min(start + batch_size, num))
+            rows, editable = [canvas.ids] * len(indices), [canvas.editable] * len(indices)
+            streams = [generator(seed, "infill", i) for i in indices]
+            final = self._write(self.text_denoiser, rows, editable, sampler, streams, None, watch)
+            likelihoods = self._conditional(final.x_BL, editable, draws, seed)
+            for ids, calls, nats in zip(final.x_BL.tolist(), final.calls_B.tolist(), likelihoods, strict=True):
+                results.append(self._fill(template, canvas, ids, calls, -nats))
+        return sorted(results, key=lambda result: -result.log_likelihood)
+
+    @torch.inference_mode()
+    def nelbo(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0, batch_size: int = 16) -> list[float]:
+        """Upper bounds of texts' negative log-likelihoods, each text followed by its end.
+
+        A text longer than the context is scored in pieces of the context's length.
+
+        Args:
+            texts: One text or several.
+            draws: Masked copies of each piece; even.
+            seed: The masks follow from it.
+            batch_size: Pieces scored side by side.
+
+        Returns:
+            Nats a text.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        rows: list[tuple[int, list[int]]] = []
+        for index, ids in enumerate(encode(self.tokenizer, texts)):
+            whole = [*ids, self._end_id]
+            rows += [(index, whole[i : i + self.context]) for i in range(0, len(whole), self.context)]
+        nats = [0.0] * len(texts)
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            x0_BL, where_BL = self._pad([ids for _, ids in part], [[True] * len(ids) for _, ids in part])
+            streams = [generator(seed, "nelbo", start + i) for i in range(len(part))]
+            terms_RBL = exact_count_nelbo(self.denoiser, self.process, x0_BL, draws, streams, where_BL)
+            for (index, _), value in zip(part, terms_RBL.mean(0).sum(1).tolist(), strict=True):
+                nats[index] += value
+        return nats
+
+    def _network(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits_NV: Tensor = self._backbone(xt_BL, t_B, select_BL)
+        return logits_NV
+
+    def _write(
+        self,
+        denoiser: Denoiser,
+        rows: Sequence[list[int]],
+        editable: Sequence[list[bool]],
+        sampler: Sampler,
+        generators: Sequence[torch.Generator],
+        stop_id: int | None,
+        watch: Watch | None,
+    ) -> State:
+        """Runs the sampler to its end and returns the last state."""
+        self.model.eval()
+        canvas_BL, editable_BL = self._pad(rows, editable)
+        states = generate(
+            denoiser,
+            canvas_BL,
+            editable_BL,
+            mask_id=self.process.mask_id,
+            order=sampler.order,
+            budget=sampler.budget,
+            token=sampler.token,
+            generators=generators,
+            block_length=sampler.block_length,
+            stop_id=stop_id,
+        )
+        for state in states:
+            if watch:
+                watch(state)
+        return state
+
+    @torch.inference_mode()
+    def _conditional(self, x0_BL: Tensor, editable: Sequence[list[bool]], draws: int, seed: int) -> list[float]:
+        """Bounds of -log p(written | given), in nats, the same masks for every alternative."""
+        where_BL = torch.tensor(editable, device=self.device)
+        streams = [generator(seed, "rank") for _ in editable]
+        terms_RBL = exact_count_nelbo(self.text_denoiser, self.process, x0_BL, draws, streams, where_BL)
+        nats: list[float] = terms_RBL.mean(0).sum(1).tolist()
+        return nats
+
+    def _pad(self, rows: Sequence[list[int]], where: Sequence[list[bool]]) -> tuple[Tensor, Tensor]:
+        """Rows of unequal length as two tensors, padded on the right."""
+        width = max(len(row) for row in rows)
+        ids_BL = torch.tensor([row + [self._pad_id] * (width - len(row)) for row in rows], device=self.device)
+        where_BL = torch.tensor([row + [False] * (width - len(row)) for row in where], device=self.device)
+        return ids_BL, where_BL
+
+    def _lay_out(self, template: Template) -> "_Canvas":
+        """Each part becomes tokens on its own, so that no token reaches over the seam of a hole."""
+        texts = iter(encode(self.tokenizer, [part for part in template if isinstance(part, str)]))
+        ids: list[int] = []
+        holes: list[range] = []
+        for part in template:
+            if isinstance(part, Hole):
+                holes.append(range(len(ids), len(ids) + part.tokens))
+                if part.tokens > self.context:
+                    raise DataError(f"a span of {part.tokens} tokens does not fit the context of {self.context}")
+                ids += [self.process.mask_id] * part.tokens
+            else:
+                ids += next(texts)
+        first, last = holes[0].start, holes[-1].stop
+        if last - first > self.context:
+            raise DataError(
+                f"the spans and the text between them take {last - first} tokens and the context of this model is "
+                f"{self.context}: shorten the spans, or fill them in several calls"
+            )
+        # A longer text is seen through a window with as much of it on either side of the holes as fits.
+        start = max(0, min(first - (self.context - (last - first)) // 2, len(ids) - self.context))
+        window = range(start, min(start + self.context, len(ids)))
+        written = {i for hole in holes for i in hole}
+        return _Canvas(
+            [ids[i] for i in window],
+            [i in written for i in window],
+            [range(hole.start - start, hole.stop - start) for hole in holes],
+        )
+
+    def _fill(self, template: Template, canvas: "_Canvas", ids: list[int], calls: int, likelihood: float) -> Infilling:
+        """Puts what was written into the holes; everything else is the text as it was given."""
+        spans = [self._span(ids, hole) for hole in canvas.holes]
+        filling = iter(spans)
+        text = "".join(next(filling) if isinstance(part, Hole) else part for part in template)
+        written = tuple(tuple(ids[hole.start : hole.stop]) for hole in canvas.holes)
+        return Infilling(text, tuple(spans), written, likelihood, calls)
+
+    def _span(self, ids: list[int], hole: range) -> str:
+        return "".join(pieces(self.tokenizer, ids[: hole.stop])[hole.start :])
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """A template as the model sees it: its ids, which of them are to be written, and where each hole is."""
+
+    ids: list[int]
+    editable: list[bool]
+    holes: list[range]

@@ -1,0 +1,113 @@
+"""Optimizers and the learning rate of a step."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from dlm.config import Optim
+
+PEAK = "peak_lr"
+"""The key of an optimizer's parameter groups that keeps the learning rate at its peak."""
+
+
+def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
+    """One optimizer, or two: Muon for the hidden matrices and AdamW for the rest.
+
+    Embeddings and the vocabulary projection are matrices too, but they are tables of rows, and Muon's
+    orthogonal updates suit maps (2502.16982); norms and biases have nothing to orthogonalise.
+
+    Args:
+        model: The network.
+        config: Names, rates and decays.
+
+    Returns:
+        Optimizers that together hold every trainable parameter once.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(p) for m in model.modules() if hasattr(m, "get_output_embeddings") for p in _output(m)}
+    hidden = [p for _, p in named if p.ndim == 2 and id(p) not in tables]
+    if config.name == "adamw":
+        hidden = []
+    ours = {id(p) for p in hidden}
+    rest = [p for _, p in named if id(p) not in ours]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizers: list[Optimizer] = [AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)]
+    if hidden:
+        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group[PEAK] = group["lr"]
+    return optimizers
+
+
+def rate_factor(step: int, steps: int, config: Optim) -> float:
+    """The learning rate of a step relative to its peak.
+
+    Args:
+        step: From 1 to `steps`.
+        steps: Steps in the whole run.
+        config: Warm-up and decay.
+
+    Returns:
+        Rises in a line to 1 at the end of the warm-up and falls towards 0, which step `steps + 1` would reach.
+    """
+    if step <= config.warmup:
+        return step / config.warmup
+    done = (step - config.warmup - 1) / max(steps - config.warmup, 1)
+    match config.decay:
+        case "linear":
+            return 1.0 - done
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        case "constant":
+            return 1.0
+
+
+def set_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
+    """Sets every learning rate to `factor` of its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group[PEAK] * factor
+
+
+def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    """Every tensor of the optimizers' states, by a name of its own, as safetensors can hold them."""
+    return {
+        f"{i}.{index}.{key}": value.detach().clone().contiguous()
+        for i, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` took, into optimizers built from the same model and configuration."""
+    for i, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            owner, index, key = name.split(".", 2)
+            if int(owner) == i:
+                state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
+    """Scales the gradients down to a global norm of `limit`, and returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+def _output(model: nn.Module) -> list[Tensor]:
+    """The weight of a HuggingFace model's vocabulary projection, where it has one."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return [head.weight] if isinstance(head, nn.Linear) else []

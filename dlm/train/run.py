@@ -1,0 +1,225 @@
+"""The run folder: its configuration, its checkpoints, and which of them is best and last."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dlm.config import Config, dump_config, load_config
+from dlm.errors import CheckpointError, ConfigError
+from dlm.model.checkpoint import CHECKPOINTS, point, whole_folder
+
+TRAINER = "trainer"
+"""The folder in a checkpoint that only a resumed run reads."""
+
+FREE_KEYS = {"log_every", "validate_every", "save_every", "keep", "sample_length", "trackers", "micro_batch_size"}
+"""Keys of `train` that may change when a run is resumed: they do not change what is learned."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands at a checkpoint.
+
+    Attributes:
+        step: Steps taken.
+        tokens: Tokens seen.
+        train_tokens: Tokens of the training text, to notice that it changed.
+        best: The lowest validation bound so far, in nats a token; None before the first.
+        best_step: The step it was reached at.
+    """
+
+    step: int
+    tokens: int
+    train_tokens: int
+    best: float | None = None
+    best_step: int | None = None
+
+
+class RunFolder:
+    """A run on disk.
+
+    Attributes:
+        path: The folder.
+        config: The resolved configuration.
+    """
+
+    def __init__(self, path: Path, config: Config) -> None:
+        """Use `create` or `reopen`."""
+        self.path = path
+        self.config = config
+        self.checkpoints = path / CHECKPOINTS
+
+    @classmethod
+    def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> "RunFolder":
+        """Begins a run.
+
+        Args:
+            path: Where.
+            config: Written into the folder.
+            overwrite: Whether a run that is there already is removed first.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: Something is there already and `overwrite` is not set, or it is no run.
+            CheckpointError: The folder cannot be written.
+        """
+        try:
+            if path.exists() and any(path.iterdir()):
+                if not overwrite:
+                    raise ConfigError(
+                        f"{path} exists already: go on with it by --resume, start again by --overwrite, "
+                        "or choose another folder by --run-dir"
+                    )
+                if not (path / "config.yaml").exists():
+                    raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
+                shutil.rmtree(path)
+            (path / CHECKPOINTS).mkdir(parents=True)
+            draft = path / ".config.yaml.draft"
+            draft.write_text(yaml.safe_dump(dump_config(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            draft.replace(path / "config.yaml")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the run folder {path}: {error.strerror}") from error
+        return cls(path, config)
+
+    @classmethod
+    def reopen(cls, path: Path, config: Config | None = None) -> "RunFolder":
+        """Goes back to a run.
+
+        Args:
+            path: The run folder.
+            config: The configuration asked for now; it must ask for the same training.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: There is no run, or it was begun with another configuration.
+        """
+        if not (path / "config.yaml").exists():
+            raise ConfigError(f"nothing to resume: {path} holds no run; leave --resume out to begin one")
+        begun = load_config(path / "config.yaml")
+        if config is not None:
+            _check_same(path, begun, config)
+        return cls(path, config or begun)
+
+    def last(self) -> Path | None:
+        """The newest whole checkpoint."""
+        steps = self._steps()
+        return self._folder(steps[-1]) if steps else None
+
+    def save(self, progress: Progress, fill: Callable[[Path], None]) -> Path:
+        """Writes a checkpoint, moves the links to it and removes what is no longer kept.
+
+        Args:
+            progress: Where the run stands.
+            fill: Writes the model into a folder that it is given, and the trainer's state into `trainer/`.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointError: It could not be written; what was saved before is as it was.
+        """
+        target = self._folder(progress.step)
+        if not target.exists():
+            before = self.last()
+            try:
+                with whole_folder(target) as draft:
+                    (draft / TRAINER).mkdir()
+                    fill(draft)
+                    text = json.dumps(asdict(progress), indent=2)
+                    (draft / TRAINER / "progress.json").write_text(text + "\n", encoding="utf-8")
+            except CheckpointError as error:
+                raise CheckpointError(f"{error}; the last good checkpoint is {before or 'none yet'}") from error
+        self._link(progress)
+        self._prune()
+        return target
+
+    def resume(self) -> tuple[Path, Progress] | None:
+        """The newest checkpoint and where it stands, after the links are set right; None before the first."""
+        path = self.last()
+        if path is None:
+            return None
+        try:
+            progress = Progress(**json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
+        self._link(progress)  # a kill may have come between the checkpoint and its links
+        return path, progress
+
+    def _link(self, progress: Progress) -> None:
+        point(self.checkpoints / "last", self._folder(progress.step))
+        if progress.best_step is not None and (best := self._folder(progress.best_step)).exists():
+            point(self.checkpoints / "best", best)
+
+    def _steps(self) -> list[int]:
+        names = (re.fullmatch(r"step-(\d+)", p.name) for p in self.checkpoints.glob("step-*"))
+        return sorted(int(name.group(1)) for name in names if name)
+
+    def _folder(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:06d}"
+
+    def _prune(self) -> None:
+        """Removes old checkpoints, but for those that `best` and `last` point to and the newest `train.keep`."""
+        named = {(self.checkpoints / link).resolve().name for link in ("best", "last")}
+        others = [step for step in self._steps() if self._folder(step).name not in named]
+        for step in others[: max(len(others) - self.config.train.keep, 0)]:
+            # Renamed first: nobody who comes by must find half of a folder under a checkpoint's name.
+            self._folder(step).rename(self.checkpoints / f".step-{step:06d}.doomed")
+        for doomed in self.checkpoints.glob(".step-*.doomed"):
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes tensors as safetensors."""
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path, device: str) -> dict[str, Tensor]:
+    """Reads tensors from a safetensors file.
+
+    Args:
+        path: The file.
+        device: Where to put them.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    try:
+        return load_file(path, device)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is damaged, remove its checkpoint to go on from the one before: {error}"
+        ) from error
+
+
+def _check_same(path: Path, begun: Config, asked: Config) -> None:
+    """Refuses to go on with a run under a configuration that would have trained something else."""
+    old, new = _flat(dump_config(begun)), _flat(dump_config(asked))
+    free = {f"train.{key}" for key in FREE_KEYS}
+    for key in sorted(set(old) | set(new)):
+        if key not in free and old.get(key) != new.get(key):
+            raise ConfigError(
+                f"{path} was begun with another configuration: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "
+                "resume it without a configuration, or choose another --run-dir"
+            )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree as dotted keys."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {key: value for name, child in tree.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
