@@ -29,7 +29,7 @@ class TrainingError(DlmError):
     exit_code = 1
 
 
-class Interrupted(DlmError):
+class InterruptedRunError(DlmError):
     """The user stopped a run, which was saved first."""
 
     exit_code = 130

@@ -22,7 +22,7 @@ from dlm.diffusion.unmask import Budget, Margin, OneAtATime, Order, Random, Toke
 from dlm.errors import CheckpointError, DataError
 from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
-from dlm.model.tokenizer import build_tokenizer, checked_ids, encode, never_emitted, pieces
+from dlm.model.tokenizer import build_tokenizer, encode, never_emitted, pieces, special_ids
 from dlm.template import Hole, Template, parse_template
 
 Watch = Callable[[State], None]
@@ -115,7 +115,7 @@ class DiffusionLM:
         Raises:
             CheckpointError: The tokenizer has an id that the model has no logit for.
         """
-        ids = checked_ids(tokenizer)
+        ids = special_ids(tokenizer)
         self.model, self.tokenizer, self.sidecar = model, tokenizer, sidecar
         self.precision = precision
         self._backbone = Backbone(model, ids.pad)
@@ -287,19 +287,55 @@ class DiffusionLM:
         Raises:
             DataError: There is no hole, or the holes and what stands between them do not fit the context.
         """
-        sampler = sampler or Sampler(order=Margin())
         template = parse_template(text) if isinstance(text, str) else text
-        canvas = self._lay_out(template)
-        results = []
-        for start in range(0, num, batch_size):
-            indices = range(start, min(start + batch_size, num))
-            rows, editable = [canvas.ids] * len(indices), [canvas.editable] * len(indices)
-            streams = [generator(seed, "infill", i) for i in indices]
+        return self.infill_many(
+            [template], num=num, sampler=sampler, seed=seed, batch_size=batch_size, draws=draws, watch=watch
+        )[0]
+
+    def infill_many(
+        self,
+        templates: Sequence[Template],
+        *,
+        num: int = 1,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        draws: int = 16,
+        watch: Watch | None = None,
+    ) -> list[list[Infilling]]:
+        """Fills many texts side by side; see `infill`.
+
+        Args:
+            templates: What `parse_template` makes of each text.
+            num: How many alternatives of each.
+            sampler: How.
+            seed: An alternative depends on the seed, its text's place in `templates` and its own number alone.
+            batch_size: Alternatives written side by side.
+            draws: Masked copies that a log-likelihood is estimated from.
+            watch: Called with every state.
+
+        Returns:
+            For each text its alternatives, the most likely first.
+
+        Raises:
+            DataError: The holes of a text and what stands between them do not fit the context.
+        """
+        sampler = sampler or Sampler(order=Margin())
+        canvases = [self._lay_out(template) for template in templates]
+        jobs = [(text, alternative) for text in range(len(templates)) for alternative in range(num)]
+        results: list[list[Infilling]] = [[] for _ in templates]
+        for start in range(0, len(jobs), batch_size):
+            part = jobs[start : start + batch_size]
+            rows = [canvases[text].ids for text, _ in part]
+            editable = [canvases[text].editable for text, _ in part]
+            streams = [generator(seed, "infill", *job) for job in part]
             final = self._write(self.text_denoiser, rows, editable, sampler, streams, None, watch)
-            likelihoods = self._conditional(final.x_BL, editable, draws, seed)
-            for ids, calls, nats in zip(final.x_BL.tolist(), final.calls_B.tolist(), likelihoods, strict=True):
-                results.append(self._fill(template, canvas, ids, calls, -nats))
-        return sorted(results, key=lambda result: -result.log_likelihood)
+            nats_B = self._conditional(final.x_BL, editable, draws, seed)
+            for (text, _), ids, calls, nats in zip(
+                part, final.x_BL.tolist(), final.calls_B.tolist(), nats_B, strict=True
+            ):
+                results[text].append(self._fill(templates[text], canvases[text], ids, calls, -nats))
+        return [sorted(alternatives, key=lambda found: -found.log_likelihood) for alternatives in results]
 
     @torch.inference_mode()
     def nelbo(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0, batch_size: int = 16) -> list[float]:
@@ -369,7 +405,7 @@ class DiffusionLM:
     @torch.inference_mode()
     def _conditional(self, x0_BL: Tensor, editable: Sequence[list[bool]], draws: int, seed: int) -> list[float]:
         """Bounds of -log p(written | given), in nats, the same masks for every alternative."""
-        where_BL = torch.tensor(editable, device=self.device)
+        _, where_BL = self._pad([[]] * len(editable), editable)
         streams = [generator(seed, "rank") for _ in editable]
         terms_RBL = exact_count_nelbo(self.text_denoiser, self.process, x0_BL, draws, streams, where_BL)
         nats: list[float] = terms_RBL.mean(0).sum(1).tolist()
@@ -377,7 +413,7 @@ class DiffusionLM:
 
     def _pad(self, rows: Sequence[list[int]], where: Sequence[list[bool]]) -> tuple[Tensor, Tensor]:
         """Rows of unequal length as two tensors, padded on the right."""
-        width = max(len(row) for row in rows)
+        width = max(len(row) for row in where)
         ids_BL = torch.tensor([row + [self._pad_id] * (width - len(row)) for row in rows], device=self.device)
         where_BL = torch.tensor([row + [False] * (width - len(row)) for row in where], device=self.device)
         return ids_BL, where_BL

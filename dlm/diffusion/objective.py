@@ -1,5 +1,6 @@
 """Training objectives: a batch of clean text in, sums in nats and counts out."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -81,18 +82,30 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class Bell:
-    """Unweighted cross-entropy with rates from Beta(2, 2), most of them near one half (2605.13026)."""
+    """Unweighted cross-entropy with rates from Beta(a, a), most of them near one half (2605.13026).
 
+    Attributes:
+        concentration: a, a whole number; 1 is uniform, more is narrower.
+    """
+
+    concentration: int = 2
     name: Literal["bell"] = "bell"
     weighted = False
 
     def rate(self, u_B: Tensor) -> Tensor:
-        """1/2 - sin(asin(1 - 2u)/3): the root in [0, 1] of 3r^2 - 2r^3 = u."""
-        return 0.5 - torch.sin(torch.asin(1.0 - 2.0 * u_B) / 3.0)
+        """The root of cdf(r) = u, by bisection to the last bit of float64."""
+        low_B, high_B = torch.zeros_like(u_B), torch.ones_like(u_B)
+        for _ in range(53):
+            middle_B = (low_B + high_B) / 2
+            below_B = self.cdf(middle_B) <= u_B
+            low_B, high_B = torch.where(below_B, middle_B, low_B), torch.where(below_B, high_B, middle_B)
+        return low_B
 
     def cdf(self, rate_B: Tensor) -> Tensor:
-        """3r^2 - 2r^3."""
-        return rate_B**2 * (3.0 - 2.0 * rate_B)
+        """The chance that at least a of 2a - 1 uniform numbers lie below the rate: for a = 2, 3r^2 - 2r^3."""
+        n = 2 * self.concentration - 1
+        terms = (math.comb(n, j) * rate_B**j * (1.0 - rate_B) ** (n - j) for j in range(self.concentration, n + 1))
+        return torch.stack(list(terms)).sum(0)
 
 
 Weighting = Elbo | CrossEntropy | Bell

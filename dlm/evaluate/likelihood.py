@@ -3,17 +3,22 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from dlm.data.batches import Sequences
+from dlm.data.batches import Sequences, Tokens
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll, exact_count_nelbo
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.errors import DataError
+from dlm.model.tokenizer import encode, fingerprint, special_ids
 from dlm.pipeline import DiffusionLM
 
 RESAMPLES = 1000
@@ -82,3 +87,208 @@ class LikelihoodReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class ChainRuleReport:
+    """Exact negative log-likelihoods of samplers that reveal one token at a time, on a few sequences.
+
+    Attributes:
+        left_to_right_nats_per_token: With the leftmost token first.
+        confidence_nats_per_token: With the most confident position first.
+        bound_nats_per_token: The bound of random order on the same sequences.
+        sequences: How many sequences.
+        tokens: How many tokens.
+    """
+
+    left_to_right_nats_per_token: float
+    confidence_nats_per_token: float
+    bound_nats_per_token: float
+    sequences: int
+    tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def corpus(
+    tokenizer: PreTrainedTokenizerBase, documents: Dataset, length: int, packing: Literal["pack", "pad"]
+) -> Sequences:
+    """Tokenises documents, or finds them tokenised, and cuts them into sequences.
+
+    Args:
+        tokenizer: Its end-of-text token goes after every document.
+        documents: A dataset with a column `text`.
+        length: Tokens a sequence.
+        packing: As `data.packing` in the configuration.
+
+    Returns:
+        The sequences.
+    """
+    ids = special_ids(tokenizer)
+    tokens = Tokens.of(documents, partial(encode, tokenizer), ids.end, len(tokenizer), fingerprint(tokenizer))
+    return Sequences(tokens, length, packing, ids.pad)
+
+
+@torch.inference_mode()
+def evaluate_likelihood(
+    lm: DiffusionLM,
+    sequences: Sequences,
+    *,
+    rows: Sequence[int] | None = None,
+    draws: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> LikelihoodReport:
+    """Bounds the negative log-likelihood of a corpus by the stratified exact-count estimator.
+
+    Args:
+        lm: The model.
+        sequences: The corpus.
+        rows: Which of its sequences; all by default.
+        draws: Masked copies of each sequence, besides the fully masked one; even, at least 4.
+        batch_size: Sequences a forward; changes nothing beyond float rounding.
+        seed: The masks and the bootstrap follow from it.
+
+    Returns:
+        The report.
+
+    Raises:
+        DataError: There is no sequence.
+    """
+    rows = range(len(sequences)) if rows is None else rows
+    if not len(rows):
+        raise DataError("nothing to evaluate: the text holds no token")
+    lm.model.eval()
+    documents = len(sequences.tokens.sizes)
+    nats_RD = torch.zeros(2, documents, dtype=torch.float64)
+    tokens_D = torch.zeros(documents, dtype=torch.long)
+    nats_S, tokens_S, mc_S, unknown = [], [], [], 0
+    unknown_id = lm.tokenizer.unk_token_id
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = sequences.batch(part)
+        x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
+        streams = [generator(seed, "evaluate", row) for row in part]
+        terms_RBL = exact_count_nelbo(lm.denoiser, lm.process, x0_BL, draws, streams, where_BL).cpu()
+        document_N = batch.document_BL[batch.where_BL]
+        nats_RD.index_add_(1, document_N, terms_RBL[:, batch.where_BL].expand(2, -1))
+        tokens_D.index_add_(0, document_N, torch.ones_like(document_N))
+        first_B, second_B = terms_RBL.sum(2).expand(2, -1)
+        nats_S.append((first_B + second_B) / 2)
+        mc_S.append((first_B - second_B) ** 2 / 4)
+        tokens_S.append(batch.where_BL.sum(1))
+        unknown += int((batch.x0_BL[batch.where_BL] == unknown_id).sum()) if unknown_id is not None else 0
+
+    scored = tokens_D > 0
+    bytes_D = _scored_bytes(sequences, tokens_D)
+    by_document = (nats_RD.mean(0)[scored], tokens_D[scored])
+    few = int(scored.sum()) < FEWEST_DOCUMENTS
+    nats_U, tokens_U = (torch.cat(nats_S), torch.cat(tokens_S)) if few else by_document
+    bytes_U = tokens_U.double() * (bytes_D.sum() / tokens_D.sum()) if few else bytes_D[scored]
+
+    tokens = int(tokens_D.sum())
+    per_token = _Ratio.of(nats_U, tokens_U, seed)
+    per_byte = _Ratio.of(nats_U, bytes_U, seed)
+    monte_carlo = math.sqrt(float(torch.cat(mc_S).sum())) / tokens
+    bit = math.log(2.0)
+    return LikelihoodReport(
+        nats_per_token=per_token.value,
+        nats_per_token_ci95=per_token.interval,
+        bits_per_token=per_token.value / bit,
+        bits_per_token_ci95=_each(lambda x: x / bit, per_token.interval),
+        bits_per_byte=per_byte.value / bit,
+        bits_per_byte_ci95=_each(lambda x: x / bit, per_byte.interval),
+        perplexity_bound=_exp(per_token.value),
+        perplexity_bound_ci95=_each(_exp, per_token.interval),
+        monte_carlo_se=monte_carlo,
+        # Resampling sees both errors at once: what the masks do not explain is the texts'.
+        sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)),
+        resampled="sequences" if few else "documents",
+        tokens=tokens,
+        bytes=round(float(bytes_D.sum())),
+        documents=int(scored.sum()),
+        sequences=len(rows),
+        unknown_tokens=unknown,
+        dropped_tokens=sequences.dropped_tokens,
+        dropped_bytes=round(float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())),
+        draws=draws,
+        seed=seed,
+        length=sequences.length,
+        packing=sequences.packing,
+    )
+
+
+@torch.inference_mode()
+def evaluate_chain_rule(
+    lm: DiffusionLM, sequences: Sequences, *, count: int, batch_size: int, seed: int
+) -> ChainRuleReport:
+    """Compares the bound with exact likelihoods, which take as many network calls as a sequence has tokens.
+
+    Args:
+        lm: The model.
+        sequences: The corpus.
+        count: How many of its sequences, drawn at random.
+        batch_size: Sequences a forward.
+        seed: Which sequences, and the masks of the bound.
+
+    Returns:
+        The report.
+    """
+    lm.model.eval()
+    rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()
+    totals = dict.fromkeys(("left", "confidence", "bound", "tokens"), 0.0)
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        batch = sequences.batch(part)
+        x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
+        streams = [generator(seed, "evaluate", row) for row in part]
+        totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), where_BL).sum())
+        totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), where_BL).sum())
+        totals["bound"] += float(exact_count_nelbo(lm.denoiser, lm.process, x0_BL, 16, streams, where_BL).mean(0).sum())
+        totals["tokens"] += float(where_BL.sum())
+    return ChainRuleReport(
+        left_to_right_nats_per_token=totals["left"] / totals["tokens"],
+        confidence_nats_per_token=totals["confidence"] / totals["tokens"],
+        bound_nats_per_token=totals["bound"] / totals["tokens"],
+        sequences=len(rows),
+        tokens=int(totals["tokens"]),
+    )
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """A ratio of two sums over units, with its bootstrap standard error and 95% interval."""
+
+    value: float
+    se: float
+    interval: Interval
+
+    @classmethod
+    def of(cls, above_U: Tensor, below_U: Tensor, seed: int) -> "_Ratio":
+        above: Floats = above_U.double().numpy()
+        below: Floats = below_U.double().numpy()
+        random = np.random.default_rng(abs(seed))
+        even = np.full(len(above), 1.0 / len(above))
+        resampled = np.empty(RESAMPLES)
+        for i in range(RESAMPLES):  # one at a time: all at once is a thousand times the corpus in memory
+            weights = random.multinomial(len(above), even)
+            resampled[i] = (weights @ above) / (weights @ below)
+        low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
+        return cls(float(above.sum() / below.sum()), float(resampled.std(ddof=1)), (low, high))
+
+
+def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:
+    """Bytes of each document's scored part; where only a part was, in proportion to its tokens."""
+    all_D = torch.from_numpy(np.diff(sequences.tokens.offsets))
+    return torch.from_numpy(sequences.tokens.sizes.astype(np.float64)) * tokens_D / all_D
+
+
+def _each(function: Callable[[float], float], interval: Interval) -> Interval:
+    return function(interval[0]), function(interval[1])
+
+
+def _exp(nats: float) -> float:
+    """exp; infinite where it overflows."""
+    return math.exp(nats) if nats < 700.0 else math.inf

@@ -5,30 +5,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained
-from dlm.data.batches import Sequences, Tokens, TrainingBatches
+from dlm.data.batches import TrainingBatches
 from dlm.data.sources import read_splits
 from dlm.diffusion.denoiser import Subs
 from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.objective import LossTerms, MaskedObjective
 from dlm.diffusion.process import Absorbing
 from dlm.diffusion.schedule import Linear
-from dlm.diffusion.unmask import Confidence, FixedSteps
-from dlm.errors import ConfigError, DataError, Interrupted, TrainingError
-from dlm.evaluate.likelihood import LikelihoodReport, evaluate_likelihood
+from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
+from dlm.evaluate.likelihood import corpus, evaluate_likelihood
 from dlm.model.backbone import Backbone, attention_implementation, build_model
 from dlm.model.checkpoint import Sidecar, write_model
-from dlm.model.tokenizer import build_tokenizer, checked_ids, encode, fingerprint, never_emitted
-from dlm.pipeline import DiffusionLM, Sampler
+from dlm.model.tokenizer import build_tokenizer, never_emitted, special_ids
+from dlm.pipeline import DiffusionLM
 from dlm.train.ema import Ema, copy_weights
 from dlm.train.metrics import MetricsFile, Reporter, RunFacts, StepMetrics
 from dlm.train.optim import (
@@ -56,40 +55,247 @@ class Trainer:
             DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used.
         """
         self.run, self.config, self.reporter = run, run.config, reporter
-        train = self.config.train
-        precision = _precision(train.precision)
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if precision == "bf16" else "no",
-            log_with=list(train.trackers) or None,
-            project_dir=run.path,
-        )
+        self.accelerator = _accelerator(self.config, run.path)
+        self.device = self.accelerator.device
+        self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         at = run.resume()
+
         splits = read_splits(self.config.data)
         self.tokenizer = _tokenizer(self.config, splits.train, at[0] if at else None)
-        ids = checked_ids(self.tokenizer)
+        ids = special_ids(self.tokenizer)
         training, self.validation = (
-            self._cut(split, drop_last=split is splits.train) for split in (splits.train, splits.validation)
+            corpus(self.tokenizer, documents, self.config.data.length, self.config.data.packing)
+            for documents in (splits.train, splits.validation)
         )
-        self.batches = TrainingBatches(training, train.batch_size, self.config.seed)
-
-        attention = attention_implementation(
-            self.config.model.attention, self.accelerator.device, self.config.data.length
-        )
-        model = build_model(
-            self.config.model.architecture,
-            self.config.model.sizes,
-            vocabulary=len(self.tokenizer),
-            length=self.config.data.length,
-            special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
-            attention=attention,
-            seed=self.config.seed,
-        )
-        self.backbone = Backbone(model, ids.pad)
-        self.process = Absorbing(Linear(), ids.mask)
-        self.objective = MaskedObjective(self.config.objective)
-        self.progress = at[1] if at else Progress(0, 0, training.tokens)
-        if self.progress.train_tokens != training.tokens:
+        self.batches = TrainingBatches(training, self.config.train.batch_size, self.config.seed)
+        self.progress = at[1] if at else Progress(step=0, tokens=0, train_tokens=len(training.tokens))
+        if self.progress.train_tokens != len(training.tokens):
             raise DataError(
-                f"the training text has {training.tokens} tokens now and had {self.progress.train_tokens} when the run "
+                f"the training text has {len(training.tokens)} tokens now and had {self.progress.train_tokens} when "
                 f"{run.path} was begun: put the old text back, or begin another run"
             )
+
+        self.backbone = Backbone(_model(self.config, self.tokenizer, self.device), ids.pad)
+        self.optimizers = build_optimizers(self.backbone, self.config.optim)
+        self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *self.optimizers)
+        self.denoiser = Subs(self.network, never_emitted(self.tokenizer, self.backbone.vocabulary))
+        self.process = Absorbing(Linear(), ids.mask)
+        self.objective = MaskedObjective(self.config.objective)
+        self.ema = Ema(self.backbone.model, self.config.train.ema) if self.config.train.ema else None
+        if at:
+            self._restore(at[0])
+
+    def train(self) -> None:
+        """Takes every step that is left, validating and saving on the way.
+
+        Raises:
+            InterruptedRunError: Ctrl-C, or the system, asked to stop; the run was saved first.
+            TrainingError: The loss is not finite any more.
+            CheckpointError: A checkpoint could not be written.
+        """
+        train = self.config.train
+        metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
+        self.reporter.begin(self._facts())
+        if train.trackers:
+            self.accelerator.init_trackers("dlm")
+        try:
+            with _stop_signals() as stopped:
+                for step in range(self.progress.step + 1, train.steps + 1):
+                    line = self._step(step)
+                    metrics.step(line)
+                    self.reporter.step(line)
+                    self.accelerator.log({"loss": line.loss, "nelbo": line.nelbo, "lr": line.lr}, step=step)
+                    last = step == train.steps
+                    if last or step % train.validate_every == 0:
+                        self._validate(step, metrics)
+                        self._save()
+                    elif stopped or (train.save_every and step % train.save_every == 0):
+                        self._save()
+                    if stopped and not last:
+                        raise InterruptedRunError(
+                            f"stopped after step {step}, which is saved; go on by: "
+                            f"dlm train --resume --run-dir {self.run.path}"
+                        )
+        finally:
+            metrics.close()
+            if train.trackers:
+                self.accelerator.end_training()
+
+    def _step(self, step: int) -> StepMetrics:
+        """One optimizer step on one global batch."""
+        began = time.perf_counter()
+        config, world = self.config.train, self.accelerator.num_processes
+        rank = self.accelerator.process_index
+        mine = range(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
+        size = config.micro_batch_size or max(len(mine), 1)
+        micros = [mine[i : i + size] for i in range(0, len(mine), size)]
+        self.network.train()
+        torch.manual_seed(generator(self.config.seed, "dropout", step, rank).initial_seed())
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        for index, positions in enumerate(micros):
+            last = index == len(micros) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.network):
+                terms = self._terms(step, positions)
+                self.accelerator.backward(terms.loss)
+            sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, terms.masked]).to(sums)
+        sums = self.accelerator.reduce(sums, "sum")
+        loss, nelbo = (sums[0] / sums[1]).item(), (sums[2] / sums[3]).item()
+        if not torch.isfinite(sums).all():
+            raise TrainingError(
+                f"the loss is not finite at step {step} ({loss}); the last good checkpoint is "
+                f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
+            )
+
+        parameters = [p for p in self.backbone.parameters() if p.grad is not None]
+        # Each process summed over its own part; the average over processes becomes one over the global count.
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / sums[1].item())
+        norm = clip_gradients(parameters, self.config.optim.clip)
+        factor = rate_factor(step, config.steps, self.config.optim)
+        set_rate(self.optimizers, factor)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(self.backbone.model, step)
+        tokens = int(sums[3].item())
+        self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
+        speed = tokens / (time.perf_counter() - began)
+        return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
+
+    def _terms(self, step: int, positions: range) -> LossTerms:
+        """The loss of part of the global batch."""
+        batch = self.batches.batch(step, positions)
+        draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
+        return self.objective(
+            self.denoiser, self.process, batch.x0_BL.to(self.device), draws, batch.where_BL.to(self.device)
+        )
+
+    def _validate(self, step: int, metrics: MetricsFile) -> None:
+        """Bounds the validation text's likelihood, and writes a short text."""
+        config = self.config.train
+        rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
+        with self.ema.applied(self.backbone.model) if self.ema else nullcontext():
+            lm = self._pipeline()
+            report = evaluate_likelihood(
+                lm,
+                self.validation,
+                rows=rows[: config.validate_sequences].tolist(),
+                draws=config.validate_draws,
+                batch_size=config.micro_batch_size or config.batch_size,
+                seed=self.config.seed,
+            )
+            text = ""
+            if config.sample_length:
+                length = min(config.sample_length, self.config.data.length)
+                text = lm.generate(length=length, seed=step)[0].text
+        metrics.validation(step, report)
+        self.accelerator.log({"validation_nelbo": report.nats_per_token}, step=step)
+        best = self.progress.best is None or report.nats_per_token < self.progress.best
+        if best:
+            self.progress = replace(self.progress, best=report.nats_per_token, best_step=step)
+        self.reporter.validation(step, report, best)
+        if text:
+            self.reporter.sample(step, text)
+
+    def _pipeline(self) -> DiffusionLM:
+        """The model as it is now, ready to score and to write."""
+        return DiffusionLM(self.backbone.model, self.tokenizer, sidecar=self._sidecar(), precision=self.precision)
+
+    def _sidecar(self) -> Sidecar:
+        return Sidecar(self.config, self.process.mask_id, self.progress.step)
+
+    def _save(self) -> None:
+        folder = self.run.save(self.progress, self._fill)
+        self.reporter.saved(self.progress.step, folder)
+
+    def _fill(self, folder: Path) -> None:
+        """The averaged weights as the model; its own weights and the optimizers in `trainer/`."""
+        model = self.backbone.model
+        averaged = {**model.state_dict(), **self.ema.weights} if self.ema else None
+        write_model(folder, model, self.tokenizer, self._sidecar(), averaged)
+        if self.ema:
+            save_tensors(dict(model.named_parameters()), folder / TRAINER / "weights.safetensors")
+        save_tensors(optimizer_tensors(self.optimizers), folder / TRAINER / "optimizer.safetensors")
+
+    def _restore(self, folder: Path) -> None:
+        """Puts back what `_fill` wrote."""
+        saved = partial(load_tensors, device=str(self.device))
+        weights = saved(folder / "model.safetensors")
+        if self.ema:
+            self.ema.weights.update({name: weights[name] for name in self.ema.weights})
+            weights = saved(folder / TRAINER / "weights.safetensors")
+        copy_weights(weights, self.backbone.model)
+        restore_optimizers(self.optimizers, saved(folder / TRAINER / "optimizer.safetensors"))
+
+    def _facts(self) -> RunFacts:
+        return RunFacts(
+            folder=self.run.path,
+            parameters=sum(p.numel() for p in self.backbone.parameters()),
+            train_tokens=self.progress.train_tokens,
+            validation_tokens=len(self.validation.tokens),
+            vocabulary=len(self.tokenizer),
+            device=str(self.device),
+            precision=self.precision,
+            attention=str(self.backbone.model.config._attn_implementation),
+            steps=self.config.train.steps,
+            first=self.progress.step + 1,
+        )
+
+
+def bf16_is_native() -> bool:
+    """Whether this machine computes in bfloat16, rather than emulating it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return True
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _accelerator(config: Config, folder: Path) -> Accelerator:
+    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and bf16_is_native())
+    try:
+        return Accelerator(
+            mixed_precision="bf16" if bf16 else "no",
+            log_with=list(config.train.trackers) or None,
+            project_dir=folder,
+        )
+    except ValueError as error:
+        raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+
+
+def _tokenizer(config: Config, documents: Dataset, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+    """The run's tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed."""
+    spec = config.tokenizer if checkpoint is None else Pretrained(str(checkpoint))
+    return build_tokenizer(spec, lambda: (text for batch in documents.iter(batch_size=256) for text in batch["text"]))
+
+
+def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Any:
+    ids = special_ids(tokenizer)
+    return build_model(
+        config.model.architecture,
+        config.model.sizes,
+        vocabulary=len(tokenizer),
+        length=config.data.length,
+        special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
+        attention=attention_implementation(config.model.attention, device, config.data.length),
+        seed=config.seed,
+    )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or the system asks to stop; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

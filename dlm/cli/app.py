@@ -1,0 +1,86 @@
+"""The `dlm` command: its subcommands, and the one place where errors become a line and an exit code."""
+
+import errno
+import functools
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+from dlm.cli import evaluate, infill, sample, train
+from dlm.cli.console import errors
+from dlm.errors import DlmError
+
+app = typer.Typer(
+    name="dlm",
+    help="Text diffusion language models: train, sample, infill and score them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app(prog_name="dlm")
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"dlm {version('dlm')}")
+        raise typer.Exit
+
+
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose failures are one line each; `--debug` shows the traceback too."""
+
+    @functools.wraps(command)
+    def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        try:
+            command(*args, debug=debug, **kwargs)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            _fail("interrupted", 130, debug)
+        except DlmError as error:
+            _fail(str(error), error.exit_code, debug)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            where = f" ({error.filename})" if error.filename else ""
+            _fail(f"{error.strerror or error}{where}", 2 if full else 1, debug)
+        except Exception as error:
+            if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+                message = "out of memory: ask for a smaller batch, length or model"
+            else:
+                message = f"{type(error).__name__}: {error}; run it again with --debug for the whole story"
+            _fail(message, 1, debug)
+
+    return run
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    sys.stdout.flush()
+    errors.print(f"[bold red]dlm:[/] {_escaped(' '.join(message.split()))}", soft_wrap=True, highlight=False)
+    raise typer.Exit(code)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+for _name, _command in (
+    ("train", train.train),
+    ("sample", sample.sample),
+    ("infill", infill.infill),
+    ("eval", evaluate.evaluate),
+):
+    app.command(_name)(_guarded(_command))

@@ -1,0 +1,141 @@
+"""What a person sees: the progress of a run, and where data and messages go."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dlm.evaluate.likelihood import LikelihoodReport
+    from dlm.train.metrics import RunFacts, StepMetrics
+
+errors = Console(stderr=True)
+"""Messages, progress and warnings; stdout is for data alone."""
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' own notes and progress bars out of the way of ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    disable_progress_bars()
+
+
+def write_data(text: str, output: Path | None, *, overwrite: bool = False) -> None:
+    """Writes text to a file, or to stdout; never over a file that is there, unless asked.
+
+    Args:
+        text: The text, without its last newline.
+        output: The file; stdout if None.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        ConfigError: The file exists, or cannot be written.
+    """
+    if output is None:
+        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
+        return
+    check_free(output, overwrite)
+    try:
+        output.write_text(text + "\n", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+
+
+def check_free(path: Path | None, overwrite: bool) -> None:
+    """Refuses a file that exists, before anything is computed for it."""
+    if path is not None and path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists already: choose another name, or say --overwrite")
+
+
+class TrainingDisplay:
+    """Shows a run: a progress line in a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console, every: int) -> None:
+        """Prepares the display.
+
+        Args:
+            console: Where to.
+            every: Steps between two plain lines.
+        """
+        self._console, self._every = console, every
+        self._validation = ""
+        self._progress = Progress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s{task.fields[validation]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "TrainingDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, facts: "RunFacts") -> None:
+        """The facts of the run, and the empty bar."""
+        self._say(
+            f"[bold]{escape(str(facts.folder))}[/]: {facts.parameters:,} parameters, vocabulary {facts.vocabulary:,}, "
+            f"{facts.train_tokens:,} tokens to train on and {facts.validation_tokens:,} to validate on; "
+            f"{facts.device}, {facts.precision}, {facts.attention} attention"
+        )
+        if facts.first > facts.steps:
+            self._say(f"all {facts.steps} steps are done already; train.steps asks for more")
+        elif facts.first > 1:
+            self._say(f"going on after step {facts.first - 1}")
+        self._task = self._progress.add_task(
+            "", total=facts.steps, completed=facts.first - 1, loss=float("nan"), speed=0.0, validation=""
+        )
+        self._progress.start()
+
+    def step(self, metrics: "StepMetrics") -> None:
+        """Moves the bar, or writes a line now and then."""
+        self._progress.update(
+            self._task,
+            completed=metrics.step,
+            loss=metrics.loss,
+            speed=metrics.tokens_per_second,
+            validation=self._validation,
+        )
+        if not self._console.is_terminal and metrics.step % self._every == 0:
+            self._say(
+                f"step {metrics.step}  loss {metrics.loss:.4f}  bound {metrics.nelbo:.4f}  lr {metrics.lr:.3f}  "
+                f"{metrics.tokens_per_second:,.0f} tokens/s"
+            )
+
+    def validation(self, step: int, report: "LikelihoodReport", best: bool) -> None:
+        """A line with the bound and its error."""
+        half = (report.nats_per_token_ci95[1] - report.nats_per_token_ci95[0]) / 2
+        self._validation = f"  bound {report.nats_per_token:.4f}"
+        self._say(
+            f"[bold]step {step}[/]  validation bound [bold green]{report.nats_per_token:.4f}[/] ± {half:.4f} "
+            f"nats/token{'  (best so far)' if best else ''}"
+        )
+
+    def sample(self, step: int, text: str) -> None:
+        """A short text that the model wrote, on one line."""
+        line = Text(repr(text)[1:-1], style="italic dim")
+        line.truncate(max(self._console.width - 2, 20), overflow="ellipsis")
+        self._console.print(Text("  ") + line, highlight=False)
+
+    def saved(self, step: int, folder: Path) -> None:
+        """Nothing: the checkpoint is where the run's other checkpoints are."""
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)

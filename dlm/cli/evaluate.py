@@ -1,0 +1,115 @@
+"""`dlm eval`."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dlm.cli import options
+from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
+    from dlm.pipeline import DiffusionLM
+
+
+def evaluate(
+    model: options.Model,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A file, folder, glob or dataset.", show_default="the run's own validation text"),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
+    field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
+    draws: Annotated[int, typer.Option(min=4, help="Masked copies of each sequence; even.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences a forward.")] = 32,
+    max_documents: Annotated[
+        int | None, typer.Option(min=1, help="Score only the first so many documents.", show_default=False)
+    ] = None,
+    chain_rule: Annotated[
+        bool, typer.Option("--chain-rule", help="Also score a few sequences exactly, one token a call.")
+    ] = False,
+    chain_rule_sequences: Annotated[int, typer.Option(min=1, help="How many sequences that is.")] = 16,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    seed: Annotated[int, typer.Option(help="The masks follow from it.")] = 0,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Bound the perplexity of a text, with error bars.
+
+    Example:  dlm eval runs/tiny --data book.txt
+    """
+    if draws % 2:
+        raise ConfigError(f"--draws must be even, got {draws}")
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(f"--precision is fp32 or bf16, got {precision}")
+    quiet_libraries()
+    from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
+    from dlm.pipeline import DiffusionLM
+
+    lm = DiffusionLM.from_pretrained(model, device=device, precision="bf16" if precision == "bf16" else "fp32")
+    documents = _documents(lm, data, split, field)
+    if max_documents:
+        documents = documents.select(range(min(max_documents, len(documents))))
+    sequences = corpus(lm.tokenizer, documents, lm.context, lm.config.data.packing if lm.config else "pack")
+    report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed)
+    exact = None
+    if chain_rule:
+        exact = evaluate_chain_rule(lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed)
+    if as_json:
+        write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
+    else:
+        write_data(_table(report, exact), None)
+    if report.unknown_tokens:
+        errors.print(
+            f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Dataset":
+    from dlm.data.sources import read, read_splits, source_of
+
+    if data is not None:
+        return read(source_of(data, field, split), "--data")
+    if lm.config is None:
+        raise ConfigError("this model has no validation text of its own: give one by --data FILE")
+    splits = read_splits(lm.config.data)
+    if split not in (None, "train", "validation"):
+        raise ConfigError(f"--split of a run is train or validation, got {split!r}")
+    return splits.train if split == "train" else splits.validation
+
+
+def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
+    rows = [
+        ("nats/token", report.nats_per_token, report.nats_per_token_ci95),
+        ("bits/token", report.bits_per_token, report.bits_per_token_ci95),
+        ("bits/byte", report.bits_per_byte, report.bits_per_byte_ci95),
+        ("perplexity", report.perplexity_bound, report.perplexity_bound_ci95),
+    ]
+    lines = ["upper bound      value     95% interval"]
+    lines += [f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}" for name, value, (low, high) in rows]
+    lines += [
+        "",
+        f"standard error   {report.monte_carlo_se:.4f} nats/token from the masks (Monte-Carlo), "
+        f"{report.sampling_se:.4f} from the texts ({report.resampled} resampled)",
+        f"scored           {report.tokens:,} tokens, {report.bytes:,} bytes, {report.documents:,} documents "
+        f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
+        f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes",
+        f"estimator        stratified exact count with complements, {report.draws} draws and the full mask, "
+        f"seed {report.seed}",
+    ]
+    if exact:
+        lines += [
+            "",
+            f"exact, on {exact.sequences} sequences ({exact.tokens:,} tokens), nats/token:",
+            f"  left to right  {exact.left_to_right_nats_per_token:.4f}",
+            f"  confidence     {exact.confidence_nats_per_token:.4f}",
+            f"  random order   {exact.bound_nats_per_token:.4f} (the bound)",
+        ]
+    return "\n".join(lines)

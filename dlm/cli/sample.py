@@ -1,0 +1,107 @@
+"""`dlm sample`."""
+
+import json
+import time
+from typing import Annotated
+
+import typer
+
+from dlm.cli import options
+from dlm.cli.console import check_free, errors, quiet_libraries, write_data
+from dlm.cli.options import Grid, OrderName
+
+
+def sample(
+    model: options.Model,
+    num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens to write.", show_default="what the context has room for")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
+    order: options.OrderOption = None,
+    steps: options.Steps = None,
+    grid: options.GridOption = Grid.LINEAR,
+    threshold: options.ThresholdOption = None,
+    factor: options.FactorOption = None,
+    entropy_bound: options.EntropyBoundOption = None,
+    block_length: options.BlockLength = None,
+    temperature: options.Temperature = 1.0,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    device: options.Device = None,
+    output: options.Output = None,
+    export: options.Export = None,
+    watch: options.Watching = False,
+    as_json: options.Json = False,
+    overwrite: options.Overwrite = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write texts, all tokens in parallel, from nothing or after a prompt.
+
+    Example:  dlm sample runs/tiny --prompt "def main(" --order confidence --steps 32
+    """
+    check_free(output, overwrite)
+    check_free(export, overwrite)
+    quiet_libraries()
+    from dlm.cli.recorder import Recorder, check_suffix
+    from dlm.evaluate.samples import unigram_entropy
+    from dlm.pipeline import DiffusionLM
+
+    check_suffix(export)
+    sampler = options.build_sampler(
+        order=order,
+        default=OrderName.RANDOM,
+        steps=steps,
+        grid=grid,
+        threshold=threshold,
+        factor=factor,
+        entropy_bound=entropy_bound,
+        block_length=block_length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    lm = DiffusionLM.from_pretrained(model, device=device)
+    began = time.perf_counter()
+    with Recorder(lm, live=watch, keep=export is not None) as recorder:
+        texts = lm.generate(
+            prompt,
+            num=num,
+            length=length,
+            sampler=sampler,
+            seed=seed,
+            batch_size=batch_size,
+            watch=recorder.take if recorder.wanted else None,
+        )
+    seconds = time.perf_counter() - began
+    if export:
+        recorder.export(export, title=f"dlm sample {model}")
+
+    tokens = sum(len(text.ids) for text in texts)
+    calls = sum(text.calls for text in texts)
+    facts = {
+        "network_calls": calls,
+        "tokens": tokens,
+        "tokens_per_call": tokens / calls,
+        "tokens_per_second": tokens / seconds,
+        "unigram_entropy": unigram_entropy(id for text in texts for id in text.ids),
+        "seed": seed,
+    }
+    if as_json:
+        rows = [
+            {"text": t.text, "continuation": t.continuation, "tokens": len(t.ids), "network_calls": t.calls}
+            for t in texts
+        ]
+        write_data(json.dumps({"samples": rows, **facts}, ensure_ascii=False), output, overwrite=overwrite)
+        return
+    write_data("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
+    errors.print(
+        f"{num} text{'s' if num > 1 else ''}, {tokens} tokens in {calls} network calls "
+        f"({facts['tokens_per_call']:.2f} tokens a call), {facts['tokens_per_second']:,.0f} tokens/s, "
+        f"unigram entropy {facts['unigram_entropy']:.2f} nats",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,221 @@
+"""How documents become batches: one flat array of tokens, cut into rows."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Self
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlm.diffusion.draws import generator
+from dlm.errors import DataError
+
+Encode = Callable[[list[str]], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Documents as one stream of ids, each followed by the end of text, memory-mapped from the disk.
+
+    Attributes:
+        ids: The stream.
+        offsets: Where each document begins in it, and after the last where it ends.
+        sizes: Bytes of each document's text.
+    """
+
+    ids: NDArray[np.unsignedinteger]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, documents: Dataset, encode: Encode, end_id: int, vocabulary: int, fingerprint: str) -> Self:
+        """Tokenises a dataset once and keeps the result in the cache of `datasets`.
+
+        Args:
+            documents: A dataset with a column `text`.
+            encode: Texts to ids.
+            end_id: Goes after every document.
+            vocabulary: Number of ids; decides how wide the array's numbers are.
+            fingerprint: Changes when `encode` does.
+
+        Returns:
+            The tokens of every document, in order.
+        """
+        kind = np.uint16 if vocabulary <= 2**16 else np.uint32
+        key = hashlib.blake2b(repr((documents._fingerprint, fingerprint, 1)).encode(), digest_size=16).hexdigest()
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "dlm" / key
+        try:
+            return cls._open(folder)
+        except (OSError, ValueError):  # not there yet, or left half written
+            cls._write(folder, documents, encode, end_id, kind)
+        return cls._open(folder)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def _open(cls, folder: Path) -> Self:
+        names = ("ids", "offsets", "sizes")
+        ids, offsets, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names)
+        if offsets[-1] != len(ids) or len(offsets) != len(sizes) + 1:
+            raise ValueError(f"{folder} is damaged")
+        return cls(ids, offsets, sizes)
+
+    @staticmethod
+    def _write(folder: Path, documents: Dataset, encode: Encode, end_id: int, kind: type[np.unsignedinteger]) -> None:
+        """Writes beside the final name and renames, so that two processes may do it at once."""
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = {name: folder / f".{name}.{os.getpid()}.npy" for name in ("ids", "offsets", "sizes")}
+        raw = folder / f".ids.{os.getpid()}.raw"
+        lengths: list[int] = []
+        sizes: list[int] = []
+        with raw.open("wb") as stream:
+            for batch in documents.iter(batch_size=256):
+                texts: list[str] = batch["text"]
+                rows = encode(texts)
+                stream.write(np.concatenate([np.array([*row, end_id], dtype=kind) for row in rows]).tobytes())
+                lengths += [len(row) + 1 for row in rows]
+                sizes += [len(text.encode()) for text in texts]
+        total = sum(lengths)
+        target = np.lib.format.open_memmap(draft["ids"], mode="w+", dtype=kind, shape=(total,))
+        target[:] = np.memmap(raw, dtype=kind, mode="r", shape=(total,))
+        target.flush()
+        raw.unlink()
+        np.save(draft["offsets"], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        np.save(draft["sizes"], np.array(sizes, dtype=np.int64))
+        for name, path in draft.items():
+            path.replace(folder / f"{name}.npy")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of clean text.
+
+    Attributes:
+        x0_BL: Ids, int64.
+        where_BL: True at tokens, False at padding.
+        document_BL: Which document each token belongs to; -1 at padding.
+    """
+
+    x0_BL: Tensor
+    where_BL: Tensor
+    document_BL: Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Tokens cut into rows of one length.
+
+    Attributes:
+        tokens: The stream.
+        length: Tokens a row.
+        packing: `pack` cuts the stream wherever a row is full; `pad` begins a row with each document, cuts
+            the document where the row ends and pads it where the document does.
+        pad_id: The padding.
+    """
+
+    tokens: Tokens
+    length: int
+    packing: Literal["pack", "pad"]
+    pad_id: int
+
+    def __len__(self) -> int:
+        """The number of rows; the last packed one may be short."""
+        if self.packing == "pad":
+            return len(self.tokens.sizes)
+        return -(-len(self.tokens) // self.length)
+
+    @property
+    def dropped_tokens(self) -> int:
+        """Tokens in no row: the ends of documents longer than a row."""
+        if self.packing == "pack":
+            return 0
+        return int((np.diff(self.tokens.offsets) - self.length).clip(min=0).sum())
+
+    def batch(self, rows: Iterable[int], offset: int = 0) -> Batch:
+        """Rows as tensors.
+
+        Args:
+            rows: Which.
+            offset: Where in the stream the first packed row begins.
+
+        Returns:
+            The batch, every row `length` wide.
+        """
+        spans = [self._span(row, offset) for row in rows]
+        x0_BL = np.full((len(spans), self.length), self.pad_id, dtype=np.int64)
+        document_BL = np.full((len(spans), self.length), -1, dtype=np.int64)
+        for row, (start, stop) in enumerate(spans):
+            x0_BL[row, : stop - start] = self.tokens.ids[start:stop]
+            document_BL[row, : stop - start] = (
+                np.searchsorted(self.tokens.offsets, np.arange(start, stop), side="right") - 1
+            )
+        return Batch(torch.from_numpy(x0_BL), torch.from_numpy(document_BL >= 0), torch.from_numpy(document_BL))
+
+    def _span(self, row: int, offset: int) -> tuple[int, int]:
+        if self.packing == "pad":
+            start, end = self.tokens.offsets[row : row + 2].tolist()
+        else:
+            start, end = offset + row * self.length, len(self.tokens)
+        return start, min(start + self.length, end)
+
+
+class TrainingBatches:
+    """Endless batches in an order that is a pure function of the seed and the step."""
+
+    def __init__(self, sequences: Sequences, batch_size: int, seed: int) -> None:
+        """Prepares the order.
+
+        Args:
+            sequences: What to train on.
+            batch_size: Sequences a step, over all processes.
+            seed: The order follows from it.
+
+        Raises:
+            DataError: There is not one full sequence.
+        """
+        self._sequences, self._batch_size, self._seed = sequences, batch_size, seed
+        # A packed stream is cut at a new place in every epoch, and so has one row less to be sure of.
+        tokens, length = len(sequences.tokens), sequences.length
+        self.rows = len(sequences) if sequences.packing == "pad" else (tokens + 1) // length - 1
+        if sequences.packing == "pack" and self.rows < 1:
+            self.rows = tokens // length
+        self._slack = 0 if sequences.packing == "pad" else max(tokens - self.rows * length, 0)
+        if self.rows < 1:
+            raise DataError(
+                f"the training text has {tokens} tokens, fewer than one sequence of data.length {length}: "
+                "give more text, or a smaller data.length"
+            )
+
+    def batch(self, step: int, positions: Sequence[int]) -> Batch:
+        """Part of the global batch of a step.
+
+        Args:
+            step: From 1.
+            positions: The positions in the global batch that are wanted, below `batch_size`.
+
+        Returns:
+            One row a position.
+        """
+        places = [divmod((step - 1) * self._batch_size + position, self.rows) for position in positions]
+        parts = []
+        for epoch in sorted({epoch for epoch, _ in places}):
+            order, offset = self._epoch(epoch)
+            parts.append(self._sequences.batch([order[place] for e, place in places if e == epoch], offset))
+        fields = zip(*((part.x0_BL, part.where_BL, part.document_BL) for part in parts), strict=True)
+        return Batch(*(torch.cat(field) for field in fields))
+
+    @lru_cache(maxsize=2)  # noqa: B019 - a step needs one epoch, or two at their seam
+    def _epoch(self, epoch: int) -> tuple[list[int], int]:
+        """The order of an epoch's rows, and where it begins to cut the stream."""
+        stream = generator(self._seed, "epoch", epoch)
+        order: list[int] = torch.randperm(self.rows, generator=stream).tolist()
+        return order, int(torch.randint(self._slack + 1, (), generator=stream))

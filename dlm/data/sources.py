@@ -1,0 +1,309 @@
+"""Where documents come from: one reader a format, all of them through HuggingFace `datasets`.
+
+To add a format, write a reader and name it in `READERS`.
+"""
+
+import difflib
+import hashlib
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from dlm.config import Data, Source
+from dlm.errors import ConfigError, DataError
+
+STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The documents of a run, each a dataset with one column, `text`.
+
+    Attributes:
+        train: What is learned from.
+        validation: What is kept back.
+    """
+
+    train: Dataset
+    validation: Dataset
+
+
+def read(source: Source, key: str) -> Dataset:
+    """Reads the documents of a source.
+
+    Args:
+        source: Which.
+        key: Its place in the configuration, for messages, such as `data.train`.
+
+    Returns:
+        A memory-mapped dataset with one column, `text`, and no empty document.
+
+    Raises:
+        ConfigError: The format, the path or the split is not valid.
+        DataError: The documents are missing, damaged, empty, or not where the source says.
+    """
+    if source.format not in READERS:
+        near = difflib.get_close_matches(source.format, READERS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{key}.format: there is no format {source.format!r}; {hint}valid: {', '.join(READERS)}")
+    if source.path is None and source.format != "python-stdlib":
+        raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
+    with _quiet():
+        documents = _only_text(READERS[source.format](source, key), source, key)
+        documents = documents.filter(_any_text, batched=True, input_columns="text")
+    if not len(documents):
+        raise DataError(f"{key}: {source.path or source.format} holds no text at all")
+    return documents
+
+
+def source_of(data: str, field: str | None = None, split: str | None = None) -> Source:
+    """The source that a name on the command line means, by its suffix.
+
+    Args:
+        data: A file, a folder, a glob, `python-stdlib`, or the name of a dataset on the Hub.
+        field: The column that holds the text.
+        split: Which split, where there are several.
+
+    Returns:
+        The source, which may still turn out not to be there.
+    """
+    path = Path(data).expanduser()
+    suffixes = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+    if data == "python-stdlib":
+        return Source("python-stdlib")
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        kind = "saved"
+    elif path.exists() or path.suffix or data.startswith((".", "/", "~")) or "*" in data:
+        kind = suffixes.get(path.suffix, "text")
+    else:
+        kind = "hub"
+    return Source(kind, data, field or "text", split)
+
+
+def read_splits(data: Data) -> Splits:
+    """Reads what to train on and what to validate on.
+
+    Args:
+        data: The sources, and what is held out where there is one only.
+
+    Returns:
+        Both, neither of them empty.
+
+    Raises:
+        ConfigError: A source is not valid.
+        DataError: A source cannot be read, or there is too little to hold any of it out.
+    """
+    train = read(data.train, "data.train")
+    if data.validation is not None:
+        return Splits(train, read(data.validation, "data.validation"))
+    share = data.held_out.share
+    columns: dict[str, Any] = {"batched": True, "input_columns": "text"}
+    with _quiet():
+        if data.held_out.by == "tail":
+            parts = [train.map(partial(_cut, share=share, tail=tail), **columns) for tail in (False, True)]
+        else:
+            parts = [train.filter(partial(_kept_back, share=share, wanted=back), **columns) for back in (False, True)]
+        head, tail = (part.filter(_any_text, **columns) for part in parts)
+    if not len(head) or not len(tail):
+        raise DataError(
+            f"data.held_out: a share of {share} of {len(train)} documents by {data.held_out.by} leaves "
+            f"{len(head)} to train on and {len(tail)} to validate on; hold out by tail, change the share, "
+            "or name a data.validation"
+        )
+    return Splits(head, tail)
+
+
+def _read_text(source: Source, key: str) -> Dataset:
+    """Documents byte for byte: a file, or its paragraphs (parted by empty lines), or its lines."""
+    files = _files(source, key, "txt")
+    return Dataset.from_generator(
+        _texts,
+        features=Features({"text": Value("large_string")}),
+        gen_kwargs={"files": files, "documents": source.documents, "stamp": _stamp(files)},
+    )
+
+
+def _read_files(source: Source, key: str, *, builder: str, suffix: str) -> Dataset:
+    """A table in one of the formats that `datasets` reads itself."""
+    files = _files(source, key, suffix)
+    if all(Path(file).stat().st_size == 0 for file in files):
+        raise DataError(f"{key}: {source.path} is empty")
+    # The cache knows a file by its path and time; the content goes into the name of the build instead.
+    build = hashlib.blake2b(_stamp(files).encode(), digest_size=8).hexdigest()
+    try:
+        return load_dataset(builder, build, data_files=files, split="train")
+    except Exception as error:  # pyarrow, pandas and datasets each raise their own
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:160]
+        raise DataError(f"{key}: {source.path} cannot be read as {source.format}: {reason}") from error
+
+
+def _read_saved(source: Source, key: str) -> Dataset:
+    """What `save_to_disk` wrote."""
+    assert source.path is not None
+    try:
+        found = load_from_disk(source.path)
+    except Exception as error:
+        raise DataError(f"{key}: {source.path} is no dataset saved to disk: {_line(error)}") from error
+    if isinstance(found, Dataset):
+        return found
+    return _split(found, source, key)
+
+
+def _read_hub(source: Source, key: str) -> Dataset:
+    """A dataset from the Hub; no code of its own is run."""
+    assert source.path is not None
+    try:
+        return load_dataset(source.path, source.subset, split=source.split or "train")
+    except Exception as error:
+        raise DataError(f"{key}: the dataset {source.path} cannot be had from the Hub: {_line(error)}") from error
+
+
+def _read_stdlib(source: Source, key: str) -> Dataset:
+    """The source text of this Python's standard library, tests left out."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = sorted(
+        str(path)
+        for path in root.rglob("*.py")
+        if not STDLIB_LEFT_OUT & set(path.relative_to(root).parts) and _is_utf8(path)
+    )
+    if not files:
+        raise DataError(f"{key}: this Python has no source of its standard library at {root}; name another corpus")
+    return Dataset.from_generator(
+        _texts,
+        features=Features({"text": Value("large_string")}),
+        gen_kwargs={"files": files, "documents": "file", "stamp": _stamp(files)},
+    )
+
+
+READERS: Mapping[str, Callable[[Source, str], Dataset]] = {
+    "text": _read_text,
+    "jsonl": partial(_read_files, builder="json", suffix="jsonl"),
+    "csv": partial(_read_files, builder="csv", suffix="csv"),
+    "parquet": partial(_read_files, builder="parquet", suffix="parquet"),
+    "saved": _read_saved,
+    "hub": _read_hub,
+    "python-stdlib": _read_stdlib,
+}
+
+
+def _files(source: Source, key: str, suffix: str) -> list[str]:
+    """The files that a path means: one, those of a folder, or those of a glob."""
+    assert source.path is not None
+    path = Path(source.path).expanduser()
+    if path.is_dir():
+        files = sorted(path.rglob(f"*.{suffix}"))
+        if not files:
+            raise DataError(f"{key}: the folder {path} holds no *.{suffix} file")
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(Path(name) for name in glob(str(path), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        if not files:
+            raise DataError(f"{key}: there is no file {source.path}")
+    return [str(file.resolve()) for file in files]
+
+
+def _texts(files: list[str], documents: str, stamp: str) -> Iterator[dict[str, str]]:
+    """The documents of text files; the stamp is there for the cache alone."""
+    for file in files:
+        try:
+            text = Path(file).read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 text: byte {error.start} cannot be read") from error
+        match documents:
+            case "file":
+                yield {"text": text}
+            case "line":
+                yield from ({"text": line} for line in text.splitlines())
+            case "paragraph":
+                yield from ({"text": part.strip("\n")} for part in text.replace("\r\n", "\n").split("\n\n"))
+
+
+def _stamp(files: list[str]) -> str:
+    """A hash of the files' content, so that a cache never gives old text for new."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(repr((file, Path(file).stat().st_size)).encode())
+        with Path(file).open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _only_text(documents: Dataset, source: Source, key: str) -> Dataset:
+    """The column that holds the text, under the name `text`."""
+    column = "text" if source.format in ("text", "python-stdlib") else source.field
+    if column not in documents.column_names:
+        near = difflib.get_close_matches(column, documents.column_names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise DataError(
+            f"{key}.field: {source.path} has no field {column!r}; {hint}it has {', '.join(documents.column_names)}"
+        )
+    kind = documents.features[column]
+    if getattr(kind, "dtype", None) not in ("string", "large_string"):
+        raise DataError(f"{key}.field: {column!r} of {source.path} holds {getattr(kind, 'dtype', kind)}, not text")
+    documents = documents.select_columns(column)
+    return documents if column == "text" else documents.rename_column(column, "text")
+
+
+def _split(found: DatasetDict, source: Source, key: str) -> Dataset:
+    name = source.split or "train"
+    if name not in found:
+        raise ConfigError(f"{key}.split: {source.path} has no split {name!r}; it has {', '.join(map(str, found))}")
+    return found[name]
+
+
+def _any_text(texts: list[str | None]) -> list[bool]:
+    return [bool(text) for text in texts]
+
+
+def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:
+    """The head or the tail of each text, cut at a share of its characters."""
+    cuts = [int(len(text) * (1.0 - share)) for text in texts]
+    return {"text": [text[cut:] if tail else text[:cut] for text, cut in zip(texts, cuts, strict=True)]}
+
+
+def _kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
+    """Whether each document is held out: a matter of its own text alone."""
+    quantiles = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of `datasets` while its caches fill; it has them on a global switch, put back in the end."""
+    shown = is_progress_bar_enabled()
+    level: Any = datasets.logging.get_verbosity()
+    disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from error
+        raise DataError(f"the documents cannot be read: {_line(error.__cause__ or error)}") from error
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            enable_progress_bar()

@@ -1,0 +1,224 @@
+"""A tokenizer with a mask: text to ids and back, nothing of the text lost or taken for something else."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from dlm.config import Bpe, Bytes, Characters, Pretrained
+from dlm.errors import CheckpointError, DataError
+
+END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """The three ids that stand for no text, all different.
+
+    Attributes:
+        mask: The mask.
+        pad: The padding.
+        end: The end of a text.
+    """
+
+    mask: int
+    pad: int
+    end: int
+
+
+def build_tokenizer(
+    spec: Bytes | Characters | Bpe | Pretrained, texts: Callable[[], Iterable[str]]
+) -> PreTrainedTokenizerBase:
+    """Makes, trains or loads a tokenizer.
+
+    Args:
+        spec: Which one.
+        texts: Gives the training documents, for the tokenizers that learn from them.
+
+    Returns:
+        A HuggingFace tokenizer with mask, padding and end-of-text tokens.
+
+    Raises:
+        DataError: The training documents hold nothing to learn from.
+        CheckpointError: A pretrained tokenizer cannot be loaded.
+    """
+    match spec:
+        case Pretrained():
+            return _complete(_load(spec.path))
+        case Bytes():
+            alphabet = {character: byte for byte, character in enumerate(_byte_alphabet())}
+            backend = _byte_level(models.BPE(vocab=alphabet, merges=[]))
+            specials = [END, PAD, MASK]
+        case Bpe():
+            backend = _byte_level(models.BPE())
+            specials = [END, PAD, MASK]
+            backend.train_from_iterator(
+                texts(),
+                trainers.BpeTrainer(
+                    vocab_size=spec.size - len(specials),
+                    initial_alphabet=_byte_alphabet(),
+                    show_progress=False,
+                ),
+            )
+        case Characters():
+            found = sorted(set().union(*texts()))
+            if not found:
+                raise DataError("there is no character to make a vocabulary of: the training documents are empty")
+            vocabulary = {character: index for index, character in enumerate([*found, UNKNOWN])}
+            backend = Backend(models.WordLevel(vocab=vocabulary, unk_token=UNKNOWN))
+            backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+            backend.decoder = decoders.Fuse()
+            specials = [END, PAD, MASK, UNKNOWN]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=END,
+        pad_token=PAD,
+        mask_token=MASK,
+        unk_token=UNKNOWN if UNKNOWN in specials else None,
+        clean_up_tokenization_spaces=False,
+        model_max_length=int(1e30),
+    )
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
+    """The ids of the mask, the padding and the end of text.
+
+    Args:
+        tokenizer: Any HuggingFace tokenizer.
+
+    Returns:
+        Three different ids.
+
+    Raises:
+        CheckpointError: One is missing, or two are the same.
+    """
+    found = {
+        "mask": tokenizer.mask_token_id,
+        "padding": tokenizer.pad_token_id,
+        "end-of-text": tokenizer.eos_token_id,
+    }
+    if None in found.values() or len(set(found.values())) < 3:
+        raise CheckpointError(f"the tokenizer needs different mask, padding and end-of-text tokens, it has {found}")
+    return SpecialIds(found["mask"], found["padding"], found["end-of-text"])
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters."""
+    if not texts:
+        return []
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        # The backend itself: the wrapper would warn of long texts, and cuts and pads as it was last told.
+        backend.no_truncation()
+        backend.no_padding()
+        return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe."""
+    text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+    return text
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; together they are the decoded text.
+
+    A token that only begins a character adds nothing yet, and the one that completes it adds it whole;
+    what is still incomplete at the end, or never becomes a character, adds U+FFFD.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Ids.
+
+    Returns:
+        One piece an id.
+    """
+    parts: list[str] = []
+    start = done = 0  # decoding begins at `start`, whose text up to `done` has been given out
+    for end in range(1, len(ids) + 1):
+        before = decode(tokenizer, ids[start:done])
+        now = decode(tokenizer, ids[start:end])
+        waiting = end - done < 4 and now.endswith("\ufffd") and end < len(ids)
+        parts.append("" if waiting else now[len(before) :])
+        if not waiting:
+            start, done = done, end
+    return parts
+
+
+def never_emitted(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+    """The ids that no text holds and a network must never predict.
+
+    Args:
+        tokenizer: The tokenizer.
+        vocabulary: The number of ids the network has a logit for.
+
+    Returns:
+        The mask, the padding, every other special token but the end of text, and ids beyond the tokenizer's.
+    """
+    never = set(tokenizer.all_special_ids) | set(range(len(tokenizer), vocabulary))
+    return sorted(never - {tokenizer.eos_token_id})
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that decides which ids a text becomes."""
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.blake2b((tokenizer.backend_tokenizer.to_str() + special).encode(), digest_size=16).hexdigest()
+
+
+def _byte_level(model: models.Model) -> Backend:
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _byte_alphabet() -> list[str]:
+    """The character that stands for each byte: itself if it is printable, else the next free one from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def _load(path: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # the Hub, json, tokenizers and transformers each raise their own
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"cannot load a tokenizer from {path}: {reason}") from error
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"the tokenizer in {path} has no fast version, which dlm needs")
+    return tokenizer
+
+
+def _complete(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Adds the special tokens that are missing, under names that stand for no text."""
+    if tokenizer.eos_token_id is None:
+        # An encoder ends a text by its separator, which is special already.
+        tokenizer.eos_token = tokenizer.sep_token or _free_name(tokenizer, END)
+    if tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": _special(_free_name(tokenizer, MASK))})
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.unk_token_id):
+        tokenizer.add_special_tokens({"pad_token": _special(_free_name(tokenizer, PAD))})
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id == tokenizer.unk_token_id:
+        tokenizer.add_special_tokens({"eos_token": _special(_free_name(tokenizer, END))})
+    return tokenizer
+
+
+def _free_name(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """`name`, or the like of it that the vocabulary does not hold yet."""
+    vocabulary = tokenizer.get_vocab()
+    while name in vocabulary:
+        name = name.replace("|>", "_|>")
+    return name
+
+
+def _special(name: str) -> AddedToken:
+    return AddedToken(name, special=True, normalized=False)
