@@ -186,7 +186,7 @@ class Train:
     micro_batch_size: Positive | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     ema: Share = 0.0
-    log_every: Positive = 10
+    log_every: Positive = 50
     validate_every: Positive = 200
     validate_sequences: Positive = 128
     validate_draws: Annotated[int, Field(ge=2, multiple_of=2)] = 4

@@ -115,7 +115,7 @@ class TrainingDisplay:
         )
         if not self._console.is_terminal and metrics.step % self._every == 0:
             self._say(
-                f"step {metrics.step}  loss {metrics.loss:.4f}  bound {metrics.nelbo:.4f}  lr {metrics.lr:.3f}  "
+                f"step {metrics.step}  loss {metrics.loss:.4f}  lr {metrics.lr:.3f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s"
             )
 

@@ -13,7 +13,6 @@ import yaml
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, dump_config, parse_config
@@ -120,7 +119,6 @@ def write_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sidecar: Sidecar | None,
-    weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Writes a plain HuggingFace folder, and `dlm.yaml` beside it.
 
@@ -129,9 +127,8 @@ def write_model(
         model: The model; its config says that it is bidirectional.
         tokenizer: Its tokenizer.
         sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
-        weights: Written in place of the model's own, such as their moving average.
     """
-    model.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if sidecar is not None:
         (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")

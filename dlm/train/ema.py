@@ -1,6 +1,6 @@
 """An average of the weights over the last stretch of the run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -61,7 +61,7 @@ class Ema:
 
 
 @torch.no_grad()
-def copy_weights(weights: dict[str, Tensor], model: nn.Module) -> None:
+def copy_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     """Copies weights into the model's parameters, by name."""
     for name, parameter in model.named_parameters():
         parameter.copy_(weights[name])

@@ -51,45 +51,39 @@ class RunFolder:
         config: The resolved configuration.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, *, replaces: bool = False) -> None:
         """Use `create` or `reopen`."""
         self.path = path
         self.config = config
         self.checkpoints = path / CHECKPOINTS
+        self._replaces = replaces
 
     @classmethod
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> "RunFolder":
-        """Begins a run.
+        """Plans a run; nothing is written or removed before `begin`.
 
         Args:
             path: Where.
-            config: Written into the folder.
-            overwrite: Whether a run that is there already is removed first.
+            config: The resolved configuration.
+            overwrite: Whether a run that is there already is removed.
 
         Returns:
             The folder.
 
         Raises:
             ConfigError: Something is there already and `overwrite` is not set, or it is no run.
-            CheckpointError: The folder cannot be written.
         """
-        try:
-            if path.exists() and any(path.iterdir()):
-                if not overwrite:
-                    raise ConfigError(
-                        f"{path} exists already: go on with it by --resume, start again by --overwrite, "
-                        "or choose another folder by --run-dir"
-                    )
-                if not (path / "config.yaml").exists():
-                    raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
-                shutil.rmtree(path)
-            (path / CHECKPOINTS).mkdir(parents=True)
-            draft = path / ".config.yaml.draft"
-            draft.write_text(yaml.safe_dump(dump_config(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-            draft.replace(path / "config.yaml")
-        except OSError as error:
-            raise CheckpointError(f"cannot write the run folder {path}: {error.strerror}") from error
-        return cls(path, config)
+        if path.is_file():
+            raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
+        taken = path.exists() and any(path.iterdir())
+        if taken and not overwrite:
+            raise ConfigError(
+                f"{path} exists already: go on with it by --resume, start again by --overwrite, "
+                "or choose another folder by --run-dir"
+            )
+        if taken and not (path / "config.yaml").exists():
+            raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
+        return cls(path, config, replaces=taken)
 
     @classmethod
     def reopen(cls, path: Path, config: Config | None = None) -> "RunFolder":
@@ -111,6 +105,24 @@ class RunFolder:
         if config is not None:
             _check_same(path, begun, config)
         return cls(path, config or begun)
+
+    def begin(self) -> None:
+        """Makes the folder and writes the configuration into it.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        try:
+            if self._replaces:
+                shutil.rmtree(self.path)
+                self._replaces = False
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            draft = self.path / ".config.yaml.draft"
+            text = yaml.safe_dump(dump_config(self.config), sort_keys=False, allow_unicode=True)
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(self.path / "config.yaml")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror}") from error
 
     def last(self) -> Path | None:
         """The newest whole checkpoint."""
@@ -147,7 +159,7 @@ class RunFolder:
 
     def resume(self) -> tuple[Path, Progress] | None:
         """The newest checkpoint and where it stands, after the links are set right; None before the first."""
-        path = self.last()
+        path = None if self._replaces else self.last()
         if path is None:
             return None
         try:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +23,7 @@ from dlm.diffusion.process import Absorbing
 from dlm.diffusion.schedule import Linear
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
-from dlm.model.backbone import Backbone, attention_implementation, build_model
+from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from dlm.model.checkpoint import Sidecar, write_model
 from dlm.model.tokenizer import build_tokenizer, never_emitted, special_ids
 from dlm.pipeline import DiffusionLM
@@ -94,6 +93,7 @@ class Trainer:
             CheckpointError: A checkpoint could not be written.
         """
         train = self.config.train
+        self.run.begin()
         metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
         self.reporter.begin(self._facts())
         if train.trackers:
@@ -211,21 +211,23 @@ class Trainer:
     def _fill(self, folder: Path) -> None:
         """The averaged weights as the model; its own weights and the optimizers in `trainer/`."""
         model = self.backbone.model
-        averaged = {**model.state_dict(), **self.ema.weights} if self.ema else None
-        write_model(folder, model, self.tokenizer, self._sidecar(), averaged)
+        with self.ema.applied(model) if self.ema else nullcontext():
+            write_model(folder, model, self.tokenizer, self._sidecar())
         if self.ema:
             save_tensors(dict(model.named_parameters()), folder / TRAINER / "weights.safetensors")
         save_tensors(optimizer_tensors(self.optimizers), folder / TRAINER / "optimizer.safetensors")
 
     def _restore(self, folder: Path) -> None:
         """Puts back what `_fill` wrote."""
-        saved = partial(load_tensors, device=str(self.device))
-        weights = saved(folder / "model.safetensors")
+        model, device = self.backbone.model, str(self.device)
+        # Through transformers, which alone knows under which of their names it stored tied weights.
+        stored = load_model(str(folder), model.config._attn_implementation).named_parameters()
+        weights = {name: weight.detach().to(self.device) for name, weight in stored}
         if self.ema:
-            self.ema.weights.update({name: weights[name] for name in self.ema.weights})
-            weights = saved(folder / TRAINER / "weights.safetensors")
-        copy_weights(weights, self.backbone.model)
-        restore_optimizers(self.optimizers, saved(folder / TRAINER / "optimizer.safetensors"))
+            self.ema.weights = weights
+            weights = load_tensors(folder / TRAINER / "weights.safetensors", device)
+        copy_weights(weights, model)
+        restore_optimizers(self.optimizers, load_tensors(folder / TRAINER / "optimizer.safetensors", device))
 
     def _facts(self) -> RunFacts:
         return RunFacts(

@@ -1,0 +1,38 @@
+# Two cores and no GPU are enough for everything here. `make help` lists the targets.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+RUN ?= runs/demo
+T ?= tests
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 16
+
+setup: $(READY)  ## create .venv and install the pinned set and dlm into it
+
+$(READY): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## train the default model on Python source, then sample, infill and evaluate it
+	@BIN=$(BIN) RUN=$(RUN) bash .ci/demo
+
+test: $(READY)  ## run the tests; T=tests/diffusion for a part, PYTEST="-m 'not long'" for the quick ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST) $(T)
+
+check: $(READY)  ## format, lint, types, docstrings, and that each floor imports only the floors below
+	$(BIN)/ruff format --check dlm tests
+	$(BIN)/ruff check dlm tests
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet dlm
+	$(BIN)/lint-imports
+
+format: $(READY)  ## format the code and sort its imports
+	$(BIN)/ruff check --fix-only --quiet dlm tests
+	$(BIN)/ruff format dlm tests

@@ -1,0 +1,77 @@
+"""What every test shares: no network, one thread, a cache that vanishes, and a tiny model that learned nothing."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
+
+import datasets
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dlm.config import Bytes, Config, parse_config
+from dlm.model.backbone import build_model
+from dlm.model.checkpoint import Sidecar
+from dlm.model.tokenizer import build_tokenizer, special_ids
+from dlm.pipeline import DiffusionLM
+
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+"""A qwen3 that takes a millisecond."""
+
+MakeLM = Callable[[PreTrainedTokenizerBase, int], DiffusionLM]
+"""(tokenizer, context) -> a random model; with wide weights, so that its predictions are far from uniform."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One thread, and a cache of `datasets` in a temporary folder; gives that folder."""
+    threads, cache = torch.get_num_threads(), datasets.config.HF_DATASETS_CACHE
+    torch.set_num_threads(1)
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+    yield datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = cache
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    return parse_config({"data": {"train": {"format": "text", "path": "none.txt"}, "length": 32}})
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> PreTrainedTokenizerBase:
+    return build_tokenizer(Bytes(), lambda: ())
+
+
+@pytest.fixture(scope="session")
+def make_lm(tiny_config: Config) -> MakeLM:
+    def make(tokenizer: PreTrainedTokenizerBase, length: int) -> DiffusionLM:
+        ids = special_ids(tokenizer)
+        model = build_model(
+            "qwen3",
+            {**TINY, "initializer_range": 0.3},
+            vocabulary=len(tokenizer),
+            length=length,
+            special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end},
+            attention="eager",
+            seed=0,
+        )
+        config = parse_config({"data": {"train": {"format": "text", "path": "none.txt"}, "length": length}})
+        return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
+    """A byte model with a context of 32."""
+    return make_lm(byte_tokenizer, 32)

@@ -1,0 +1,73 @@
+"""A template is its text, cut at the holes: nothing is lost, added or taken for something else."""
+
+import random
+
+import pytest
+
+from dlm.errors import DataError
+from dlm.template import Hole, parse_template
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[MASK:3]", (Hole(3),)),
+        ("a[MASK:3]b", ("a", Hole(3), "b")),
+        ("[MASK:1][MASK:2]", (Hole(1), Hole(2))),
+        ("a [MASK:1] b [MASK:20] c", ("a ", Hole(1), " b ", Hole(20), " c")),
+        (r"\[MASK:3] [MASK:1]", ("[MASK:3] ", Hole(1))),
+        (r"\\[MASK:3]", ("\\", Hole(3))),
+        (r"\\\[MASK:3][MASK:1]", ("\\[MASK:3]", Hole(1))),
+        (r"C:\[dir] [MASK:1]", ("C:\\[dir] ", Hole(1))),
+        ("[mask:3][MASK:1][MASK 2]", ("[mask:3]", Hole(1), "[MASK 2]")),
+        ("[MASK:007]", (Hole(7),)),
+        ("[[MASK:2]]", ("[", Hole(2), "]")),
+        ("line\r\n[MASK:2]\r\n", ("line\r\n", Hole(2), "\r\n")),
+    ],
+)
+def test_parts(text: str, parts: tuple[str | Hole, ...]) -> None:
+    assert parse_template(text) == parts
+
+
+@pytest.mark.parametrize("size", ["0", "00", "-1", "1.5", "", " ", "x", "1e3", "9" * 10, "9" * 400, "\u0663", "\u00b2"])
+def test_a_size_that_is_no_positive_number_is_refused(size: str) -> None:
+    with pytest.raises(DataError, match="at least 1") as caught:
+        parse_template(f"a[MASK:{size}]b")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "no hole", r"\[MASK:3]", "[MASK]", "[MASK:3", "[MASK:\n3]", "<|mask|>"])
+def test_a_text_without_a_hole_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="no span"):
+        parse_template(text)
+
+
+def test_another_marker_leaves_the_usual_one_as_text() -> None:
+    assert parse_template("[MASK:3][GAP.:2]", "GAP.") == ("[MASK:3]", Hole(2))
+    with pytest.raises(DataError, match=r"\[GAP:12\]"):
+        parse_template("[MASK:3]", "GAP")
+    with pytest.raises(DataError):
+        parse_template("[GAPX:2]", "GAP.")  # a marker is a word, not a pattern
+
+
+def test_escaping_a_text_and_parsing_it_gives_it_back() -> None:
+    stream = random.Random(0)
+    alphabet = ["\\", "[", "]", "MASK", ":", "3", "[MASK:3]", "\\[MASK:0]", "\n", "é", "x"]
+    for _ in range(500):
+        parts: list[str | Hole] = []
+        for _ in range(stream.randint(1, 3)):
+            parts += ["".join(stream.choices(alphabet, k=stream.randint(0, 6))), Hole(stream.randint(1, 30))]
+        parts.append("".join(stream.choices(alphabet, k=stream.randint(0, 6))))
+        written = "".join(f"[MASK:{part.tokens}]" if isinstance(part, Hole) else escape(part) for part in parts)
+        assert parse_template(written) == tuple(part for part in parts if part != "")
+
+
+def escape(text: str) -> str:
+    """Doubles the backslashes before a hole and adds one; those at the end stand before the hole that follows."""
+    import re
+
+    def more(found: "re.Match[str]") -> str:
+        slashes, hole = found.groups()
+        return slashes * 2 + ("\\" + hole if hole else "")
+
+    return re.sub(r"(\\*)(\[MASK:[^\]\n]*\]|$(?![\s\S]))", more, text)
