@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Bytes, Config, parse_config
+from dlm.errors import DlmError
 from dlm.model.backbone import build_model
 from dlm.model.checkpoint import Sidecar
 from dlm.model.tokenizer import build_tokenizer, special_ids
@@ -29,6 +31,23 @@ TINY = {
 
 MakeLM = Callable[[PreTrainedTokenizerBase, int], DiffusionLM]
 """(tokenizer, context) -> a random model; with wide weights, so that its predictions are far from uniform."""
+
+
+Refused = Callable[..., AbstractContextManager[None]]
+"""(kind of error, words...) -> a context in which that error is raised, in one line that holds the words."""
+
+
+@pytest.fixture(scope="session")
+def refused() -> Refused:
+    @contextmanager
+    def check(kind: type[DlmError], *words: str) -> Iterator[None]:
+        with pytest.raises(kind) as caught:
+            yield
+        message = str(caught.value)
+        assert type(caught.value) is kind and "\n" not in message and len(message) < 600
+        assert [word for word in words if word not in message] == [], message
+
+    return check
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,46 +67,39 @@ def generate(
         one holds no mask at an editable position.
     """
     x_BL = canvas_BL.masked_fill(editable_BL, mask_id)
-    rows_B = len(x_BL)
-    calls, calls_B = 0, torch.zeros(rows_B, dtype=torch.long)
+    calls, calls_B = 0, torch.zeros(len(x_BL), dtype=torch.long)
     yield State(x_BL.clone(), torch.zeros_like(editable_BL), calls, calls_B.clone())
 
     for window_BL in _windows(editable_BL, block_length):
-        start_B = _open(x_BL, window_BL, mask_id, stop_id, editable_BL).sum(1)
+        start_B = _open(x_BL, window_BL, editable_BL, mask_id, stop_id).sum(1)
         for index in itertools.count(1):
-            open_BL = _open(x_BL, window_BL, mask_id, stop_id, editable_BL)
-            active = open_BL.any(1)
-            if budget.informed or not active.any():
-                count_R = None
-            else:
-                rows = active.nonzero()[:, 0]
-                step = Step(index, open_BL[rows].sum(1), start_B[rows], None, None)
-                count_R = budget.count(step, [generators[b] for b in rows.tolist()])
-                active[rows] = count_R > 0
-                count_R = count_R[count_R > 0]
-            rows = active.nonzero()[:, 0]
+            open_BL = _open(x_BL, window_BL, editable_BL, mask_id, stop_id)
+            rows = open_BL.any(1).nonzero()[:, 0]
             if not rows.numel():
-                if not open_BL.any():
-                    break
-                continue  # this step of the grid reveals nothing anywhere
+                break
+            count_R = None
+            if not budget.informed:
+                streams = [generators[b] for b in rows.tolist()]
+                count_R = budget.count(Step(index, open_BL[rows].sum(1), start_B[rows]), streams)
+                rows, count_R = rows[count_R > 0], count_R[count_R > 0]
+                if not rows.numel():
+                    continue  # this step of the grid reveals nothing, and so costs nothing
 
+            # From here on R stands for the rows that change in this step.
             streams = [generators[b] for b in rows.tolist()]
-            masked_RL = open_BL[rows]
-            t_R = (x_BL[rows] == mask_id).double().mean(1)
+            x_RL, open_RL = x_BL[rows], open_BL[rows]
+            t_R = (x_RL == mask_id).double().mean(1)
             predictions = None
             if order.informed or budget.informed:
-                predictions = Predictions(denoiser(x_BL[rows], t_R, masked_RL), masked_RL)
-            scores_RL = order.score(masked_RL, predictions, streams)
+                predictions = Predictions(denoiser(x_RL, t_R, open_RL), open_RL)
+            scores_RL = order.score(open_RL, predictions, streams)
             if count_R is None:
-                step = Step(index, masked_RL.sum(1), start_B[rows], scores_RL, predictions)
-                count_R = budget.count(step, streams)
+                count_R = budget.count(Step(index, open_RL.sum(1), start_B[rows], scores_RL, predictions), streams)
             chosen_RL = largest(scores_RL, count_R)
-            log_p_NV = predictions.at(chosen_RL) if predictions else denoiser(x_BL[rows], t_R, chosen_RL)
+            log_p_NV = predictions.at(chosen_RL) if predictions else denoiser(x_RL, t_R, chosen_RL)
             u_N = torch.cat(uniforms(streams, count_R.tolist()))
 
-            x_RL = x_BL[rows]
-            x_RL[chosen_RL] = token.draw(log_p_NV, u_N)
-            x_BL[rows] = x_RL
+            x_BL[rows] = x_RL.masked_scatter(chosen_RL, token.draw(log_p_NV, u_N))
             changed_BL = torch.zeros_like(editable_BL)
             changed_BL[rows] = chosen_RL
             calls += 1
@@ -127,7 +120,7 @@ def _windows(editable_BL: Tensor, block_length: int | None) -> Iterator[Tensor]:
         yield editable_BL & (block_BL == block)
 
 
-def _open(x_BL: Tensor, window_BL: Tensor, mask_id: int, stop_id: int | None, editable_BL: Tensor) -> Tensor:
+def _open(x_BL: Tensor, window_BL: Tensor, editable_BL: Tensor, mask_id: int, stop_id: int | None) -> Tensor:
     """The masks of this window that are still to be revealed: none that stand after a stop already written."""
     open_BL = (x_BL == mask_id) & window_BL
     if stop_id is None:

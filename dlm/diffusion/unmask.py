@@ -162,8 +162,8 @@ class Step:
     index: int
     masked_B: Tensor
     start_B: Tensor
-    scores_BL: Tensor | None
-    predictions: Predictions | None
+    scores_BL: Tensor | None = None
+    predictions: Predictions | None = None
 
 
 class Budget(Protocol):
