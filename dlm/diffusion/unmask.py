@@ -19,6 +19,9 @@ from dlm.diffusion.schedule import Linear, Schedule
 
 Generators = Sequence[torch.Generator]
 
+CPU_SLICE = 2**19
+"""Entries of a distribution drawn from at once on a CPU: in float64 they still fit its cache, ten times faster."""
+
 
 class Predictions:
     """What the denoiser says of the masked positions, with the statistics that orders and budgets ask for."""
@@ -340,11 +343,18 @@ class TokenChoice:
         """
         if self.temperature == 0.0:
             return log_p_NV.argmax(-1)
-        p_NV = self._kept(log_p_NV.double() / self.temperature).softmax(-1)
-        cdf_NV = p_NV.cumsum(-1)
+        rows = max(CPU_SLICE // log_p_NV.shape[-1], 1) if log_p_NV.device.type == "cpu" else len(log_p_NV)
+        slices = zip(log_p_NV.split(rows), u_N.to(log_p_NV.device).split(rows), strict=True)
+        return torch.cat([self._inverse(part_NV, part_N) for part_NV, part_N in slices])
+
+    def _inverse(self, log_p_NV: Tensor, u_N: Tensor) -> Tensor:
+        """The first token whose cumulative weight is above u times the total."""
+        logits_NV = self._kept(log_p_NV.double() / self.temperature)
+        # Less the largest: at a low temperature every weight would else be zero.
+        cdf_NV = (logits_NV - logits_NV.amax(-1, keepdim=True)).exp().cumsum(-1)
         total_N1 = cdf_NV[:, -1:]
-        # Strictly below the total, so that the first larger entry exists and has a probability of its own.
-        target_N1 = torch.minimum(u_N.to(cdf_NV)[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
+        # Strictly below the total, so that the first larger entry exists and has a weight of its own.
+        target_N1 = torch.minimum(u_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
         return torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
 
     def _kept(self, logits_NV: Tensor) -> Tensor:
