@@ -10,7 +10,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data
-from dlm.cli.options import Grid, OrderName
+from dlm.cli.options import Grid
 from dlm.errors import ConfigError, DataError
 
 
@@ -64,7 +64,7 @@ def infill(
     check_suffix(export)
     sampler = options.build_sampler(
         order=order,
-        default=OrderName.MARGIN,
+        default="margin",
         steps=steps,
         grid=grid,
         threshold=threshold,

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -11,16 +11,6 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from dlm.diffusion.unmask import Budget, Order
     from dlm.pipeline import Sampler
-
-
-class OrderName(StrEnum):
-    """The names of the orders."""
-
-    RANDOM = "random"
-    CONFIDENCE = "confidence"
-    MARGIN = "margin"
-    ENTROPY = "entropy"
-    LEFT_TO_RIGHT = "left-to-right"
 
 
 class Grid(StrEnum):
@@ -45,8 +35,14 @@ Export = Annotated[
     Path | None, typer.Option(help="Write the denoising as a page (.html) or picture (.svg).", show_default=False)
 ]
 OrderOption = Annotated[
-    OrderName | None,
-    typer.Option("--order", help="Which masked positions first.", rich_help_panel=HOW, show_default=False),
+    str | None,
+    typer.Option(
+        "--order",
+        metavar="NAME",
+        help="Which masked positions first: random, confidence, margin, entropy, left-to-right.",
+        rich_help_panel=HOW,
+        show_default=False,
+    ),
 ]
 Steps = Annotated[
     int | None,
@@ -104,8 +100,8 @@ TopP = Annotated[
 
 def build_sampler(
     *,
-    order: OrderName | None,
-    default: OrderName,
+    order: str | None,
+    default: str,
     steps: int | None,
     grid: Grid,
     threshold: float | None,
@@ -150,9 +146,9 @@ def build_sampler(
     if len(named) > 1:
         raise ConfigError(f"{' and '.join(named)} are different budgets: give one of them")
     if order is None and (threshold is not None or factor is not None):
-        default = OrderName.CONFIDENCE
+        default = "confidence"
     elif order is None and entropy_bound is not None:
-        default = OrderName.ENTROPY
+        default = "entropy"
     return Sampler(
         order=_order(order or default),
         budget=_budget(steps, grid, threshold, factor, entropy_bound),
@@ -161,11 +157,14 @@ def build_sampler(
     )
 
 
-def _order(name: OrderName) -> "Order":
-    from dlm.diffusion import unmask
+def _order(name: str) -> "Order":
+    from dlm.diffusion.unmask import AnyOrder
 
-    classes = (unmask.Random, unmask.Confidence, unmask.Margin, unmask.Entropy, unmask.LeftToRight)
-    return {c.name: c for c in classes}[name.value]()
+    classes = {choice.name: choice for choice in get_args(AnyOrder)}
+    if name not in classes:
+        raise ConfigError(f"--order: there is no order {name!r}; valid: {', '.join(classes)}")
+    order: Order = classes[name]()
+    return order
 
 
 def _budget(

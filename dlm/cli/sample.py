@@ -8,7 +8,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data
-from dlm.cli.options import Grid, OrderName
+from dlm.cli.options import Grid
 
 
 def sample(
@@ -52,7 +52,7 @@ def sample(
     check_suffix(export)
     sampler = options.build_sampler(
         order=order,
-        default=OrderName.RANDOM,
+        default="random",
         steps=steps,
         grid=grid,
         threshold=threshold,
