@@ -123,6 +123,7 @@ class TrainingDisplay:
         """A line with the bound and its error."""
         half = (report.nats_per_token_ci95[1] - report.nats_per_token_ci95[0]) / 2
         self._validation = f"  bound {report.nats_per_token:.4f}"
+        self._progress.update(self._task, validation=self._validation)
         self._say(
             f"[bold]step {step}[/]  validation bound [bold green]{report.nats_per_token:.4f}[/] ± {half:.4f} "
             f"nats/token{'  (best so far)' if best else ''}"

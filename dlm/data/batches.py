@@ -54,7 +54,7 @@ class Tokens:
         folder = Path(datasets.config.HF_DATASETS_CACHE) / "dlm" / key
         try:
             return cls._open(folder)
-        except (OSError, ValueError):  # not there yet, or left half written
+        except (OSError, ValueError, EOFError):  # not there yet, or left half written
             cls._write(folder, documents, encode, end_id, kind)
         return cls._open(folder)
 

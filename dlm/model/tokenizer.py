@@ -142,14 +142,22 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
         One piece an id.
     """
     parts: list[str] = []
-    start = done = 0  # decoding begins at `start`, whose text up to `done` has been given out
+    start = done = 0  # the window that is decoded begins at `start`, the next one at `done`: never inside a character
+    given = ""  # of the window's text, what has been given out
     for end in range(1, len(ids) + 1):
-        before = decode(tokenizer, ids[start:done])
         now = decode(tokenizer, ids[start:end])
-        waiting = end - done < 4 and now.endswith("\ufffd") and end < len(ids)
-        parts.append("" if waiting else now[len(before) :])
-        if not waiting:
-            start, done = done, end
+        # An incomplete character shows as one U+FFFD at the end; one that is meant comes with the next token.
+        sure = now if end == len(ids) else now.removesuffix("\ufffd")
+        parts.append(sure[len(given) :])
+        given = sure
+        cut = end
+        if sure != now:  # a cut inside a character would decode to one U+FFFD more
+            before = range(end - 1, max(done, end - 4), -1)
+            cut = next((i for i in before if decode(tokenizer, ids[start:i]) + decode(tokenizer, ids[i:end]) == now), 0)
+        if cut > done:
+            start, done = done, cut
+            window = decode(tokenizer, ids[start:end])
+            given = window if sure == now else window.removesuffix("\ufffd")
     return parts
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -256,14 +257,18 @@ def bf16_is_native() -> bool:
 
 def _accelerator(config: Config, folder: Path) -> Accelerator:
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and bf16_is_native())
-    try:
-        return Accelerator(
-            mixed_precision="bf16" if bf16 else "no",
-            log_with=list(config.train.trackers) or None,
-            project_dir=folder,
-        )
-    except ValueError as error:
-        raise ConfigError(f"train: {' '.join(str(error).split())}") from error
+    ready = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in config.train.trackers:
+        if name not in ready:
+            raise ConfigError(
+                f"train.trackers: {name!r} is not one that Accelerate knows, or its package is not installed; "
+                f"ready here: {', '.join(sorted(ready)) or 'none'}"
+            )
+    return Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=list(config.train.trackers) or None,
+        project_dir=folder,
+    )
 
 
 def _tokenizer(config: Config, documents: Dataset, checkpoint: Path | None) -> PreTrainedTokenizerBase:
