@@ -203,7 +203,7 @@ class FixedSteps:
         done = min(step.index / self.steps, 1.0)
         left = 1.0 - done if self.grid == "linear" else math.cos(math.pi / 2 * done)
         # The small amount keeps 0.9999... from asking for one mask less than the exact share.
-        remaining_B = (step.start_B * left + 1e-9).floor().long()
+        remaining_B = (step.start_B.double() * left + 1e-9).floor().long()
         return (step.masked_B - remaining_B).clamp(min=0)
 
 
