@@ -93,7 +93,7 @@ class DiffusionLM:
         context: The longest sequence, in tokens.
         process: The forward process.
         denoiser: Predicts clean tokens; scores and samples.
-        text_denoiser: The same without the end of text, for the inside of a text.
+        text_denoiser: The same without the end of text and the unknown character, for the inside of a text.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class DiffusionLM:
             precision: What the network computes in; the log-probabilities are float32 or wider in any case.
 
         Raises:
-            CheckpointError: The tokenizer has an id that the model has no logit for.
+            CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
         """
         ids = special_ids(tokenizer)
         self.model, self.tokenizer, self.sidecar = model, tokenizer, sidecar
@@ -121,13 +121,19 @@ class DiffusionLM:
         self._backbone = Backbone(model, ids.pad)
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
+        if sidecar is not None and sidecar.mask_id != ids.mask:
+            raise CheckpointError(
+                f"the mask of this tokenizer is {ids.mask} and the model was trained with {sidecar.mask_id}: "
+                "the tokenizer is not the model's own"
+            )
         self.context = (
             sidecar.config.data.length if sidecar else int(getattr(model.config, "max_position_embeddings", 512))
         )
         never = never_emitted(tokenizer, self._backbone.vocabulary)
         self.process = Absorbing(Linear(), ids.mask)
         self.denoiser: Denoiser = Subs(self._network, never)
-        self.text_denoiser: Denoiser = Subs(self._network, [*never, ids.end])
+        unknown = [] if tokenizer.unk_token_id is None else [int(tokenizer.unk_token_id)]
+        self.text_denoiser: Denoiser = Subs(self._network, [*never, ids.end, *unknown])
         self._end_id, self._pad_id = ids.end, ids.pad
 
     @classmethod

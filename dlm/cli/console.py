@@ -96,7 +96,7 @@ class TrainingDisplay:
             f"{facts.device}, {facts.precision}, {facts.attention} attention"
         )
         if facts.first > facts.steps:
-            self._say(f"all {facts.steps} steps are done already; train.steps asks for more")
+            self._say(f"all {facts.steps} steps are done already")
         elif facts.first > 1:
             self._say(f"going on after step {facts.first - 1}")
         self._task = self._progress.add_task(

@@ -51,6 +51,7 @@ def evaluate(
     from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
     from dlm.pipeline import DiffusionLM
 
+    options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device, precision="bf16" if precision == "bf16" else "fp32")
     documents = _documents(lm, data, split, field)
     if max_documents:

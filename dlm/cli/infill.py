@@ -76,6 +76,7 @@ def infill(
         top_p=top_p,
     )
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
+    options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device)
     with Recorder(lm, live=watch, keep=export is not None) as recorder:
         results = lm.infill_many(

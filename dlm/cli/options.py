@@ -98,6 +98,16 @@ TopP = Annotated[
 ]
 
 
+def check_device(name: str | None) -> None:
+    """Refuses a device that is not there, before anything is loaded onto it."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last two: torch was built without it
+        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]:.120}") from error
+
+
 def build_sampler(
     *,
     order: str | None,

@@ -63,6 +63,7 @@ def sample(
         top_k=top_k,
         top_p=top_p,
     )
+    options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device)
     began = time.perf_counter()
     with Recorder(lm, live=watch, keep=export is not None) as recorder:

@@ -66,30 +66,36 @@ def exact_count_nelbo(
 
 
 def grid_nelbo(
-    denoiser: Denoiser, process: Absorbing, x0_BL: Tensor, u_BD: Tensor, generators: Sequence[torch.Generator]
+    denoiser: Denoiser,
+    process: Absorbing,
+    x0_BL: Tensor,
+    t_BD: Tensor,
+    generators: Sequence[torch.Generator],
+    symbols: int,
 ) -> Tensor:
-    """The continuous-time bound, estimated at given quantiles of time.
+    """The continuous-time bound, estimated at given times.
 
-    NELBO = int_0^1 -alpha'(t)/(1 - alpha(t)) E[sum of the masked tokens' cross-entropy] dt, plus the prior
-    and reconstruction terms, which vanish where alpha(1) = 0 and alpha(0) = 1 (MDLM, 2406.07524, eq. 11).
+    NELBO = int_0^1 -alpha'(t)/(1 - alpha(t)) E[sum of the masked tokens' cross-entropy] dt (MDLM, 2406.07524,
+    eq. 11), plus what the two ends of time cost; see `Absorbing.edge_nats`.
 
     Args:
         denoiser: Predicts the clean tokens.
         process: The forward process.
         x0_BL: Clean ids.
-        u_BD: D times in (0, 1] for each sequence: independent, or stratified.
+        t_BD: D times in (0, 1] for each sequence: independent, or stratified.
         generators: One stream a sequence.
+        symbols: K, the number of ids that text is made of.
 
     Returns:
         One estimate a sequence and draw, in nats, float64, shape (B, D).
     """
     terms = []
-    for t_B in u_BD.double().unbind(1):
+    for t_B in t_BD.double().unbind(1):
         xt_BL = process.corrupt(x0_BL, t_B, generators)
         weight_B = -process.schedule.alpha_prime(t_B) / (1.0 - process.schedule.alpha(t_B))
         masked_BL = xt_BL == process.mask_id
         terms.append(weight_B.to(x0_BL.device) * _cross_entropy(denoiser, process, x0_BL, masked_BL, t_B).sum(1))
-    return torch.stack(terms, dim=1)
+    return torch.stack(terms, dim=1) + process.edge_nats(symbols) * x0_BL.shape[1]
 
 
 def chain_rule_nll(

@@ -1,5 +1,6 @@
 """Forward processes: how text is corrupted, and how one step of it is undone when the clean text is known."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,21 @@ class Absorbing:
         reveal = self.reveal_probability(s, t).to(p0_BLS)
         masked_BL1 = (xt_BL == self.mask_id)[..., None]
         return torch.where(masked_BL1, reveal * p0_BLS + (1.0 - reveal) * stays_BLS, stays_BLS)
+
+    def edge_nats(self, symbols: int) -> float:
+        """What the bound costs a token at the two ends of time: alpha(1) ln K + (1 - alpha(0)) ln K.
+
+        At t = 1 a token that is still clean is not what the prior says, and at t = 0 one that is masked
+        already must be guessed; for schedules from exactly 1 to exactly 0 both vanish.
+
+        Args:
+            symbols: K, the number of ids that text is made of.
+
+        Returns:
+            Nats a token.
+        """
+        alpha_0, alpha_1 = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return float((alpha_1 + 1.0 - alpha_0) * math.log(symbols))
 
     def prior(self, shape: Sequence[int]) -> Tensor:
         """The state at t = 1, ids of the given shape: all masks."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,7 +93,7 @@ def read_sidecar(path: str) -> Sidecar | None:
             return None
     else:
         try:
-            file = Path(hf_hub_download(path, SIDECAR))
+            file = Path(hf_hub_download(path, SIDECAR, local_files_only=not _reachable(path)))
         except LocalEntryNotFoundError as error:  # before its parent: it says that the network is away
             raise _unreachable(path) from error
         except EntryNotFoundError:
@@ -182,6 +182,17 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reachable(path: str) -> bool:
+    """Whether the Hub answers at all: asked once, where a download would try for half a minute."""
+    try:
+        HfApi().file_exists(path, SIDECAR)
+    except (HfHubHTTPError, ValueError):
+        return True  # it answered; the download says what is wrong
+    except Exception:  # each of its network libraries raises its own
+        return False
+    return True
 
 
 def _unreachable(path: str) -> CheckpointError:

@@ -169,10 +169,11 @@ def never_emitted(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[i
         vocabulary: The number of ids the network has a logit for.
 
     Returns:
-        The mask, the padding, every other special token but the end of text, and ids beyond the tokenizer's.
+        The mask, the padding, every other special token but the end of text and the unknown character, which
+        texts do hold, and ids beyond the tokenizer's.
     """
     never = set(tokenizer.all_special_ids) | set(range(len(tokenizer), vocabulary))
-    return sorted(never - {tokenizer.eos_token_id})
+    return sorted(never - {tokenizer.eos_token_id, tokenizer.unk_token_id})
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -203,6 +204,9 @@ def _load(path: str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"cannot load a tokenizer from {path}: {reason}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer in {path} has no fast version, which dlm needs")
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        # Where the files are missing, transformers makes an empty one from the model's type.
+        raise CheckpointError(f"{path} holds no tokenizer, or one without a vocabulary: copy its files there")
     return tokenizer
 
 

@@ -1,5 +1,6 @@
 """The training loop. Its state is (config, step): everything random in it follows from those two."""
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -107,10 +108,12 @@ class Trainer:
                     self.reporter.step(line)
                     self.accelerator.log({"loss": line.loss, "nelbo": line.nelbo, "lr": line.lr}, step=step)
                     last = step == train.steps
-                    if last or step % train.validate_every == 0:
-                        self._validate(step, metrics)
-                        self._save()
-                    elif stopped or (train.save_every and step % train.save_every == 0):
+                    validates = last or step % train.validate_every == 0
+                    if validates or stopped or (train.save_every and step % train.save_every == 0):
+                        weights = torch.nn.utils.get_total_norm(list(self.backbone.parameters()))
+                        self._check_finite("norm of the weights", weights.item(), step)
+                        if validates:
+                            self._validate(step, metrics)
                         self._save()
                     if stopped and not last:
                         raise InterruptedRunError(
@@ -141,16 +144,13 @@ class Trainer:
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, terms.masked]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
         loss, nelbo = (sums[0] / sums[1]).item(), (sums[2] / sums[3]).item()
-        if not torch.isfinite(sums).all():
-            raise TrainingError(
-                f"the loss is not finite at step {step} ({loss}); the last good checkpoint is "
-                f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
-            )
+        self._check_finite("loss", loss if torch.isfinite(sums).all() else math.nan, step)
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
         # Each process summed over its own part; the average over processes becomes one over the global count.
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / sums[1].item())
         norm = clip_gradients(parameters, self.config.optim.clip)
+        self._check_finite("gradient norm", norm.item(), step)
         factor = rate_factor(step, config.steps, self.config.optim)
         set_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
@@ -162,6 +162,14 @@ class Trainer:
         self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
+
+    def _check_finite(self, what: str, value: float, step: int) -> None:
+        """Stops a run that has diverged, before anything of it is saved."""
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {what} is not finite at step {step} ({value}); the last good checkpoint is "
+                f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
+            )
 
     def _terms(self, step: int, positions: range) -> LossTerms:
         """The loss of part of the global batch."""

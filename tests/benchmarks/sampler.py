@@ -1,0 +1,71 @@
+"""What a step of the sampler costs besides the network.
+
+The network is free: it hands out rows of log-probabilities that were made beforehand.
+Run: python -m tests.benchmarks.sampler
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.draws import generator
+from dlm.diffusion.generate import generate
+from dlm.diffusion.unmask import Confidence, FixedSteps, Order, Random, TokenChoice
+
+
+def milliseconds(order: Order, token: TokenChoice, options: argparse.Namespace) -> float:
+    """The median time of a step over whole runs."""
+    shape = (options.batch, options.length)
+    rows = torch.randn(options.batch * options.length, options.vocabulary).log_softmax(-1)
+
+    def free(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        return rows[: int(select_BL.sum())]
+
+    steps = options.length // options.reveal
+    times = []
+    for repeat in range(options.repeats):
+        states = generate(
+            free,
+            torch.zeros(shape, dtype=torch.long),
+            torch.ones(shape, dtype=torch.bool),
+            mask_id=options.vocabulary,
+            order=order,
+            budget=FixedSteps(steps),
+            token=token,
+            generators=[generator(repeat, row) for row in range(options.batch)],
+        )
+        next(states)
+        for _ in range(steps):
+            began = time.perf_counter()
+            next(states)
+            times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabulary", type=int, default=32_768)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--reveal", type=int, default=16, help="positions a row and step")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"vocabulary {options.vocabulary}, batch {options.batch}, length {options.length}, "
+        f"{options.reveal} positions a row and step, {options.threads} threads; median ms a step"
+    )
+    for name, order, token in (
+        ("random", Random(), TokenChoice()),
+        ("random, top-p 0.9", Random(), TokenChoice(top_p=0.9)),
+        ("confidence", Confidence(), TokenChoice()),
+    ):
+        print(f"{name:<20} {milliseconds(order, token, options):8.1f}")
+
+
+if __name__ == "__main__":
+    main()

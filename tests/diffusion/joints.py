@@ -1,0 +1,154 @@
+"""Small joint distributions with exact denoisers: what the mathematics is checked against."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.process import Absorbing
+
+
+@dataclass
+class Joint:
+    """Every text of L tokens over K symbols with its probability; the mask has id K."""
+
+    table: Tensor  # K x K x ... x K, float64, sums to 1
+    calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return self.table.ndim
+
+    @property
+    def symbols(self) -> int:
+        return self.table.shape[0]
+
+    def texts(self) -> Tensor:
+        return torch.tensor(list(itertools.product(range(self.symbols), repeat=self.length)))
+
+    def log_p(self, texts: Tensor) -> Tensor:
+        return torch.stack([self.table[tuple(x.tolist())].log() for x in texts])
+
+    def entropy(self) -> float:
+        return float(torch.special.entr(self.table).sum())
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        """The exact conditional of each selected position given the visible tokens, over K + 1 ids."""
+        self.calls.append((xt_BL.clone(), select_BL.clone()))
+        rows = [self._conditional(xt_BL[b].tolist(), i) for b, i in select_BL.nonzero().tolist()]
+        return torch.stack(rows) if rows else torch.empty(0, self.symbols + 1, dtype=torch.float64)
+
+    def _conditional(self, x: Sequence[int], i: int) -> Tensor:
+        visible = tuple(slice(None) if v == self.symbols or j == i else v for j, v in enumerate(x))
+        left = self.table[visible]
+        axis = sum(isinstance(v, slice) for v in visible[:i])
+        others = [a for a in range(left.ndim) if a != axis]
+        p_K = left.sum(others) if others else left
+        return torch.cat([(p_K / p_K.sum()).log(), torch.tensor([-math.inf], dtype=torch.float64)])
+
+
+def random_joint(length: int, symbols: int, seed: int = 0) -> Joint:
+    weights = torch.rand([symbols] * length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Joint(weights**3 / (weights**3).sum())
+
+
+def twins(symbols: int = 2) -> Joint:
+    """Two identical fair symbols."""
+    return Joint(torch.eye(symbols, dtype=torch.float64) / symbols)
+
+
+class Wrong:
+    """A denoiser of no joint at all: its answers depend on the visible tokens and contradict each other."""
+
+    def __init__(self, symbols: int, length: int, seed: int = 0) -> None:
+        random = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(length, length, symbols + 1, symbols, generator=random, dtype=torch.float64)
+        self.symbols = symbols
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        length = xt_BL.shape[1]
+        positions = torch.arange(length)
+        logits_BLK = torch.stack(
+            [self.weight[:length, positions, x_L].sum(1) for x_L in xt_BL]
+        )  # position i sums what each position j says with the token it holds
+        log_p_NK = logits_BLK[select_BL].log_softmax(-1)
+        return torch.cat([log_p_NK, torch.full((len(log_p_NK), 1), -math.inf, dtype=torch.float64)], dim=1)
+
+
+class Chain:
+    """A stationary two-state Markov chain of any length with exact conditionals given any visible tokens."""
+
+    mask = 2
+
+    def __init__(self, stay: float = 0.95) -> None:
+        self.step = torch.tensor([[stay, 1 - stay], [1 - stay, stay]], dtype=torch.float64)
+        power = [torch.eye(2, dtype=torch.float64)]
+        for _ in range(512):
+            power.append(power[-1] @ self.step)
+        self.power = torch.stack(power)
+
+    def draw(self, rows: int, length: int, seed: int) -> Tensor:
+        random = torch.Generator().manual_seed(seed)
+        flips = torch.rand(rows, length, generator=random, dtype=torch.float64) < self.step[0, 1]
+        flips[:, 0] = torch.rand(rows, generator=random) < 0.5
+        return flips.cumsum(1) % 2
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        """P(x_i | nearest visible neighbours), by powers of the transition matrix."""
+        length = xt_BL.shape[1]
+        index_BL = torch.arange(length).expand(xt_BL.shape)
+        seen_BL = xt_BL != self.mask
+        left_BL = torch.where(seen_BL, index_BL, -1).cummax(1).values
+        right_BL = torch.where(seen_BL, index_BL, length).flip(1).cummin(1).values.flip(1)
+        row_N, at_N = select_BL.nonzero().unbind(1)
+        left_N, right_N = left_BL[row_N, at_N], right_BL[row_N, at_N]
+        p_N2 = torch.full((len(at_N), 2), 0.5, dtype=torch.float64)
+        for side_N, there in ((left_N, left_N >= 0), (right_N, right_N < length)):
+            symbol = xt_BL[row_N[there], side_N[there]]
+            p_N2[there] *= self.power[(at_N[there] - side_N[there]).abs(), symbol]
+        log_p = (p_N2 / p_N2.sum(1, keepdim=True)).log()
+        return torch.cat([log_p, torch.full((len(at_N), 1), -math.inf, dtype=torch.float64)], dim=1)
+
+
+def subsets(length: int, size: int | None = None) -> Iterator[Tensor]:
+    """Every set of positions, or every set of one size, as boolean masks."""
+    for bits in itertools.product([False, True], repeat=length):
+        if size is None or sum(bits) == size:
+            yield torch.tensor(bits)
+
+
+def masked_cross_entropy(denoiser: Denoiser, x0_L: Tensor, masked_L: Tensor, mask_id: int) -> float:
+    """The sum over the masked positions of -log p(x0_i | the others)."""
+    if not masked_L.any():
+        return 0.0
+    xt_1L = x0_L.masked_fill(masked_L, mask_id)[None]
+    log_p = denoiser(xt_1L, masked_L.double().mean()[None], masked_L[None])
+    return -float(log_p.gather(1, x0_L[masked_L][:, None]).sum())
+
+
+def exact_nelbo(denoiser: Denoiser, x0_L: Tensor, mask_id: int) -> float:
+    """E over l of (L/l) E over subsets of size l of the cross-entropy, by enumeration."""
+    length = len(x0_L)
+    total = 0.0
+    for size in range(1, length + 1):
+        terms = [masked_cross_entropy(denoiser, x0_L, s, mask_id) for s in subsets(length, size)]
+        total += sum(terms) / len(terms) / size
+    return total
+
+
+def discrete_nelbo(denoiser: Denoiser, process: Absorbing, x0_L: Tensor, steps: int) -> float:
+    """The T-step bound sum_k (alpha_s - alpha_t)/(1 - alpha_t) E[cross-entropy], by enumerating every xt."""
+    entropy = {tuple(s.tolist()): masked_cross_entropy(denoiser, x0_L, s, process.mask_id) for s in subsets(len(x0_L))}
+    total = 0.0
+    for k in range(1, steps + 1):
+        s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
+        alpha = float(process.schedule.alpha(t))
+        weight = float(process.reveal_probability(s, t))
+        total += weight * sum(
+            alpha ** bits.count(False) * (1 - alpha) ** bits.count(True) * ce for bits, ce in entropy.items()
+        )
+    return total

@@ -1,0 +1,187 @@
+"""Orders, budgets and token choice, on examples worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from dlm.diffusion.draws import generator
+from dlm.diffusion.unmask import (
+    Ancestral,
+    Budget,
+    Confidence,
+    Entropy,
+    EntropyBound,
+    Factor,
+    FixedSteps,
+    LeftToRight,
+    Margin,
+    Order,
+    Predictions,
+    Random,
+    Step,
+    Threshold,
+    TokenChoice,
+)
+
+# Three positions of a row of four. Position 1 is not masked.
+P = torch.tensor([[0.50, 0.49, 0.01], [0.48, 0.26, 0.26], [0.40, 0.30, 0.30]], dtype=torch.float64)
+WHERE = torch.tensor([[True, False, True, True]])
+
+
+def predictions() -> Predictions:
+    return Predictions(P.log(), WHERE)
+
+
+@pytest.mark.parametrize(
+    ("order", "first"),
+    [(Confidence(), [0, 2, 3]), (Margin(), [2, 3, 0]), (Entropy(), [0, 2, 3]), (LeftToRight(), [0, 2, 3])],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_each_order_ranks_as_its_definition_says(order: Order, first: list[int]) -> None:
+    scores = order.score(WHERE, predictions(), ())
+    assert scores.argsort(dim=1, descending=True)[0, :3].tolist() == first
+    assert scores[0, 1] == scores.min()
+
+
+def test_every_permutation_is_equally_likely_in_random_order() -> None:
+    rows = 6000
+    where = torch.ones(rows, 3, dtype=torch.bool)
+    ranked = Random().score(where, None, [generator(row) for row in range(rows)]).argsort(1)
+    found = torch.bincount((ranked * torch.tensor([9, 3, 1])).sum(1))
+    assert stats.chisquare(found[found > 0].numpy()).pvalue > 1e-4 and int((found > 0).sum()) == 6
+
+
+def test_the_statistics_are_the_largest_the_lead_and_the_entropy() -> None:
+    found = predictions()
+    torch.testing.assert_close(found.confidence_BL, torch.tensor([[0.5, 0, 0.48, 0.4]], dtype=torch.float64))
+    torch.testing.assert_close(found.margin_BL, torch.tensor([[0.01, 0, 0.22, 0.1]], dtype=torch.float64))
+    torch.testing.assert_close(found.entropy_BL[0, WHERE[0]], -(P * P.log()).sum(1))
+    torch.testing.assert_close(found.at(torch.tensor([[False, False, True, False]])), P.log()[1:2])
+
+
+def counted(budget: Budget, p_NV: Tensor, order: Order) -> int:
+    where = torch.ones(1, len(p_NV), dtype=torch.bool)
+    found = Predictions(p_NV.log(), where)
+    masked = torch.tensor([len(p_NV)])
+    return int(budget.count(Step(1, masked, masked, order.score(where, found, ()), found), ()))
+
+
+def two(*confidences: float) -> Tensor:
+    c = torch.tensor(confidences, dtype=torch.float64)
+    return torch.stack([c, 1 - c], dim=1)
+
+
+@pytest.mark.parametrize(("threshold", "count"), [(0.95, 1), (0.9, 1), (0.85, 1), (0.75, 2), (0.5, 4)])
+def test_the_threshold_takes_all_above_it_or_else_the_best(threshold: float, count: int) -> None:
+    assert counted(Threshold(threshold), two(0.9, 0.6, 0.8, 0.7), Confidence()) == count
+
+
+@pytest.mark.parametrize(
+    ("factor", "count"),
+    # (n+1)(1-c_n) for c = .99, .95, .8, .7 is .02, .15, .8, 1.5
+    [(0.01, 1), (0.1, 1), (0.2, 2), (0.9, 3), (1.6, 4)],
+)
+def test_the_factor_takes_the_largest_n_with_n_plus_1_times_1_minus_c_below_it(factor: float, count: int) -> None:
+    assert counted(Factor(factor), two(0.8, 0.99, 0.7, 0.95), Confidence()) == count
+
+
+def test_the_entropy_bound_takes_the_longest_prefix_whose_sum_less_its_largest_stays_within() -> None:
+    p = two(0.5, 0.9, 0.99)  # entropies ln 2, h(.9), h(.99); in order: h(.99), h(.9), ln 2
+    small, middle = (float(-(q * q.log()).sum()) for q in two(0.99, 0.9))
+    assert counted(EntropyBound(small - 1e-9), p, Entropy()) == 1
+    assert counted(EntropyBound(small + 1e-9), p, Entropy()) == 2
+    assert counted(EntropyBound(small + middle - 1e-9), p, Entropy()) == 2
+    assert counted(EntropyBound(small + middle + 1e-9), p, Entropy()) == 3
+
+
+@pytest.mark.parametrize("grid", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 3, 7, 100, 300])
+@pytest.mark.parametrize("length", [1, 10, 100])
+def test_fixed_steps_leave_the_floor_of_the_grids_share_and_end_at_zero(grid: str, steps: int, length: int) -> None:
+    budget = FixedSteps(steps, "cosine" if grid == "cosine" else "linear")
+    masked = torch.tensor([length])
+    for k in range(1, steps + 1):
+        masked = masked - budget.count(Step(k, masked, torch.tensor([length])), ())
+        if grid == "linear":
+            assert int(masked) == length * (steps - k) // steps
+        else:
+            assert abs(int(masked) - length * math.cos(math.pi / 2 * k / steps)) < 1
+    assert int(masked) == 0
+
+
+def test_ancestral_reveals_a_binomial_number_and_everything_at_the_end() -> None:
+    rows, masked = 4000, 6
+    step = Step(2, torch.full((rows,), masked), torch.full((rows,), masked))
+    count = Ancestral(4).count(step, [generator(row) for row in range(rows)])
+    expected = stats.binom(masked, 1 / 3).pmf(range(masked + 1)) * rows  # from t = 3/4 to s = 1/2
+    found = torch.bincount(count, minlength=masked + 1)
+    assert stats.chisquare(found.numpy(), expected).pvalue > 1e-4
+    last = Ancestral(4).count(Step(4, torch.tensor([5, 0]), torch.tensor([6, 6])), [generator(0), generator(1)])
+    assert last.tolist() == [5, 0]
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    assert TokenChoice(0.0).draw(P.log(), torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        (TokenChoice(top_k=1), {1}),
+        (TokenChoice(top_k=2), {1, 3}),
+        (TokenChoice(top_p=0.39), {1}),
+        (TokenChoice(top_p=0.41), {1, 3}),
+        (TokenChoice(top_p=0.71), {1, 2, 3}),
+        (TokenChoice(top_k=3, top_p=0.7), {1, 3}),  # of the three kept .4/.9 + .3/.9 reach .7
+        (TokenChoice(top_p=1.0), {0, 1, 2, 3}),
+    ],
+)
+def test_top_k_and_top_p_keep_exactly_their_set(choice: TokenChoice, kept: set[int]) -> None:
+    log_p = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(1000, 4)
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    assert set(choice.draw(log_p, u).tolist()) == kept
+
+
+def test_tokens_come_as_often_as_they_are_probable() -> None:
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    drawn = TokenChoice().draw(P[:1].log().expand(10_000, 3), u)
+    assert torch.bincount(drawn).tolist() == [5000, 4900, 100]
+
+
+def test_temperature_raises_probabilities_to_its_inverse() -> None:
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    weights = P[0] ** 2 / (P[0] ** 2).sum()
+    found = torch.bincount(TokenChoice(0.5).draw(P[:1].log().expand(10_000, 3), u), minlength=3)
+    torch.testing.assert_close(found / 10_000, weights.float(), atol=2e-4, rtol=0)
+    assert torch.bincount(TokenChoice(1e-4).draw(torch.tensor([[0.5, 0.5]]).log().expand(100, 2), u[::100])).min() == 50
+
+
+def test_a_token_of_probability_1e_6_comes_out_that_often() -> None:
+    p = torch.full((1, 1001), (1 - 1e-6) / 1000, dtype=torch.float64)
+    p[0, -1] = 1e-6
+    # The last 3e-6 of the quantiles, evenly: a third of them belong to the rare token at the end.
+    u = 1 - 3e-6 * (torch.arange(300, dtype=torch.float64) + 0.5) / 300
+    drawn = TokenChoice().draw(p.log().float().expand(300, 1001), u)
+    assert abs(int((drawn == 1000).sum()) - 100) <= 2
+    in_float32 = torch.searchsorted(p.float().cumsum(-1)[0], u.float())
+    assert abs(int((in_float32 >= 1000).sum()) - 100) > 2
+
+
+def test_a_token_of_probability_1e_6_comes_out_that_often_by_chance_too() -> None:
+    draws, rate = 20_000_000, 1e-6
+    log_p = torch.tensor([[1 - rate, rate]], dtype=torch.float64).log()
+    stream = generator("rare")
+    rare = 0
+    for _ in range(20):
+        u = torch.rand(draws // 20, generator=stream, dtype=torch.float64)
+        rare += int(TokenChoice().draw(log_p.expand(len(u), 2), u).sum())
+    assert stats.binomtest(rare, draws, rate).pvalue > 1e-4
+
+
+def test_no_draw_ever_takes_an_impossible_token() -> None:
+    log_p = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]])
+    for u in (0.0, 0.5, 1 - 2**-53):
+        assert TokenChoice().draw(log_p, torch.full((2,), u, dtype=torch.float64)).tolist() == [1, 0]
