@@ -40,9 +40,8 @@ def main() -> None:
     worst = float(estimates["independent t"].std())
     print(f"{options.forwards} forwards, length {options.length}, {options.repeats} repeats; nats a text")
     for name, values in estimates.items():
-        print(
-            f"{name:<32} mean {float(values.mean()):8.3f}   sd {float(values.std()):7.3f}   {float(values.std()) / worst:.2f}"
-        )
+        mean, scatter = float(values.mean()), float(values.std())
+        print(f"{name:<32} mean {mean:8.3f}   sd {scatter:7.3f}   ratio {scatter / worst:.2f}")
 
 
 if __name__ == "__main__":
