@@ -92,7 +92,7 @@ class DiffusionLM:
         sidecar: What its run left beside it; None for a model that `dlm` did not train.
         context: The longest sequence, in tokens.
         process: The forward process.
-        denoiser: Predicts clean tokens; scores and samples.
+        denoiser: Predicts clean tokens; scores texts.
         text_denoiser: The same without the end of text and the unknown character, for the inside of a text.
     """
 
@@ -133,7 +133,8 @@ class DiffusionLM:
         self.process = Absorbing(Linear(), ids.mask)
         self.denoiser: Denoiser = Subs(self._network, never)
         unknown = [] if tokenizer.unk_token_id is None else [int(tokenizer.unk_token_id)]
-        self.text_denoiser: Denoiser = Subs(self._network, [*never, ids.end, *unknown])
+        self._writer: Denoiser = Subs(self._network, [*never, *unknown])
+        self.text_denoiser: Denoiser = Subs(self._network, [*never, *unknown, ids.end])
         self._end_id, self._pad_id = ids.end, ids.pad
 
     @classmethod
@@ -249,7 +250,7 @@ class DiffusionLM:
         for start in range(0, num, batch_size):
             indices = range(start, min(start + batch_size, num))
             final = self._write(
-                self.denoiser,
+                self._writer,
                 [row] * len(indices),
                 [[False] * len(given) + [True] * length] * len(indices),
                 sampler,

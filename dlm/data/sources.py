@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
@@ -17,6 +17,8 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from dlm.config import Data, Source
 from dlm.errors import ConfigError, DataError
@@ -163,9 +165,17 @@ def _read_hub(source: Source, key: str) -> Dataset:
     """A dataset from the Hub; no code of its own is run."""
     assert source.path is not None
     try:
+        if not (Path(datasets.config.HF_DATASETS_CACHE) / source.path.replace("/", "___")).exists():
+            _ask_hub(source.path)
         return load_dataset(source.path, source.subset, split=source.split or "train")
     except Exception as error:
         raise DataError(f"{key}: the dataset {source.path} cannot be had from the Hub: {_line(error)}") from error
+
+
+def _ask_hub(name: str) -> None:
+    """Raises where the Hub does not answer: asked once, where `datasets` would try for half a minute."""
+    with suppress(HfHubHTTPError, ValueError):  # an answer; `datasets` says what is wrong
+        HfApi().repo_exists(name, repo_type="dataset")
 
 
 def _read_stdlib(source: Source, key: str) -> Dataset:

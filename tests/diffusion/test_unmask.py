@@ -167,8 +167,6 @@ def test_a_token_of_probability_1e_6_comes_out_that_often() -> None:
     u = 1 - 3e-6 * (torch.arange(60, dtype=torch.float64) + 0.5) / 60
     drawn = TokenChoice().draw(p.log().float().expand(60, rest + 1), u)
     assert int((drawn == rest).sum()) == 20
-    in_float32 = torch.searchsorted(p.float().cumsum(-1)[0], u.float())
-    assert int((in_float32 >= rest).sum()) != 20
 
 
 def test_a_token_of_probability_1e_6_comes_out_that_often_by_chance_too() -> None:

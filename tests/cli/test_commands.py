@@ -1,0 +1,363 @@
+"""The commands on a run of their own: what they print where, and that equal questions get equal answers."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from dlm.cli.app import app
+from dlm.config import load_config
+from dlm.pipeline import DiffusionLM
+
+CONTEXT = 16
+SIZES = {
+    "num_hidden_layers": 1,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+def dlm(*words: str | Path, stdin: str | None = None) -> tuple[str, str]:
+    """Stdout and stderr of a command that succeeds."""
+    found = CliRunner().invoke(app, [*map(str, words)], input=stdin, catch_exceptions=False)
+    assert found.exit_code == 0, found.stderr
+    return found.stdout, found.stderr
+
+
+def answer(*words: str | Path, stdin: str | None = None) -> dict[str, Any]:
+    """What a command says to a machine, in strict JSON and with nothing beside it."""
+    out, err = dlm(*words, "--json", stdin=stdin)
+    assert err == "" and out.count("\n") == 1
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    found: dict[str, Any] = json.loads(out, parse_constant=refuse)
+    return found
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("\n".join(f"the {a} {b} sat on the mat." for a in "abcdefgh" for b in ("cat", "dog", "eel")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def configuration(text: Path) -> Path:
+    source = {"format": "text", "path": str(text), "documents": "line"}
+    tree = {
+        "data": {"train": source, "held_out": {"share": 0.3}, "length": CONTEXT},
+        "model": {"sizes": SIZES},
+        "optim": {"warmup": 5},
+        "train": {"steps": 40, "batch_size": 8, "precision": "fp32", "validate_every": 20, "log_every": 10},
+    }
+    path = text.with_name("small.yaml")
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(configuration: Path) -> Path:
+    """A run that was trained by the command."""
+    folder = configuration.with_name("run")
+    out, err = dlm("train", configuration, "--run-dir", folder, "--set", "seed=3")
+    assert out == ""
+    said = err.splitlines()
+    assert said[0].startswith(f"{folder}: ") and "fp32" in said[0] and said[-1] == f"done: dlm sample {folder}"
+    assert [line.split()[1] for line in said if line.startswith("step") and "loss" in line] == ["10", "20", "30", "40"]
+    assert [line.split()[1] for line in said if "validation bound" in line] == ["20", "40"]
+    return folder
+
+
+# train
+
+
+def test_train_leaves_a_run(run: Path, configuration: Path) -> None:
+    config = load_config(run / "config.yaml")
+    assert config == load_config(configuration, ["seed=3"])
+    assert config.seed == 3
+    names = {path.name for path in (run / "checkpoints/best").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "dlm.yaml", "trainer"} <= names
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "metrics.jsonl"}
+
+
+def test_train_resumes_to_nothing(run: Path) -> None:
+    out, err = dlm("train", "--resume", "--run-dir", run)
+    assert out == "" and "all 40 steps are done already" in err
+
+
+def test_train_takes_the_name_of_its_configuration(
+    configuration: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    dlm("train", configuration, "--set", "train.steps=1")
+    assert (tmp_path / "runs/small/checkpoints/last/model.safetensors").exists()
+    dlm("train", configuration, "--set", "train.steps=2", "--overwrite")
+    assert [path.name for path in (tmp_path / "runs/small/checkpoints").glob("step-*")] == ["step-000002"]
+
+
+def test_train_of_nothing_takes_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only as far as the corpus, which here is not the default's."""
+    monkeypatch.chdir(tmp_path)
+    source = "data.train={format: text, path: nowhere.txt}"
+    found = CliRunner().invoke(app, ["train", "--set", source], catch_exceptions=False)
+    assert found.exit_code == 2 and found.stderr == "dlm: data.train: there is no file nowhere.txt\n"
+
+
+# sample
+
+
+def test_sample_prints_the_text_and_nothing_else(run: Path) -> None:
+    out, err = dlm("sample", run, "--seed", "5")
+    (text,) = DiffusionLM.from_pretrained(run).generate(seed=5)
+    assert out == text.text.encode("utf-8", "replace").decode() + "\n"
+    assert err.startswith(f"1 text, {CONTEXT} tokens in {CONTEXT} network calls (1.00 tokens a call)")
+    assert err.count("\n") == 1
+
+
+def test_sample_of_a_seed_is_the_same_text(run: Path) -> None:
+    texts = [answer("sample", run, "--num", "3", "--seed", seed)["samples"] for seed in ("1", "1", "2")]
+    assert texts[0] == texts[1] != texts[2]
+    assert len({sample["text"] for sample in texts[0]}) == 3
+
+
+def test_sample_in_batches_of_any_size(run: Path) -> None:
+    found = [
+        [s["text"] for s in answer("sample", run, "--num", "5", "--batch-size", size)["samples"]]
+        for size in ("1", "2", "5")
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+def test_sample_for_a_machine(run: Path) -> None:
+    found = answer("sample", run, "--num", "2", "--length", "6", "--seed", "9")
+    keys = {"samples", "network_calls", "tokens", "tokens_per_call", "tokens_per_second", "unigram_entropy", "seed"}
+    assert set(found) == keys
+    assert (found["network_calls"], found["tokens"], found["tokens_per_call"], found["seed"]) == (12, 12, 1.0, 9)
+    assert 0.0 <= found["unigram_entropy"] <= math.log(12) and found["tokens_per_second"] > 0
+    for sample in found["samples"]:
+        assert set(sample) == {"text", "continuation", "tokens", "network_calls"}
+        assert sample["text"] == sample["continuation"] and sample["tokens"] == sample["network_calls"] == 6
+
+
+def test_several_samples_are_set_apart(run: Path) -> None:
+    found = [sample["text"] for sample in answer("sample", run, "--num", "3", "--length", "4")["samples"]]
+    assert dlm("sample", run, "--num", "3", "--length", "4")[0] == "\n---\n".join(found) + "\n"
+
+
+def test_sample_continues_a_prompt(run: Path) -> None:
+    for sample in answer("sample", run, "--prompt", "the cat", "--num", "4")["samples"]:
+        assert sample["text"] == "the cat" + sample["continuation"]
+        assert sample["tokens"] <= CONTEXT - 7
+
+
+BUDGETS: list[tuple[Sequence[str], range]] = [
+    (["--steps", "4"], range(4, 5)),
+    (["--steps", "4", "--grid", "cosine"], range(4, 5)),
+    (["--steps", "4", "--grid", "binomial"], range(1, 5)),
+    (["--threshold", "0"], range(1, 2)),
+    (["--threshold", "1"], range(CONTEXT, CONTEXT + 1)),
+    (["--factor", "1e9"], range(1, 2)),
+    (["--factor", "0.001"], range(1, CONTEXT + 1)),
+    (["--entropy-bound", "1e9"], range(1, 2)),
+    (["--entropy-bound", "0"], range(1, CONTEXT + 1)),
+    (["--block-length", "4", "--steps", "4"], range(4, CONTEXT + 1)),
+    (["--temperature", "0"], range(CONTEXT, CONTEXT + 1)),
+    (["--top-k", "3", "--top-p", "0.5"], range(CONTEXT, CONTEXT + 1)),
+]
+
+
+@pytest.mark.parametrize(("words", "calls"), BUDGETS, ids=[" ".join(words) for words, _ in BUDGETS])
+def test_every_budget_keeps_to_its_calls(run: Path, words: Sequence[str], calls: range) -> None:
+    (sample,) = answer("sample", run, *words)["samples"]
+    assert sample["network_calls"] in calls and sample["tokens"] == CONTEXT
+    out, _ = dlm("infill", run, f"the [MASK:{CONTEXT - 5}].", *words)
+    assert out.startswith("the ") and out.endswith(".\n")
+
+
+@pytest.mark.parametrize("order", ["random", "confidence", "margin", "entropy", "left-to-right"])
+def test_every_order_has_a_name(run: Path, order: str) -> None:
+    words = ["--order", order, "--num", "4", "--temperature", "0"]
+    found = {sample["text"] for sample in answer("sample", run, *words)["samples"]}
+    # Without temperature only the random order leaves anything to chance.
+    assert (len(found) > 1) == (order == "random")
+
+
+def test_sample_into_a_file(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    expected, _ = dlm("sample", run)
+    out, err = dlm("sample", run, "--output", path)
+    assert out == "" and err.startswith("1 text, ") and path.read_text() == expected
+    again = CliRunner().invoke(app, ["sample", str(run), "--seed", "1", "--output", str(path)])
+    assert again.exit_code == 2 and path.read_text() == expected
+    dlm("sample", run, "--seed", "1", "--output", path, "--overwrite")
+    assert path.read_text() == dlm("sample", run, "--seed", "1")[0] != expected
+
+
+@pytest.mark.parametrize("suffix", [".html", ".svg"])
+def test_films_are_written(run: Path, tmp_path: Path, suffix: str) -> None:
+    for name, words in (("s", ["sample", str(run), "--num", "3"]), ("i", ["infill", str(run), "the [MASK:4] sat"])):
+        path = tmp_path / f"{name}{suffix}"
+        plain = dlm(*words)[0]
+        assert dlm(*words, "--export", path)[0] == plain
+        film = path.read_text(encoding="utf-8")
+        assert f"dlm {words[0]} {run}" in film and film.rstrip().endswith(
+            {".html": "</html>", ".svg": "</svg>"}[suffix]
+        )
+        assert f"step {CONTEXT if name == 's' else 4}/" in film or suffix == ".html"
+        assert CliRunner().invoke(app, [*words, "--export", str(path)]).exit_code == 2
+        assert [file.name for file in tmp_path.glob(f"*{name}{suffix}*")] == [path.name]
+
+
+def test_watching_without_a_terminal_is_harmless(run: Path) -> None:
+    for words in (["sample", str(run), "--num", "2"], ["infill", str(run), "the [MASK:4] sat"]):
+        plain, watched = dlm(*words), dlm(*words, "--watch")
+        assert watched[0] == plain[0] and "\x1b" not in watched[1] and watched[1].count("\n") == plain[1].count("\n")
+
+
+def test_a_checkpoint_folder_is_a_model_too(run: Path) -> None:
+    best = run / "checkpoints/best"
+    assert dlm("sample", best)[0] == dlm("sample", best.resolve())[0] == dlm("sample", run)[0]
+
+
+# infill
+
+
+def test_infill_keeps_what_was_given(run: Path) -> None:
+    out, err = dlm("infill", run, "the [MASK:2] c[MASK:3]t.")
+    found = answer("infill", run, "the [MASK:2] c[MASK:3]t.")
+    assert out == found["text"] + "\n" and len(found["spans"]) == 2
+    assert found["text"] == f"the {found['spans'][0]} c{found['spans'][1]}t."
+    assert err.startswith(f"1. log-likelihood {found['log_likelihood']:.2f} nats, 5 network calls: ")
+
+
+def test_infill_ranks_its_alternatives(run: Path) -> None:
+    found = answer("infill", run, "the [MASK:3]", "--num", "5")
+    scores = [alternative["log_likelihood"] for alternative in found["alternatives"]]
+    assert scores == sorted(scores, reverse=True) and len(scores) == 5 and scores[0] < 0
+    assert set(found["alternatives"][0]) == {"text", "spans", "log_likelihood", "network_calls"}
+    assert found["text"] == found["alternatives"][0]["text"]
+    out, err = dlm("infill", run, "the [MASK:3]", "--num", "5")
+    assert out == "\n---\n".join(a["text"] for a in found["alternatives"]) + "\n"
+    assert [line[:3] for line in err.splitlines()] == ["1. ", "2. ", "3. ", "4. ", "5. "]
+
+
+def test_infill_reads_text_from_anywhere(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "hole.txt"
+    path.write_text("the [MASK:3] sat", encoding="utf-8")
+    given = dlm("infill", run, "the [MASK:3] sat")
+    assert given == dlm("infill", run, "-", stdin="the [MASK:3] sat") == dlm("infill", run, "--file", path)
+    assert dlm("infill", run, "the [HOLE:3] sat", "--marker", "HOLE")[0] == given[0]
+
+
+def test_an_escaped_marker_is_text(run: Path) -> None:
+    assert answer("infill", run, r"\[MASK:3][MASK:1]")["text"].startswith("[MASK:3]")
+
+
+def test_infill_of_a_batch(run: Path, tmp_path: Path) -> None:
+    rows = [{"text": "the [MASK:3] sat", "id": 7}, {"text": "[MASK:2] é"}, {"text": "a[MASK:1]b[MASK:1]"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    out, err = dlm("infill", run, "--file", path)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert err == "" and [row.get("id") for row in found] == [7, None, None]
+    assert [len(row["spans"]) for row in found] == [1, 1, 2]
+    assert found[0]["text"] == f"the {found[0]['spans'][0]} sat" and found[1]["text"].endswith(" é")
+    assert dlm("infill", run, "-", "--jsonl", stdin=path.read_text())[0] == out
+    for size in ("1", "2"):
+        again = [json.loads(line) for line in dlm("infill", run, "--file", path, "--batch-size", size)[0].splitlines()]
+        assert [row["text"] for row in again] == [row["text"] for row in found]
+        assert [r["log_likelihood"] for r in again] == pytest.approx([r["log_likelihood"] for r in found], rel=1e-4)
+
+
+# eval
+
+BOUND = ["nats_per_token", "bits_per_token", "bits_per_byte", "perplexity_bound"]
+
+
+def test_eval_for_a_machine(run: Path, text: Path) -> None:
+    found = answer("eval", run, "--data", text)
+    for name in BOUND:
+        low, high = found[f"{name}_ci95"]
+        assert low < found[name] < high
+    assert found["bits_per_token"] == pytest.approx(found["nats_per_token"] / math.log(2))
+    assert found["perplexity_bound"] == pytest.approx(math.exp(found["nats_per_token"]))
+    # A token a byte, and one for the end of the file.
+    assert (found["bytes"], found["tokens"], found["documents"]) == (len(text.read_bytes()),) * 1 + (
+        len(text.read_bytes()) + 1,
+        1,
+    )
+    assert found["bits_per_byte"] == pytest.approx(found["bits_per_token"] * found["tokens"] / found["bytes"])
+    assert found["chain_rule"] is None and found["nats_per_token"] < math.log(257)
+
+
+def test_eval_of_the_runs_own_texts(run: Path, text: Path) -> None:
+    validation, training = answer("eval", run), answer("eval", run, "--split", "train")
+    assert validation == answer("eval", run, "--split", "validation")
+    everything = len(text.read_text().splitlines())
+    assert validation["documents"] + training["documents"] == everything and validation["documents"] > 0
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    during = [line["validation"] for line in logged if "validation" in line][-1]
+    assert during["tokens"] == validation["tokens"]
+    error = 4 * math.hypot(during["monte_carlo_se"], validation["monte_carlo_se"])
+    assert during["nats_per_token"] == pytest.approx(validation["nats_per_token"], abs=error)
+
+
+def test_eval_in_batches_of_any_size(run: Path) -> None:
+    found = [answer("eval", run, "--batch-size", size, "--draws", "4")["nats_per_token"] for size in ("1", "3", "64")]
+    assert found[1:] == pytest.approx(found[:1] * 2, rel=1e-5)
+
+
+def test_eval_follows_its_seed_and_not_by_much(run: Path) -> None:
+    one, same, other = (answer("eval", run, "--seed", seed) for seed in ("0", "0", "1"))
+    assert one == same
+    assert 0 < abs(one["nats_per_token"] - other["nats_per_token"]) < 5 * math.sqrt(2) * one["monte_carlo_se"]
+
+
+def test_eval_of_the_first_documents(run: Path) -> None:
+    assert answer("eval", run, "--max-documents", "2")["documents"] == 2
+    assert answer("eval", run, "--max-documents", "999") == answer("eval", run)
+
+
+def test_eval_by_the_chain_rule(run: Path) -> None:
+    found = answer("eval", run, "--chain-rule", "--chain-rule-sequences", "3")["chain_rule"]
+    assert set(found) == {
+        "left_to_right_nats_per_token",
+        "confidence_nats_per_token",
+        "bound_nats_per_token",
+        "sequences",
+        "tokens",
+    }
+    assert found["sequences"] == 3 and 0 < found["tokens"] <= 3 * CONTEXT
+    assert all(0 < value < 10 for name, value in found.items() if name.endswith("per_token"))
+
+
+def test_eval_for_a_person(run: Path) -> None:
+    found = answer("eval", run)
+    out, err = dlm("eval", run, "--chain-rule", "--chain-rule-sequences", "1")
+    assert err == "" and f"{found['nats_per_token']:.4f}" in out and f"{found['perplexity_bound']:.4f}" in out
+    assert f"{found['tokens']:,} tokens" in out and "left to right" in out
+
+
+# all
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "infill", "eval"])
+def test_help_shows_an_example(command: str) -> None:
+    out, err = dlm(command, "--help")
+    assert "Example:" in out and f"dlm {command} " in out and err == ""
+
+
+def test_version() -> None:
+    from importlib.metadata import version
+
+    assert dlm("--version")[0] == f"dlm {version('dlm')}\n"

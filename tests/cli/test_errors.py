@@ -1,0 +1,271 @@
+"""What a user may get wrong: one line that names it, exit code 2, nothing on stdout, and no traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from dlm.cli.app import app
+from dlm.pipeline import DiffusionLM
+
+SIZES = {
+    "num_hidden_layers": 1,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Path:
+    """A folder with a model whose context is 32, and with files and folders of every bad kind."""
+    folder = tmp_path_factory.mktemp("shelf")
+    tiny_lm.save_pretrained(folder / "model")
+    for name in ("truncated", "headless", "future", "scrambled"):
+        tiny_lm.save_pretrained(folder / name)
+    weights = folder / "truncated/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    (folder / "headless/model.safetensors").write_bytes(b"")
+    sidecar = folder / "future/dlm.yaml"
+    sidecar.write_text(sidecar.read_text().replace("format: 1", "format: 99"))
+    (folder / "scrambled/config.json").write_text('{"model_type": ')
+    (folder / "folder").mkdir()
+    (folder / "empty-run/checkpoints").mkdir(parents=True)
+    (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text("  \n \n")
+    (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1") * 20)
+    (folder / "short.txt").write_text("too short")
+    (folder / "text.txt").write_text("some words to train on, again and again. " * 30)
+    (folder / "rows.jsonl").write_text('{"title": "a", "size": 1}\n' * 3)
+    (folder / "broken.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": \n')
+    (folder / "fieldless.jsonl").write_text('{"text": "a [MASK:2] b"}\n\n{"txt": "a"}\n')
+    (folder / "spanless.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:0] b"}\n')
+    (folder / "no-line.jsonl").write_text("\n\n")
+    (folder / "taken.txt").write_text("mine")
+    (folder / "taken.svg").write_text("mine")
+    source = {"format": "text", "path": str(folder / "text.txt")}
+    tree: dict[str, Any] = {
+        "data": {"train": source, "held_out": {"by": "tail"}, "length": 16},
+        "model": {"sizes": SIZES},
+    }
+    tree["tokenizer"] = {"name": "bytes"}
+    (folder / "good.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "list.yaml").write_text("- a\n- b\n")
+    (folder / "broken.yaml").write_text("data: {train: [\n")
+    return folder
+
+
+def invoke(shelf: Path, words: str | list[str]) -> tuple[int, str, str]:
+    parts = [word.replace("@", f"{shelf}/") for word in (words.split() if isinstance(words, str) else words)]
+    found = CliRunner().invoke(app, parts, catch_exceptions=False)
+    return found.exit_code, found.stdout, found.stderr
+
+
+TRAIN = "train @good.yaml --run-dir @new --set "
+BAD: list[tuple[str | list[str], str]] = [
+    # configurations
+    ("train @none.yaml", "cannot read the configuration"),
+    ("train @folder", "cannot read the configuration"),
+    ("train @list.yaml", "holds no configuration"),
+    ("train @broken.yaml", "is not valid YAML"),
+    ("train @latin.txt", "is not valid YAML"),
+    (TRAIN + "optim.lr", "--set takes key=value, got 'optim.lr'"),
+    (TRAIN + "=3", "--set takes key=value"),
+    (TRAIN + "optim.momentun=0.9", "unknown configuration key optim.momentun: did you mean momentum?"),
+    (TRAIN + "opt.lr=1", "unknown configuration key opt: did you mean optim?"),
+    (TRAIN + "optim.lr=fast", "optim.lr: "),
+    (TRAIN + "optim.lr=-1", "optim.lr: "),
+    (TRAIN + "optim.lr=.nan", "optim.lr: "),
+    (TRAIN + "train.steps=0", "train.steps: "),
+    (TRAIN + "train.validate_draws=3", "train.validate_draws: "),
+    (TRAIN + "optim.decay=cubic", "optim.decay: "),
+    (TRAIN + "tokenizer=chars", "tokenizer.name: unknown choice 'chars'; valid: bytes, characters, bpe, pretrained"),
+    (TRAIN + "tokenizer.name=[", "--set tokenizer.name: the value '[' is not valid YAML"),
+    (TRAIN + "data.train.format=txt", "data.train.format: there is no format 'txt'"),
+    (TRAIN + "model.architecture=qwen33", "qwen33"),
+    (TRAIN + "model.sizes.hidden_sizes=3", "hidden_sizes"),
+    (TRAIN + "train.trackers=[nosuch]", "nosuch"),
+    ("train @good.yaml --resume --overwrite", "--resume goes on with a run and --overwrite removes it"),
+    ("train @good.yaml --resume --run-dir @folder", "nothing to resume"),
+    ("train @good.yaml --run-dir @folder/../model", "exists already"),
+    ("train @good.yaml --overwrite --run-dir @model", "is no run folder and is not overwritten"),
+    # data
+    (TRAIN + "data.train.path=@none.txt", "there is no file"),
+    (TRAIN + "data.train.path=@empty.txt", "holds no text at all"),
+    (TRAIN + "data.train.path=@blank.txt", "the training text has 5 tokens"),
+    (TRAIN + "data.train.path=@latin.txt", "is not UTF-8 text: byte 3"),
+    (TRAIN + "data.train.path=@folder", "holds no *.txt file"),
+    (TRAIN + "data.train.path=@short.txt", "fewer than one sequence of data.length 16"),
+    ([*TRAIN.split(), "data.train={format: jsonl, path: @rows.jsonl, field: body}"], "'body'"),
+    ("eval @model --data @none.txt", "there is no file"),
+    ("eval @model --data @empty.txt", "holds no text at all"),
+    ("eval @model --data @latin.txt", "is not UTF-8 text"),
+    ("eval @model --data @rows.jsonl", "text"),
+    ("eval @model --data @rows.jsonl --field size", "not text"),
+    ("eval @model --data @broken.jsonl", "cannot be read as jsonl"),
+    ("eval @model", "none.txt"),
+    ("eval @model --data @text.txt --draws 5", "--draws must be even, got 5"),
+    ("eval @model --data @text.txt --precision fp8", "--precision is fp32 or bf16, got fp8"),
+    # models
+    ("sample @none", "no model at"),
+    ("sample no/such/model", "no model at"),
+    ("sample no-such-model", "no model at no-such-model"),
+    ("sample @folder", "is neither a run folder nor a checkpoint"),
+    ("sample @text.txt", "is neither a run folder nor a checkpoint"),
+    ("sample @empty-run", "has no checkpoint yet; go on with it by: dlm train --resume"),
+    ("sample @truncated", "truncated"),
+    ("sample @headless", "headless"),
+    ("sample @future", "has format 99"),
+    ("sample @scrambled", "scrambled"),
+    ("eval @truncated --data @text.txt", "truncated"),
+    (["infill", "@truncated", "a [MASK:2]"], "truncated"),
+    # sampling
+    ("sample @model --steps 4 --threshold 0.9", "--steps and --threshold are different budgets"),
+    ("sample @model --factor 1 --entropy-bound 0.9", "--factor and --entropy-bound are different budgets"),
+    ("sample @model --temperature -1", "--temperature must be at least 0, got -1.0"),
+    ("sample @model --temperature nan", "--temperature must be"),
+    ("sample @model --temperature inf", "--temperature must be"),
+    ("sample @model --top-p 0", "--top-p must be"),
+    ("sample @model --top-p 1.5", "--top-p must be"),
+    ("sample @model --threshold 2", "--threshold must be"),
+    ("sample @model --factor 0", "--factor must be"),
+    ("sample @model --entropy-bound -1", "--entropy-bound must be"),
+    ("sample @model --order sideways", "there is no order 'sideways'; valid: random, "),
+    ("sample @model --length 33", "the length must be from 1 to 32 tokens here, got 33"),
+    ("sample @model --device warp", "--device warp cannot be used here"),
+    ("eval @model --data @text.txt --device cuda:99", "--device cuda:99 cannot be used here"),
+    (["infill", "@model", "a [MASK:2]", "--device", "warp"], "--device warp cannot be used here"),
+    (["sample", "@model", "--prompt", "x" * 32], "the prompt takes 32 tokens and the context of this model is 32"),
+    (["sample", "@model", "--prompt", "x" * 30, "--length", "3"], "the length must be from 1 to 2 tokens"),
+    ("sample @model --export film.gif", "--export writes .html or .svg, got film.gif"),
+    ("sample @model --export @taken.svg", "exists already"),
+    ("sample @model --output @taken.txt", "exists already"),
+    ("sample @model --length 2 --output @no/such/folder.txt", "cannot write"),
+    ("sample @model --length 2 --export @no/such/film.svg", "cannot be written"),
+    # infilling
+    ("infill @model", "give the text, or --file FILE"),
+    (["infill", "@model", "a [MASK:2] b", "--file", "@text.txt"], "give the text, or --file FILE"),
+    (["infill", "@model", "no span at all"], "span"),
+    (["infill", "@model", "a [MASK:0] b"], "[MASK:0]"),
+    (["infill", "@model", "a [MASK:33] b"], "a span of 33 tokens does not fit the context of 32"),
+    (["infill", "@model", f"a [MASK:{10**30}] b"], "MASK"),
+    (["infill", "@model", "[MASK:4]" + "x" * 30 + "[MASK:4]"], "the spans and the text between them take 38 tokens"),
+    ("infill @model --file @none.txt", "cannot read"),
+    ("infill @model --file @latin.txt", "is not UTF-8 text: byte 3"),
+    ("infill @model --file @broken.jsonl", "line 2 is not JSON"),
+    ("infill @model --file @fieldless.jsonl", 'line 3 has no field "text"'),
+    ("infill @model --file @spanless.jsonl", "line 2: "),
+    ("infill @model --file @no-line.jsonl", "holds no line to fill"),
+]
+
+
+@pytest.mark.parametrize(("words", "told"), BAD, ids=[" ".join(w.split() if isinstance(w, str) else w) for w, _ in BAD])
+def test_a_mistake_is_one_line(shelf: Path, words: str | list[str], told: str) -> None:
+    taken = {path: path.read_text() for path in shelf.glob("taken.*")}
+    code, out, err = invoke(shelf, words)
+    assert (code, out) == (2, ""), err
+    assert err.startswith("dlm: ") and err.count("\n") == 1 and err.endswith("\n") and len(err) < 600
+    assert told in err
+    assert not (shelf / "new").exists()
+    assert {path: path.read_text() for path in shelf.glob("taken.*")} == taken
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval @model --data @text.txt --max-documents 0",
+        "sample @model --num 0",
+        "sample @model --steps none",
+        "sample @model --grid spiral",
+        "sample",
+        "sample @model --no-such-option",
+        "nonsense",
+        "train --nothing",
+    ],
+)
+def test_a_wrong_usage_is_explained(shelf: Path, words: str) -> None:
+    code, out, err = invoke(shelf, words)
+    assert (code, out) == (2, "") and "Usage: " in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("words", ["sample @none", "train @none.yaml", "eval @none", "infill @none [MASK:1]"])
+def test_debug_shows_where(shelf: Path, words: str) -> None:
+    code, out, err = invoke(shelf, words + " --debug")
+    assert (code, out) == (2, "") and err.startswith("Traceback") and "Error: " in err
+    assert err.splitlines()[-1].startswith("dlm: ")
+
+
+def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("two\nlines [bold]")
+
+    monkeypatch.setattr(DiffusionLM, "generate", broken)
+    code, out, err = invoke(shelf, "sample @model")
+    expected = "dlm: RuntimeError: two lines [bold]; run it again with --debug for the whole story\n"
+    assert (code, out, err) == (1, "", expected)
+    monkeypatch.setattr(DiffusionLM, "generate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert invoke(shelf, "sample @model") == (130, "", "dlm: interrupted\n")
+
+
+def test_a_seed_of_any_size(shelf: Path) -> None:
+    for seed in ("-1", str(2**64), str(10**30)):
+        code, out, err = invoke(shelf, f"sample @model --length 2 --seed {seed}")
+        assert code == 0 and out, err
+
+
+def test_unknown_characters_are_told(tmp_path: Path, make_lm: object, shelf: Path) -> None:
+    from dlm.config import Characters
+    from dlm.model.tokenizer import build_tokenizer
+
+    lm = make_lm(build_tokenizer(Characters(), lambda: iter(["some words to tra in on, again."])), 32)  # type: ignore[operator]
+    lm.save_pretrained(tmp_path / "model")
+    (tmp_path / "odd.txt").write_text("some §§§ words to train on " * 4)
+    found = CliRunner().invoke(app, ["eval", str(tmp_path / "model"), "--data", str(tmp_path / "odd.txt"), "--json"])
+    assert found.exit_code == 0 and json.loads(found.stdout)["unknown_tokens"] == 12
+    assert found.stderr.startswith("12 characters are unknown to the tokenizer")
+
+
+TELLS = """
+import sys
+from dlm import pipeline
+from dlm.cli.app import main
+
+def tells(*args, real=pipeline.generate, **options):
+    print("begun", file=sys.stderr, flush=True)
+    return real(*args, **options)
+
+pipeline.generate = tells
+main()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_in_a_process_of_its_own(shelf: Path, interrupted: bool) -> None:
+    model = shelf / ("model" if interrupted else "truncated")
+    endless = ["--num", "1000000", "--batch-size", "1"]
+    command = [sys.executable, "-c", TELLS, "sample", str(model), *endless]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            if interrupted:
+                assert process.stderr is not None and process.stderr.readline() == "begun\n"
+                process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (130 if interrupted else 2, "") and "Traceback" not in err
+    told = [line for line in err.splitlines() if line != "begun"]
+    assert len(told) == 1
+    assert told[0] == "dlm: interrupted" if interrupted else told[0].startswith("dlm: cannot load a model")

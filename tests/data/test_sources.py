@@ -1,0 +1,355 @@
+"""A reader gives the documents as they are, every one of them once, or says in a line why it cannot."""
+
+import json
+import os
+import sysconfig
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from dlm.config import Data, HeldOut, Source
+from dlm.data.sources import READERS, read, read_splits, source_of
+from dlm.errors import ConfigError, DataError
+
+Refused = Callable[..., AbstractContextManager[None]]
+Documents = Literal["file", "paragraph", "line"]
+
+HOSTILE = [
+    "plain",
+    "two\r\nlines\rand a half\n",
+    " leading and trailing \n\n",
+    "quotes \" ' , ; \\ \\n \t",
+    "<|endoftext|>[MASK:3]",
+    "\u00e9\u4e2d\u6587\U0001f600\u2028\u0085\ufeff",
+    '{"text": 1}',
+]
+
+
+def texts(source: Source) -> list[str]:
+    found: list[str] = read(source, "data.train")["text"][:]
+    return found
+
+
+def write_table(kind: str, path: Path, rows: list[dict[str, Any]]) -> Source:
+    """A table as its own format's usual writer leaves it."""
+    table = pa.Table.from_pylist(rows)
+    match kind:
+        case "jsonl":
+            path = path.with_suffix(".jsonl")
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        case "csv":
+            path = path.with_suffix(".csv")
+            pyarrow.csv.write_csv(table, path)
+        case "parquet":
+            path = path.with_suffix(".parquet")
+            pq.write_table(table, path)
+        case "saved":
+            Dataset.from_list(rows).save_to_disk(path)
+    return Source(kind, str(path))
+
+
+# What is read
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "\r\n", "\ufeffbom", "no final newline", "\x00\x1b[0m", "x" * 100_000])
+def test_a_text_file_is_read_byte_for_byte(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    assert texts(Source("text", str(tmp_path / "a.txt"))) == [text]
+
+
+def test_a_folder_and_a_glob_give_each_file_once_in_the_order_of_names(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("b.txt", "a.txt", "sub/c.txt", "d.md"):
+        (tmp_path / name).write_text(name)
+    assert texts(Source("text", str(tmp_path))) == ["a.txt", "b.txt", "sub/c.txt"]
+    assert texts(Source("text", str(tmp_path / "*.txt"))) == ["a.txt", "b.txt"]
+    assert texts(Source("text", str(tmp_path / "**" / "*"))) == ["a.txt", "b.txt", "d.md", "sub/c.txt"]
+
+
+def test_a_name_with_the_signs_of_a_glob_is_a_file_first(tmp_path: Path) -> None:
+    (tmp_path / "[1]*.txt").write_text("odd")
+    (tmp_path / "1x.txt").write_text("other")
+    assert texts(Source("text", str(tmp_path / "[1]*.txt"))) == ["odd"]
+
+
+def test_empty_files_among_others_are_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    (tmp_path / "b.txt").write_text("b")
+    assert texts(Source("text", str(tmp_path))) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("documents", "expected"),
+    [
+        ("file", ["one\ntwo\n\nthree\r\n\r\n\n\nfour"]),
+        ("paragraph", ["one\ntwo", "three", "four"]),
+        ("line", ["one", "two", "three", "four"]),
+    ],
+)
+def test_paragraphs_and_lines(tmp_path: Path, documents: Documents, expected: list[str]) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\ntwo\n\nthree\r\n\r\n\n\nfour")
+    assert texts(Source("text", str(tmp_path / "a.txt"), documents=documents)) == expected
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_a_table_gives_back_what_was_written(tmp_path: Path, kind: str) -> None:
+    source = write_table(kind, tmp_path / "t", [{"n": i, "text": text} for i, text in enumerate(HOSTILE)])
+    assert texts(source) == HOSTILE
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_another_column_and_rows_without_text(tmp_path: Path, kind: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"n": 1, "text": "no", "body": "yes"},
+        {"n": 2, "text": "no", "body": ""},
+        {"n": 3, "text": "no", "body": None},
+        {"n": 4, "text": "no", "body": "last"},
+    ]
+    source = write_table(kind, tmp_path / "t", rows)
+    assert texts(Source(kind, source.path, field="body")) == ["yes", "last"]
+
+
+def test_a_folder_of_tables(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_table("jsonl", tmp_path / name, [{"text": name}])
+    assert texts(Source("jsonl", str(tmp_path))) == ["a", "b"]
+
+
+def test_a_split_of_a_saved_dataset(tmp_path: Path, refused: Refused) -> None:
+    DatasetDict({name: Dataset.from_dict({"text": [name]}) for name in ("train", "test")}).save_to_disk(tmp_path / "d")
+    path = str(tmp_path / "d")
+    assert texts(Source("saved", path)) == ["train"]
+    assert texts(Source("saved", path, split="test")) == ["test"]
+    with refused(ConfigError, "data.train.split", "'dev'", "train, test"):
+        read(Source("saved", path, split="dev"), "data.train")
+
+
+def test_python_stdlib_leaves_out_tests_packages_and_what_is_not_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    kept = {"os.py": "import sys\n", "json/decoder.py": "# \u00e9\n"}
+    dropped = ["test/test_os.py", "json/tests/a.py", "site-packages/x.py", "idlelib/idle_test/b.py", "notes.txt"]
+    for name, text in {**kept, **dict.fromkeys(dropped, "left out")}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "latin.py").write_bytes(b"# \xe9\n")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert sorted(texts(Source("python-stdlib"))) == sorted(kept.values())
+    for name in kept:
+        (tmp_path / name).unlink()
+    with refused(DataError, "data.train", "standard library", str(tmp_path)):
+        read(Source("python-stdlib"), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv", "parquet"])
+def test_new_content_of_the_same_size_and_time_is_read_anew(tmp_path: Path, kind: str) -> None:
+    def write(text: str) -> Source:
+        if kind == "text":
+            (tmp_path / "t").write_text(text)
+            return Source("text", str(tmp_path / "t"))
+        return write_table(kind, tmp_path / "t", [{"text": text}])
+
+    source = write("before")
+    assert source.path is not None
+    before = Path(source.path).stat()
+    assert texts(source) == ["before"]
+    write("behind")
+    os.utime(source.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = Path(source.path).stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert texts(source) == ["behind"]
+
+
+def test_the_same_saved_folder_written_anew_is_read_anew(tmp_path: Path) -> None:
+    import shutil
+
+    for text in ("before", "behind"):
+        shutil.rmtree(tmp_path / "d", ignore_errors=True)
+        source = write_table("saved", tmp_path / "d", [{"text": text}])
+        assert texts(source) == [text]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.json", "jsonl"),
+        ("a.csv", "csv"),
+        ("a.parquet", "parquet"),
+        ("a.txt", "text"),
+        ("./folder", "text"),
+        ("*.md", "text"),
+        ("python-stdlib", "python-stdlib"),
+        ("owner/name", "hub"),
+        ("name", "hub"),
+    ],
+)
+def test_the_format_that_a_name_means(name: str, kind: str) -> None:
+    assert source_of(name).format == kind
+    assert kind in READERS
+
+
+def test_a_saved_folder_is_known_by_its_files(tmp_path: Path) -> None:
+    source = write_table("saved", tmp_path / "d", [{"text": "a"}])
+    DatasetDict({"test": Dataset.from_dict({"text": ["b"]})}).save_to_disk(tmp_path / "e")
+    assert source.path is not None
+    assert texts(source_of(source.path)) == ["a"]
+    assert texts(source_of(str(tmp_path / "e"), split="test")) == ["b"]
+
+
+# What is held out
+
+
+def corpus(folder: Path, documents: list[str]) -> Source:
+    return write_table("jsonl", folder / "corpus", [{"text": text} for text in documents])
+
+
+def held_out(source: Source, by: Literal["documents", "tail"], share: float) -> tuple[list[str], list[str]]:
+    splits = read_splits(Data(source, held_out=HeldOut(by, share)))
+    return splits.train["text"][:], splits.validation["text"][:]
+
+
+def test_held_out_documents_are_a_partition_that_the_order_does_not_change(tmp_path: Path) -> None:
+    documents = [f"document {i}" for i in range(400)] + ["twice"] * 2
+    train, validation = held_out(corpus(tmp_path, documents), "documents", 0.25)
+    assert Counter(train) + Counter(validation) == Counter(documents)
+    assert not set(train) & set(validation)
+    assert 60 <= len(validation) <= 140  # 100 expected, standard deviation 8.7
+    (tmp_path / "b").mkdir()
+    again = held_out(corpus(tmp_path / "b", documents[::-1]), "documents", 0.25)
+    assert (set(again[0]), set(again[1])) == (set(train), set(validation))
+
+
+def test_a_larger_share_holds_out_more_of_the_same(tmp_path: Path) -> None:
+    source = corpus(tmp_path, [f"document {i}" for i in range(200)])
+    small, large = (set(held_out(source, "documents", share)[1]) for share in (0.1, 0.3))
+    assert small < large
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 1 / 3, 0.5, 0.9])
+def test_the_tail_begins_at_the_share_of_the_characters(tmp_path: Path, share: float) -> None:
+    documents = ["\u00e9\U0001f600" * 500, "short text", "0123456789" * 7]
+    train, validation = held_out(corpus(tmp_path, documents), "tail", share)
+    cuts = [int(len(text) * (1 - share)) for text in documents]
+    # int(10 * 0.1) is 0 in floats: of that text nothing is left to train on
+    assert train == [text[:cut] for text, cut in zip(documents, cuts, strict=True) if cut]
+    assert validation == [text[cut:] for text, cut in zip(documents, cuts, strict=True)]
+
+
+def test_a_validation_source_of_its_own_leaves_the_training_text_whole(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    splits = read_splits(Data(corpus(tmp_path, ["a", "b"]), corpus(tmp_path / "v", ["c"])))
+    assert (splits.train["text"][:], splits.validation["text"][:]) == (["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize(("by", "share"), [("documents", 0.05), ("tail", 0.0), ("documents", 0.0)])
+def test_a_share_that_holds_nothing_out_is_refused(
+    tmp_path: Path, refused: Refused, by: Literal["documents", "tail"], share: float
+) -> None:
+    with refused(DataError, "data.held_out", "data.validation"):
+        held_out(corpus(tmp_path, ["one document"]), by, share)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv", "parquet", "saved"])
+@pytest.mark.parametrize("name", ["nothing", "*.nothing"])
+def test_a_missing_file(tmp_path: Path, refused: Refused, kind: str, name: str) -> None:
+    with refused(DataError, "data.train", str(tmp_path / name)):
+        read(Source(kind, str(tmp_path / name)), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv", "parquet", "saved"])
+def test_an_empty_folder(tmp_path: Path, refused: Refused, kind: str) -> None:
+    with refused(DataError, "data.train", str(tmp_path)):
+        read(Source(kind, str(tmp_path)), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("several", [False, True])
+def test_an_empty_file(tmp_path: Path, refused: Refused, kind: str, several: bool) -> None:
+    suffix = "txt" if kind == "text" else kind
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.{suffix}").touch()
+    path = str(tmp_path if several else tmp_path / f"a.{suffix}")
+    with refused(DataError, "data.train", path):
+        read(Source(kind, path), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "saved"])
+def test_a_table_with_no_text_in_it(tmp_path: Path, refused: Refused, kind: str) -> None:
+    source = write_table(kind, tmp_path / "t", [{"n": 1, "text": ""}, {"n": 2, "text": ""}])
+    with refused(DataError, "data.train"):
+        read(source, "data.train")
+
+
+@pytest.mark.parametrize(("raw", "byte"), [(b"abc\xff", 3), (b"\x80", 0), (b"ab\xc3", 2), ("é".encode("utf-16"), 0)])
+def test_a_text_that_is_not_utf8_names_the_byte(tmp_path: Path, refused: Refused, raw: bytes, byte: int) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    with refused(DataError, str(tmp_path / "a.txt"), f"byte {byte}", "UTF-8"):
+        read(Source("text", str(tmp_path / "a.txt")), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("raw", [bytes(range(256)) * 8, b"\x00\xff\xfe{{{\n" * 20, b'{"text": "cut of'])
+def test_a_table_of_garbage(tmp_path: Path, refused: Refused, kind: str, raw: bytes) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(raw)
+    with refused(DataError, "data.train"):
+        read(Source(kind, str(path)), "data.train")
+
+
+def test_a_damaged_saved_folder(tmp_path: Path, refused: Refused) -> None:
+    source = write_table("saved", tmp_path / "d", [{"text": "a"}])
+    for file in (tmp_path / "d").glob("*.arrow"):
+        file.write_bytes(file.read_bytes()[:20])
+    with refused(DataError, "data.train", str(tmp_path / "d")):
+        read(source, "data.train")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_a_field_that_is_not_there_names_the_nearest(tmp_path: Path, refused: Refused, kind: str) -> None:
+    source = write_table(kind, tmp_path / "t", [{"body": "a", "title": "b"}])
+    with refused(DataError, "data.train.field", "'bodi'", "did you mean body?", "body, title"):
+        read(Source(kind, source.path, field="bodi"), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_a_field_that_holds_no_text(tmp_path: Path, refused: Refused, kind: str) -> None:
+    source = write_table(kind, tmp_path / "t", [{"n": 7, "text": "a"}])
+    with refused(DataError, "data.train.field", "'n'", "int64", "not text"):
+        read(Source(kind, source.path, field="n"), "data.train")
+
+
+def test_a_field_of_lists(tmp_path: Path, refused: Refused) -> None:
+    source = write_table("jsonl", tmp_path / "t", [{"text": ["a", "b"]}])
+    with refused(DataError, "data.train.field", "not text"):
+        read(source, "data.train")
+
+
+def test_an_unknown_format_names_the_nearest(refused: Refused) -> None:
+    with refused(ConfigError, "data.train.format", "'json'", "did you mean jsonl?", "python-stdlib"):
+        read(Source("json", "x"), "data.train")
+
+
+@pytest.mark.parametrize("kind", [name for name in READERS if name != "python-stdlib"])
+def test_a_path_left_out(refused: Refused, kind: str) -> None:
+    with refused(ConfigError, "data.train.path", "--set data.train.path="):
+        read(Source(kind), "data.train")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(refused: Refused) -> None:
+    start = time.monotonic()
+    with refused(DataError, "data.train", "owner/name-of-nothing", "Hub"):
+        read(Source("hub", "owner/name-of-nothing"), "data.train")
+    assert time.monotonic() - start < 10

@@ -1,0 +1,293 @@
+"""Any architecture sees the whole text from every position, and its rows are the rows of the whole model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    pipeline,
+)
+
+from dlm.diffusion.draws import generator
+from dlm.errors import CheckpointError, ConfigError
+from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
+from tests.conftest import Refused
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16}
+SIZES: dict[str, dict[str, Any]] = {
+    "qwen3": GROUPED,
+    "llama": GROUPED,
+    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
+    "modernbert": {**SMALL, "local_attention": 4},
+    "bert": SMALL,
+    "roberta": SMALL,
+    "eurobert": GROUPED,
+}
+ENCODERS = ("modernbert", "bert", "roberta", "eurobert")
+VOCABULARY, LENGTH = 40, 16
+SPECIAL = {"pad_token_id": 37, "eos_token_id": 38, "mask_token_id": 39}
+
+
+def build(architecture: str, sizes: Mapping[str, Any] | None = None, attention: str = "eager", seed: int = 0) -> Any:
+    return build_model(
+        architecture,
+        SIZES[architecture] if sizes is None else sizes,
+        vocabulary=VOCABULARY,
+        length=LENGTH,
+        special_ids=SPECIAL,
+        attention=attention,
+        seed=seed,
+    ).eval()
+
+
+def text(*shape: int, key: str = "text") -> Tensor:
+    return torch.randint(0, 37, shape, generator=generator(0, key))
+
+
+def rows(model: PreTrainedModel, x_BL: Tensor, select_BL: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = Backbone(model, SPECIAL["pad_token_id"])(x_BL, None, select_BL)
+    return found
+
+
+@pytest.fixture(params=list(SIZES), scope="module")
+def architecture(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(params=["eager", "sdpa"], scope="module")
+def model(request: pytest.FixtureRequest, architecture: str) -> PreTrainedModel:
+    built: PreTrainedModel = build(architecture, attention=request.param)
+    return built
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_is_the_one_that_was_asked_for(architecture: str, attention: str) -> None:
+    assert build(architecture, attention=attention).config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("length", [2, LENGTH])
+def test_every_position_sees_every_other(model: PreTrainedModel, length: int) -> None:
+    x_BL = text(1, length)
+    only_L = torch.ones(1, length, dtype=torch.bool)
+    before_LV = rows(model, x_BL, only_L)
+    ends = ((0, length - 1), (length - 1, 0))
+    for seen, changed in ends:
+        other_BL = x_BL.clone()
+        other_BL[0, changed] = (other_BL[0, changed] + 1) % 37
+        assert (rows(model, other_BL, only_L)[seen] - before_LV[seen]).abs().max() > 1e-6
+
+
+def test_rows_are_the_rows_of_the_whole_model(model: PreTrainedModel) -> None:
+    x_BL = text(3, LENGTH)
+    with torch.no_grad():
+        whole_BLV = model(input_ids=x_BL, attention_mask=torch.ones_like(x_BL)).logits
+    select_BL = torch.rand(3, LENGTH, generator=generator(1)) < 0.4
+    assert 0 < int(select_BL.sum()) < select_BL.numel()
+    for chosen_BL in (select_BL, ~select_BL, torch.ones_like(select_BL)):
+        torch.testing.assert_close(rows(model, x_BL, chosen_BL), whole_BLV[chosen_BL], rtol=1e-4, atol=1e-5)
+    assert rows(model, x_BL, torch.zeros_like(select_BL)).shape == (0, VOCABULARY)
+
+
+def test_padding_changes_nothing_at_real_positions(model: PreTrainedModel) -> None:
+    short_BL = text(2, LENGTH // 2)
+    wide_BL = torch.full((3, LENGTH), SPECIAL["pad_token_id"])
+    wide_BL[:2, : LENGTH // 2] = short_BL
+    wide_BL[2] = text(LENGTH, key="neighbour")
+    where_BL = torch.zeros(3, LENGTH, dtype=torch.bool)
+    where_BL[:2, : LENGTH // 2] = True
+    alone_NV = rows(model, short_BL, torch.ones_like(short_BL, dtype=torch.bool))
+    torch.testing.assert_close(rows(model, wide_BL, where_BL), alone_NV, rtol=1e-4, atol=1e-5)
+    assert rows(model, wide_BL, torch.ones_like(where_BL)).isfinite().all()
+
+
+def test_the_whole_context_fits(architecture: str) -> None:
+    x_BL = text(1, LENGTH)
+    assert rows(build(architecture), x_BL, torch.ones_like(x_BL, dtype=torch.bool)).isfinite().all()
+
+
+def test_the_weights_follow_from_the_seed_alone(architecture: str) -> None:
+    state = torch.random.get_rng_state()
+    first, again, other = (build(architecture, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_plain_transformers_reads_the_same_bidirectional_model(architecture: str, tmp_path: Path) -> None:
+    model = build(architecture)
+    model.save_pretrained(tmp_path)
+    factory = AutoModelForMaskedLM if architecture in ENCODERS else AutoModelForCausalLM
+    plain = factory.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    x_BL = text(2, LENGTH)
+    x_BL[1] = x_BL[0]
+    x_BL[1, -1] = (x_BL[1, -1] + 1) % 37
+    everywhere_BL = torch.ones_like(x_BL)
+    with torch.no_grad():
+        ours, theirs, bare = (
+            model(input_ids=x_BL, attention_mask=everywhere_BL).logits,
+            plain(input_ids=x_BL, attention_mask=everywhere_BL).logits,
+            plain(input_ids=x_BL).logits,
+        )
+    assert torch.equal(ours, theirs)
+    assert (theirs[0, 0] - theirs[1, 0]).abs().max() > 1e-6
+    torch.testing.assert_close(bare, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_loading_gives_the_model_that_was_saved(architecture: str, attention: str, tmp_path: Path) -> None:
+    model = build(architecture, attention=attention)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), attention)
+    assert not loaded.training and loaded.dtype == torch.float32
+    x_BL = text(2, LENGTH)
+    everywhere_BL = torch.ones_like(x_BL, dtype=torch.bool)
+    assert torch.equal(rows(loaded, x_BL, everywhere_BL), rows(model, x_BL, everywhere_BL))
+    assert {p.name for p in tmp_path.iterdir()} <= {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_training_reaches_every_weight_from_the_rows(architecture: str) -> None:
+    model = build(architecture)
+    x_BL = text(2, LENGTH)
+    select_BL = torch.ones_like(x_BL, dtype=torch.bool)
+    Backbone(model, None)(x_BL, None, select_BL).square().sum().backward()
+    idle = [name for name, weight in model.named_parameters() if weight.grad is None]
+    assert idle == []
+
+
+def test_dropout_is_as_it_was_after_the_check(architecture: str) -> None:
+    for training in (True, False):
+        model = build(architecture).train(training)
+        Backbone(model, None)
+        assert model.training is training
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "roberta"])
+def test_the_fill_mask_pipeline_of_transformers_agrees_with_ours(
+    architecture: str, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    ids = {"pad_token_id": byte_tokenizer.pad_token_id, "eos_token_id": byte_tokenizer.eos_token_id}
+    model = build_model(
+        architecture,
+        SIZES[architecture],
+        vocabulary=len(byte_tokenizer),
+        length=64,
+        special_ids={name: int(value or 0) for name, value in ids.items()},
+        attention="eager",
+        seed=0,
+    ).eval()
+    model.save_pretrained(tmp_path)
+    byte_tokenizer.save_pretrained(tmp_path)
+    fill: Any = pipeline("fill-mask", model=str(tmp_path), tokenizer=AutoTokenizer.from_pretrained(tmp_path))
+    found = fill("ab<|mask|>d", top_k=len(byte_tokenizer))
+    x_BL = torch.tensor([[97, 98, byte_tokenizer.mask_token_id, 100]])
+    p_V = rows_of(model, byte_tokenizer, x_BL).softmax(-1)[0]
+    assert sorted(answer["token"] for answer in found) == list(range(len(byte_tokenizer)))
+    for answer in found:
+        assert answer["score"] == pytest.approx(float(p_V[answer["token"]]), rel=1e-4)
+
+
+def rows_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, x_BL: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = Backbone(model, tokenizer.pad_token_id)(x_BL, None, x_BL == tokenizer.mask_token_id)
+    return found
+
+
+# What is refused
+
+
+def test_mamba_is_refused_as_causal(refused: Refused) -> None:
+    with refused(ConfigError, "model.architecture mamba"):
+        Backbone(build("mamba", {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4}), None)
+
+
+def test_a_decoder_told_to_stay_causal_is_refused(refused: Refused) -> None:
+    model = build("llama")
+    model.config.is_causal = True
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = True
+    with refused(ConfigError, "model.architecture llama", "stays causal"):
+        Backbone(model, None)
+
+
+def test_softcapped_logits_are_refused_until_they_are_not(refused: Refused) -> None:
+    with refused(ConfigError, "gemma2", "model.sizes.final_logit_softcapping", "null"):
+        Backbone(build("gemma2", GROUPED), None)
+    open_ = build("gemma2", {**GROUPED, "final_logit_softcapping": None})
+    x_BL = text(1, 6)
+    everywhere_BL = torch.ones_like(x_BL, dtype=torch.bool)
+    with torch.no_grad():
+        whole_BLV = open_(input_ids=x_BL, attention_mask=everywhere_BL.long()).logits
+    torch.testing.assert_close(rows(open_, x_BL, everywhere_BL), whole_BLV[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "near"), [("qwen33", "qwen3"), ("modernbrt", "modernbert"), ("BERT", "bert"), ("zzz", "qwen3")]
+)
+def test_an_unknown_architecture_names_the_nearest(refused: Refused, architecture: str, near: str) -> None:
+    with refused(ConfigError, "model.architecture", repr(architecture), near):
+        build(architecture, {})
+
+
+def test_an_architecture_without_a_language_head_is_refused(refused: Refused) -> None:
+    with refused(ConfigError, "vit", "neither a masked-LM nor a causal-LM head"):
+        build("vit", {})
+
+
+@pytest.mark.parametrize(("key", "near"), [("hiden_size", "hidden_size"), ("num_layers", "num_"), ("qqq", "no such")])
+def test_an_unknown_size_names_the_nearest(refused: Refused, key: str, near: str) -> None:
+    with refused(ConfigError, f"model.sizes.{key}", near):
+        build("qwen3", {**GROUPED, key: 4})
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"hidden_size": 33, "num_attention_heads": 2},
+        {"num_attention_heads": 0},
+        {"hidden_size": -4},
+        {"hidden_size": "wide"},
+        {"hidden_activation": "nothing"},
+    ],
+)
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_sizes_that_make_no_model_are_refused(refused: Refused, architecture: str, sizes: dict[str, Any]) -> None:
+    with refused(ConfigError, "model", architecture):
+        names = {"hidden_activation": "hidden_act"} if architecture == "bert" else {}
+        build(architecture, {**SMALL, **{names.get(key, key): value for key, value in sizes.items()}})
+
+
+def test_an_unknown_attention_is_refused(refused: Refused) -> None:
+    with refused(ConfigError, "llama"):
+        build("llama", attention="lightning")
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "bert"])
+def test_weights_that_are_missing_are_refused(refused: Refused, architecture: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    build(architecture).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "layer.1" in name)
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with refused(CheckpointError, str(tmp_path), name, "not whole"):
+        load_model(str(tmp_path), "eager")
+
+
+def test_attention_by_device_and_length() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert attention_implementation("auto", cpu, 64) == "eager"
+    assert attention_implementation("auto", cpu, 4096) == attention_implementation("auto", gpu, 64) == "sdpa"
+    assert attention_implementation("flash_attention_2", cpu, 64) == "flash_attention_2"

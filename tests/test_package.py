@@ -1,0 +1,88 @@
+"""What is shipped, and what it costs to import it."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dlm
+from dlm.config import default_config_path, load_config
+
+REPOSITORY = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
+
+
+def loaded(code: str) -> set[str]:
+    """The packages that a fresh interpreter has loaded after the code."""
+    code += "\nimport json, sys; print('\\n' + json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(found.stdout.splitlines()[-1]))
+
+
+def help_of(*words: str) -> str:
+    return (
+        f"import sys; sys.argv = {['dlm', *words, '--help']!r}\n"
+        "from dlm.cli.app import main\n"
+        "try:\n    main()\nexcept SystemExit as left:\n    assert not left.code"
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import dlm; dlm.__version__", help_of(), help_of("train"), help_of("infill"), help_of("sample"), help_of("eval")],
+    ids=["import", "help", "train", "infill", "sample", "eval"],
+)
+def test_help_and_import_load_nothing_heavy(code: str) -> None:
+    modules = loaded(code)
+    assert "dlm" in modules and not modules & set(HEAVY)
+
+
+def test_an_unknown_attribute_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="nothing_like_this"):
+        _ = dlm.nothing_like_this
+    assert dlm.DiffusionLM.__name__ == "DiffusionLM"
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_valid(path: Path) -> None:
+    load_config(path)
+
+
+def test_the_default_configuration_of_a_clone() -> None:
+    assert default_config_path() == REPOSITORY / "configs/tiny.yaml"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling, which builds the wheel, is away")
+def test_a_wheel_holds_everything(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    sources = {
+        str(path.relative_to(REPOSITORY))
+        for path in (REPOSITORY / "dlm").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert len([name for name in sources if name.endswith("__init__.py")]) >= 7
+    assert sources <= names
+    assert {"dlm/cli/film.html", "dlm/py.typed", "dlm/configs/tiny.yaml"} <= names
+    assert not [name for name in names if name.startswith(("tests", "dlm/tests", "configs"))]
+
+    code = (
+        "import dlm, json; from dlm.config import default_config_path, load_config\n"
+        "load_config(default_config_path()); print(json.dumps([dlm.__file__, str(default_config_path())]))"
+    )
+    # Before the editable install on the path, and outside the clone.
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    site = tmp_path / "site/dlm"
+    assert json.loads(found.stdout) == [str(site / "__init__.py"), str(site / "configs/tiny.yaml")]

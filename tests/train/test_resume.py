@@ -1,0 +1,258 @@
+"""A run that is stopped at any moment and goes on ends as one that was never stopped, to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dlm.config import Config
+from dlm.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
+from dlm.evaluate.likelihood import LikelihoodReport
+from dlm.train.metrics import Silent, StepMetrics
+from tests.train.tiny_runs import STEPS, Steps, altered, describe, lines, losses, resume, train, weights, write
+
+
+class PlugPulledError(Exception):
+    """The process ends here."""
+
+
+class PullsPlug(Silent):
+    """Ends the process at a moment of the run."""
+
+    def __init__(self, moment: str, step: int) -> None:
+        self.at = moment, step
+
+    def step(self, metrics: StepMetrics) -> None:
+        self._pull("step", metrics.step)
+
+    def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
+        self._pull("validation", step)
+
+    def saved(self, step: int, folder: Path) -> None:
+        self._pull("saved", step)
+
+    def _pull(self, moment: str, step: int) -> None:
+        if (moment, step) == self.at:
+            raise PlugPulledError
+
+
+@pytest.fixture(scope="module", params=[("muon", 0.0), ("muon", 0.1), ("adamw", 0.0)], ids=["muon", "ema", "adamw"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A configuration, and a run of it that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    name, ema = request.param
+    config = altered(describe(folder, ema=ema), "optim", name=name)
+    return config, train(folder / "run", config)
+
+
+def same(run: Path, other: Path, step: int = STEPS) -> bool:
+    kept = weights(run, step)
+    assert {"model.safetensors", "trainer/optimizer.safetensors"} <= set(kept)
+    return kept == weights(other, step) and lines(run) == lines(other)
+
+
+@pytest.mark.parametrize("moment", [("step", 1), ("step", 5), ("validation", 4), ("saved", 6), ("step", STEPS)])
+def test_resumes_to_the_same_bits(whole: tuple[Config, Path], tmp_path: Path, moment: tuple[str, int]) -> None:
+    config, undisturbed = whole
+    with pytest.raises(PlugPulledError):
+        train(tmp_path / "run", config, PullsPlug(*moment))
+    assert not weights(tmp_path / "run")
+    resume(tmp_path / "run")
+    assert same(tmp_path / "run", undisturbed)
+
+
+def test_the_comparison_sees_another_seed(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = whole
+    from dataclasses import replace
+
+    train(tmp_path / "run", replace(config, seed=1))
+    assert not same(tmp_path / "run", undisturbed)
+
+
+def test_a_finished_run_has_nothing_to_resume(whole: tuple[Config, Path]) -> None:
+    _, undisturbed = whole
+    before, written, steps = weights(undisturbed), lines(undisturbed), Steps()
+    resume(undisturbed, reporter=steps)
+    assert (weights(undisturbed), lines(undisturbed), steps.taken) == (before, written, [])
+
+
+def test_the_averaged_weights_are_the_model_and_the_raw_ones_the_trainers(whole: tuple[Config, Path]) -> None:
+    config, undisturbed = whole
+    assert ("trainer/weights.safetensors" in weights(undisturbed)) == bool(config.train.ema)
+
+
+def test_half_a_line_of_metrics_is_dropped(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = whole
+    with pytest.raises(PlugPulledError):
+        train(tmp_path / "run", config, PullsPlug("saved", 4))
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    resume(tmp_path / "run")
+    assert same(tmp_path / "run", undisturbed)
+
+
+def test_metrics_have_a_line_a_step(whole: tuple[Config, Path]) -> None:
+    _, run = whole
+    steps = [line for line in lines(run) if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    assert [line["tokens"] for line in steps] == [4 * 16 * step for step in range(1, STEPS + 1)]
+    assert [line["step"] for line in lines(run) if "validation" in line] == [4, 8]
+
+
+@contextmanager
+def running(config: Path, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """`python -m dlm train`, gone when the context ends."""
+    command = [sys.executable, "-m", "dlm", "train", str(config), "--run-dir", str(run), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as it:
+        try:
+            yield it
+        finally:
+            it.kill()
+
+
+def wait(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
+    """Looks, without a pause, until it happened."""
+    end = time.monotonic() + 120
+    while not happened():
+        assert process.poll() is None and time.monotonic() < end, "it ended before what was waited for"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ema", [0.0, 0.1])
+def test_killed_in_the_middle_of_a_save(tmp_path: Path, ema: float) -> None:
+    config = describe(tmp_path, steps=40, save_every=1, validate_every=39, ema=ema)
+    run, checkpoints = tmp_path / "killed", tmp_path / "killed/checkpoints"
+
+    def stopped_while_saving() -> bool:
+        if not list(checkpoints.glob("step-00000[3-9]")) or not list(checkpoints.glob(".step-*.draft")):
+            return False
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        if list(checkpoints.glob(".step-*.draft")):
+            return True
+        process.send_signal(signal.SIGCONT)  # too late: the checkpoint is whole
+        return False
+
+    with running(write(config, tmp_path / "config.yaml"), run) as process:
+        wait(process, stopped_while_saving)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert list(checkpoints.glob(".step-*.draft")) and not weights(run, 40)
+    resume(run)
+    assert not list(checkpoints.glob(".*"))
+    assert same(run, train(tmp_path / "whole", config), 40)
+
+
+@pytest.mark.long
+def test_killed_at_any_moment_and_resumed_by_the_command(tmp_path: Path) -> None:
+    config = describe(tmp_path, steps=60, save_every=7, validate_every=30)
+    file, run = write(config, tmp_path / "config.yaml"), tmp_path / "killed"
+    metrics, moment = run / "metrics.jsonl", int.from_bytes(os.urandom(1)) % 40
+    with running(file, run) as process:
+        wait(process, lambda: metrics.exists() and metrics.read_text().count("\n") > moment)
+        process.kill()
+    with running(file, run, "--resume") as process:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+    assert out == ""
+    assert same(run, train(tmp_path / "whole", config), 60), f"killed at step {moment}"
+
+
+@pytest.mark.long
+def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:
+    config = describe(tmp_path, steps=400, save_every=None, validate_every=400)
+    run = tmp_path / "stopped"
+    with running(write(config, tmp_path / "config.yaml"), run) as process:
+        wait(process, lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes()) > 500)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    step = max(losses(run))
+    assert err.splitlines()[-1] == (
+        f"dlm: stopped after step {step}, which is saved; go on by: dlm train --resume --run-dir {run}"
+    )
+    assert "Traceback" not in err and weights(run, step)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_goes_on_to_the_same_bits(whole: tuple[Config, Path], tmp_path: Path, number: int) -> None:
+    class Asks(Silent):
+        def step(self, metrics: StepMetrics) -> None:
+            if metrics.step == 3:
+                signal.raise_signal(number)
+
+    config, undisturbed = whole
+    before = signal.getsignal(number)
+    with pytest.raises(InterruptedRunError, match=r"stopped after step 3.*--resume"):
+        train(tmp_path / "run", config, Asks())
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "run/checkpoints/last").resolve().name == "step-000003"
+    resume(tmp_path / "run")
+    assert same(tmp_path / "run", undisturbed)
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    class Insists(Silent):
+        def step(self, metrics: StepMetrics) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", describe(tmp_path), Insists())
+
+
+def interrupted(folder: Path) -> tuple[Config, Path]:
+    config = describe(folder)
+    with pytest.raises(PlugPulledError):
+        train(folder / "run", config, PullsPlug("saved", 4))
+    return config, folder / "run"
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    config, run = interrupted(tmp_path)
+    for part, key, value in [
+        ("optim", "lr", 0.5),
+        ("train", "steps", 9),
+        ("train", "batch_size", 8),
+        ("train", "ema", 0.1),
+        ("data", "length", 8),
+    ]:
+        with pytest.raises(ConfigError, match=rf"{part}\.{key} was .* and is now {value}"):
+            resume(run, altered(config, part, **{key: value}))
+    assert max(losses(run)) == 4
+
+
+def test_what_changes_nothing_learned_may_change(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = whole
+    with pytest.raises(PlugPulledError):
+        train(tmp_path / "run", config, PullsPlug("step", 5))
+    resume(tmp_path / "run", altered(config, "train", validate_every=1, log_every=3, keep=7))
+    assert weights(tmp_path / "run") == weights(undisturbed)
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_another_text_is_refused(tmp_path: Path) -> None:
+    _, run = interrupted(tmp_path)
+    (tmp_path / "text.txt").write_text("abc " * 200)
+    with pytest.raises(DataError, match=r"the training text has \d+ tokens now and had \d+"):
+        resume(run)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    _, run = interrupted(tmp_path)
+    progress = run / "checkpoints/step-000004/trainer/progress.json"
+    text = progress.read_text()
+    progress.write_text(text[: len(text) // 2])
+    with pytest.raises(CheckpointError, match=r"step-000004 is damaged, remove it to go on from the one before"):
+        resume(run)
+    progress.write_text(json.dumps({**json.loads(text), "unheard_of": 1}))
+    with pytest.raises(CheckpointError, match="step-000004 is damaged"):
+        resume(run)

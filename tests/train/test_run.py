@@ -1,0 +1,214 @@
+"""The run folder: what it keeps, what it refuses to overwrite, and what a kill or a full disk leaves."""
+
+import errno
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from typer.testing import CliRunner
+
+from dlm.cli.app import app
+from dlm.config import Config, load_config
+from dlm.errors import CheckpointError, ConfigError
+from dlm.pipeline import DiffusionLM
+from dlm.train import run as run_module
+from dlm.train.run import Progress, RunFolder
+from tests.train.tiny_runs import describe, losses, train, weights, write
+
+
+def fill(folder: Path) -> None:
+    (folder / "config.json").write_text("{}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder.create(tmp_path / "run", describe(tmp_path, keep=1))
+    run.begin()
+    return run
+
+
+def progress(step: int, best_step: int | None = None) -> Progress:
+    return Progress(step, 100 * step, 1000, None if best_step is None else 1.0, best_step)
+
+
+def kept(run: RunFolder) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        (0, ["step-000002", "step-000006"]),
+        (1, ["step-000002", "step-000005", "step-000006"]),
+        (9, [f"step-{step:06d}" for step in range(1, 7)]),
+    ],
+)
+def test_best_last_and_the_newest_are_kept(tmp_path: Path, keep: int, expected: list[str]) -> None:
+    run = RunFolder.create(tmp_path / "run", describe(tmp_path, keep=keep))
+    run.begin()
+    for step in range(1, 7):
+        run.save(progress(step, min(step, 2)), fill)
+    assert kept(run) == ["best", "last", *expected]
+    assert (run.checkpoints / "best").resolve().name == "step-000002"
+    assert (run.checkpoints / "last").resolve().name == "step-000006"
+    assert not (run.checkpoints / "last").readlink().is_absolute()  # a run folder can be moved
+
+
+def test_there_is_no_best_before_a_validation(folder: RunFolder) -> None:
+    folder.save(progress(1), fill)
+    assert kept(folder) == ["last", "step-000001"]
+
+
+def test_checkpoints_past_six_digits_stay_in_order(folder: RunFolder) -> None:
+    folder.save(progress(999_999), fill)
+    folder.save(progress(1_000_000), fill)
+    assert folder.last() == folder.checkpoints / "step-1000000"
+
+
+def test_a_kill_between_the_checkpoint_and_its_links(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.save(progress(1, 1), fill)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run_module, "point", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        folder.save(progress(2, 2), fill)
+    assert (folder.checkpoints / "last").resolve().name == "step-000001"
+    assert RunFolder.reopen(folder.path).resume() == (folder.checkpoints / "step-000002", progress(2, 2))
+    assert {(folder.checkpoints / link).resolve().name for link in ("best", "last")} == {"step-000002"}
+
+
+def test_a_kill_in_the_middle_of_pruning(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        folder.save(progress(step), fill)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", lambda path, **_: (_ for _ in ()).throw(KeyboardInterrupt))
+        for step in (3, 4):
+            target = folder.checkpoints / f"step-{step:06d}"
+            target.mkdir()
+            folder.save(progress(step), fill)
+    assert folder.last() == folder.checkpoints / "step-000003"
+    folder.save(progress(4), fill)
+    assert kept(folder) == ["last", "step-000003", "step-000004"]
+
+
+def test_what_a_kill_left_of_a_save_is_no_checkpoint(folder: RunFolder) -> None:
+    folder.save(progress(1), fill)
+    (folder.checkpoints / ".step-000002.draft").mkdir()
+    (folder.checkpoints / ".step-000002.draft/junk").write_text("half")
+    assert folder.resume() == (folder.checkpoints / "step-000001", progress(1))
+    assert sorted(path.name for path in folder.save(progress(2), fill).iterdir()) == ["config.json", "trainer"]
+    assert kept(folder) == ["last", "step-000001", "step-000002"]
+
+
+def test_a_run_is_not_overwritten_unless_asked(folder: RunFolder) -> None:
+    folder.save(progress(1), fill)
+    with pytest.raises(ConfigError, match=r"exists already: .*--resume.*--overwrite.*--run-dir"):
+        RunFolder.create(folder.path, folder.config)
+    again = RunFolder.create(folder.path, folder.config, overwrite=True)
+    assert again.resume() is None and kept(folder) == ["last", "step-000001"]  # nothing goes before `begin`
+    again.begin()
+    assert kept(again) == [] and load_config(folder.path / "config.yaml") == folder.config
+
+
+def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
+    config = describe(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").write_text("meow")
+    with pytest.raises(ConfigError, match="no run folder"):
+        RunFolder.create(tmp_path / "photos", config, overwrite=True)
+    with pytest.raises(ConfigError, match="is a file"):
+        RunFolder.create(tmp_path / "text.txt", config, overwrite=True)
+    (tmp_path / "empty").mkdir()
+    RunFolder.create(tmp_path / "empty", config).begin()
+    assert (tmp_path / "photos/cat.jpg").read_text() == "meow"
+
+
+def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        RunFolder.reopen(tmp_path / "none")
+
+
+def test_nothing_is_written_before_the_first_step(tmp_path: Path) -> None:
+    file = write(describe(tmp_path, text="abc"), tmp_path / "config.yaml")
+    found = CliRunner().invoke(app, ["train", str(file), "--run-dir", str(tmp_path / "run")])
+    assert found.exit_code == 2 and not (tmp_path / "run").exists()
+
+
+def test_a_failed_save_leaves_what_was_saved(folder: RunFolder) -> None:
+    def full(draft: Path) -> None:
+        fill(draft)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder.save(progress(1), fill)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*the last good checkpoint is .*step-000001"):
+        folder.save(progress(2), full)
+    assert kept(folder) == ["last", "step-000001"]
+    assert not (folder.path / "checkpoints/step-000002").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes rights that this process has not")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def invoke(*words: str | Path) -> tuple[int, str]:
+    found = CliRunner().invoke(app, [*map(str, words)])
+    return found.exit_code, found.stderr
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.1])
+def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path: Path, small_disk: Path, ema: float) -> None:
+    config = describe(tmp_path, steps=30, save_every=1, validate_every=30, ema=ema)
+    run = small_disk / "run"
+    code, err = invoke("train", write(config, tmp_path / "config.yaml"), "--run-dir", run)
+    assert code == 2 and "No space left" in err.splitlines()[-1] and "Traceback" not in err
+    assert [line for line in err.splitlines() if line.startswith("dlm:")] == err.splitlines()[-1:]
+    last = RunFolder.reopen(run).last()
+    assert last is not None and str(last) in err.splitlines()[-1]
+    DiffusionLM.from_pretrained(run).generate(length=2)  # what was saved is whole
+    assert not list(last.parent.glob(".step*"))
+
+    whole = train(tmp_path / "whole", config)
+    step = int(last.name[5:])
+    assert weights(run, step) == weights(whole, step)
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert invoke("train", "--resume", "--run-dir", run, "--set", "train.keep=0")[0] == 0
+    assert weights(run, 30) == weights(whole, 30) and losses(run) == losses(whole)
+
+
+def test_a_disk_that_is_full_from_the_start(tmp_path: Path, small_disk: Path) -> None:
+    (small_disk / "ballast").write_bytes(bytes((1 << 20) - 4096 * 8))
+    code, err = invoke("train", write(describe(tmp_path), tmp_path / "config.yaml"), "--run-dir", small_disk / "run")
+    assert code == 2 and "No space left" in err.splitlines()[-1] and "Traceback" not in err
+
+
+def test_a_full_disk_without_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same through a writer of tensors that fails, for where nothing can be mounted."""
+    writes = 0
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(tensors, path)
+
+    real = safetensors.torch.save_file
+    monkeypatch.setattr(run_module, "save_file", save_file)
+    config = write(describe(tmp_path, save_every=1, validate_every=8), tmp_path / "config.yaml")
+    code, err = invoke("train", config, "--run-dir", tmp_path / "run")
+    assert code == 2 and err.splitlines()[-1].startswith("dlm: cannot save")
+    assert err.splitlines()[-1].endswith(f"the last good checkpoint is {tmp_path}/run/checkpoints/step-000002")
+    assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["last", "step-000001", "step-000002"]
+
+
+def test_configuration_round_trips_through_the_folder(folder: RunFolder) -> None:
+    config: Config = RunFolder.reopen(folder.path).config
+    assert config == folder.config

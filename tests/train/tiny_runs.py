@@ -1,0 +1,110 @@
+"""Runs that take a second: how to describe one, train it, and compare what two of them left on disk."""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlm.config import Config, dump_config, parse_config
+from dlm.train.metrics import Reporter, Silent, StepMetrics
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+
+STEPS = 8
+
+
+def describe(folder: Path, text: str | None = None, **train: Any) -> Config:
+    """A run of one layer with dropout, so that a random number drawn out of turn shows."""
+    path = folder / "text.txt"
+    if not path.exists():
+        draw = random.Random(0)
+        words = ["".join(draw.choices("abcdefgh ", k=draw.randint(2, 7))) for _ in range(400)]
+        path.write_text(text or " ".join(words), encoding="utf-8")
+    tree: dict[str, Any] = {
+        "data": {
+            "train": {"format": "text", "path": str(path)},
+            "held_out": {"by": "tail", "share": 0.2},
+            "length": 16,
+        },
+        "model": {
+            "sizes": {
+                "num_hidden_layers": 1,
+                "hidden_size": 16,
+                "intermediate_size": 32,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "head_dim": 8,
+                "attention_dropout": 0.1,
+            }
+        },
+        "optim": {"warmup": 2},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 4,
+            "precision": "fp32",
+            "validate_every": 4,
+            "validate_sequences": 4,
+            "save_every": 2,
+            "sample_length": 4,
+            "keep": 100,
+            **train,
+        },
+    }
+    return parse_config(tree)
+
+
+def altered(config: Config, part: str, **changes: Any) -> Config:
+    """The configuration with changes in one of its parts."""
+    return replace(config, **{part: replace(getattr(config, part), **changes)})
+
+
+def write(config: Config, path: Path) -> Path:
+    """The configuration as a file."""
+    path.write_text(yaml.safe_dump(dump_config(config)), encoding="utf-8")
+    return path
+
+
+def train(path: Path, config: Config, reporter: Reporter | None = None) -> Path:
+    """Trains from the beginning to the end."""
+    Trainer(RunFolder.create(path, config), reporter or Silent()).train()
+    return path
+
+
+def resume(path: Path, config: Config | None = None, reporter: Reporter | None = None) -> Path:
+    """Goes on to the end."""
+    Trainer(RunFolder.reopen(path, config), reporter or Silent()).train()
+    return path
+
+
+def weights(run: Path, step: int = STEPS) -> dict[str, bytes]:
+    """The bytes of every tensor file of a checkpoint, by name."""
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, without the speed, which is nobody's to repeat."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != "tokens_per_second"} for line in found]
+
+
+def losses(run: Path) -> Mapping[int, float]:
+    """The loss of every step; a step that is written twice fails."""
+    steps = [line for line in lines(run) if "loss" in line]
+    found = {line["step"]: line["loss"] for line in steps}
+    assert len(found) == len(steps)
+    return found
+
+
+class Steps(Silent):
+    """Keeps what it is told of the steps."""
+
+    def __init__(self) -> None:
+        self.taken: list[StepMetrics] = []
+
+    def step(self, metrics: StepMetrics) -> None:
+        self.taken.append(metrics)
