@@ -93,7 +93,8 @@ class DiffusionLM:
         context: The longest sequence, in tokens.
         process: The forward process.
         denoiser: Predicts clean tokens; scores texts.
-        text_denoiser: The same without the end of text and the unknown character, for the inside of a text.
+        writer: The same without the unknown character; writes texts, which may end.
+        filler: The same without the end of text too; writes the inside of a text.
     """
 
     def __init__(
@@ -133,8 +134,8 @@ class DiffusionLM:
         self.process = Absorbing(Linear(), ids.mask)
         self.denoiser: Denoiser = Subs(self._network, never)
         unknown = [] if tokenizer.unk_token_id is None else [int(tokenizer.unk_token_id)]
-        self._writer: Denoiser = Subs(self._network, [*never, *unknown])
-        self.text_denoiser: Denoiser = Subs(self._network, [*never, *unknown, ids.end])
+        self.writer: Denoiser = Subs(self._network, [*never, *unknown])
+        self.filler: Denoiser = Subs(self._network, [*never, *unknown, ids.end])
         self._end_id, self._pad_id = ids.end, ids.pad
 
     @classmethod
@@ -250,7 +251,7 @@ class DiffusionLM:
         for start in range(0, num, batch_size):
             indices = range(start, min(start + batch_size, num))
             final = self._write(
-                self._writer,
+                self.writer,
                 [row] * len(indices),
                 [[False] * len(given) + [True] * length] * len(indices),
                 sampler,
@@ -336,7 +337,7 @@ class DiffusionLM:
             rows = [canvases[text].ids for text, _ in part]
             editable = [canvases[text].editable for text, _ in part]
             streams = [generator(seed, "infill", *job) for job in part]
-            final = self._write(self.text_denoiser, rows, editable, sampler, streams, None, watch)
+            final = self._write(self.filler, rows, editable, sampler, streams, None, watch)
             nats_B = self._conditional(final.x_BL, editable, draws, seed)
             for (text, _), ids, calls, nats in zip(
                 part, final.x_BL.tolist(), final.calls_B.tolist(), nats_B, strict=True
@@ -414,7 +415,7 @@ class DiffusionLM:
         """Bounds of -log p(written | given), in nats, the same masks for every alternative."""
         _, where_BL = self._pad([[]] * len(editable), editable)
         streams = [generator(seed, "rank") for _ in editable]
-        terms_RBL = exact_count_nelbo(self.text_denoiser, self.process, x0_BL, draws, streams, where_BL)
+        terms_RBL = exact_count_nelbo(self.filler, self.process, x0_BL, draws, streams, where_BL)
         nats: list[float] = terms_RBL.mean(0).sum(1).tolist()
         return nats
 

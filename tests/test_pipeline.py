@@ -135,7 +135,7 @@ def test_one_token_is_scored_by_the_models_own_probability(tiny_lm: DiffusionLM)
     ids = [*before.encode(), tiny_lm.process.mask_id, *after.encode()]
     x_BL = torch.tensor([ids])
     with torch.inference_mode():
-        log_p_V = tiny_lm.text_denoiser(x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
+        log_p_V = tiny_lm.filler(x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
     for found in tiny_lm.infill(f"{before}[MASK:1]{after}", num=5):
         assert found.log_likelihood == pytest.approx(float(log_p_V[found.ids[0][0]]), abs=1e-5)
 
@@ -143,7 +143,7 @@ def test_one_token_is_scored_by_the_models_own_probability(tiny_lm: DiffusionLM)
 def test_greedy_infilling_takes_the_most_probable_token(tiny_lm: DiffusionLM) -> None:
     x_BL = torch.tensor([[*b"abc", tiny_lm.process.mask_id, *b"def"]])
     with torch.inference_mode():
-        log_p_V = tiny_lm.text_denoiser(x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
+        log_p_V = tiny_lm.filler(x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
     (found,) = tiny_lm.infill("abc[MASK:1]def", sampler=Sampler(token=TokenChoice(temperature=0.0)))
     assert found.ids == ((int(log_p_V.argmax()),),)
 
@@ -233,7 +233,7 @@ class Fixed:
 def sure_lm(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
     """Sure of `ab`, the end of text, and `cd` after it."""
     lm = make_lm(byte_tokenizer, 5)
-    lm.denoiser = Fixed([*b"ab", int(byte_tokenizer.eos_token_id or 0), *b"cd"], len(byte_tokenizer))
+    lm.writer = Fixed([*b"ab", int(byte_tokenizer.eos_token_id or 0), *b"cd"], len(byte_tokenizer))
     return lm
 
 

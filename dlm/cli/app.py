@@ -29,13 +29,19 @@ def main() -> None:
     app(prog_name="dlm")
 
 
-@app.callback()
-def _root(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
-) -> None:
-    if show_version:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"dlm {version('dlm')}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def _guarded(command: Callable[..., None]) -> Callable[..., None]:
