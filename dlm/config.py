@@ -20,6 +20,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from dlm.diffusion.objective import Weighting
 from dlm.errors import ConfigError
 
+CHOICES = ("tokenizer", "objective")
+"""Keys whose value is `{name: ..., ...}`; `--set` takes the bare name for them."""
+
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -307,7 +310,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         child = tree.get(parent)
         tree[parent] = dict(child) if isinstance(child, dict) else {}
         tree = tree[parent]
-    if isinstance(tree.get(last), dict) and isinstance(value, str):
+    if isinstance(value, str) and key.strip() in CHOICES:
         value = {"name": value}  # `--set tokenizer=bytes` swaps the choice, and with it its settings
     tree[last] = value
 

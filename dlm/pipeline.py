@@ -133,7 +133,7 @@ class DiffusionLM:
         never = never_emitted(tokenizer, self._backbone.vocabulary)
         self.process = Absorbing(Linear(), ids.mask)
         self.denoiser: Denoiser = Subs(self._network, never)
-        unknown = [] if tokenizer.unk_token_id is None else [int(tokenizer.unk_token_id)]
+        unknown = [] if ids.unknown is None else [ids.unknown]
         self.writer: Denoiser = Subs(self._network, [*never, *unknown])
         self.filler: Denoiser = Subs(self._network, [*never, *unknown, ids.end])
         self._end_id, self._pad_id = ids.end, ids.pad

@@ -1,11 +1,12 @@
 """How documents become batches: one flat array of tokens, cut into rows."""
 
 import hashlib
-import os
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, Self
 
 import datasets
@@ -61,11 +62,17 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def checksum(self) -> int:
+        """A checksum of the stream; of a very long one, of about four million ids spread evenly over it."""
+        return zlib.crc32(self.ids[:: max(len(self.ids) // 2**22, 1)].tobytes())
+
     @classmethod
     def _open(cls, folder: Path) -> Self:
-        names = ("ids", "offsets", "sizes")
-        ids, offsets, sizes = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names)
-        if offsets[-1] != len(ids) or len(offsets) != len(sizes) + 1:
+        names = ("ids", "offsets", "sizes", "sums")
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
+        ids, offsets, sizes, sums = arrays
+        if sums.tolist() != [zlib.crc32(array.data) for array in (ids, offsets, sizes)]:
             raise ValueError(f"{folder} is damaged")
         return cls(ids, offsets, sizes)
 
@@ -73,26 +80,27 @@ class Tokens:
     def _write(folder: Path, documents: Dataset, encode: Encode, end_id: int, kind: type[np.unsignedinteger]) -> None:
         """Writes beside the final name and renames, so that two processes may do it at once."""
         folder.mkdir(parents=True, exist_ok=True)
-        draft = {name: folder / f".{name}.{os.getpid()}.npy" for name in ("ids", "offsets", "sizes")}
-        raw = folder / f".ids.{os.getpid()}.raw"
         lengths: list[int] = []
         sizes: list[int] = []
-        with raw.open("wb") as stream:
-            for batch in documents.iter(batch_size=256):
-                texts: list[str] = batch["text"]
-                rows = encode(texts)
-                stream.write(np.concatenate([np.array([*row, end_id], dtype=kind) for row in rows]).tobytes())
-                lengths += [len(row) + 1 for row in rows]
-                sizes += [len(text.encode()) for text in texts]
-        total = sum(lengths)
-        target = np.lib.format.open_memmap(draft["ids"], mode="w+", dtype=kind, shape=(total,))
-        target[:] = np.memmap(raw, dtype=kind, mode="r", shape=(total,))
-        target.flush()
-        raw.unlink()
-        np.save(draft["offsets"], np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-        np.save(draft["sizes"], np.array(sizes, dtype=np.int64))
-        for name, path in draft.items():
-            path.replace(folder / f"{name}.npy")
+        with TemporaryDirectory(dir=folder, prefix=".") as draft:
+            raw = Path(draft) / "raw"
+            with raw.open("wb") as stream:
+                for batch in documents.iter(batch_size=256):
+                    texts: list[str] = batch["text"]
+                    rows = encode(texts)
+                    stream.write(np.concatenate([np.array([*row, end_id], dtype=kind) for row in rows]).tobytes())
+                    lengths += [len(row) + 1 for row in rows]
+                    sizes += [len(text.encode()) for text in texts]
+            arrays = {
+                "ids": np.memmap(raw, dtype=kind, mode="r", shape=(sum(lengths),)),
+                "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+                "sizes": np.array(sizes, dtype=np.int64),
+            }
+            arrays["sums"] = np.array([zlib.crc32(array.data) for array in arrays.values()], dtype=np.int64)
+            for name, array in arrays.items():
+                np.save(Path(draft) / f"{name}.npy", array)
+            for name in arrays:
+                (Path(draft) / f"{name}.npy").replace(folder / f"{name}.npy")
 
 
 @dataclass(frozen=True)

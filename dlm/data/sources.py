@@ -5,12 +5,13 @@ To add a format, write a reader and name it in `READERS`.
 
 import difflib
 import hashlib
+import re
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dlm.config import Data, Source
 from dlm.errors import ConfigError, DataError
 
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,18 @@ def _read_text(source: Source, key: str) -> Dataset:
     )
 
 
-def _read_files(source: Source, key: str, *, builder: str, suffix: str) -> Dataset:
+def _read_files(source: Source, key: str, *, builder: str, suffix: str, **options: Any) -> Dataset:
     """A table in one of the formats that `datasets` reads itself."""
     files = _files(source, key, suffix)
     if all(Path(file).stat().st_size == 0 for file in files):
         raise DataError(f"{key}: {source.path} is empty")
+    if builder != "parquet":
+        _check_utf8(files, key)  # pyarrow's JSON reader takes any bytes, and fails where they are used
     # The cache knows a file by its path and time; the content goes into the name of the build instead.
     build = hashlib.blake2b(_stamp(files).encode(), digest_size=8).hexdigest()
     try:
-        return load_dataset(builder, build, data_files=files, split="train")
+        # A name is a pattern to `datasets`: unescaped, `[1].jsonl` would read `1.jsonl`.
+        return load_dataset(builder, build, data_files=[escape(file) for file in files], split="train", **options)
     except Exception as error:  # pyarrow, pandas and datasets each raise their own
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:160]
@@ -156,9 +161,10 @@ def _read_saved(source: Source, key: str) -> Dataset:
         found = load_from_disk(source.path)
     except Exception as error:
         raise DataError(f"{key}: {source.path} is no dataset saved to disk: {_line(error)}") from error
-    if isinstance(found, Dataset):
-        return found
-    return _split(found, source, key)
+    documents = _split(found, source, key)
+    # The fingerprint on disk says how it was made, not what it holds: other text could come under the same one.
+    documents._fingerprint = _stamp([file["filename"] for file in documents.cache_files])
+    return documents
 
 
 def _read_hub(source: Source, key: str) -> Dataset:
@@ -198,7 +204,7 @@ def _read_stdlib(source: Source, key: str) -> Dataset:
 READERS: Mapping[str, Callable[[Source, str], Dataset]] = {
     "text": _read_text,
     "jsonl": partial(_read_files, builder="json", suffix="jsonl"),
-    "csv": partial(_read_files, builder="csv", suffix="csv"),
+    "csv": partial(_read_files, builder="csv", suffix="csv", keep_default_na=False),  # "NA" and "None" are texts
     "parquet": partial(_read_files, builder="parquet", suffix="parquet"),
     "saved": _read_saved,
     "hub": _read_hub,
@@ -234,9 +240,9 @@ def _texts(files: list[str], documents: str, stamp: str) -> Iterator[dict[str, s
             case "file":
                 yield {"text": text}
             case "line":
-                yield from ({"text": line} for line in text.splitlines())
+                yield from ({"text": line} for line in re.split(r"\r\n|\r|\n", text))
             case "paragraph":
-                yield from ({"text": part.strip("\n")} for part in text.replace("\r\n", "\n").split("\n\n"))
+                yield from ({"text": part.strip("\r\n")} for part in re.split(r"\n\r?\n", text))
 
 
 def _stamp(files: list[str]) -> str:
@@ -265,7 +271,12 @@ def _only_text(documents: Dataset, source: Source, key: str) -> Dataset:
     return documents if column == "text" else documents.rename_column(column, "text")
 
 
-def _split(found: DatasetDict, source: Source, key: str) -> Dataset:
+def _split(found: Dataset | DatasetDict, source: Source, key: str) -> Dataset:
+    """The split that is asked for; a dataset without splits has only the one it came from, if it knows it."""
+    if isinstance(found, Dataset):
+        if source.split in (None, str(found.split)):
+            return found
+        raise ConfigError(f"{key}.split: {source.path} has no splits, got {source.split!r}; leave {key}.split out")
     name = source.split or "train"
     if name not in found:
         raise ConfigError(f"{key}.split: {source.path} has no split {name!r}; it has {', '.join(map(str, found))}")
@@ -286,6 +297,20 @@ def _kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
     """Whether each document is held out: a matter of its own text alone."""
     quantiles = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
+
+
+def _check_utf8(files: list[str], key: str) -> None:
+    """Refuses the first file that is not UTF-8, where no decompression comes first."""
+    for file in files:
+        read = 0
+        with Path(file).open("rb") as stream:
+            for line in stream if Path(file).suffix not in COMPRESSED else ():
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    at = read + error.start
+                    raise DataError(f"{key}: {file} is not UTF-8 text: byte {at} cannot be read") from error
+                read += len(line)
 
 
 def _is_utf8(path: Path) -> bool:

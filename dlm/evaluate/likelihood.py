@@ -165,7 +165,7 @@ def evaluate_likelihood(
     nats_RD = torch.zeros(2, documents, dtype=torch.float64)
     tokens_D = torch.zeros(documents, dtype=torch.long)
     nats_S, tokens_S, mc_S, unknown = [], [], [], 0
-    unknown_id = lm.tokenizer.unk_token_id
+    unknown_id = special_ids(lm.tokenizer).unknown
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = sequences.batch(part)

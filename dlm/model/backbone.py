@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         whole_BLV = self.model(input_ids=x_BL, attention_mask=every_BL.long(), **self._extra()).logits
         rows_NV = self(x_BL, None, every_BL)
         self.model.train(training)
-        if not torch.allclose(whole_BLV.flatten(0, 1), rows_NV, rtol=1e-2, atol=1e-3):
+        if not torch.allclose(whole_BLV.flatten(0, 1), rows_NV, rtol=1e-2, atol=1e-3, equal_nan=True):
             raise ConfigError(
                 f"model.architecture {kind}: its logits are not its head's alone, which dlm does not support"
             )

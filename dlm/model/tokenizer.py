@@ -17,17 +17,19 @@ END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The three ids that stand for no text, all different.
+    """The ids that stand for no text, all different.
 
     Attributes:
         mask: The mask.
         pad: The padding.
         end: The end of a text.
+        unknown: What the tokenizer cannot spell; None where it can spell everything.
     """
 
     mask: int
     pad: int
     end: int
+    unknown: int | None
 
 
 def build_tokenizer(
@@ -103,7 +105,8 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
     }
     if None in found.values() or len(set(found.values())) < 3:
         raise CheckpointError(f"the tokenizer needs different mask, padding and end-of-text tokens, it has {found}")
-    return SpecialIds(found["mask"], found["padding"], found["end-of-text"])
+    unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
+    return SpecialIds(found["mask"], found["padding"], found["end-of-text"], unknown)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -117,9 +120,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
         # The backend itself: the wrapper would warn of long texts, and cuts and pads as it was last told.
         backend.no_truncation()
         backend.no_padding()
-        return [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+    return _spelled_out(tokenizer, rows)
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
@@ -172,14 +176,39 @@ def never_emitted(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[i
         The mask, the padding, every other special token but the end of text and the unknown character, which
         texts do hold, and ids beyond the tokenizer's.
     """
-    never = set(tokenizer.all_special_ids) | set(range(len(tokenizer), vocabulary))
+    # Not from len(tokenizer) on: the ids of a pretrained vocabulary may have gaps, and text beyond its length.
+    never = _special_ids(tokenizer) | (set(range(vocabulary)) - set(tokenizer.get_vocab().values()))
     return sorted(never - {tokenizer.eos_token_id, tokenizer.unk_token_id})
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that decides which ids a text becomes."""
-    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return hashlib.blake2b((tokenizer.backend_tokenizer.to_str() + special).encode(), digest_size=16).hexdigest()
+    # How the last call truncated and padded is kept in there too, and decides nothing.
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    content = json.dumps([backend, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every special id, those among them that have no role, such as Llama's reserved ones."""
+    added = tokenizer.added_tokens_decoder.items()
+    return set(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+
+
+def _spelled_out(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:
+    """The rows with special ids spelled by their characters, but for the unknown character.
+
+    A model of whole pieces (Unigram, words) holds `</s>` in its own vocabulary and finds it in a text.
+    """
+    special = _special_ids(tokenizer) - {tokenizer.unk_token_id}
+    model = tokenizer.backend_tokenizer.model
+
+    def spell(id_: int) -> list[int]:
+        if id_ not in special:
+            return [id_]
+        return [token.id for character in tokenizer.convert_ids_to_tokens(id_) for token in model.tokenize(character)]
+
+    return [row if special.isdisjoint(row) else [part for id_ in row for part in spell(id_)] for row in rows]
 
 
 def _byte_level(model: models.Model) -> Backend:
@@ -219,7 +248,9 @@ def _complete(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         tokenizer.add_special_tokens({"mask_token": _special(_free_name(tokenizer, MASK))})
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (tokenizer.eos_token_id, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"pad_token": _special(_free_name(tokenizer, PAD))})
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id == tokenizer.unk_token_id:
+    # GPT-2 names its end of text as the unknown token too, which a byte-level vocabulary never needs.
+    unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None) and tokenizer.unk_token_id
+    if tokenizer.eos_token_id is None or tokenizer.eos_token_id == unknown:
         tokenizer.add_special_tokens({"eos_token": _special(_free_name(tokenizer, END))})
     return tokenizer
 

@@ -31,7 +31,8 @@ class Progress:
     Attributes:
         step: Steps taken.
         tokens: Tokens seen.
-        train_tokens: Tokens of the training text, to notice that it changed.
+        train_tokens: Tokens of the training text.
+        train_checksum: A checksum of it, to notice that it changed.
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step it was reached at.
     """
@@ -39,6 +40,7 @@ class Progress:
     step: int
     tokens: int
     train_tokens: int
+    train_checksum: int
     best: float | None = None
     best_step: int | None = None
 
@@ -188,8 +190,8 @@ class RunFolder:
         for step in others[: max(len(others) - self.config.train.keep, 0)]:
             # Renamed first: nobody who comes by must find half of a folder under a checkpoint's name.
             self._folder(step).rename(self.checkpoints / f".step-{step:06d}.doomed")
-        for doomed in self.checkpoints.glob(".step-*.doomed"):
-            shutil.rmtree(doomed, ignore_errors=True)
+        for left_by_a_kill in (*self.checkpoints.glob(".step-*.doomed"), *self.checkpoints.glob(".step-*.draft")):
+            shutil.rmtree(left_by_a_kill, ignore_errors=True)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

@@ -69,11 +69,12 @@ class Trainer:
             for documents in (splits.train, splits.validation)
         )
         self.batches = TrainingBatches(training, self.config.train.batch_size, self.config.seed)
-        self.progress = at[1] if at else Progress(step=0, tokens=0, train_tokens=len(training.tokens))
-        if self.progress.train_tokens != len(training.tokens):
+        found = len(training.tokens), training.tokens.checksum
+        self.progress = at[1] if at else Progress(0, 0, *found)
+        if found != (self.progress.train_tokens, self.progress.train_checksum):
             raise DataError(
-                f"the training text has {len(training.tokens)} tokens now and had {self.progress.train_tokens} when "
-                f"{run.path} was begun: put the old text back, or begin another run"
+                f"the training text has changed since {run.path} was begun: it has {found[0]} tokens now and had "
+                f"{self.progress.train_tokens}; put the old text back, or begin another run"
             )
 
         self.backbone = Backbone(_model(self.config, self.tokenizer, self.device), ids.pad)

@@ -57,7 +57,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
         "data": {"train": source, "held_out": {"by": "tail"}, "length": 16},
         "model": {"sizes": SIZES},
     }
-    tree["tokenizer"] = {"name": "bytes"}
+    tree |= {"tokenizer": {"name": "bytes"}, "train": {"precision": "fp32"}}  # Accelerate takes one a process
     (folder / "good.yaml").write_text(yaml.safe_dump(tree))
     (folder / "list.yaml").write_text("- a\n- b\n")
     (folder / "broken.yaml").write_text("data: {train: [\n")

@@ -78,7 +78,7 @@ def test_other_documents_or_another_tokenizer_are_not_mixed_up(byte_tokenizer: P
     assert shifted == [98, 99, 100, END]
 
 
-@pytest.mark.parametrize("name", ["ids", "offsets", "sizes"])
+@pytest.mark.parametrize("name", ["ids", "offsets", "sizes", "sums"])
 @pytest.mark.parametrize("keep", [0, 40, 130])
 def test_a_cut_cache_file_is_made_anew(
     byte_tokenizer: PreTrainedTokenizerBase, quiet_machine: Path, name: str, keep: int
@@ -92,7 +92,43 @@ def test_a_cut_cache_file_is_made_anew(
     again = of(documents, byte_tokenizer, calls)
     assert len(calls) == 2
     assert again.ids.tolist() == expected
-    assert {path.name for path in folder.iterdir()} == {"ids.npy", "offsets.npy", "sizes.npy"}
+    assert {path.name for path in folder.iterdir()} == {"ids.npy", "offsets.npy", "sizes.npy", "sums.npy"}
+
+
+@pytest.mark.parametrize("name", ["ids", "offsets", "sizes"])
+def test_a_cache_file_of_the_right_size_and_the_wrong_content_is_made_anew(
+    byte_tokenizer: PreTrainedTokenizerBase, quiet_machine: Path, name: str
+) -> None:
+    documents = Dataset.from_dict({"text": [f"damaged {name}", "and more of it"]})
+    expected = of(documents, byte_tokenizer, [])
+    values = {part: np.array(getattr(expected, part)) for part in ("ids", "offsets", "sizes")}
+    file = max((quiet_machine / "dlm").glob(f"*/{name}.npy"), key=lambda path: path.stat().st_mtime_ns)
+    raw = bytearray(file.read_bytes())
+    raw[-8] ^= 1
+    file.write_bytes(raw)
+    calls = list[int]()
+    again = of(documents, byte_tokenizer, calls)
+    assert calls == [2]
+    assert all(np.array_equal(getattr(again, part), value) for part, value in values.items())
+
+
+def test_offsets_of_nothing_are_made_anew(byte_tokenizer: PreTrainedTokenizerBase, quiet_machine: Path) -> None:
+    documents, calls = Dataset.from_dict({"text": ["offsets of nothing"]}), list[int]()
+    expected = of(documents, byte_tokenizer, calls).offsets.tolist()
+    file = max((quiet_machine / "dlm").glob("*/offsets.npy"), key=lambda path: path.stat().st_mtime_ns)
+    np.save(file, np.zeros(0, dtype=np.int64))
+    assert of(documents, byte_tokenizer, calls).offsets.tolist() == expected
+    assert len(calls) == 2
+
+
+def test_work_that_breaks_off_leaves_no_files(quiet_machine: Path) -> None:
+    def interrupted(texts: list[str]) -> list[list[int]]:
+        raise KeyboardInterrupt
+
+    files = {path for path in quiet_machine.rglob("*") if path.is_file()}
+    with pytest.raises(KeyboardInterrupt):
+        Tokens.of(Dataset.from_dict({"text": ["broken off"]}), interrupted, END, 1000, "interrupted")
+    assert {path for path in quiet_machine.rglob("*") if path.is_file()} == files
 
 
 def test_a_large_vocabulary_keeps_its_large_ids() -> None:

@@ -1,5 +1,6 @@
 """A reader gives the documents as they are, every one of them once, or says in a line why it cannot."""
 
+import gzip
 import json
 import os
 import sysconfig
@@ -100,6 +101,26 @@ def test_paragraphs_and_lines(tmp_path: Path, documents: Documents, expected: li
     assert texts(Source("text", str(tmp_path / "a.txt"), documents=documents)) == expected
 
 
+def test_paragraphs_and_lines_keep_all_but_what_parts_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("a\r\nb\x0c\u2028\x85c\r\n\r\nd\r\n".encode())
+    path = str(tmp_path / "a.txt")
+    assert texts(Source("text", path, documents="paragraph")) == ["a\r\nb\x0c\u2028\x85c", "d"]
+    assert texts(Source("text", path, documents="line")) == ["a", "b\x0c\u2028\x85c", "d"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_a_table_whose_name_has_the_signs_of_a_glob_is_not_its_neighbour(tmp_path: Path, kind: str) -> None:
+    source = write_table(kind, tmp_path / "[1]", [{"text": "odd"}])
+    write_table(kind, tmp_path / "1", [{"text": "neighbour"}])
+    assert texts(source) == ["odd"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_words_that_stand_for_nothing_elsewhere_are_text(tmp_path: Path, kind: str) -> None:
+    words = ["NA", "null", "None", "nan", "N/A", "text"]
+    assert texts(write_table(kind, tmp_path / "t", [{"text": word} for word in words])) == words
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
 def test_a_table_gives_back_what_was_written(tmp_path: Path, kind: str) -> None:
     source = write_table(kind, tmp_path / "t", [{"n": i, "text": text} for i, text in enumerate(HOSTILE)])
@@ -176,6 +197,23 @@ def test_the_same_saved_folder_written_anew_is_read_anew(tmp_path: Path) -> None
         shutil.rmtree(tmp_path / "d", ignore_errors=True)
         source = write_table("saved", tmp_path / "d", [{"text": text}])
         assert texts(source) == [text]
+
+
+def test_a_saved_folder_of_other_text_under_the_same_fingerprint_is_another_dataset(tmp_path: Path) -> None:
+    found = []
+    for text in ("before", "behind"):
+        documents = Dataset.from_dict({"text": [text]})
+        documents._fingerprint = "same"
+        documents.save_to_disk(tmp_path / text)
+        found.append(read(Source("saved", str(tmp_path / text)), "data.train"))
+    assert [documents["text"][:] for documents in found] == [["before"], ["behind"]]
+    assert found[0]._fingerprint != found[1]._fingerprint  # the cache of tokens goes by it
+
+
+def test_a_split_of_a_dataset_that_has_none_is_refused(tmp_path: Path, refused: Refused) -> None:
+    source = write_table("saved", tmp_path / "d", [{"text": "a"}])
+    with refused(ConfigError, "data.train.split", "'dev'", "no splits"):
+        read(Source("saved", source.path, split="dev"), "data.train")
 
 
 @pytest.mark.parametrize(
@@ -298,6 +336,21 @@ def test_a_text_that_is_not_utf8_names_the_byte(tmp_path: Path, refused: Refused
     (tmp_path / "a.txt").write_bytes(raw)
     with refused(DataError, str(tmp_path / "a.txt"), f"byte {byte}", "UTF-8"):
         read(Source("text", str(tmp_path / "a.txt")), "data.train")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_table_that_is_not_utf8_names_the_file_and_the_byte(tmp_path: Path, refused: Refused, kind: str) -> None:
+    write_table(kind, tmp_path / "a", [{"text": "good"}])
+    first = b"text\n" if kind == "csv" else b'{"text": "x"}\n'
+    bad = tmp_path / f"b.{kind}"
+    bad.write_bytes(first + (b"h\xe9\n" if kind == "csv" else b'{"text": "h\xe9"}\n'))
+    with refused(DataError, "data.train", str(bad), f"byte {bad.read_bytes().index(0xE9)}", "UTF-8"):
+        read(Source(kind, str(tmp_path)), "data.train")
+
+
+def test_a_compressed_table_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress('{"text": "\u00e9"}\n'.encode()))
+    assert texts(Source("jsonl", str(tmp_path / "a.jsonl.gz"))) == ["\u00e9"]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

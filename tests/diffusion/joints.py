@@ -18,6 +18,7 @@ class Joint:
 
     table: Tensor  # K x K x ... x K, float64, sums to 1
     calls: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    known: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
@@ -43,6 +44,12 @@ class Joint:
         return torch.stack(rows) if rows else torch.empty(0, self.symbols + 1, dtype=torch.float64)
 
     def _conditional(self, x: Sequence[int], i: int) -> Tensor:
+        key = (i, *x)
+        if key not in self.known:
+            self.known[key] = self._sum_out(x, i)
+        return self.known[key]
+
+    def _sum_out(self, x: Sequence[int], i: int) -> Tensor:
         visible = tuple(slice(None) if v == self.symbols or j == i else v for j, v in enumerate(x))
         left = self.table[visible]
         axis = sum(isinstance(v, slice) for v in visible[:i])
@@ -59,6 +66,19 @@ def random_joint(length: int, symbols: int, seed: int = 0) -> Joint:
 def twins(symbols: int = 2) -> Joint:
     """Two identical fair symbols."""
     return Joint(torch.eye(symbols, dtype=torch.float64) / symbols)
+
+
+class Narrow:
+    """A denoiser of the first columns only: what it is shown further to the right is padding."""
+
+    def __init__(self, denoiser: Denoiser, length: int) -> None:
+        self.denoiser, self.length = denoiser, length
+        self.seen: list[Tensor] = []
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        self.seen.append(xt_BL.clone())
+        assert not select_BL[:, self.length :].any()
+        return self.denoiser(xt_BL[:, : self.length], t_B, select_BL[:, : self.length])
 
 
 class Wrong:
@@ -79,23 +99,53 @@ class Wrong:
         return torch.cat([log_p_NK, torch.full((len(log_p_NK), 1), -math.inf, dtype=torch.float64)], dim=1)
 
 
-class Chain:
-    """A stationary two-state Markov chain of any length with exact conditionals given any visible tokens."""
+class ByCount:
+    """A denoiser that says only this: with l of the L tokens masked, the 0 at each has cross-entropy cost[l - 1].
+
+    No joint is behind it. The bound of a text of zeros is the sum of the costs, and nothing but the number of
+    masks makes an estimate of it vary.
+    """
 
     mask = 2
 
-    def __init__(self, stay: float = 0.95) -> None:
-        self.step = torch.tensor([[stay, 1 - stay], [1 - stay, stay]], dtype=torch.float64)
-        power = [torch.eye(2, dtype=torch.float64)]
-        for _ in range(512):
-            power.append(power[-1] @ self.step)
-        self.power = torch.stack(power)
+    def __init__(self, cost: Sequence[float]) -> None:
+        self.cost = torch.tensor(cost, dtype=torch.float64)
+
+    @property
+    def bound(self) -> float:
+        return float(self.cost.sum())
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        count_B = (xt_BL == self.mask).sum(1)
+        nats_N = self.cost[count_B[select_BL.nonzero()[:, 0]] - 1]
+        return torch.stack([-nats_N, torch.log1p(-torch.exp(-nats_N)), torch.full_like(nats_N, -math.inf)], dim=1)
+
+
+def urn(length: int) -> ByCount:
+    """Polya's urn, started with one ball of either colour: the exact denoiser of a text in which every ball is 0.
+
+    It draws colour 0 with probability (n + 1)/(n + 2) after n zeros, so p(0...0) = 1/(L + 1).
+    """
+    return ByCount([math.log((length - masked + 2) / (length - masked + 1)) for masked in range(1, length + 1)])
+
+
+class Chain:
+    """A stationary Markov chain of any length with exact conditionals given any visible tokens.
+
+    A symbol stays with probability `stay`, and else becomes any other with equal chances. The mask has id K.
+    """
+
+    def __init__(self, stay: float = 0.9, symbols: int = 16) -> None:
+        self.stay, self.mask = stay, symbols
+        memory = ((symbols * stay - 1) / (symbols - 1)) ** torch.arange(513, dtype=torch.float64)[:, None, None]
+        self.power = memory * torch.eye(symbols, dtype=torch.float64) + (1 - memory) / symbols
 
     def draw(self, rows: int, length: int, seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
-        flips = torch.rand(rows, length, generator=random, dtype=torch.float64) < self.step[0, 1]
-        flips[:, 0] = torch.rand(rows, generator=random) < 0.5
-        return flips.cumsum(1) % 2
+        moves = torch.randint(1, self.mask, (rows, length), generator=random)
+        moves[torch.rand(rows, length, generator=random) < self.stay] = 0
+        moves[:, 0] = torch.randint(self.mask, (rows,), generator=random)
+        return moves.cumsum(1) % self.mask
 
     def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
         """P(x_i | nearest visible neighbours), by powers of the transition matrix."""
@@ -106,11 +156,11 @@ class Chain:
         right_BL = torch.where(seen_BL, index_BL, length).flip(1).cummin(1).values.flip(1)
         row_N, at_N = select_BL.nonzero().unbind(1)
         left_N, right_N = left_BL[row_N, at_N], right_BL[row_N, at_N]
-        p_N2 = torch.full((len(at_N), 2), 0.5, dtype=torch.float64)
+        p_NK = torch.full((len(at_N), self.mask), 1 / self.mask, dtype=torch.float64)
         for side_N, there in ((left_N, left_N >= 0), (right_N, right_N < length)):
             symbol = xt_BL[row_N[there], side_N[there]]
-            p_N2[there] *= self.power[(at_N[there] - side_N[there]).abs(), symbol]
-        log_p = (p_N2 / p_N2.sum(1, keepdim=True)).log()
+            p_NK[there] *= self.power[(at_N[there] - side_N[there]).abs(), symbol]
+        log_p = (p_NK / p_NK.sum(1, keepdim=True)).log()
         return torch.cat([log_p, torch.full((len(at_N), 1), -math.inf, dtype=torch.float64)], dim=1)
 
 

@@ -251,6 +251,44 @@ def test_a_tokenizer_like_berts_keeps_its_mask(word_piece: str) -> None:
     assert "".join(pieces(tokenizer, ids)) == decode(tokenizer, ids) == "headed a"
 
 
+@pytest.mark.parametrize("kind", ["unigram", "words"])
+def test_special_tokens_that_the_vocabulary_finds_in_a_text_are_spelled_out(tmp_path: Path, kind: str) -> None:
+    special = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    names = [*special.values(), "\u2581", *dict.fromkeys("</>abdkmps")]
+    if kind == "unigram":  # like XLM-R's and T5's, where the special pieces are the likeliest of all
+        scores = [(name, 0.0 if name in special.values() else -3.0) for name in names]
+        backend = Backend(models.Unigram(scores, unk_id=0))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    else:
+        backend = Backend(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(tmp_path)
+    tokenizer = build_tokenizer(Pretrained(str(tmp_path)), lambda: ())
+    (ids,) = encode(tokenizer, ["a <mask> b </s> <pad>"])
+    assert not set(ids) & set(tokenizer.all_special_ids)
+    assert decode(tokenizer, ids).replace(" ", "") == "a<mask>b</s><pad>"
+
+
+def test_a_vocabulary_with_gaps_and_reserved_tokens(tmp_path: Path) -> None:
+    alphabet = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Backend(models.BPE(vocab={**alphabet, "ab": 400}, merges=[("a", "b")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.add_special_tokens(["<|reserved|>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(tmp_path)
+    tokenizer = build_tokenizer(Pretrained(str(tmp_path)), lambda: ())
+    never = never_emitted(tokenizer, 512)
+    assert encode(tokenizer, ["ab"]) == [[400]] and len(tokenizer) < 400
+    assert 400 not in never
+    assert tokenizer.convert_tokens_to_ids("<|reserved|>") in never
+    assert {399, 401, 511} <= set(never)
+
+
+def test_how_a_call_padded_and_cut_does_not_make_another_tokenizer(own: PreTrainedTokenizerBase) -> None:
+    before = fingerprint(own)
+    own(["a" * 50, "a"], padding=True, truncation=True, max_length=4)
+    assert fingerprint(own) == before
+
+
 def test_completing_a_complete_tokenizer_changes_nothing(own: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     own.save_pretrained(tmp_path)
     again = build_tokenizer(Pretrained(str(tmp_path)), lambda: ())

@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def progress(step: int, best_step: int | None = None) -> Progress:
-    return Progress(step, 100 * step, 1000, None if best_step is None else 1.0, best_step)
+    return Progress(step, 100 * step, 1000, 7, None if best_step is None else 1.0, best_step)
 
 
 def kept(run: RunFolder) -> list[str]:

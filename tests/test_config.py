@@ -1,0 +1,222 @@
+"""Configuration: what is read is what was written, and each mistake is one line that names its key."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, dump_config, load_config, parse_config
+from dlm.diffusion.objective import Bell, Elbo
+from dlm.errors import ConfigError
+from tests.conftest import Refused
+
+LEAST = {"data": {"train": {"format": "text", "path": "book.txt"}}}
+CHANGED = {
+    "data": {
+        "train": {"format": "csv", "path": "a b.csv", "field": "body"},
+        "validation": {"format": "hub", "path": "owner/name", "split": "test", "subset": "en"},
+        "held_out": {"by": "tail", "share": 0.125},
+        "length": 77,
+        "packing": "pad",
+    },
+    "tokenizer": {"name": "bpe", "size": 300},
+    "model": {"architecture": "bert", "sizes": {"hidden_size": 64, "rope": {"theta": 1e-9}}, "attention": "eager"},
+    "objective": {"name": "bell", "concentration": 5},
+    "optim": {"name": "adamw", "lr": 3e-4, "betas": [0.8, 0.9], "clip": None, "decay": "cosine", "warmup": 0},
+    "train": {"steps": 7, "micro_batch_size": 2, "ema": 0.1, "trackers": ["tensorboard", "wandb"]},
+    "seed": -3,
+}
+"""Every kind of value, none of them a default."""
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    return written(tmp_path, yaml.safe_dump(CHANGED))
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_what_the_file_does_not_say_is_the_default() -> None:
+    config = parse_config(LEAST)
+    assert config.data.train == Source("text", "book.txt")
+    assert config == Config(data=config.data) and config.tokenizer == Bytes() and config.optim == Optim()
+
+
+def test_every_value_of_the_file_arrives_with_its_type(book: Path) -> None:
+    config = load_config(book)
+    assert config.data.validation == Source("hub", "owner/name", split="test", subset="en")
+    assert config.tokenizer == Bpe(size=300) and config.objective == Bell(5)
+    assert config.optim == Optim("adamw", lr=3e-4, betas=(0.8, 0.9), clip=None, decay="cosine", warmup=0)
+    assert config.train.trackers == ("tensorboard", "wandb")
+    assert config.model.sizes == {"hidden_size": 64, "rope": {"theta": 1e-9}}
+    assert (config.data.packing, config.data.length, config.seed) == ("pad", 77, -3)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [LEAST, CHANGED, {**LEAST, "tokenizer": {"name": "pretrained", "path": "gpt2"}}],
+    ids=["least", "changed", "pretrained"],
+)
+def test_a_configuration_survives_being_written_and_read(tree: dict[str, Any], tmp_path: Path) -> None:
+    config = parse_config(tree)
+    assert parse_config(dump_config(config)) == config
+    path = written(tmp_path, yaml.safe_dump(dump_config(config)))  # plain values only, or safe_dump refuses
+    assert load_config(path) == config
+
+
+def test_what_is_written_is_complete() -> None:
+    plain = dump_config(parse_config(LEAST))
+    assert set(plain) == {f.name for f in dataclasses.fields(Config)}
+    assert set(plain["optim"]) == {f.name for f in dataclasses.fields(Optim)}
+    assert plain["objective"] == {"name": "elbo"}
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        parse_config(LEAST).seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("3e-4", 3e-4), ("3E-4", 3e-4), ("1e3", 1e3), (".5e-2", 5e-3), ("3.e+0", 3.0), ("1.5e-3", 1.5e-3), ("0", 0.0)],
+)
+def test_a_number_with_an_exponent_is_a_number(text: str, number: float, book: Path) -> None:
+    config = load_config(book, [f"optim.lr={text}", f"model.sizes.deep.x={text}"])
+    assert config.optim.lr == number
+    assert config.model.sizes["deep"]["x"] == number  # no type there to lean on: YAML itself must read it
+    assert load_config(written(book.parent, f"{{data: {LEAST['data']}, optim: {{lr: {text}}}}}")).optim.lr == number
+
+
+@pytest.mark.parametrize("text", ["e3", "1e", "3e-4x", "v1e3"])
+def test_a_word_that_looks_like_an_exponent_stays_a_word(text: str, book: Path) -> None:
+    assert load_config(book, [f"data.train.path={text}"]).data.train.path == text
+
+
+def test_overrides_reach_any_depth_and_leave_the_rest_alone(book: Path) -> None:
+    config = load_config(book, ["optim.lr=0.5", "data.train.path=other.csv", "model.sizes.rope.theta=2", "seed=4"])
+    before = load_config(book)
+    assert config.optim == dataclasses.replace(before.optim, lr=0.5)
+    assert config.data == dataclasses.replace(
+        before.data, train=dataclasses.replace(before.data.train, path="other.csv")
+    )
+    assert config.model.sizes == {"hidden_size": 64, "rope": {"theta": 2}}
+    assert config.seed == 4 and config.train == before.train
+
+
+def test_an_override_reaches_what_the_file_does_not_mention(tmp_path: Path) -> None:
+    path = written(tmp_path, yaml.safe_dump(LEAST))
+    config = load_config(path, ["optim.clip=null", "data.held_out.share=0.25", "train.trackers=[wandb]"])
+    assert config.optim.clip is None and config.data.held_out.share == 0.25 and config.train.trackers == ("wandb",)
+
+
+def test_of_two_overrides_the_later_wins(book: Path) -> None:
+    assert load_config(book, ["seed=1", "seed=2"]).seed == 2
+
+
+def test_an_override_may_hold_equals_signs_and_spaces(book: Path) -> None:
+    assert load_config(book, ["data.train.path=a=b c.csv"]).data.train.path == "a=b c.csv"
+    assert load_config(book, [" seed = 5 "]).seed == 5
+
+
+def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(book: Path) -> None:
+    assert load_config(book, ["tokenizer=bytes"]).tokenizer == Bytes()
+    assert load_config(book, ["objective=elbo"]).objective == Elbo()
+    assert load_config(book, ["objective=bell"]).objective == Bell()
+    assert load_config(book, ["tokenizer={name: pretrained, path: gpt2}"]).tokenizer == Pretrained("gpt2")
+    assert load_config(book, ["objective.concentration=7"]).objective == Bell(7)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        # an unknown key: its dotted path, the nearest name and the valid ones
+        ("optim.learning_rate=1", ["unknown configuration key optim.learning_rate", "lr"]),
+        ("optim.lrr=1", ["unknown configuration key optim.lrr", "did you mean lr?"]),
+        ("dat.length=1", ["unknown configuration key dat:", "did you mean data?", "tokenizer"]),
+        ("data.train.feild=x", ["unknown configuration key data.train.feild", "did you mean field?"]),
+        ("data.validation.splitt=x", ["unknown configuration key data.validation.splitt", "did you mean split?"]),
+        ("tokenizer.sise=300", ["unknown configuration key tokenizer.sise", "did you mean size?"]),
+        ("objective.consentration=3", ["unknown configuration key objective.consentration", "concentration?"]),
+        ("train.zzz=3", ["unknown configuration key train.zzz", "valid here: steps, batch_size"]),
+        # a bad value: its key, what it got, what it takes
+        ("optim.lr=fast", ["optim.lr:", "number", "'fast'"]),
+        ("optim.lr=-1", ["optim.lr:", "greater than or equal to 0", "-1"]),
+        ("optim.lr=.inf", ["optim.lr:", "finite", "inf"]),
+        ("optim.lr=.nan", ["optim.lr:", "nan"]),
+        ("optim.clip=0", ["optim.clip:", "greater than 0"]),
+        ("optim.momentum=1", ["optim.momentum:", "less than 1"]),
+        ("optim.betas=[0.9, 1.5]", ["optim.betas.1:", "less than 1", "1.5"]),
+        ("optim.betas=[0.9]", ["optim.betas.1"]),
+        ("optim.warmup=-1", ["optim.warmup:"]),
+        ("optim=5", ["optim:", "5"]),
+        ("data.length=0", ["data.length:", "greater than 0"]),
+        ("data.held_out.share=1", ["data.held_out.share:", "less than 1"]),
+        ("data.train.path=1", ["data.train.path:", "string", "1"]),
+        ("train.steps=2.5", ["train.steps:", "2.5"]),
+        ("train.validate_draws=3", ["train.validate_draws:", "multiple of 2"]),
+        ("train.trackers=wandb", ["train.trackers:", "'wandb'"]),
+        ("tokenizer.size=259", ["tokenizer.size:", "260"]),
+        ("seed=x", ["seed:", "integer", "'x'"]),
+        # a bad choice: the choices
+        ("optim.name=sgd", ["optim.name:", "'muon'", "'adamw'", "'sgd'"]),
+        ("data.packing=fold", ["data.packing:", "'pack'", "'pad'"]),
+        ("data.held_out.by=luck", ["data.held_out.by:", "'documents'", "'tail'"]),
+        ("tokenizer=words", ["tokenizer.name:", "unknown choice 'words'", "bytes, characters, bpe, pretrained"]),
+        ("objective.name=mse", ["objective.name:", "unknown choice 'mse'", "elbo, ce, bell"]),
+        ("tokenizer={size: 300}", ["tokenizer:", "{name: ...}"]),
+        # a missing key
+        ("tokenizer=pretrained", ["configuration key tokenizer.path is missing"]),
+        ("data={length: 3}", ["configuration key data.train is missing"]),
+        ("data.train={path: x}", ["configuration key data.train.format is missing"]),
+        # no override at all
+        ("seed", ["--set takes key=value", "'seed'"]),
+        ("=3", ["--set takes key=value", "'=3'"]),
+        ("seed=[1", ["--set seed", "'[1'", "not valid YAML"]),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(override: str, words: list[str], book: Path, refused: Refused) -> None:
+    with refused(ConfigError, *words):
+        load_config(book, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["run.yaml", "no configuration", "data"]),
+        ("# nothing\n", ["run.yaml", "no configuration"]),
+        ("- 1\n- 2\n", ["run.yaml", "no configuration", "[1, 2]"]),
+        ("just words\n", ["run.yaml", "no configuration", "just words"]),
+        ("data: [1\nseed: 2\n", ["run.yaml", "not valid YAML", "line 2"]),
+        ("data: {a: 1}}\n", ["run.yaml", "not valid YAML"]),
+        ("!!python/object/apply:os.getcwd []\n", ["run.yaml", "not valid YAML", "python/object"]),
+        ("optim: {lr: 1}\n", ["configuration key data is missing"]),
+        ("data:\n", ["data:", "None"]),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_refused_in_one_line(
+    text: str, words: list[str], tmp_path: Path, refused: Refused
+) -> None:
+    with refused(ConfigError, *words):
+        load_config(written(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refused: Refused) -> None:
+    with refused(ConfigError, "cannot read", "none.yaml", "No such file"):
+        load_config(tmp_path / "none.yaml")
+    with refused(ConfigError, "cannot read", str(tmp_path)):
+        load_config(tmp_path)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with refused(ConfigError, "bytes.yaml", "not valid YAML"):
+        load_config(tmp_path / "bytes.yaml")
+
+
+def test_neither_the_tree_nor_the_overrides_are_touched() -> None:
+    tree, kept = yaml.safe_load(yaml.safe_dump(CHANGED)), yaml.safe_load(yaml.safe_dump(CHANGED))
+    parse_config(tree)
+    assert tree == kept
