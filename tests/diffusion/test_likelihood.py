@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll, exact_count_nelbo, grid_nelbo
 from dlm.diffusion.process import Absorbing
 from dlm.diffusion.schedule import Linear
 from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
-from tests.diffusion.joints import Chain, Wrong, exact_nelbo, random_joint
+from tests.diffusion.joints import ByCount, Chain, Joint, Narrow, Wrong, exact_nelbo, random_joint
 
 K = 3
 PROCESS = Absorbing(Linear(), K)
@@ -23,6 +24,25 @@ def test_the_estimate_is_unbiased_even_for_a_denoiser_of_no_joint(draws: int) ->
     terms = exact_count_nelbo(wrong, PROCESS, x0_L.expand(rows, 5), draws, streams)
     found = terms.sum(2).mean(0)
     assert abs(float(found.mean()) - exact_nelbo(wrong, x0_L, K)) < 4 * float(found.std()) / math.sqrt(rows)
+
+
+@pytest.mark.parametrize("draws", [2, 4, 6, 10])
+def test_the_estimate_gives_every_count_its_due(draws: int) -> None:
+    says, rows = ByCount([2.0, 0.1, 3.0, 0.2, 1.0]), 4000
+    streams = [generator("due", b) for b in range(rows)]
+    x0_BL = torch.zeros(rows, 5, dtype=torch.long)
+    found = exact_count_nelbo(says, Absorbing(Linear(), says.mask), x0_BL, draws, streams).sum(2).mean(0)
+    error = float(found.std()) / math.sqrt(rows)
+    assert abs(float(found.mean()) - says.bound) < 4 * error and error < 0.01 * says.bound
+
+
+def test_every_draw_is_scored_together_with_its_complement() -> None:
+    joint, where = random_joint(6, 2), torch.tensor([[True, True, False, True, True, True]])
+    exact_count_nelbo(joint, Absorbing(Linear(), 2), torch.zeros(1, 6, dtype=torch.long), 8, [generator(0)], where)
+    everything, *draws = [select for _, select in joint.calls]
+    assert torch.equal(everything, where) and len(draws) == 8
+    for half, other in zip(draws[::2], draws[1::2], strict=True):
+        assert torch.equal(half | other, where) and not (half & other).any()
 
 
 def test_replicates_are_independent_and_their_difference_shows_the_error() -> None:
@@ -40,30 +60,41 @@ def test_a_single_token_is_scored_exactly() -> None:
     torch.testing.assert_close(terms.sum(2)[:, 0], -joint.log_p(torch.tensor([[2], [2]])))
 
 
-def test_with_context_the_bound_of_an_exact_denoiser_is_the_conditional_likelihood() -> None:
+@pytest.mark.parametrize("scored", [[1, 3], [0, 1, 2], [2]])
+def test_with_context_the_bound_of_an_exact_denoiser_is_the_conditional_likelihood(scored: list[int]) -> None:
     joint = random_joint(4, K, seed=2)
-    x0_L, where_L = torch.tensor([1, 0, 2, 1]), torch.tensor([False, True, False, True])
+    x0_L, where_L = torch.tensor([1, 0, 2, 1]), torch.zeros(4, dtype=torch.bool)
+    where_L[scored] = True
     rows = 2000
     streams = [generator("conditional", b) for b in range(rows)]
     terms = exact_count_nelbo(joint, PROCESS, x0_L.expand(rows, 4), 2, streams, where_L.expand(rows, 4))
     assert (terms[:, :, ~where_L] == 0).all()
-    context = float(joint.table[1, :, 2, :].sum().log())
-    truth = context - float(joint.log_p(x0_L[None])[0])
-    found = terms.sum(2)[0]
-    assert abs(float(found.mean()) - truth) < 4 * float(found.std()) / math.sqrt(rows) + 1e-9
+    found, truth = terms.sum(2)[0], conditional(joint, x0_L, where_L)
+    error = float(found.std()) / math.sqrt(rows)
+    assert abs(float(found.mean()) - truth) < 4 * error + 1e-9 and error < 0.01 * truth
+
+
+def conditional(joint: Joint, x0_L: Tensor, where_L: Tensor) -> float:
+    """-log p(the scored tokens | the others)."""
+    context = tuple(slice(None) if where else int(x) for x, where in zip(x0_L, where_L, strict=True))
+    return float(joint.table[context].sum().log() - joint.log_p(x0_L[None])[0])
 
 
 def test_padding_and_neighbours_change_nothing() -> None:
     joint = random_joint(3, K, seed=4)
-
-    def narrow(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
-        return joint(xt_BL[:, :3], t_B, select_BL[:, :3])
-
     x0_BL = torch.tensor([[0, 1, 2], [2, 2, 0]])
     short = exact_count_nelbo(joint, PROCESS, x0_BL[:1], 6, [generator("a")])
     padded, where = torch.nn.functional.pad(x0_BL, (0, 2)), torch.tensor([[True] * 3 + [False] * 2] * 2)
-    long = exact_count_nelbo(narrow, PROCESS, padded, 6, [generator("a"), generator("b")], where)
+    long = exact_count_nelbo(Narrow(joint, 3), PROCESS, padded, 6, [generator("a"), generator("b")], where)
     torch.testing.assert_close(long[:, :1, :3], short, atol=1e-12, rtol=0)
+
+
+def test_a_row_with_nothing_to_score_costs_nothing_and_breaks_nothing() -> None:
+    where = torch.tensor([[True, True, True], [False, False, False]])
+    x0_BL, streams = torch.tensor([[0, 1, 2], [2, 2, 0]]), [generator("a"), generator("b")]
+    terms = exact_count_nelbo(random_joint(3, K), PROCESS, x0_BL, 4, streams, where)
+    assert terms.isfinite().all() and (terms[:, 1] == 0).all() and (terms[:, 0] > 0).any()
+    assert chain_rule_nll(random_joint(3, K), PROCESS, x0_BL, LeftToRight(), where)[1] == 0
 
 
 @pytest.mark.parametrize("draws", [0, 1, 3, -2])
@@ -85,18 +116,48 @@ def test_the_chain_rule_is_a_distribution_whatever_the_denoiser_says(order: Orde
     assert float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-12)
 
 
+def test_with_context_the_chain_rule_is_the_conditional_likelihood() -> None:
+    joint = random_joint(4, K, seed=5)
+    where_BL = torch.tensor([[True, False, True, True], [False, True, False, False], [False, False, True, True]])
+    x0_BL = torch.tensor([[0, 2, 1, 1], [2, 0, 0, 1], [1, 1, 2, 0]])
+    truth = [conditional(joint, x0_L, where_L) for x0_L, where_L in zip(x0_BL, where_BL, strict=True)]
+    for order in (LeftToRight(), Confidence()):
+        joint.calls.clear()
+        nll = chain_rule_nll(joint, PROCESS, x0_BL, order, where_BL)
+        assert nll.tolist() == pytest.approx(truth, rel=1e-10)
+        assert [len(x) for x, _ in joint.calls] == [3, 2, 1]  # finished rows are not sent again
+
+
+@pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
+def test_with_context_the_chain_rule_is_a_distribution_too(order: Order) -> None:
+    texts, where_L = random_joint(4, K).texts(), torch.tensor([True, False, True, True])
+    texts = texts[texts[:, 1] == 2]
+    nll = chain_rule_nll(Wrong(K, 4, seed=3), PROCESS, texts, order, where_L.expand(texts.shape))
+    assert len(texts) == K**3 and float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_on_a_wrong_denoiser_orders_are_different_distributions() -> None:
+    texts, wrong = random_joint(4, K).texts(), Wrong(K, 4, seed=3)
+    left, sure = (chain_rule_nll(wrong, PROCESS, texts, order) for order in (LeftToRight(), Confidence()))
+    assert float((left - sure).abs().max()) > 1
+
+
 def test_a_random_order_has_no_chain_rule() -> None:
     with pytest.raises(ValueError, match="random"):
         chain_rule_nll(random_joint(2, K), PROCESS, torch.tensor([[0, 1]]), Random())
 
 
 def test_the_monte_carlo_error_is_at_most_half_of_iid_times_at_equal_cost() -> None:
-    chain, length, forwards, repeats = Chain(), 128, 16, 300
-    x0_BL = chain.draw(1, length, seed=0).expand(repeats, length)
-    process = Absorbing(Linear(), chain.mask)
-    streams = [generator("mc", b) for b in range(repeats)]
-    times = 1 - torch.rand(repeats, forwards, generator=generator("times"), dtype=torch.float64)
-    iid = grid_nelbo(chain, process, x0_BL, times, streams, symbols=2).mean(1)
-    ours = exact_count_nelbo(chain, process, x0_BL, forwards, streams).mean(0).sum(1)
-    assert float(ours.std()) <= 0.5 * float(iid.std())
-    assert abs(float(ours.mean() - iid.mean())) < 4 * float(iid.std()) / math.sqrt(repeats)
+    chain, length, draws, texts, repeats = Chain(), 128, 16, 6, 50
+    x0_BL = chain.draw(texts, length, seed=0).repeat_interleave(repeats, 0)
+    process, rows = Absorbing(Linear(), chain.mask), texts * repeats
+    streams = [generator("mc", b) for b in range(rows)]
+    times = 1 - torch.rand(rows, draws + 1, generator=generator("times"), dtype=torch.float64)
+    iid = grid_nelbo(chain, process, x0_BL, times, streams, symbols=chain.mask).mean(1)
+    ours = exact_count_nelbo(chain, process, x0_BL, draws, streams).mean(0).sum(1)  # one more: all masks
+
+    def scatter(estimates: Tensor) -> float:
+        return float(estimates.view(texts, repeats).var(1).mean().sqrt())
+
+    assert scatter(ours) <= 0.5 * scatter(iid)
+    assert abs(float(ours.mean() - iid.mean())) < 4 * scatter(iid) / math.sqrt(rows)

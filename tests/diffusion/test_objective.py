@@ -1,5 +1,7 @@
 """Training objectives, draws, corruption and schedules."""
 
+import dataclasses
+import itertools
 import math
 from typing import get_args
 
@@ -8,11 +10,11 @@ import torch
 from scipy import stats
 
 from dlm.diffusion.denoiser import Subs
-from dlm.diffusion.draws import Draws, generator, random_subset, stratified_draws
+from dlm.diffusion.draws import Draws, generator, largest, random_subset, stratified_draws, uniforms
 from dlm.diffusion.objective import Bell, CrossEntropy, Elbo, MaskedObjective, Weighting
 from dlm.diffusion.process import Absorbing
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
-from tests.diffusion.joints import Wrong, exact_nelbo
+from tests.diffusion.joints import ByCount, Narrow, Wrong, exact_nelbo
 
 K, L = 3, 5
 PROCESS = Absorbing(Linear(), K)
@@ -28,6 +30,54 @@ def test_the_reported_bound_is_unbiased_whatever_is_minimised(weighting: Weighti
         draws = stratified_draws(("unbiased", part), range(rows), rows)
         values.append(float(MaskedObjective(weighting)(wrong, PROCESS, x0_L.expand(rows, L), draws).nelbo) / rows)
     assert sum(values) / 4 == pytest.approx(exact_nelbo(wrong, x0_L, K), rel=0.02)
+
+
+def beta_cdf(weighting: Weighting, rate: float) -> float:
+    a = weighting.concentration if isinstance(weighting, Bell) else 1
+    return float(stats.beta(a, a).cdf(rate))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_over_all_counts_the_reported_bound_is_exact(weighting: Weighting) -> None:
+    says = ByCount([0.4, 3.0, 0.1, 1.0, 0.7])
+    edge = [beta_cdf(weighting, count / L) for count in range(L + 1)]
+    share = torch.tensor(edge).diff()  # how often each count is drawn
+    middle = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(edge)], dtype=torch.float64)
+    process, x0_BL = Absorbing(Linear(), says.mask), torch.zeros(1, L, dtype=torch.long)
+    found = torch.stack(
+        [MaskedObjective(weighting)(says, process, x0_BL, Draws(u[None], [generator("exact")])).nelbo for u in middle]
+    )
+    torch.testing.assert_close(found * share, says.cost, atol=1e-6, rtol=0)  # count l contributes S_l / l
+    assert float(found @ share.double()) == pytest.approx(says.bound, abs=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_the_loss_has_a_gradient_and_what_is_reported_has_none(weighting: Weighting) -> None:
+    logits = torch.zeros(1, K, requires_grad=True)
+
+    def learner(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+        return logits.log_softmax(-1).expand(int(select_BL.sum()), K)
+
+    x0_BL = torch.tensor([[0, 1, 1, 1, 1]] * 4)
+    terms = MaskedObjective(weighting)(learner, PROCESS, x0_BL, stratified_draws(("gradient",), range(4), 4))
+    assert not terms.nelbo.requires_grad
+    (slope,) = torch.autograd.grad(terms.loss, logits)
+    assert slope[0, 2] > 0 > slope[0, 1]  # away from the symbol that never occurs, towards the frequent one
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_the_denoiser_is_told_the_share_that_is_masked(weighting: Weighting) -> None:
+    told: list[torch.Tensor] = []
+
+    def listen(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+        told.extend([t_B, (xt_BL == K).sum(1) / L, select_BL.sum(1) / L])
+        return torch.zeros(int(select_BL.sum()), K)
+
+    x0_BL = torch.zeros(16, L, dtype=torch.long)
+    MaskedObjective(weighting)(listen, PROCESS, x0_BL, stratified_draws(("told",), range(16), 16))
+    t_B, masked_B, selected_B = told
+    torch.testing.assert_close(t_B.float(), masked_B)
+    torch.testing.assert_close(t_B.float(), selected_B)
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
@@ -48,19 +98,28 @@ def test_the_loss_is_the_bound_or_the_plain_sum_over_masked_tokens(weighting: We
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
 def test_padding_changes_neither_loss_nor_masks(weighting: Weighting) -> None:
-    wrong, x0_BL = Wrong(K, L), torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
-    plain = MaskedObjective(weighting)(wrong, PROCESS, x0_BL, stratified_draws(("pad",), range(2), 2))
+    plain, padded = Narrow(Wrong(K, L), L), Narrow(Wrong(K, L), L)
+    x0_BL = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
+    first = MaskedObjective(weighting)(plain, PROCESS, x0_BL, stratified_draws(("pad",), range(2), 2))
     where_BL = torch.tensor([[True] * L + [False] * 3] * 2)
-    seen = []
+    # The padding here is the mask itself, which must not be taken for a masked token.
+    wide_BL = torch.nn.functional.pad(x0_BL, (0, 3), value=K)
+    second = MaskedObjective(weighting)(padded, PROCESS, wide_BL, stratified_draws(("pad",), range(2), 2), where_BL)
+    assert torch.equal(padded.seen[0][:, :L], plain.seen[0]) and (padded.seen[0][:, L:] == K).all()
+    for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
 
-    def narrow(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
-        seen.append(xt_BL[:, L:])
-        return wrong(xt_BL[:, :L], t_B, select_BL[:, :L])
 
-    padded_BL = torch.nn.functional.pad(x0_BL, (0, 3), value=1)
-    padded = MaskedObjective(weighting)(narrow, PROCESS, padded_BL, stratified_draws(("pad",), range(2), 2), where_BL)
-    torch.testing.assert_close(padded.loss, plain.loss)
-    assert (seen[0] == 1).all() and int(padded.tokens) == int(plain.tokens)
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_context_is_shown_and_never_masked_and_the_masks_do_not_feel_it(weighting: Weighting) -> None:
+    x0_BL, where_BL = torch.randint(K, (9, 7), generator=generator("text")), torch.zeros(9, 7, dtype=torch.bool)
+    where_BL[:, 2:] = True
+    with_context, without = Narrow(Wrong(K, 7), 7), Narrow(Wrong(K, 7), 7)
+    terms = MaskedObjective(weighting)(with_context, PROCESS, x0_BL, stratified_draws(("c",), range(9), 9), where_BL)
+    MaskedObjective(weighting)(without, PROCESS, x0_BL[:, 2:], stratified_draws(("c",), range(9), 9))
+    assert torch.equal(with_context.seen[0][:, :2], x0_BL[:, :2])
+    assert torch.equal(with_context.seen[0][:, 2:], without.seen[0])
+    assert int(terms.tokens) == 9 * 5
 
 
 def test_an_empty_row_adds_nothing_and_breaks_nothing() -> None:
@@ -116,6 +175,50 @@ def test_draws_are_stratified_over_the_global_batch_and_do_not_depend_on_who_ask
     assert not torch.equal(other.u_B, whole.u_B)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((1, 23), (12, 3)), ((0, 1), (1, 0)), ((1,), (1, 1)), ((0, "train"), (0, "validate")), ((1,), ("1",))],
+)
+def test_different_keys_are_different_streams(one: tuple[int | str, ...], other: tuple[int | str, ...]) -> None:
+    assert not torch.equal(torch.rand(4, generator=generator(*one)), torch.rand(4, generator=generator(*other)))
+
+
+def test_nothing_reads_or_moves_the_global_random_state() -> None:
+    def everything() -> tuple[torch.Tensor, ...]:
+        draws, x0_BL = stratified_draws(("pure",), range(4), 4), torch.zeros(4, L, dtype=torch.long)
+        terms = MaskedObjective(Bell(3))(Wrong(K, L), PROCESS, x0_BL, draws)
+        noisy = PROCESS.corrupt(x0_BL, torch.full((4,), 0.5), draws.generators)
+        assert not x0_BL.any()  # what was handed over is as it was
+        return terms.loss, noisy
+
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = everything()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    for a, b in zip(first, everything(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_neighbouring_positions_have_unrelated_streams() -> None:
+    first = torch.stack([torch.rand(2, generator=g) for g in stratified_draws((5,), range(4000), 4000).generators])
+    assert stats.kstest(first[:, 0].numpy(), "uniform").pvalue > 1e-4
+    for pair in (first.T, torch.stack([first[:-1, 0], first[1:, 0]])):
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 4 / math.sqrt(4000)
+
+
+def test_draws_are_finer_than_float32() -> None:
+    (numbers,) = uniforms([generator("fine")], [1000])
+    assert numbers.dtype == torch.float64 and float(numbers.min()) >= 0 and float(numbers.max()) < 1
+    assert int((numbers * 2**24 % 1 != 0).sum()) > 990  # float32 numbers are multiples of 2^-24
+
+
+def test_the_largest_are_chosen_and_among_equals_the_leftmost() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [1.0, 1.0, 1.0, 1.0], [-math.inf, 3.0, -math.inf, 2.0]])
+    chosen = largest(scores, torch.tensor([2, 3, 0]))
+    assert chosen.int().tolist() == [[0, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+
+
 def test_the_shift_of_the_grid_is_uniform() -> None:
     first = [float(stratified_draws((step,), [0], 4).u_B * 4) % 1 for step in range(2000)]
     assert stats.kstest(first, "uniform").pvalue > 1e-4
@@ -127,6 +230,37 @@ def test_every_subset_of_a_size_is_equally_likely() -> None:
     assert (subset.sum(1) == 2).all() and not subset[:, 1].any()
     found = torch.bincount((subset * torch.tensor([1, 2, 4, 8, 16])).sum(1))
     assert int((found > 0).sum()) == 6 and stats.chisquare(found[found > 0].numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_count_version_masks_exactly_that_many_and_any_as_often(count: int) -> None:
+    rows, where = 6000, torch.tensor([True, True, False, True])
+    xt_BL = PROCESS.corrupt_count(
+        torch.zeros(rows, 4, dtype=torch.long),
+        torch.full((rows,), count),
+        [generator("count", b) for b in range(rows)],
+        where.expand(rows, 4),
+    )
+    masked = xt_BL == K
+    assert (masked.sum(1) == count).all() and not masked[:, 2].any() and (xt_BL[~masked] == 0).all()
+    found = torch.bincount((masked * torch.tensor([1, 2, 4, 8])).sum(1))
+    found = found[found > 0]
+    assert len(found) == math.comb(3, count) and (len(found) == 1 or stats.chisquare(found.numpy()).pvalue > 1e-4)
+
+
+def test_each_token_is_masked_on_its_own_at_the_time_of_its_own_row() -> None:
+    rows, where = 16_000, torch.tensor([True, False, True, True])
+    t_B = torch.tensor([0.2, 0.7]).repeat(rows // 2)
+    xt_BL = Absorbing(Cosine(), K).corrupt(
+        torch.zeros(rows, 4, dtype=torch.long), t_B, [generator("own", b) for b in range(rows)], where.expand(rows, 4)
+    )
+    masked = xt_BL == K
+    assert not masked[:, 1].any()
+    for row, t in enumerate((0.2, 0.7)):
+        found = torch.bincount((masked[row::2][:, where] * torch.tensor([1, 2, 4])).sum(1), minlength=8)
+        noise = math.sin(math.pi / 2 * t)
+        expected = [noise ** m.bit_count() * (1 - noise) ** (3 - m.bit_count()) * rows / 2 for m in range(8)]
+        assert stats.chisquare(found.numpy(), expected).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -160,6 +294,13 @@ def test_subs_never_predicts_what_no_text_holds_and_renormalises_the_rest() -> N
     torch.testing.assert_close(log_p[0].exp()[[0, 2]], torch.tensor([1.0, 3.0]).softmax(0))
     assert log_p[0, 1] == log_p[0, 3] == -torch.inf
     assert logits[0, 3] == 9.0  # the network's own tensor is left alone
+
+
+def test_log_probabilities_are_float32_whatever_the_network_computes_in() -> None:
+    logits = torch.randn(3, 500, generator=generator("bf16")).bfloat16()
+    log_p = Subs(lambda x, t, s: logits, [0])(torch.zeros(1, 3), torch.zeros(1), torch.ones(1, 3))
+    assert log_p.dtype == torch.float32
+    torch.testing.assert_close(log_p.double().exp().sum(1), torch.ones(3, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
 def test_draws_hold_one_stream_a_sequence() -> None:

@@ -1,8 +1,10 @@
 """The truths with a known answer: exact denoisers against closed forms."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations
+from typing import ClassVar
 
 import pytest
 import torch
@@ -10,11 +12,20 @@ from scipy import stats
 
 from dlm.diffusion.draws import generator
 from dlm.diffusion.generate import generate
-from dlm.diffusion.likelihood import exact_count_nelbo, grid_nelbo
+from dlm.diffusion.likelihood import chain_rule_nll, exact_count_nelbo, grid_nelbo
 from dlm.diffusion.process import Absorbing
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
-from dlm.diffusion.unmask import Ancestral, Budget, LeftToRight, OneAtATime, Order, Random, TokenChoice
-from tests.diffusion.joints import Joint, discrete_nelbo, exact_nelbo, random_joint, twins
+from dlm.diffusion.unmask import (
+    Ancestral,
+    Budget,
+    LeftToRight,
+    OneAtATime,
+    Order,
+    Predictions,
+    Random,
+    TokenChoice,
+)
+from tests.diffusion.joints import ByCount, Joint, discrete_nelbo, exact_nelbo, random_joint, twins, urn
 
 
 def sampled(joint: Joint, rows: int, order: Order, budget: Budget, seed: int = 0) -> torch.Tensor:
@@ -44,6 +55,17 @@ def test_one_ancestral_pass_disagrees_with_probability_1_minus_1_over_K_over_T(s
     x_BL = sampled(twins(symbols), rows, Random(), Ancestral(steps))
     wrong = int((x_BL[:, 0] != x_BL[:, 1]).sum())
     assert stats.binomtest(wrong, rows, (1 - 1 / symbols) / steps).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Polynomial(power=3.0)])
+def test_on_any_schedule_one_pass_disagrees_when_one_step_reveals_both(schedule: Schedule) -> None:
+    rows, steps = 20_000, 3
+    alpha = schedule.alpha(torch.arange(steps + 1, dtype=torch.float64) / steps)
+    expected = 0.5 * float((alpha.diff() ** 2).sum())  # each bit appears in step k with probability alpha_s - alpha_t
+    x_BL = sampled(twins(), rows, Random(), Ancestral(steps, schedule))
+    wrong = int((x_BL[:, 0] != x_BL[:, 1]).sum())
+    assert abs(expected - 1 / (2 * steps)) > 0.02  # the linear schedule's answer would be noticed
+    assert stats.binomtest(wrong, rows, expected).pvalue > 1e-4
 
 
 def test_first_hitting_never_disagrees() -> None:
@@ -78,13 +100,37 @@ def test_the_gap_of_the_T_step_bound_falls_like_1_over_T() -> None:
 def test_every_schedule_gives_the_same_bound_and_it_is_minus_log_p(schedule: Schedule) -> None:
     joint = random_joint(3, 3, seed=1)
     x0_L = torch.tensor([0, 2, 1])
-    rows = 4000
+    rows = 8000
     even = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
     streams = [generator(7, row) for row in range(rows)]
     terms = grid_nelbo(joint, Absorbing(schedule, 3), x0_L.expand(rows, 3), even[:, None], streams, symbols=3)
     error = float(terms.std() / math.sqrt(rows))
-    assert abs(float(terms.mean()) + float(joint.log_p(x0_L[None])[0])) < 4 * error
-    assert error < 0.1
+    truth = -float(joint.log_p(x0_L[None])[0])
+    assert abs(float(terms.mean()) - truth) < 4 * error
+    assert error < 0.02 * truth
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=0.5), Polynomial(power=2.0)])
+def test_every_schedule_weighs_each_number_of_masks_alike(schedule: Schedule) -> None:
+    says, rows = ByCount([0.1, 2.0, 0.3, 1.0]), 20_000
+    even = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
+    x0_BL = torch.zeros(rows, 4, dtype=torch.long)
+    streams = [generator("alike", row) for row in range(rows)]
+    terms = grid_nelbo(says, Absorbing(schedule, says.mask), x0_BL, even[:, None], streams, symbols=2)
+    error = float(terms.std() / math.sqrt(rows))
+    assert abs(float(terms.mean()) - says.bound) < 4 * error and error < 0.02 * says.bound
+
+
+def test_the_denoiser_is_told_the_time_of_each_sequence() -> None:
+    told: list[list[float]] = []
+
+    def listen(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+        told.append(t_B.tolist())
+        return torch.full((int(select_BL.sum()), 3), -math.log(3))
+
+    t_BD, x0_BL = torch.tensor([[0.9, 0.7], [0.8, 0.6]]).double(), torch.zeros(2, 50, dtype=torch.long)
+    grid_nelbo(listen, Absorbing(Cosine(), 3), x0_BL, t_BD, [generator(0), generator(1)], symbols=3)
+    assert told == t_BD.T.tolist()
 
 
 @pytest.mark.parametrize("steps", [3, 7])
@@ -102,35 +148,69 @@ def test_products_of_transition_matrices_are_the_closed_form(schedule: Schedule,
         torch.testing.assert_close(product.sum(0), torch.ones(4, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
-def test_the_posterior_is_bayes_rule_on_the_transition_matrices(schedule: Schedule) -> None:
+@pytest.mark.parametrize(("s", "t"), [(0.3, 0.7), (0.0, 0.2), (0.9, 1.0), (0.5, 0.51)])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=0.5)], ids=repr)
+def test_the_posterior_is_bayes_rule_on_the_transition_matrices(schedule: Schedule, s: float, t: float) -> None:
     process, states = Absorbing(schedule, 3), 4
-    s, t = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    to_s, s_to_t = process.transition_matrix(0.0, 0.3, states), process.transition_matrix(0.3, 0.7, states)
+    times = torch.tensor([s, t], dtype=torch.float64)
+    to_s, s_to_t = process.transition_matrix(0.0, s, states), process.transition_matrix(s, t, states)
+    bayes_MS = s_to_t[3] * to_s.T[:3]  # every x0, the token masked at t
+    bayes_MS = bayes_MS / bayes_MS.sum(1, keepdim=True)
     for x0 in range(3):
-        for xt in (x0, 3):
-            bayes = s_to_t[xt] * to_s[:, x0]
-            one_hot = torch.nn.functional.one_hot(torch.tensor([[x0]]), states).double()
-            ours = process.posterior(torch.tensor([[xt]]), one_hot, s, t)[0, 0]
-            torch.testing.assert_close(ours, bayes / bayes.sum(), atol=1e-12, rtol=0)
+        one_hot = torch.nn.functional.one_hot(torch.tensor([[x0]]), states).double()
+        masked = process.posterior(torch.tensor([[3]]), one_hot, *times)[0, 0]
+        torch.testing.assert_close(masked, bayes_MS[x0], atol=1e-12, rtol=0)
+        visible = process.posterior(torch.tensor([[x0]]), one_hot, *times)
+        torch.testing.assert_close(visible, one_hot, atol=0, rtol=0)
+    guess = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
+    average = process.posterior(torch.tensor([[3]]), guess[None, None], *times)[0, 0]
+    torch.testing.assert_close(average, guess[:3] @ bayes_MS, atol=1e-12, rtol=0)
 
 
-def test_the_kl_of_the_posteriors_is_the_weighted_cross_entropy() -> None:
-    process = Absorbing(Cosine(), 3)
-    s, t = torch.tensor([0.4, 0.6], dtype=torch.float64)
-    guess = torch.tensor([[[0.2, 0.5, 0.3, 0.0]]], dtype=torch.float64)
-    truth = torch.tensor([[[0.0, 1.0, 0.0, 0.0]]], dtype=torch.float64)
-    masked = torch.tensor([[3]])
-    q, p = process.posterior(masked, truth, s, t)[0, 0], process.posterior(masked, guess, s, t)[0, 0]
-    kl = float((torch.special.xlogy(q, q) - torch.special.xlogy(q, p)).sum())
-    assert kl == pytest.approx(float(process.reveal_probability(s, t)) * -math.log(0.5), abs=1e-10)
+@pytest.mark.parametrize(("s", "t"), [(0.4, 0.6), (0.0, 0.25), (0.75, 1.0)])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=2.0)], ids=repr)
+def test_the_kl_of_the_posteriors_is_the_weighted_cross_entropy(schedule: Schedule, s: float, t: float) -> None:
+    process, masked = Absorbing(schedule, 3), torch.tensor([[3]])
+    times = torch.tensor([s, t], dtype=torch.float64)
+    guess = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
+    for x0 in range(3):
+        truth = torch.nn.functional.one_hot(torch.tensor([[x0]]), 4).double()
+        q, p = (process.posterior(masked, p0, *times)[0, 0] for p0 in (truth, guess[None, None]))
+        kl = float((torch.special.xlogy(q, q) - torch.special.xlogy(q, p)).sum())
+        assert kl == pytest.approx(float(process.reveal_probability(*times)) * -math.log(guess[x0]), abs=1e-10)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The position with the largest of the given numbers first."""
+
+    rank: tuple[int, ...]
+    informed: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+
+    def score(
+        self, where_BL: torch.Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        return torch.tensor(self.rank).double().expand(where_BL.shape).masked_fill(~where_BL, -math.inf)
 
 
 def test_the_random_order_chain_of_an_exact_denoiser_has_no_variance() -> None:
-    joint = twins(3)
-    x0_BL = torch.tensor([[2, 2]] * 50)
-    estimates = exact_count_nelbo(joint, Absorbing(Linear(), 3), x0_BL, 2, [generator(1, b) for b in range(50)])
-    torch.testing.assert_close(estimates.sum(2), torch.full((1, 50), math.log(3), dtype=torch.float64))
+    joint = random_joint(4, 3, seed=6)
+    texts = joint.texts()
+    for rank in permutations(range(4)):
+        nll = chain_rule_nll(joint, Absorbing(Linear(), 3), texts, Given(rank))
+        torch.testing.assert_close(nll, -joint.log_p(texts), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("length", [2, 3, 6])
+def test_with_one_draw_a_count_the_estimate_has_no_variance_left_but_that_of_the_subsets(length: int) -> None:
+    rows, draws = 20, 4 * (length - 1)  # two replicates, each with one pair on every count 1 .. L-1
+    says, x0_BL = urn(length), torch.zeros(rows, length, dtype=torch.long)
+    estimates = exact_count_nelbo(
+        says, Absorbing(Linear(), says.mask), x0_BL, draws, [generator(1, b) for b in range(rows)]
+    )
+    truth = torch.full((2, rows), math.log(length + 1), dtype=torch.float64)  # -log p of the urn
+    torch.testing.assert_close(estimates.sum(2), truth, atol=1e-12, rtol=0)
 
 
 def test_constant_logits_give_exactly_ln_K_a_token() -> None:
@@ -141,23 +221,29 @@ def test_constant_logits_give_exactly_ln_K_a_token() -> None:
 
 
 @dataclass(frozen=True)
-class Unfinished:
-    """alpha(t) = 1 - 0.9 t: a tenth of the tokens is still clean at the end."""
+class Straight:
+    """alpha(t) from `first` to `last` in a straight line."""
+
+    first: float
+    last: float
 
     def alpha(self, t: torch.Tensor) -> torch.Tensor:
-        return 1 - 0.9 * t
+        return self.first + (self.last - self.first) * t
 
     def alpha_prime(self, t: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(t, -0.9)
+        return torch.full_like(t, self.last - self.first)
 
     def inverse(self, alpha: torch.Tensor) -> torch.Tensor:
-        return (1 - alpha) / 0.9
+        return (alpha - self.first) / (self.last - self.first)
 
 
-def test_a_schedule_that_ends_above_zero_costs_alpha_1_ln_K_and_the_bound_stays_ln_K() -> None:
+@pytest.mark.parametrize(("first", "last", "edges"), [(1.0, 0.1, 0.1), (0.8, 0.0, 0.2), (0.9, 0.05, 0.15)])
+def test_an_end_that_a_schedule_misses_costs_ln_K_and_the_bound_stays_ln_K(
+    first: float, last: float, edges: float
+) -> None:
     uniform = Joint(torch.full([4] * 4, 4.0**-4, dtype=torch.float64))
-    process, rows = Absorbing(Unfinished(), 4), 4000
-    assert process.edge_nats(4) == pytest.approx(0.1 * math.log(4), rel=1e-12)
+    process, rows = Absorbing(Straight(first, last), 4), 4000
+    assert process.edge_nats(4) == pytest.approx(edges * math.log(4), rel=1e-12)
     assert Absorbing(Linear(), 4).edge_nats(4) == 0.0
     times = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
     x0_BL = torch.zeros(rows, 4, dtype=torch.long)

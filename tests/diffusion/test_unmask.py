@@ -8,7 +8,9 @@ from scipy import stats
 from torch import Tensor
 
 from dlm.diffusion.draws import generator
+from dlm.diffusion.schedule import Cosine, Polynomial, Schedule
 from dlm.diffusion.unmask import (
+    CPU_SLICE,
     Ancestral,
     Budget,
     Confidence,
@@ -79,10 +81,37 @@ def test_the_threshold_takes_all_above_it_or_else_the_best(threshold: float, cou
     assert counted(Threshold(threshold), two(0.9, 0.6, 0.8, 0.7), Confidence()) == count
 
 
+def test_the_threshold_and_the_factor_are_strict() -> None:
+    sure = two(1.0, 1.0, 1.0)
+    assert counted(Threshold(1.0), sure, Confidence()) == 1 and counted(Threshold(1 - 1e-9), sure, Confidence()) == 3
+    even = two(0.5, 0.5)  # (n + 1)/2 is 1 and then 1.5
+    assert counted(Factor(1.5), even, Confidence()) == 1 and counted(Factor(1.5 + 1e-9), even, Confidence()) == 2
+
+
+@pytest.mark.parametrize("budget", [Threshold(0.9), Factor(0.5), EntropyBound(0.5)], ids=lambda budget: budget.name)
+def test_a_budget_never_counts_what_is_not_masked(budget: Budget) -> None:
+    # Four positions, one masked: at the others nothing was predicted, and that is no certainty.
+    where = torch.tensor([[False, False, True, False]])
+    found = Predictions(two(0.99).log(), where)
+    for order in (Confidence(), Entropy(), LeftToRight()):
+        step = Step(1, torch.tensor([1]), torch.tensor([4]), order.score(where, found, ()), found)
+        assert budget.count(step, ()).tolist() == [1]
+
+
+def test_each_row_has_its_own_count() -> None:
+    where = torch.ones(2, 3, dtype=torch.bool)
+    found = Predictions(two(0.99, 0.99, 0.99, 0.6, 0.99, 0.6).log(), where)
+    masked = torch.tensor([3, 3])
+    step = Step(1, masked, masked, Confidence().score(where, found, ()), found)
+    assert Threshold(0.9).count(step, ()).tolist() == [3, 1]
+    assert Factor(0.1).count(step, ()).tolist() == [3, 1]  # 4 x 0.01 < 0.1; 3 x 0.4 is not
+    assert EntropyBound(0.1).count(step, ()).tolist() == [2, 2]  # 2 h(.99) = 0.112, and then h(.99) + h(.6) - h(.6)
+
+
 @pytest.mark.parametrize(
     ("factor", "count"),
     # (n+1)(1-c_n) for c = .99, .95, .8, .7 is .02, .15, .8, 1.5
-    [(0.01, 1), (0.1, 1), (0.2, 2), (0.9, 3), (1.6, 4)],
+    [(0.01, 1), (0.02, 1), (0.1, 1), (0.14, 1), (0.16, 2), (0.79, 2), (0.81, 3), (1.49, 3), (1.51, 4)],
 )
 def test_the_factor_takes_the_largest_n_with_n_plus_1_times_1_minus_c_below_it(factor: float, count: int) -> None:
     assert counted(Factor(factor), two(0.8, 0.99, 0.7, 0.95), Confidence()) == count
@@ -95,6 +124,18 @@ def test_the_entropy_bound_takes_the_longest_prefix_whose_sum_less_its_largest_s
     assert counted(EntropyBound(small + 1e-9), p, Entropy()) == 2
     assert counted(EntropyBound(small + middle - 1e-9), p, Entropy()) == 2
     assert counted(EntropyBound(small + middle + 1e-9), p, Entropy()) == 3
+
+
+def test_the_entropy_bound_holds_back_the_largest_wherever_it_stands() -> None:
+    p = two(0.9, 0.5, 0.99)  # from left to right the second is the largest
+    h = [float(-(q * q.log()).sum()) for q in p]
+    for bound, count in ((h[0] - 1e-9, 1), (h[0] + 1e-9, 2), (h[0] + h[2] - 1e-9, 2), (h[0] + h[2] + 1e-9, 3)):
+        assert counted(EntropyBound(bound), p, LeftToRight()) == count
+
+
+def test_an_entropy_bound_of_zero_still_takes_everything_that_is_certain() -> None:
+    assert counted(EntropyBound(0.0), two(1.0, 0.9, 1.0, 1.0), Entropy()) == 4  # the three, and one to hold back
+    assert counted(EntropyBound(0.0), two(0.9, 0.9), Entropy()) == 1
 
 
 @pytest.mark.parametrize("grid", ["linear", "cosine"])
@@ -112,6 +153,18 @@ def test_fixed_steps_leave_the_floor_of_the_grids_share_and_end_at_zero(grid: st
     assert int(masked) == 0
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), Polynomial(power=3.0)], ids=repr)
+def test_ancestral_steps_reveal_the_share_that_the_schedule_says(schedule: Schedule) -> None:
+    rows, steps = 6000, 4
+    masked = torch.full((rows,), 5)
+    streams = [generator("share", row) for row in range(rows)]
+    for k in range(1, steps + 1):
+        masked = masked - Ancestral(steps, schedule).count(Step(k, masked, masked), streams)
+        noise = 1 - float(schedule.alpha(torch.tensor(1 - k / steps, dtype=torch.float64)))
+        assert stats.binomtest(int(masked.sum()), 5 * rows, noise).pvalue > 1e-4
+    assert not masked.any()
+
+
 def test_ancestral_reveals_a_binomial_number_and_everything_at_the_end() -> None:
     rows, masked = 4000, 6
     step = Step(2, torch.full((rows,), masked), torch.full((rows,), masked))
@@ -123,8 +176,10 @@ def test_ancestral_reveals_a_binomial_number_and_everything_at_the_end() -> None
     assert last.tolist() == [5, 0]
 
 
-def test_temperature_zero_takes_the_likeliest() -> None:
-    assert TokenChoice(0.0).draw(P.log(), torch.zeros(3)).tolist() == [0, 0, 0]
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-53])
+def test_temperature_zero_takes_the_likeliest_whatever_is_drawn(u: float) -> None:
+    log_p = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.3, 0.3]]).log()
+    assert TokenChoice(0.0).draw(log_p, torch.full((3,), u, dtype=torch.float64)).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize(
@@ -137,12 +192,46 @@ def test_temperature_zero_takes_the_likeliest() -> None:
         (TokenChoice(top_p=0.71), {1, 2, 3}),
         (TokenChoice(top_k=3, top_p=0.7), {1, 3}),  # of the three kept .4/.9 + .3/.9 reach .7
         (TokenChoice(top_p=1.0), {0, 1, 2, 3}),
+        (TokenChoice(top_k=9), {0, 1, 2, 3}),
+        (TokenChoice(top_p=1e-9), {1}),  # never nothing
+        # .1^2, .4^2, .2^2, .3^2 are .01, .16, .04, .09 of .30: the temperature comes first
+        (TokenChoice(0.5, top_p=0.53), {1}),
+        (TokenChoice(0.5, top_p=0.54), {1, 3}),
+        (TokenChoice(0.5, top_p=0.84), {1, 2, 3}),
     ],
 )
 def test_top_k_and_top_p_keep_exactly_their_set(choice: TokenChoice, kept: set[int]) -> None:
     log_p = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(1000, 4)
     u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     assert set(choice.draw(log_p, u).tolist()) == kept
+
+
+def test_top_p_stops_as_soon_as_p_is_reached_and_top_k_keeps_k_even_of_equals() -> None:
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    halves = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64).log().expand(1000, 3)
+    assert set(TokenChoice(top_p=0.5).draw(halves, u).tolist()) == {1}
+    assert set(TokenChoice(top_p=0.75).draw(halves, u).tolist()) == {0, 1}  # of equals the first
+    equal = torch.full((1000, 5), math.log(0.2))
+    assert len(set(TokenChoice(top_k=2).draw(equal, u).tolist())) == 2
+
+
+def test_what_is_kept_keeps_its_proportions() -> None:
+    u = (torch.arange(7000, dtype=torch.float64) + 0.5) / 7000
+    log_p = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64).log().expand(7000, 4)
+    assert torch.bincount(TokenChoice(top_k=2).draw(log_p, u)).tolist() == [0, 4000, 0, 3000]
+    assert torch.bincount(TokenChoice(top_p=0.6).draw(log_p, u)).tolist() == [0, 4000, 0, 3000]
+
+
+@pytest.mark.parametrize("choice", [TokenChoice(), TokenChoice(0.7), TokenChoice(top_k=3), TokenChoice(top_p=0.9)])
+def test_each_row_of_a_large_vocabulary_is_drawn_as_if_alone(choice: TokenChoice) -> None:
+    rows, vocabulary = 7, CPU_SLICE // 2 - 1  # two rows a slice, and a last slice of one
+    random = torch.Generator().manual_seed(0)
+    log_p = (3 * torch.randn(rows, vocabulary, generator=random)).log_softmax(-1)
+    u = torch.rand(rows, generator=random, dtype=torch.float64)
+    together = choice.draw(log_p, u)
+    alone = [int(choice.draw(log_p[n : n + 1], u[n : n + 1])) for n in range(rows)]
+    assert together.tolist() == alone and len(set(alone)) > 1
+    assert choice.draw(log_p[:0], u[:0]).shape == (0,)
 
 
 def test_tokens_come_as_often_as_they_are_probable() -> None:
@@ -178,6 +267,24 @@ def test_a_token_of_probability_1e_6_comes_out_that_often_by_chance_too() -> Non
         u = torch.rand(draws // 20, generator=stream, dtype=torch.float64)
         rare += int(TokenChoice().draw(log_p.expand(len(u), 2), u).sum())
     assert stats.binomtest(rare, draws, rate).pvalue > 1e-4
+
+
+def test_the_boundary_between_two_tokens_is_the_cumulative_distribution() -> None:
+    p = torch.tensor([0.3, 1e-7, 0.2, 0.0, 0.5 - 2e-7, 1e-7], dtype=torch.float64)
+    for edge, below, above in zip(p.cumsum(0)[:-1].tolist(), [0, 1, 2, 2, 4], [1, 2, 4, 4, 5], strict=True):
+        u = torch.tensor([edge - 1e-12, edge + 1e-12], dtype=torch.float64)
+        assert TokenChoice().draw(p.log().expand(2, 6), u).tolist() == [below, above]
+
+
+def test_float32_would_lose_the_tail() -> None:
+    vocabulary, rare = 50_000, 1e-12  # a token in a vocabulary's long tail: together they weigh 5e-8
+    p = torch.full((vocabulary + 1,), rare, dtype=torch.float64)
+    p[0] = 1 - rare * vocabulary
+    tail = torch.tensor([1 - 4.5e-8, 1 - 2.5e-8, 1 - 0.5e-8], dtype=torch.float64)  # quantiles inside the tail
+    drawn = TokenChoice().draw(p.log().expand(3, vocabulary + 1), tail)
+    assert drawn.tolist() == pytest.approx([5_000, 25_000, 45_000], abs=10)
+    single = torch.searchsorted(p.float().cumsum(0), tail.float() * p.float().sum(), right=True)
+    assert (single.clamp(max=vocabulary) - drawn).abs().min() > 1000  # there the quantiles are all 1, or 1 - 2^-24
 
 
 def test_no_draw_ever_takes_an_impossible_token() -> None:
