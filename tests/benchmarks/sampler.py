@@ -13,11 +13,11 @@ from torch import Tensor
 
 from dlm.diffusion.draws import generator
 from dlm.diffusion.generate import generate
-from dlm.diffusion.unmask import Confidence, FixedSteps, Order, Random, TokenChoice
+from dlm.diffusion.unmask import Confidence, Entropy, FixedSteps, Order, Random, TokenChoice
 
 
 def milliseconds(order: Order, token: TokenChoice, options: argparse.Namespace) -> float:
-    """The median time of a step over whole runs."""
+    """The median time of a step over whole runs, after one that only warms up."""
     shape = (options.batch, options.length)
     rows = torch.randn(options.batch * options.length, options.vocabulary).log_softmax(-1)
 
@@ -26,7 +26,7 @@ def milliseconds(order: Order, token: TokenChoice, options: argparse.Namespace) 
 
     steps = options.length // options.reveal
     times = []
-    for repeat in range(options.repeats):
+    for repeat in range(1 + options.repeats):
         states = generate(
             free,
             torch.zeros(shape, dtype=torch.long),
@@ -41,7 +41,8 @@ def milliseconds(order: Order, token: TokenChoice, options: argparse.Namespace) 
         for _ in range(steps):
             began = time.perf_counter()
             next(states)
-            times.append(time.perf_counter() - began)
+            if repeat > 0:
+                times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times)
 
 
@@ -62,9 +63,12 @@ def main() -> None:
     for name, order, token in (
         ("random", Random(), TokenChoice()),
         ("random, top-p 0.9", Random(), TokenChoice(top_p=0.9)),
+        ("random, top-k 50", Random(), TokenChoice(top_k=50)),
         ("confidence", Confidence(), TokenChoice()),
+        ("confidence, top-p 0.9", Confidence(), TokenChoice(top_p=0.9)),
+        ("entropy", Entropy(), TokenChoice()),
     ):
-        print(f"{name:<20} {milliseconds(order, token, options):8.1f}")
+        print(f"{name:<22} {milliseconds(order, token, options):8.1f}", flush=True)
 
 
 if __name__ == "__main__":

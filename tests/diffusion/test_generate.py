@@ -246,7 +246,7 @@ def test_masks_that_were_given_are_context_and_never_filled() -> None:
         assert last.x_BL[0, 1] == last.x_BL[0, 4] == MASK and not (last.x_BL[editable] == MASK).any()
 
 
-def test_fixed_steps_are_counted_from_what_a_stop_leaves_open() -> None:
+def test_a_stop_in_one_block_leaves_the_next_ones_nothing_to_write() -> None:
     def stop_first(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
         best = torch.where(select_BL.nonzero()[:, 1] == 2, 1, 0)  # the last of the first block is a stop
         return torch.where(torch.nn.functional.one_hot(best, K + 1).bool(), 0.0, -torch.inf).double()

@@ -167,6 +167,8 @@ def test_elbo_and_ce_draw_every_count_equally_often_and_the_bell_does_not() -> N
 def test_draws_are_stratified_over_the_global_batch_and_do_not_depend_on_who_asks() -> None:
     whole = stratified_draws((0, "train", 7), range(12), 12)
     assert sorted((whole.u_B * 12).floor().int().tolist()) == list(range(12))
+    gaps = whole.u_B.sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / 12), atol=1e-12, rtol=0)
     part = stratified_draws((0, "train", 7), range(4, 9), 12)
     assert torch.equal(part.u_B, whole.u_B[4:9])
     for mine, theirs in zip(part.generators, whole.generators[4:9], strict=True):
@@ -217,6 +219,8 @@ def test_the_largest_are_chosen_and_among_equals_the_leftmost() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.7], [1.0, 1.0, 1.0, 1.0], [-math.inf, 3.0, -math.inf, 2.0]])
     chosen = largest(scores, torch.tensor([2, 3, 0]))
     assert chosen.int().tolist() == [[0, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+    equal = largest(torch.zeros(3, 2000), torch.tensor([1, 700, 1999]))
+    assert equal.sum(1).tolist() == [1, 700, 1999] and not (equal.int().diff(dim=1) > 0).any()
 
 
 def test_the_shift_of_the_grid_is_uniform() -> None:
