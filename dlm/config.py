@@ -249,7 +249,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
@@ -303,7 +303,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes key=value, got {override!r}; for example --set optim.lr=3e-4")
     try:
         value = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML") from error
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -332,6 +332,8 @@ def _explain(error: ValidationError) -> str:
             return f"{key}.name: unknown choice {first['ctx']['tag']!r}; valid: {choices}"
         case "union_tag_not_found":
             return f"{key}: expected {{name: ...}} with a choice in it, got {got}"
+        case "value_error":
+            return f"{key}: {first['ctx']['error']}"
         case _:
             message = first["msg"][:1].lower() + first["msg"][1:]
             return f"{key}: {message}, got {got}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.draws import random_subset, uniforms
+from dlm.diffusion.draws import largest, random_subset, uniforms
 from dlm.diffusion.process import Absorbing
 from dlm.diffusion.unmask import Order, Predictions
 
@@ -129,8 +129,9 @@ def chain_rule_nll(
         t_B = masked_BL[rows].double().mean(1)
         predictions = Predictions(denoiser(x_BL[rows], t_B, masked_BL[rows]), masked_BL[rows])
         scores_BL = order.score(masked_BL[rows], predictions, ())
-        position_B = scores_BL.argmax(1)
-        log_p_NV = predictions.at(torch.zeros_like(masked_BL[rows]).scatter(1, position_B[:, None], True))
+        first_BL = largest(scores_BL, torch.ones(len(rows), dtype=torch.long))
+        position_B = first_BL.int().argmax(1)
+        log_p_NV = predictions.at(first_BL)
         token_B = x0_BL[rows, position_B]
         nll_B[rows] -= log_p_NV.gather(-1, token_B[:, None])[:, 0].double()
         x_BL[rows, position_B] = token_B

@@ -92,6 +92,10 @@ class Bell:
     name: Literal["bell"] = "bell"
     weighted = False
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.concentration <= 16:
+            raise ValueError(f"concentration must be from 1 to 16, got {self.concentration}")
+
     def rate(self, u_B: Tensor) -> Tensor:
         """The root of cdf(r) = u, by bisection to the last bit of float64."""
         low_B, high_B = torch.zeros_like(u_B), torch.ones_like(u_B)

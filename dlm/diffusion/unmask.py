@@ -54,7 +54,8 @@ class Predictions:
     @cached_property
     def entropy_BL(self) -> Tensor:
         """The entropy in nats; 0 where nothing was predicted."""
-        return self._dense(torch.special.entr(self.log_p_NV.exp()).sum(-1))
+        finite_NV = self.log_p_NV.clamp(min=torch.finfo(self.log_p_NV.dtype).min)  # 0 log 0 is 0, not nan
+        return self._dense(-(self.log_p_NV.exp() * finite_NV).sum(-1))
 
     def _dense(self, values_N: Tensor) -> Tensor:
         return torch.zeros(self.where_BL.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(
@@ -198,6 +199,10 @@ class FixedSteps:
     name: Literal["fixed"] = "fixed"
     informed: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
     def count(self, step: Step, generators: Generators) -> Tensor:
         """What brings the masks down to the share of this step; see `Budget`."""
         done = min(step.index / self.steps, 1.0)
@@ -236,6 +241,10 @@ class Ancestral:
     name: Literal["ancestral"] = "ancestral"
     informed: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
     def count(self, step: Step, generators: Generators) -> Tensor:
         """A binomial draw a row; see `Budget`."""
         if step.index >= self.steps:
@@ -249,7 +258,9 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Every position whose best token is more probable than a threshold, or else the first in order (2505.22618).
+    """All that are more probable than a threshold, or else the first in order (Fast-dLLM, 2505.22618).
+
+    By confidence these are all such positions; in another order, those up to the first that is not.
 
     Attributes:
         threshold: A probability.
@@ -261,13 +272,15 @@ class Threshold:
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """The number above the threshold, at least one; see `Budget`."""
-        assert step.predictions is not None
-        return (step.predictions.confidence_BL > self.threshold).sum(1).clamp(min=1)
+        assert step.predictions is not None and step.scores_BL is not None
+        confidence_BL, n_L = _in_order(step.predictions.confidence_BL, step.scores_BL)
+        holds_BL = (confidence_BL > self.threshold) & (n_L <= step.masked_B[:, None])
+        return holds_BL.cumprod(1).sum(1).clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Factor:
-    """The largest n with (n + 1)(1 - c_n) < f, c_n being the n-th confidence in order (Fast-dLLM, 2505.22618).
+    """The largest n with (n + 1)(1 - c_n) < f, c_n being the least confidence of n (Fast-dLLM, 2505.22618).
 
     Attributes:
         factor: f; larger reveals more at once.
@@ -281,7 +294,9 @@ class Factor:
         """The largest such n, at least one; see `Budget`."""
         assert step.predictions is not None and step.scores_BL is not None
         confidence_BL, n_L = _in_order(step.predictions.confidence_BL, step.scores_BL)
-        holds_BL = ((n_L + 1.0) * (1.0 - confidence_BL) < self.factor) & (n_L <= step.masked_B[:, None])
+        holds_BL = ((n_L + 1.0) * (1.0 - confidence_BL.cummin(1).values) < self.factor) & (
+            n_L <= step.masked_B[:, None]
+        )
         return (holds_BL * n_L).amax(1).clamp(min=1)
 
 
@@ -329,6 +344,14 @@ class TokenChoice:
     top_k: int | None = None
     top_p: float | None = None
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0, got {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
     def draw(self, log_p_NV: Tensor, u_N: Tensor) -> Tensor:
         """Draws one token a row by inverting the cumulative distribution in float64.
 
@@ -351,9 +374,9 @@ class TokenChoice:
 
     def _invert(self, log_p_NV: Tensor, u_N: Tensor, work_NV: Tensor) -> Tensor:
         """The first token whose cumulative weight is above u times the total; overwrites `work_NV`."""
-        cdf_NV = self._cut(work_NV.copy_(log_p_NV).div_(self.temperature))
         # Less the largest: at a low temperature every weight would else be zero.
-        cdf_NV = cdf_NV.sub_(cdf_NV.amax(-1, keepdim=True)).exp_().cumsum_(-1)
+        logits_NV = work_NV.copy_(log_p_NV).sub_(log_p_NV.amax(-1, keepdim=True)).div_(self.temperature)
+        cdf_NV = self._cut(logits_NV).exp_().cumsum_(-1)
         total_N1 = cdf_NV[:, -1:]
         # Strictly below the total, so that the first larger entry exists and has a weight of its own.
         target_N1 = torch.minimum(u_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))

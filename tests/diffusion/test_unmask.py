@@ -1,6 +1,7 @@
 """Orders, budgets and token choice, on examples worked out by hand."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -291,3 +292,29 @@ def test_no_draw_ever_takes_an_impossible_token() -> None:
     log_p = torch.tensor([[-torch.inf, 0.0, -torch.inf], [0.0, -torch.inf, -torch.inf]])
     for u in (0.0, 0.5, 1 - 2**-53):
         assert TokenChoice().draw(log_p, torch.full((2,), u, dtype=torch.float64)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("budget", [Threshold(0.9), Factor(0.5)], ids=lambda budget: budget.name)
+def test_in_another_order_nothing_unsure_is_revealed_for_the_sake_of_what_comes_later(budget: Budget) -> None:
+    assert counted(budget, two(0.6, 0.99), LeftToRight()) == 1
+    assert counted(budget, two(0.99, 0.99, 0.6), LeftToRight()) == 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TokenChoice(-1.0),
+        lambda: TokenChoice(math.nan),
+        lambda: TokenChoice(top_k=0),
+        lambda: TokenChoice(top_p=0.0),
+        lambda: FixedSteps(0),
+        lambda: Ancestral(0),
+    ],
+)
+def test_what_cannot_be_sampled_with_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        make()
+
+
+def test_the_smallest_temperature_is_greedy() -> None:
+    assert TokenChoice(1e-320).draw(P.log(), torch.full((3,), 0.9, dtype=torch.float64)).tolist() == [0, 0, 0]
