@@ -1,6 +1,5 @@
 """What is shipped, and what it costs to import it."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -58,8 +57,7 @@ def test_the_default_configuration_of_a_clone() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(importlib.util.find_spec("hatchling") is None, reason="hatchling, which builds the wheel, is away")
-def test_a_wheel_holds_everything(tmp_path: Path) -> None:
+def test_a_wheel_holds_everything_and_trains_the_default_outside_the_clone(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -86,3 +84,8 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     site = tmp_path / "site/dlm"
     assert json.loads(found.stdout) == [str(site / "__init__.py"), str(site / "configs/tiny.yaml")]
+
+    quick = ["train.steps=1", "train.validate_sequences=2", "train.sample_length=0", "model.sizes.num_hidden_layers=1"]
+    command = [sys.executable, "-m", "dlm", "train", *(word for key in quick for word in ("--set", key))]
+    subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    assert (tmp_path / "runs/tiny/checkpoints/best/model.safetensors").is_file()
