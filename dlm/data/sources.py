@@ -5,6 +5,7 @@ To add a format, write a reader and name it in `READERS`.
 
 import difflib
 import hashlib
+import logging
 import re
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
@@ -331,7 +332,7 @@ def _quiet() -> Iterator[None]:
     shown = is_progress_bar_enabled()
     level: Any = datasets.logging.get_verbosity()
     disable_progress_bar()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     except datasets.exceptions.DatasetGenerationError as error:
