@@ -17,10 +17,12 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from dlm.diffusion.objective import Weighting
+from dlm.diffusion.noise import AnyNoise
+from dlm.diffusion.objective import AnyWeighting
+from dlm.diffusion.schedule import Schedule
 from dlm.errors import ConfigError
 
-CHOICES = ("tokenizer", "objective")
+CHOICES = ("tokenizer", "process", "schedule", "objective")
 """Keys whose value is `{name: ..., ...}`; `--set` takes the bare name for them."""
 
 Positive = Annotated[int, Field(gt=0)]
@@ -130,11 +132,25 @@ class Model:
         sizes: Keys of that architecture's own configuration, such as `hidden_size`.
         attention: `eager`, `sdpa`, another implementation that transformers knows, or `auto`, which
             chooses by device and length.
+        time_conditioning: Whether the network is told the time; `auto` where the process needs it, which is
+            where a token that is seen may be noise.
     """
 
     architecture: str = "qwen3"
     sizes: dict[str, Any] = field(default_factory=dict)
     attention: str = "auto"
+    time_conditioning: Literal["auto"] | bool = "auto"
+
+
+@dataclass(frozen=True)
+class Time:
+    """Continuous time, or a chain of steps.
+
+    Attributes:
+        steps: T, the chain's steps, at t = 1/T, 2/T, .. 1; null for continuous time.
+    """
+
+    steps: Positive | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,11 @@ class Config:
         data: What is trained on.
         tokenizer: How text becomes ids.
         model: The network.
+        process: What noise does to a token: absorbing, uniform or hybrid.
+        schedule: How fast: alpha(t).
+        time: Continuous, or a chain of steps.
+        parameterization: What the network's softmax is. For absorbing noise `subs`; for the others `mixture`,
+            p(x0 | xt), or `plug-in`, the prediction from all other tokens, which `auto` takes.
         objective: The weighting of the training loss; evaluation always reports the true bound.
         optim: The optimizer.
         train: The loop.
@@ -218,10 +239,22 @@ class Config:
     data: Data
     tokenizer: Tokenizer = field(default_factory=Bytes)
     model: Model = field(default_factory=Model)
-    objective: Annotated[Weighting, Field(discriminator="name")] = field(default_factory=get_args(Weighting)[0])
+    process: Annotated[AnyNoise, Field(discriminator="name")] = field(default_factory=get_args(AnyNoise)[0])
+    schedule: Annotated[Schedule, Field(discriminator="name")] = field(default_factory=get_args(Schedule)[0])
+    time: Time = field(default_factory=Time)
+    parameterization: Literal["auto", "subs", "mixture", "plug-in"] = "auto"
+    objective: Annotated[AnyWeighting, Field(discriminator="name")] = field(default_factory=get_args(AnyWeighting)[0])
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        valid = ("auto", "mixture", "plug-in") if self.process.randomises else ("auto", "subs")
+        if self.parameterization not in valid:
+            raise ValueError(
+                f"parameterization: {self.parameterization!r} is not one of {self.process.name} noise; "
+                f"valid: {', '.join(valid)}"
+            )
 
 
 def default_config_path() -> Path:
@@ -333,7 +366,7 @@ def _explain(error: ValidationError) -> str:
         case "union_tag_not_found":
             return f"{key}: expected {{name: ...}} with a choice in it, got {got}"
         case "value_error":
-            return f"{key}: {first['ctx']['error']}"
+            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
         case _:
             message = first["msg"][:1].lower() + first["msg"][1:]
             return f"{key}: {message}, got {got}"

@@ -29,6 +29,12 @@ class TrainingError(DlmError):
     exit_code = 1
 
 
+class SelftestError(DlmError):
+    """A known truth does not hold on this machine."""
+
+    exit_code = 1
+
+
 class InterruptedRunError(DlmError):
     """The user stopped a run, which was saved first."""
 

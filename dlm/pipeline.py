@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -12,21 +12,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained
-from dlm.diffusion.denoiser import Denoiser, Subs
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.generate import State, generate
-from dlm.diffusion.likelihood import exact_count_nelbo
-from dlm.diffusion.process import Absorbing
-from dlm.diffusion.schedule import Linear
-from dlm.diffusion.unmask import Budget, Margin, OneAtATime, Order, Random, TokenChoice
-from dlm.errors import CheckpointError, DataError
+from dlm.diffusion.reverse import reverse
+from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Margin, OneAtATime, Order, Random, TokenChoice
+from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
+from dlm.model.clock import TimeEmbedding, load_clock
 from dlm.model.tokenizer import build_tokenizer, encode, never_emitted, pieces, special_ids
+from dlm.recipe import Recipe
 from dlm.template import Hole, Template, parse_template
 
 Watch = Callable[[State], None]
 """Called with every state of a sampler."""
+
+FEWEST_STEPS = 64
+"""Steps of a reverse chain for short texts, where one step a token would be too coarse: its error falls like 1/T."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,14 @@ class Sampler:
     """A point in the grid of samplers; see `dlm/diffusion/unmask.py`.
 
     Attributes:
-        order: Which masked positions first.
-        budget: How many of them a step.
+        order: Which masked positions first; None for what suits the task.
+        budget: How many of them a step; None for one, or for the reverse chain where seen tokens may be noise.
         token: Which token each gets.
         block_length: Tokens a block, written from left to right; None for one block.
     """
 
-    order: Order = field(default_factory=Random)
-    budget: Budget = field(default_factory=OneAtATime)
+    order: Order | None = None
+    budget: Budget | None = None
     token: TokenChoice = field(default_factory=TokenChoice)
     block_length: int | None = None
 
@@ -84,12 +87,14 @@ class Infilling:
 
 
 class DiffusionLM:
-    """A masked diffusion language model with its tokenizer.
+    """A diffusion language model with its tokenizer.
 
     Attributes:
         model: The HuggingFace model.
         tokenizer: Its tokenizer.
         sidecar: What its run left beside it; None for a model that `dlm` did not train.
+        clock: What tells the model the time; None for a model that takes no time.
+        recipe: The choices it was trained with.
         context: The longest sequence, in tokens.
         process: The forward process.
         denoiser: Predicts clean tokens; scores texts.
@@ -104,6 +109,7 @@ class DiffusionLM:
         *,
         sidecar: Sidecar | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
+        clock: TimeEmbedding | None = None,
     ) -> None:
         """Puts a model and its tokenizer together.
 
@@ -112,14 +118,15 @@ class DiffusionLM:
             tokenizer: A tokenizer with distinct mask, padding and end-of-text tokens.
             sidecar: What its run left beside it.
             precision: What the network computes in; the log-probabilities are float32 or wider in any case.
+            clock: What tells the model the time.
 
         Raises:
             CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
         """
         ids = special_ids(tokenizer)
-        self.model, self.tokenizer, self.sidecar = model, tokenizer, sidecar
+        self.model, self.tokenizer, self.sidecar, self.clock = model, tokenizer, sidecar, clock
         self.precision = precision
-        self._backbone = Backbone(model, ids.pad)
+        self._backbone = Backbone(model, ids.pad, clock)
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
         if sidecar is not None and sidecar.mask_id != ids.mask:
@@ -131,11 +138,13 @@ class DiffusionLM:
             sidecar.config.data.length if sidecar else int(getattr(model.config, "max_position_embeddings", 512))
         )
         never = never_emitted(tokenizer, self._backbone.vocabulary)
-        self.process = Absorbing(Linear(), ids.mask)
-        self.denoiser: Denoiser = Subs(self._network, never)
+        self.recipe = Recipe.of(sidecar.config if sidecar else None)
+        self.process = self.recipe.process(self._backbone.vocabulary, ids.mask, never)
         unknown = [] if ids.unknown is None else [ids.unknown]
-        self.writer: Denoiser = Subs(self._network, [*never, *unknown])
-        self.filler: Denoiser = Subs(self._network, [*never, *unknown, ids.end])
+        barred: list[Sequence[int]] = [never, [*never, *unknown], [*never, *unknown, ids.end]]
+        self.denoiser, self.writer, self.filler = (
+            self.recipe.denoiser(self._network, ids, self.process) for ids in barred
+        )
         self._end_id, self._pad_id = ids.end, ids.pad
 
     @classmethod
@@ -168,7 +177,9 @@ class DiffusionLM:
         length = sidecar.config.data.length if sidecar else 512
         network = load_model(path, attention_implementation(attention, where, length))
         tokenizer = build_tokenizer(Pretrained(path), lambda: ())
-        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision)  # type: ignore[arg-type]
+        timed = sidecar is not None and Recipe.of(sidecar.config).timed
+        clock = load_clock(path, network).to(where) if timed else None
+        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, clock=clock)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -190,7 +201,7 @@ class DiffusionLM:
             CheckpointError: Something stands there already, or it cannot be written.
         """
         with whole_folder(Path(folder)) as draft:
-            write_model(draft, self.model, self.tokenizer, self.sidecar)
+            write_model(draft, self.model, self.tokenizer, self.sidecar, self.clock)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Uploads the model to the Hub; needs a login (`hf auth login`).
@@ -205,7 +216,7 @@ class DiffusionLM:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder), self.model, self.tokenizer, self.sidecar)
+            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.clock)
             return str(api.upload_folder(repo_id=name, folder_path=folder))
 
     def generate(
@@ -225,7 +236,8 @@ class DiffusionLM:
             prompt: What the text begins with. With one, a text ends at the first end of text.
             num: How many texts.
             length: Tokens to write; what the context leaves room for by default.
-            sampler: How; exact random order, one token at a time, by default.
+            sampler: How; exact random order, one token at a time, by default; for a process without an end to
+                its noise the reverse chain, in the model's own steps, or as many as tokens (at least 64).
             seed: Text number i depends on the seed and i alone, not on the batch.
             batch_size: Texts written side by side.
             watch: Called with every state.
@@ -235,8 +247,8 @@ class DiffusionLM:
 
         Raises:
             DataError: The prompt, or the prompt and the length, do not fit the context.
+            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
         """
-        sampler = sampler or Sampler()
         given = encode(self.tokenizer, [prompt])[0] if prompt else []
         room = self.context - len(given)
         if room < 1:
@@ -246,6 +258,7 @@ class DiffusionLM:
         length = room if length is None else length
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
+        sampler = self._suit(sampler or Sampler(), Random(), length)
         row = given + [self.process.mask_id] * length
         samples = []
         for start in range(0, num, batch_size):
@@ -327,9 +340,11 @@ class DiffusionLM:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
+            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
         """
-        sampler = sampler or Sampler(order=Margin())
         canvases = [self._lay_out(template) for template in templates]
+        widest = max((sum(canvas.editable) for canvas in canvases), default=1)
+        sampler = self._suit(sampler or Sampler(), Margin(), widest)
         jobs = [(text, alternative) for text in range(len(templates)) for alternative in range(num)]
         results: list[list[Infilling]] = [[] for _ in templates]
         for start in range(0, len(jobs), batch_size):
@@ -370,7 +385,7 @@ class DiffusionLM:
             part = rows[start : start + batch_size]
             x0_BL, where_BL = self._pad([ids for _, ids in part], [[True] * len(ids) for _, ids in part])
             streams = [generator(seed, "nelbo", start + i) for i in range(len(part))]
-            terms_RBL = exact_count_nelbo(self.denoiser, self.process, x0_BL, draws, streams, where_BL)
+            terms_RBL = self.recipe.estimator(draws)(self.denoiser, self.process, x0_BL, streams, where_BL)
             for (index, _), value in zip(part, terms_RBL.mean(0).sum(1).tolist(), strict=True):
                 nats[index] += value
         return nats
@@ -393,29 +408,66 @@ class DiffusionLM:
         """Runs the sampler to its end and returns the last state."""
         self.model.eval()
         canvas_BL, editable_BL = self._pad(rows, editable)
-        states = generate(
-            denoiser,
-            canvas_BL,
-            editable_BL,
-            mask_id=self.process.mask_id,
-            order=sampler.order,
-            budget=sampler.budget,
-            token=sampler.token,
-            generators=generators,
-            block_length=sampler.block_length,
-            stop_id=stop_id,
-        )
+        assert sampler.order and sampler.budget
+        if isinstance(sampler.budget, Ancestral) and (self.recipe.timed or not self.process.absorbing):
+            steps = sampler.budget.steps
+            states = reverse(
+                denoiser, self.process, canvas_BL, editable_BL, steps=steps, token=sampler.token, generators=generators
+            )
+        else:
+            states = generate(
+                self._by_share(denoiser) if self.recipe.timed else denoiser,
+                canvas_BL,
+                editable_BL,
+                mask_id=self.process.mask_id,
+                order=sampler.order,
+                budget=sampler.budget,
+                token=sampler.token,
+                generators=generators,
+                block_length=sampler.block_length,
+                stop_id=stop_id,
+            )
         for state in states:
             if watch:
                 watch(state)
         return state
+
+    def _suit(self, sampler: Sampler, order: Order, tokens: int) -> Sampler:
+        """Fills in what the sampler leaves open, and refuses what cannot work with this process."""
+        budget = sampler.budget
+        if self.process.absorbing:
+            budget = budget or OneAtATime()
+        else:
+            name = self.process.noise.name
+            if isinstance(budget, FixedSteps) and budget.grid == "linear":
+                budget = Ancestral(budget.steps)
+            budget = budget or Ancestral(self.recipe.steps or max(tokens, FEWEST_STEPS))
+            if not isinstance(budget, Ancestral):
+                raise ConfigError(f"this model's noise is {name}: the only budget for it is --steps N, evenly spaced")
+            if sampler.order is not None or sampler.block_length is not None:
+                raise ConfigError(
+                    f"this model's noise is {name}: no token is settled before the last step, so there is no order "
+                    "and no block to write in; leave --order and --block-length out"
+                )
+        if isinstance(budget, Ancestral) and budget.schedule is None:
+            budget = replace(budget, schedule=self.process.schedule)
+        return replace(sampler, order=sampler.order or order, budget=budget)
+
+    def _by_share(self, denoiser: Denoiser) -> Denoiser:
+        """Tells the denoiser the time at which as many tokens are masked as there are, where no clock runs."""
+
+        def timed(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+            # What stands for t here is the share; alpha may not reach 0 or 1.
+            return denoiser(xt_BL, self.process.schedule.inverse(1.0 - t_B).clamp(0.0, 1.0), select_BL)
+
+        return timed
 
     @torch.inference_mode()
     def _conditional(self, x0_BL: Tensor, editable: Sequence[list[bool]], draws: int, seed: int) -> list[float]:
         """Bounds of -log p(written | given), in nats, the same masks for every alternative."""
         _, where_BL = self._pad([[]] * len(editable), editable)
         streams = [generator(seed, "rank") for _ in editable]
-        terms_RBL = exact_count_nelbo(self.filler, self.process, x0_BL, draws, streams, where_BL)
+        terms_RBL = self.recipe.estimator(draws)(self.filler, self.process, x0_BL, streams, where_BL)
         nats: list[float] = terms_RBL.mean(0).sum(1).tolist()
         return nats
 

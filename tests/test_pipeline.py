@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Bpe, Characters
 from dlm.diffusion.draws import generator
 from dlm.diffusion.generate import State
-from dlm.diffusion.likelihood import exact_count_nelbo
+from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.unmask import (
     Ancestral,
     Budget,
@@ -322,7 +322,7 @@ def test_a_long_text_is_the_sum_of_its_pieces(tiny_lm: DiffusionLM) -> None:
         for index, start in enumerate(range(0, 81, 32)):
             x0_BL = torch.tensor([ids[start : start + 32]])
             streams = [generator(3, "nelbo", index)]
-            terms_RBL = exact_count_nelbo(tiny_lm.denoiser, tiny_lm.process, x0_BL, 8, streams)
+            terms_RBL = Estimator(8)(tiny_lm.denoiser, tiny_lm.process, x0_BL, streams)
             total += float(terms_RBL.mean(0).sum())
     assert tiny_lm.nelbo(text.decode(), draws=8, seed=3) == pytest.approx([total], rel=1e-4)
 

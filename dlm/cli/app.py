@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlm.cli import evaluate, infill, sample, train
+from dlm.cli import corrupt, evaluate, infill, sample, selftest, train
 from dlm.cli.console import errors
 from dlm.errors import DlmError
 
@@ -92,5 +92,7 @@ for _name, _command in (
     ("sample", sample.sample),
     ("infill", infill.infill),
     ("eval", evaluate.evaluate),
+    ("corrupt", corrupt.corrupt),
+    ("selftest", selftest.selftest),
 ):
     app.command(_name)(_guarded(_command))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dlm.evaluate.likelihood import LikelihoodReport
@@ -43,13 +44,51 @@ def write_data(text: str, output: Path | None, *, overwrite: bool = False) -> No
         ConfigError: The file exists, or cannot be written.
     """
     if output is None:
-        sys.stdout.write(text.encode("utf-8", "replace").decode("utf-8") + "\n")
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         return
     check_free(output, overwrite)
     try:
         output.write_text(text + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+
+
+def write_styled(draw: Callable[[int | None], Text], output: Path | None, *, overwrite: bool = False) -> None:
+    """Writes text as `write_data` does; a terminal shows its colours.
+
+    Args:
+        draw: Gives the text for so many columns; for as many as it takes where it is told None.
+        output: The file; stdout if None.
+        overwrite: Whether an existing file is replaced.
+    """
+    console = Console()
+    if output is None and console.is_terminal:
+        console.print(draw(console.width))
+    else:
+        write_data(draw(None).plain, output, overwrite=overwrite)
+
+
+def read_text(text: str) -> str:
+    """A text that was given on the command line, where - stands for what stdin holds.
+
+    Args:
+        text: The argument.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    try:
+        if text == "-":
+            return sys.stdin.buffer.read().decode("utf-8")
+        text.encode("utf-8")  # what was no UTF-8 on the command line is a surrogate by now
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
+        where = "stdin" if text == "-" else "the text"
+        raise DataError(f"{where} is not UTF-8: {error.reason} at {error.start}") from error
+    return text
 
 
 def check_free(path: Path | None, overwrite: bool) -> None:

@@ -12,6 +12,7 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from dlm.config import Time
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
     from dlm.pipeline import DiffusionLM
 
@@ -24,7 +25,15 @@ def evaluate(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
     field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
-    draws: Annotated[int, typer.Option(min=4, help="Masked copies of each sequence; even.")] = 16,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T|continuous",
+            help="Bound a chain of T steps, or continuous time.",
+            show_default="as the model was trained",
+        ),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=4, help="Noisy copies of each sequence; even.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences a forward.")] = 32,
     max_documents: Annotated[
         int | None, typer.Option(min=1, help="Score only the first so many documents.", show_default=False)
@@ -34,7 +43,7 @@ def evaluate(
     ] = False,
     chain_rule_sequences: Annotated[int, typer.Option(min=1, help="How many sequences that is.")] = 16,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    seed: Annotated[int, typer.Option(help="The masks follow from it.")] = 0,
+    seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -47,6 +56,7 @@ def evaluate(
         raise ConfigError(f"--draws must be even, got {draws}")
     if precision not in ("fp32", "bf16"):
         raise ConfigError(f"--precision is fp32 or bf16, got {precision}")
+    chain = _time(time)
     quiet_libraries()
     from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
     from dlm.pipeline import DiffusionLM
@@ -57,7 +67,7 @@ def evaluate(
     if max_documents:
         documents = documents.select(range(min(max_documents, len(documents))))
     sequences = corpus(lm.tokenizer, documents, lm.context, lm.config.data.packing if lm.config else "pack")
-    report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed)
+    report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
         exact = evaluate_chain_rule(lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed)
@@ -71,6 +81,16 @@ def evaluate(
             style="yellow",
             soft_wrap=True,
         )
+
+
+def _time(asked: str | None) -> "Time | None":
+    from dlm.config import Time
+
+    if asked is None:
+        return None
+    if asked != "continuous" and not (asked.isdecimal() and int(asked) > 0):
+        raise ConfigError(f"--time is a number of steps or continuous, got {asked!r}")
+    return Time(None if asked == "continuous" else int(asked))
 
 
 def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Dataset":
@@ -95,14 +115,23 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
     ]
     lines = ["upper bound      value     95% interval"]
     lines += [f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}" for name, value, (low, high) in rows]
+    edges = (("prior", report.prior_nats_per_token), ("reconstruction", report.reconstruction_nats_per_token))
+    shown = [f"{nats:.6f} from the {name}" for name, nats in edges if nats]
+    if shown:
+        lines.append(f"of its nats/token {' and '.join(shown)}, as the schedule does not go from 1 to 0")
+    masks = report.estimator == "counts"
+    drawn = "exact count with complements" if masks else "times"
+    chain = "continuous time" if report.steps is None else f"{report.steps} steps"
     lines += [
         "",
-        f"standard error   {report.monte_carlo_se:.4f} nats/token from the masks (Monte-Carlo), "
+        f"chain            {report.process} noise, {report.schedule} schedule, {chain}",
+        f"standard error   {report.monte_carlo_se:.4f} nats/token from the "
+        f"{'masks' if masks else 'noise'} (Monte-Carlo), "
         f"{report.sampling_se:.4f} from the texts ({report.resampled} resampled)",
         f"scored           {report.tokens:,} tokens, {report.bytes:,} bytes, {report.documents:,} documents "
         f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
         f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes",
-        f"estimator        stratified exact count with complements, {report.draws} draws and the full mask, "
+        f"estimator        stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}, "
         f"seed {report.seed}",
     ]
     if exact:

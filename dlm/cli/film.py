@@ -194,22 +194,27 @@ def _state(cell: Cell, before: Cell) -> str:
     return "revealed" if before.text is None else "changed"
 
 
-def _styles(frame: Frame, previous: Frame | None) -> list[str]:
+def _looks(frame: Frame, previous: Frame | None) -> list[str]:
     before = frame if previous is None else previous
-    return [STYLES[_state(cell, old)] for cell, old in zip(frame, before, strict=True)]
+    return [_state(cell, old) for cell, old in zip(frame, before, strict=True)]
 
 
 def _shown(frame: Frame) -> list[str]:
     return [MASK if cell.text is None else legible(cell.text) for cell in frame]
 
 
-def _paint(rows: Iterable[Iterable[Piece]], styles: Sequence[str]) -> Text:
+def _paint(rows: Iterable[Iterable[Piece]], looks: Sequence[str]) -> Text:
     """Rows as one text, whose lines are cut rather than broken again where a terminal is narrower."""
     text = Text(end="", no_wrap=True, overflow="crop")
     for number, row in enumerate(rows):
         text.append("\n" if number else "")
-        text.append_tokens((piece.text, styles[piece.cell]) for piece in row)
+        text.append_tokens((piece.text, STYLES[looks[piece.cell]]) for piece in row)
     return text
+
+
+def paint(frame: Frame, looks: Sequence[str], width: int | None = None) -> Text:
+    """The frame as `render` shows it, but in these looks: for each cell a key of `STYLES`."""
+    return _paint(wrap(_shown(frame), width), looks)
 
 
 def render(frame: Frame, previous: Frame | None = None, width: int | None = None) -> Text:
@@ -223,7 +228,7 @@ def render(frame: Frame, previous: Frame | None = None, width: int | None = None
     Returns:
         The texts of the cells one after the other, with `MASK` for each masked one and tabs expanded.
     """
-    return _paint(wrap(_shown(frame), width), _styles(frame, previous))
+    return paint(frame, _looks(frame, previous), width)
 
 
 class Watch:
@@ -306,7 +311,7 @@ class Watch:
             self._top = _window(self._top, room, len(rows), _busy_rows(rows, frame, previous))
             note = f"{note} · lines {self._top + 1}-{self._top + room} of {len(rows)}".removeprefix(" · ")
             rows = rows[self._top : self._top + room]
-        return Text("\n\n", end="").join([_paint(rows, _styles(frame, previous)), _status(frame, note, width)])
+        return Text("\n\n", end="").join([_paint(rows, _looks(frame, previous)), _status(frame, note, width)])
 
 
 def _control(code: str) -> Control:

@@ -1,7 +1,6 @@
 """`dlm infill`."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors, quiet_libraries, write_data
-from dlm.cli.options import Grid
+from dlm.cli.console import check_free, errors, quiet_libraries, read_text, write_data
 from dlm.errors import ConfigError, DataError
 
 
+@options.with_sampler
 def infill(
     model: options.Model,
     text: Annotated[
@@ -28,16 +27,8 @@ def infill(
     num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
     marker: Annotated[str, typer.Option(help="The word that marks a span.")] = "MASK",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
-    order: options.OrderOption = None,
-    steps: options.Steps = None,
-    grid: options.GridOption = Grid.LINEAR,
-    threshold: options.ThresholdOption = None,
-    factor: options.FactorOption = None,
-    entropy_bound: options.EntropyBoundOption = None,
-    block_length: options.BlockLength = None,
-    temperature: options.Temperature = 1.0,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
+    *,
+    sampler: options.SamplerOptions,
     seed: options.Seed = 0,
     device: options.Device = None,
     output: options.Output = None,
@@ -62,19 +53,7 @@ def infill(
     from dlm.template import parse_template
 
     check_suffix(export)
-    sampler = options.build_sampler(
-        order=order,
-        default="margin",
-        steps=steps,
-        grid=grid,
-        threshold=threshold,
-        factor=factor,
-        entropy_bound=entropy_bound,
-        block_length=block_length,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
+    how = sampler.build()
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device)
@@ -82,7 +61,7 @@ def infill(
         results = lm.infill_many(
             templates,
             num=num,
-            sampler=sampler,
+            sampler=how,
             seed=seed,
             batch_size=batch_size,
             watch=recorder.take if recorder.wanted else None,
@@ -126,7 +105,7 @@ def _records(text: str | None, file: Path | None, jsonl: bool) -> Iterator[tuple
         content = _read(file)
     else:
         assert text is not None
-        content = sys.stdin.read() if text == "-" else text
+        content = read_text(text)
     if not jsonl and (file is None or file.suffix != ".jsonl"):
         yield "", {"text": content}
         return

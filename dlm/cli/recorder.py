@@ -1,9 +1,11 @@
-"""Turns the states of a sampler into the frames of a film."""
+"""Turns ids into the frames of a film: those of one state, and those of a whole sampler."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from transformers import PreTrainedTokenizerBase
 
 from dlm.cli.console import errors
 from dlm.cli.export import export
@@ -18,6 +20,29 @@ def check_suffix(path: Path | None) -> None:
     """Refuses a film of unknown kind before anything is computed for it."""
     if path is not None and path.suffix not in (".html", ".svg"):
         raise ConfigError(f"--export writes .html or .svg, got {path}")
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase, mask_id: int, ids: Sequence[int], given: Sequence[bool]) -> Frame:
+    """Ids as a frame: tokens between two masks are decoded together, so that characters of several tokens are whole.
+
+    Args:
+        tokenizer: Decodes.
+        mask_id: The id of the mask.
+        ids: One id a cell.
+        given: Which cells came from the user.
+
+    Returns:
+        One cell an id.
+    """
+    texts: list[str | None] = []
+    run: list[int] = []
+    for id in [*ids, mask_id]:
+        if id == mask_id:
+            texts += [*pieces(tokenizer, run), None]
+            run = []
+        else:
+            run.append(id)
+    return tuple(Cell(text, is_given) for text, is_given in zip(texts[:-1], given, strict=True))
 
 
 class Recorder:
@@ -61,10 +86,10 @@ class Recorder:
         if self._done:
             return
         ids = state.x_BL[0].tolist()
-        mask_id, pad_id = self._lm.process.mask_id, self._lm.tokenizer.pad_token_id
-        if self._given is None:
-            self._given = [id != mask_id for id in ids if id != pad_id]
-        frame = self._frame(ids[: len(self._given)])
+        if self._given is None:  # what is neither given nor written is padding, up to the longest row's end
+            pad_id, editable = self._lm.tokenizer.pad_token_id, state.editable_BL[0].tolist()
+            self._given = [not written for id, written in zip(ids, editable, strict=True) if written or id != pad_id]
+        frame = frame_of(self._lm.tokenizer, self._lm.process.mask_id, ids[: len(self._given)], self._given)
         if self._keep:
             self._frames.append(frame)
             self._calls.append(int(state.calls_B[0]))
@@ -74,16 +99,3 @@ class Recorder:
     def export(self, path: Path, title: str, footer: str = "") -> None:
         """Writes the film to a file that ends in .html or .svg."""
         export(Film(title, tuple(self._frames), tuple(self._calls), footer), path)
-
-    def _frame(self, ids: Sequence[int]) -> Frame:
-        """Runs of revealed tokens are decoded together, so that characters of several tokens are whole."""
-        assert self._given is not None
-        texts: list[str | None] = []
-        run: list[int] = []
-        for id in [*ids, self._lm.process.mask_id]:
-            if id == self._lm.process.mask_id:
-                texts += [*pieces(self._lm.tokenizer, run), None]
-                run = []
-            else:
-                run.append(id)
-        return tuple(Cell(text, given) for text, given in zip(texts[:-1], self._given, strict=True))

@@ -8,9 +8,9 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data
-from dlm.cli.options import Grid
 
 
+@options.with_sampler
 def sample(
     model: options.Model,
     num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
@@ -19,16 +19,8 @@ def sample(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
-    order: options.OrderOption = None,
-    steps: options.Steps = None,
-    grid: options.GridOption = Grid.LINEAR,
-    threshold: options.ThresholdOption = None,
-    factor: options.FactorOption = None,
-    entropy_bound: options.EntropyBoundOption = None,
-    block_length: options.BlockLength = None,
-    temperature: options.Temperature = 1.0,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
+    *,
+    sampler: options.SamplerOptions,
     seed: options.Seed = 0,
     device: options.Device = None,
     output: options.Output = None,
@@ -40,7 +32,7 @@ def sample(
 ) -> None:
     """Write texts, all tokens in parallel, from nothing or after a prompt.
 
-    Example:  dlm sample runs/tiny --prompt "def main(" --order confidence --steps 32
+    Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
     check_free(output, overwrite)
     check_free(export, overwrite)
@@ -50,19 +42,7 @@ def sample(
     from dlm.pipeline import DiffusionLM
 
     check_suffix(export)
-    sampler = options.build_sampler(
-        order=order,
-        default="random",
-        steps=steps,
-        grid=grid,
-        threshold=threshold,
-        factor=factor,
-        entropy_bound=entropy_bound,
-        block_length=block_length,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-    )
+    how = sampler.build()
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device)
     began = time.perf_counter()
@@ -71,7 +51,7 @@ def sample(
             prompt,
             num=num,
             length=length,
-            sampler=sampler,
+            sampler=how,
             seed=seed,
             batch_size=batch_size,
             watch=recorder.take if recorder.wanted else None,

@@ -6,19 +6,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dlm.diffusion.process import Process
+
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(xt_BL, t_B, select_BL) -> logits_NV: any network, its vocabulary projected on the selected rows alone."""
 
 
 class Denoiser(Protocol):
-    """A distribution over clean tokens at each selected position."""
+    """A distribution over clean tokens at each selected position: p(x0 | xt), given all of xt."""
 
     def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
         """Predicts the clean token at the selected positions.
 
         Args:
             xt_BL: Noisy ids.
-            t_B: The noise level of each sequence in [0, 1]; a time-free denoiser ignores it.
+            t_B: The time of each sequence in [0, 1]; a time-free denoiser ignores it.
             select_BL: Boolean, the N positions wanted, counted row by row.
 
         Returns:
@@ -28,11 +30,13 @@ class Denoiser(Protocol):
 
 
 class Subs:
-    """The SUBS parameterization of a network (MDLM, 2406.07524, section 3.2.3).
+    """A network whose softmax over the symbols is p(x0 | xt) itself.
 
-    The mask is never predicted: its logit is minus infinity. Visible tokens are carried over, which here
-    means that only masked positions are ever selected. Ids that no text can hold, such as padding, are
-    refused in the same way, so the bound is over the K symbols that text is made of.
+    For absorbing noise this is the SUBS parameterization (MDLM, 2406.07524, section 3.2.3): the mask is never
+    predicted, its logit is minus infinity, and visible tokens are carried over, which here means that only masked
+    positions are ever selected. For other noise it is the mixture form, D3PM's x0-parameterization (2107.03006,
+    section 3.3). Ids that no text can hold, such as padding, are refused like the mask, so the bound is over
+    the K symbols that text is made of.
     """
 
     def __init__(self, network: Network, never: Sequence[int]) -> None:
@@ -46,8 +50,73 @@ class Subs:
         self._never = torch.tensor(sorted(never), dtype=torch.long)
 
     def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-        """Log-probabilities log_p0_NV in float32; see `Denoiser`."""
-        logits_NV = self.network(xt_BL, t_B, select_BL).float()
+        """Log-probabilities log_p0_NV in float32 or wider; see `Denoiser`."""
+        return self._symbols(xt_BL, t_B, select_BL).log_softmax(-1)
+
+    def _symbols(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        """The logits, minus infinity where no text has the id."""
+        logits_NV = self.network(xt_BL, t_B, select_BL)
+        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         if self._never.device != logits_NV.device:
             self._never = self._never.to(logits_NV.device)
-        return logits_NV.index_fill(-1, self._never, -torch.inf).log_softmax(-1)
+        return logits_NV.index_fill(-1, self._never, -torch.inf)
+
+
+class PlugIn(Subs):
+    """A network whose softmax is the leave-one-out p(x0_i | xt without i), as UDLM and Duo plug it in.
+
+    The token seen at i says on its own how likely each x0_i is, q(xt_i | x0_i); multiplied in, it makes the
+    prediction p(x0_i | xt) that every denoiser gives. The mixture form of the reverse chain with that
+    prediction is the plug-in form with the network's own (2605.22765; UDLM 2412.10193, Duo 2506.10892).
+    """
+
+    def __init__(self, network: Network, never: Sequence[int], process: Process) -> None:
+        """Wraps a network.
+
+        Args:
+            network: Gives logits at the selected positions.
+            never: The ids that are never predicted, the mask among them.
+            process: Its noise says what a seen token tells.
+        """
+        super().__init__(network, never)
+        self.process = process
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        """Log-probabilities log_p0_NV in float32 or wider; see `Denoiser`."""
+        logits_NV = self._symbols(xt_BL, t_B, select_BL)
+        t_N = t_B[select_BL.nonzero()[:, 0].to(t_B.device)].to(logits_NV.device)
+        return with_own_token(logits_NV, xt_BL[select_BL], self.process, t_N)
+
+
+def with_own_token(log_p_NV: Tensor, z_N: Tensor, process: Process, t_N: Tensor) -> Tensor:
+    """p(x0_i | xt) from the leave-one-out p(x0_i | xt without i): times q(z | x0), and normalised.
+
+    Args:
+        log_p_NV: Leave-one-out log-probabilities, or logits.
+        z_N: The token seen at each position.
+        process: The forward process.
+        t_N: The time of each position.
+
+    Returns:
+        Log-probabilities, shape (N, V).
+    """
+    return _add_at(log_p_NV, z_N, own_evidence(process, z_N, t_N))
+
+
+def leave_one_out(log_p0_NV: Tensor, z_N: Tensor, process: Process, t_N: Tensor) -> Tensor:
+    """p(x0_i | xt without i) from p(x0_i | xt): divided by q(z | x0), and normalised; undoes `with_own_token`."""
+    if process.absorbing:
+        return log_p0_NV  # a mask looks the same whatever is under it
+    return _add_at(log_p0_NV, z_N, -own_evidence(process, z_N, t_N))
+
+
+def own_evidence(process: Process, z_N: Tensor, t_N: Tensor) -> Tensor:
+    """What seeing z says for x0 = z: log q(z | x0 = z) - log q(z | any other x0), in nats; 0 where z is the mask."""
+    shares = process.shares(t_N)
+    noise_N = process.noise_of(shares, z_N)
+    return torch.where(z_N == process.mask_id, 0.0, torch.log1p(shares.clean / noise_N))
+
+
+def _add_at(log_p_NV: Tensor, z_N: Tensor, nats_N: Tensor) -> Tensor:
+    """Adds to the entry of z in each row, and normalises."""
+    return log_p_NV.scatter_add(-1, z_N[:, None], nats_N[:, None].to(log_p_NV)).log_softmax(-1)

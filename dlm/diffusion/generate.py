@@ -18,12 +18,14 @@ class State:
 
     Attributes:
         x_BL: Ids, masks among them until the last state.
+        editable_BL: The positions that are being written, the same in every state.
         changed_BL: The positions that this step changed.
         calls: Network calls so far.
         calls_B: Network calls so far in which each row took part.
     """
 
     x_BL: Tensor
+    editable_BL: Tensor
     changed_BL: Tensor
     calls: int
     calls_B: Tensor
@@ -49,7 +51,7 @@ def generate(
     that are about to change, and the vocabulary is projected only on positions that may be revealed.
 
     Args:
-        denoiser: Predicts the clean tokens; must not depend on time.
+        denoiser: Predicts the clean tokens; in the place of the time it is told the share of masks in the row.
         canvas_BL: Ids; what stands at editable positions does not matter.
         editable_BL: Boolean, the positions to write.
         mask_id: The id of the mask.
@@ -68,7 +70,7 @@ def generate(
     """
     x_BL = canvas_BL.masked_fill(editable_BL, mask_id)
     calls, calls_B = 0, torch.zeros(len(x_BL), dtype=torch.long)
-    yield State(x_BL.clone(), torch.zeros_like(editable_BL), calls, calls_B.clone())
+    yield State(x_BL.clone(), editable_BL, torch.zeros_like(editable_BL), calls, calls_B.clone())
 
     for window_BL in _windows(editable_BL, block_length):
         start_B = _open(x_BL, window_BL, editable_BL, mask_id, stop_id).sum(1)
@@ -104,10 +106,10 @@ def generate(
             changed_BL[rows] = chosen_RL
             calls += 1
             calls_B[rows.cpu()] += 1
-            yield State(x_BL.clone(), changed_BL, calls, calls_B.clone())
+            yield State(x_BL.clone(), editable_BL, changed_BL, calls, calls_B.clone())
 
     if stop_id is not None and (rest_BL := (x_BL == mask_id) & editable_BL).any():
-        yield State(x_BL.masked_fill(rest_BL, stop_id), rest_BL, calls, calls_B.clone())
+        yield State(x_BL.masked_fill(rest_BL, stop_id), editable_BL, rest_BL, calls, calls_B.clone())
 
 
 def _windows(editable_BL: Tensor, block_length: int | None) -> Iterator[Tensor]:

@@ -1,90 +1,189 @@
-"""Bounds on, and exact values of, a text's negative log-likelihood under a masked diffusion model, in nats."""
+"""Bounds on, and exact values of, a text's negative log-likelihood under a diffusion model, in nats."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dlm.diffusion.bound import count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import largest, random_subset, uniforms
-from dlm.diffusion.process import Absorbing
+from dlm.diffusion.process import Process
 from dlm.diffusion.unmask import Order, Predictions
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How the bound is estimated.
+
+    Attributes:
+        draws: Noisy copies of each sequence, even; exact counts add the fully masked one.
+        steps: T, for the bound of a chain of that many steps; None for continuous time.
+        timed: Whether the denoiser takes the time, so that it cannot be integrated out.
+    """
+
+    draws: int = 16
+    steps: int | None = None
+    timed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws < 2 or self.draws % 2:
+            raise ValueError(f"draws must be even and at least 2, got {self.draws}")
+
+    def counts(self, process: Process) -> bool:
+        """Whether exact counts of masks are drawn, and no times."""
+        return process.absorbing and not self.timed
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        process: Process,
+        x0_BL: Tensor,
+        generators: Sequence[torch.Generator],
+        where_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Upper bounds of -log p, estimated with as little scatter as the process and the denoiser allow.
+
+        Args:
+            denoiser: Predicts the clean tokens.
+            process: The forward process.
+            x0_BL: Clean ids.
+            generators: One stream a sequence.
+            where_BL: The tokens that are scored; the others are context, or padding. All of them by default.
+
+        Returns:
+            Contributions of each token to each of R independent estimates, in nats, float64, shape (R, B, L), zero
+            outside `where_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
+            Monte-Carlo error, else 1. The bound is the mean over R of the sum over L.
+        """
+        where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
+        estimate = exact_count_nelbo if self.counts(process) else timed_nelbo
+        inner_RBL = estimate(denoiser, process, x0_BL, self.draws, generators, where_BL, self.steps)
+        return inner_RBL + edge_nats(process, x0_BL) * where_BL
 
 
 def exact_count_nelbo(
     denoiser: Denoiser,
-    process: Absorbing,
+    process: Process,
     x0_BL: Tensor,
     draws: int,
     generators: Sequence[torch.Generator],
-    where_BL: Tensor | None = None,
+    where_BL: Tensor,
+    steps: int | None = None,
 ) -> Tensor:
-    """The any-order bound, estimated with stratified counts and complements.
+    """The any-order bound of absorbing noise, with stratified counts and complements, without its edges.
 
-    NELBO = E_{l~U{1..L}} (L/l) E[sum of the cross-entropy over a uniform subset of l tokens]. The l = L term,
-    all masks, is taken exactly. The others come in pairs: l on an even grid of {1..L-1} with one random
-    shift, and for each l a subset together with its complement of size L - l.
+    NELBO = E_{l~U{1..L}} (w_l L/l) E[sum of the cross-entropy over a uniform subset of l tokens], with w_l = 1
+    in continuous time, else as in `count_weights`. The l = L term, all masks, is taken exactly. The others come
+    in pairs: l on an even grid of {1..L-1} with one random shift, and for each l a subset together with its
+    complement of size L - l.
 
     Args:
         denoiser: Predicts the clean tokens; must not depend on time.
-        process: Gives the mask.
+        process: Gives the mask and the schedule.
         x0_BL: Clean ids.
         draws: How many masked copies of each sequence are scored besides the fully masked one; even.
         generators: One stream a sequence.
-        where_BL: The tokens that are scored; the others are context, or padding. All of them by default.
+        where_BL: The tokens that are scored.
+        steps: T; None for continuous time.
 
     Returns:
-        Contributions of each token to each of R independent estimates, float64, shape (R, B, L), zero
-        outside `where_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
-        Monte-Carlo error, else 1. The bound is the mean over R of the sum over L.
-
-    Raises:
-        ValueError: `draws` is not an even number of at least 2.
+        As `Estimator`.
     """
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws must be even and at least 2, got {draws}")
-    where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
     length_B = where_BL.sum(1).double()
-    replicates = 2 if draws >= 4 else 1
-    pairs = draws // 2
+    weight_B = [count_weights(process.schedule, int(length), steps).to(x0_BL.device) for length in length_B.tolist()]
+
+    def weights(count_B: Tensor) -> Tensor:
+        """The w of each row's count."""
+        return torch.stack([w[int(c)] for w, c in zip(weight_B, count_B.tolist(), strict=True)])
+
+    shift_RB = _shifts(draws, generators).to(x0_BL.device)
+    replicates, pairs = len(shift_RB), draws // 2
     # Replicate r has every R-th pair of the grid, and a shift of its own.
     sizes = [len(range(r, pairs, replicates)) for r in range(replicates)]
-    shift_RB = torch.stack(uniforms(generators, [replicates] * len(generators)), dim=1).to(x0_BL.device)
 
     everything_BL = _cross_entropy(denoiser, process, x0_BL, where_BL)
-    total_RBL = (everything_BL / length_B.clamp(min=1.0)[:, None]).repeat(replicates, 1, 1)
+    whole_B = weights(length_B) / length_B.clamp(min=1.0)
+    total_RBL = (everything_BL * whole_B[:, None]).repeat(replicates, 1, 1)
     share_B = (length_B - 1.0).clamp(min=0.0) / length_B.clamp(min=1.0)
     for r, size in enumerate(sizes):
         for j in range(size):
             u_B = (j + shift_RB[r]) / size
-            count_B = (u_B * (length_B - 1.0)).floor().clamp(min=0.0) + 1.0  # 1 .. L-1
+            count_B = ((u_B * (length_B - 1.0)).floor().clamp(min=0.0) + 1.0).minimum(length_B)  # 1 .. L-1
             subset_BL = random_subset(generators, where_BL, count_B)
             for half_BL, size_B in ((subset_BL, count_B), (where_BL & ~subset_BL, length_B - count_B)):
-                scale_B = 0.5 * share_B / size * length_B / size_B.clamp(min=1.0)
+                scale_B = 0.5 * share_B / size * weights(size_B) * length_B / size_B.clamp(min=1.0)
                 total_RBL[r] += scale_B[:, None] * _cross_entropy(denoiser, process, x0_BL, half_BL)
+    return total_RBL
+
+
+def timed_nelbo(
+    denoiser: Denoiser,
+    process: Process,
+    x0_BL: Tensor,
+    draws: int,
+    generators: Sequence[torch.Generator],
+    where_BL: Tensor,
+    steps: int | None = None,
+) -> Tensor:
+    """The bound of any noise, at stratified times, without its edges.
+
+    In continuous time the integral of `rate_of_nats` over the noise level, on a chain of T steps the sum of
+    `step_nats`. Near t = 0 a rare corrupted token costs in proportion to 1/level, so that even levels would have
+    infinite variance; their square roots are even here, on a grid with one random shift.
+
+    Args:
+        denoiser: Predicts the clean tokens; may depend on time.
+        process: The forward process.
+        x0_BL: Clean ids.
+        draws: How many noisy copies of each sequence are scored.
+        generators: One stream a sequence.
+        where_BL: The tokens that are scored.
+        steps: T; None for continuous time.
+
+    Returns:
+        As `Estimator`.
+    """
+    shift_RB = _shifts(draws, generators)
+    start, end = noise_levels(process.schedule)
+    total_RBL = torch.zeros((len(shift_RB), *x0_BL.shape), dtype=torch.float64, device=x0_BL.device)
+    for r, shift_B in enumerate(shift_RB):
+        size = len(range(r, draws, len(shift_RB)))
+        for j in range(size):
+            root_B = (j + shift_B) / size
+            s_B = None
+            if steps is None:
+                t_B = process.schedule.inverse(1.0 - start - (end - start) * root_B**2)
+                density_B = 0.5 / (root_B * (end - start))
+            else:
+                index_B = (root_B**2 * steps).floor()
+                s_B, t_B = index_B / steps, (index_B + 1.0) / steps
+                density_B = t_B.sqrt() - s_B.sqrt()
+            xt_BL = process.corrupt(x0_BL, t_B, generators, where_BL)
+            nats_BL = position_nats(denoiser, process, x0_BL, xt_BL, t_B, s_B, where_BL)
+            total_RBL[r] += nats_BL / (size * density_B.to(nats_BL.device)[:, None])
     return total_RBL
 
 
 def grid_nelbo(
     denoiser: Denoiser,
-    process: Absorbing,
+    process: Process,
     x0_BL: Tensor,
     t_BD: Tensor,
     generators: Sequence[torch.Generator],
-    symbols: int,
 ) -> Tensor:
-    """The continuous-time bound, estimated at given times.
+    """The continuous-time bound, estimated at given times, with what the two ends of time cost.
 
-    NELBO = int_0^1 -alpha'(t)/(1 - alpha(t)) E[sum of the masked tokens' cross-entropy] dt (MDLM, 2406.07524,
-    eq. 11), plus what the two ends of time cost; see `Absorbing.edge_nats`.
+    NELBO = int_0^1 -alpha'(t) E[sum of `rate_of_nats`] dt; for absorbing noise -alpha'(t)/(1 - alpha(t)) times
+    the masked tokens' cross-entropy (MDLM, 2406.07524, eq. 11).
 
     Args:
         denoiser: Predicts the clean tokens.
         process: The forward process.
         x0_BL: Clean ids.
-        t_BD: D times in (0, 1] for each sequence: independent, or stratified.
+        t_BD: D times in (0, 1) for each sequence: independent, or stratified.
         generators: One stream a sequence.
-        symbols: K, the number of ids that text is made of.
 
     Returns:
         One estimate a sequence and draw, in nats, float64, shape (B, D).
@@ -92,14 +191,52 @@ def grid_nelbo(
     terms = []
     for t_B in t_BD.double().unbind(1):
         xt_BL = process.corrupt(x0_BL, t_B, generators)
-        weight_B = -process.schedule.alpha_prime(t_B) / (1.0 - process.schedule.alpha(t_B))
-        masked_BL = xt_BL == process.mask_id
-        terms.append(weight_B.to(x0_BL.device) * _cross_entropy(denoiser, process, x0_BL, masked_BL, t_B).sum(1))
-    return torch.stack(terms, dim=1) + process.edge_nats(symbols) * x0_BL.shape[1]
+        nats_BL = position_nats(denoiser, process, x0_BL, xt_BL, t_B)
+        terms.append(-process.schedule.alpha_prime(t_B).to(x0_BL.device) * nats_BL.sum(1))
+    return torch.stack(terms, dim=1) + edge_nats(process, x0_BL).sum(1, keepdim=True)
+
+
+def position_nats(
+    denoiser: Denoiser,
+    process: Process,
+    x0_BL: Tensor,
+    xt_BL: Tensor,
+    t_B: Tensor,
+    s_B: Tensor | None = None,
+    where_BL: Tensor | None = None,
+) -> Tensor:
+    """The bound's term at every position of one noisy copy; zero where nothing is left to predict.
+
+    Args:
+        denoiser: Predicts the clean tokens.
+        process: The forward process.
+        x0_BL: Clean ids.
+        xt_BL: Noisy ids.
+        t_B: The time of each sequence.
+        s_B: The time one step before, for a chain of steps; None for continuous time.
+        where_BL: The tokens that are scored; all of them by default.
+
+    Returns:
+        Nats, by the noise level in continuous time, float64, shape (B, L).
+    """
+    select_BL = process.informative(xt_BL)
+    if where_BL is not None:
+        select_BL = select_BL & where_BL
+    nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
+    if not select_BL.any():
+        return nats_BL
+    t_B = t_B.to(x0_BL.device)
+    row_N = select_BL.nonzero()[:, 0]
+    seen = process, denoiser(xt_BL, t_B, select_BL), x0_BL[select_BL], xt_BL[select_BL]
+    if s_B is None:
+        nats_BL[select_BL] = rate_of_nats(*seen, t_B[row_N])
+    else:
+        nats_BL[select_BL] = step_nats(*seen, s_B.to(x0_BL.device)[row_N], t_B[row_N])
+    return nats_BL
 
 
 def chain_rule_nll(
-    denoiser: Denoiser, process: Absorbing, x0_BL: Tensor, order: Order, where_BL: Tensor | None = None
+    denoiser: Denoiser, process: Process, x0_BL: Tensor, order: Order, where_BL: Tensor | None = None
 ) -> Tensor:
     """The exact negative log-likelihood of the sampler that reveals one token at a time in `order`.
 
@@ -122,7 +259,7 @@ def chain_rule_nll(
     if order.draws:
         raise ValueError("the chain rule needs an order that is not drawn at random")
     where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
-    x_BL = process.prior(x0_BL.shape).to(x0_BL.device).where(where_BL, x0_BL)
+    x_BL = x0_BL.masked_fill(where_BL, process.mask_id)
     masked_BL = where_BL.clone()
     nll_B = torch.zeros(len(x0_BL), dtype=torch.float64, device=x0_BL.device)
     while (rows := masked_BL.any(1).nonzero()[:, 0]).numel():
@@ -139,13 +276,17 @@ def chain_rule_nll(
     return nll_B
 
 
-def _cross_entropy(
-    denoiser: Denoiser, process: Absorbing, x0_BL: Tensor, masked_BL: Tensor, t_B: Tensor | None = None
-) -> Tensor:
+def _shifts(draws: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """A shift in [0, 1) for each replicate and sequence: two replicates from 4 draws on."""
+    replicates = 2 if draws >= 4 else 1
+    return torch.stack(uniforms(generators, [replicates] * len(generators)), dim=1)
+
+
+def _cross_entropy(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_BL: Tensor) -> Tensor:
     """-log p of every masked token given the rest, float64, zero elsewhere, shape (B, L)."""
     ce_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
     if masked_BL.any():
-        t_B = masked_BL.double().mean(1) if t_B is None else t_B
+        t_B = masked_BL.double().mean(1)
         log_p_NV = denoiser(x0_BL.masked_fill(masked_BL, process.mask_id), t_B, masked_BL)
         ce_BL[masked_BL] = -log_p_NV.gather(-1, x0_BL[masked_BL][:, None])[:, 0].double()
     return ce_BL

@@ -2,14 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from dlm.diffusion.bound import count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
-from dlm.diffusion.process import Absorbing
+from dlm.diffusion.process import Process
 
 
 @dataclass(frozen=True)
@@ -19,65 +20,152 @@ class LossTerms:
     Attributes:
         loss: A differentiable sum in nats.
         count: What `loss` is divided by, once summed over the global batch.
-        nelbo: Sum of an unbiased estimate of the true bound, in nats, detached.
+        nelbo: Sum of an unbiased estimate of the true bound, in nats, detached; nan where the weighting leaves
+            noise levels out that the bound needs.
         tokens: Number of tokens that the bound is over.
-        masked: Number of tokens that were predicted.
+        predicted: Number of tokens that were predicted.
     """
 
     loss: Tensor
     count: Tensor
     nelbo: Tensor
     tokens: Tensor
-    masked: Tensor
+    predicted: Tensor
 
 
-class Rates(Protocol):
-    """The distribution of the masking rate that a weighting trains on, and whether the bound's weight is kept."""
+class Weighting(Protocol):
+    """The distribution of the noise level that is trained on, and what is minimised there.
 
-    def rate(self, u_B: Tensor) -> Tensor:
-        """The rate in [0, 1) at quantile `u_B`: the inverse of `cdf`."""
-        ...
-
-    def cdf(self, rate_B: Tensor) -> Tensor:
-        """The probability of a rate below `rate_B`."""
-        ...
+    Attributes:
+        weighted: True: the loss is the bound. False: plain cross-entropy a predicted token.
+        auxiliary: How much plain cross-entropy is added to the loss.
+        complete: Whether every noise level may occur, which an estimate of the bound needs.
+    """
 
     @property
     def weighted(self) -> bool:
-        """True: the loss is the bound. False: plain cross-entropy a masked token."""
+        """See the class."""
+        ...
+
+    @property
+    def auxiliary(self) -> float:
+        """See the class."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """See the class."""
+        ...
+
+    def rate(self, u_B: Tensor) -> Tensor:
+        """The noise level in [0, 1) at quantile `u_B`: the inverse of `cdf`."""
+        ...
+
+    def cdf(self, rate_B: Tensor) -> Tensor:
+        """The probability of a level below `rate_B`."""
+        ...
+
+    def density(self, rate_B: Tensor) -> Tensor:
+        """The derivative of `cdf`."""
         ...
 
 
+class Even:
+    """Every noise level equally often."""
+
+    def rate(self, u_B: Tensor) -> Tensor:
+        """The quantile itself."""
+        return u_B
+
+    def cdf(self, rate_B: Tensor) -> Tensor:
+        """The level itself."""
+        return rate_B
+
+    def density(self, rate_B: Tensor) -> Tensor:
+        """1."""
+        return torch.ones_like(rate_B)
+
+
 @dataclass(frozen=True)
-class Elbo:
-    """The bound itself: uniform rates, each sequence weighted by L/l."""
+class Elbo(Even):
+    """The bound itself, at even noise levels."""
 
     name: Literal["elbo"] = "elbo"
-    weighted = True
-
-    def rate(self, u_B: Tensor) -> Tensor:
-        """The quantile itself."""
-        return u_B
-
-    def cdf(self, rate_B: Tensor) -> Tensor:
-        """The rate itself."""
-        return rate_B
+    weighted: ClassVar[bool] = True
+    auxiliary: ClassVar[float] = 0.0
+    complete: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
-    """Unweighted cross-entropy of the masked tokens, uniform rates (2602.15014 reports it ahead of the bound)."""
+class CrossEntropy(Even):
+    """Unweighted cross-entropy of the predicted tokens, at even levels (2602.15014 reports it ahead of the bound)."""
 
     name: Literal["ce"] = "ce"
-    weighted = False
+    weighted: ClassVar[bool] = False
+    auxiliary: ClassVar[float] = 0.0
+    complete: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class HybridCrossEntropy(Even):
+    """The bound with a little cross-entropy beside it: L_vb + lambda L_ce (D3PM, 2107.03006, eq. 5).
+
+    Attributes:
+        coefficient: lambda.
+    """
+
+    coefficient: float = 0.01
+    name: Literal["hybrid-ce"] = "hybrid-ce"
+    weighted: ClassVar[bool] = True
+    complete: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.coefficient < math.inf:
+            raise ValueError(f"coefficient must be above 0, got {self.coefficient}")
+
+    @property
+    def auxiliary(self) -> float:
+        """The coefficient."""
+        return self.coefficient
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Unweighted cross-entropy at noise levels from an interval (clipped schedules, 2503.09573, section 5.3).
+
+    The levels near 0 and near 1, where there is little or nothing to predict from, are left out.
+
+    Attributes:
+        low: The lowest level.
+        high: The highest.
+    """
+
+    low: float = 0.2
+    high: float = 0.8
+    name: Literal["clip"] = "clip"
+    weighted: ClassVar[bool] = False
+    auxiliary: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(f"0 <= low < high <= 1 must hold, got {self.low} and {self.high}")
+
+    @property
+    def complete(self) -> bool:
+        """Only if nothing is clipped."""
+        return self.low == 0.0 and self.high == 1.0
 
     def rate(self, u_B: Tensor) -> Tensor:
-        """The quantile itself."""
-        return u_B
+        """Even between the two: low + (high - low) u."""
+        return self.low + (self.high - self.low) * u_B
 
     def cdf(self, rate_B: Tensor) -> Tensor:
-        """The rate itself."""
-        return rate_B
+        """(r - low)/(high - low), within 0 and 1."""
+        return ((rate_B - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+
+    def density(self, rate_B: Tensor) -> Tensor:
+        """1/(high - low) inside the interval."""
+        return ((rate_B >= self.low) & (rate_B <= self.high)) / torch.full_like(rate_B, self.high - self.low)
 
 
 @dataclass(frozen=True)
@@ -90,7 +178,9 @@ class Bell:
 
     concentration: int = 2
     name: Literal["bell"] = "bell"
-    weighted = False
+    weighted: ClassVar[bool] = False
+    auxiliary: ClassVar[float] = 0.0
+    complete: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.concentration <= 16:
@@ -111,15 +201,20 @@ class Bell:
         terms = (math.comb(n, j) * rate_B**j * (1.0 - rate_B) ** (n - j) for j in range(self.concentration, n + 1))
         return torch.stack(list(terms)).sum(0)
 
+    def density(self, rate_B: Tensor) -> Tensor:
+        """(2a - 1)! / (a - 1)!^2 (r (1 - r))^(a - 1)."""
+        a = self.concentration
+        return math.factorial(2 * a - 1) / math.factorial(a - 1) ** 2 * (rate_B * (1.0 - rate_B)) ** (a - 1)
 
-Weighting = Elbo | CrossEntropy | Bell
+
+AnyWeighting = Elbo | CrossEntropy | Bell | Clip | HybridCrossEntropy
 
 
 class Objective(Protocol):
     """A training loss."""
 
     def __call__(
-        self, denoiser: Denoiser, process: Absorbing, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
     ) -> LossTerms:
         """Corrupts the batch, predicts it and compares.
 
@@ -129,7 +224,7 @@ class Objective(Protocol):
             x0_BL: Clean ids.
             draws: The randomness of this batch.
             where_BL: The tokens that count, such as all but padding; all of them by default. The others
-                are never masked.
+                are never corrupted.
 
         Returns:
             Sums and counts over the batch.
@@ -139,27 +234,30 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class MaskedObjective:
-    """Masked diffusion with an exact number of masks a sequence.
+    """Absorbing noise with an exact number of masks a sequence, for a denoiser that takes no time.
 
     With l drawn from q and S_l the summed cross-entropy of a uniform subset of l of the L tokens,
-    NELBO = sum_l (1/l) E[S_l] = E_{l~q}[ S_l / (l q(l)) ] (any-order likelihood; 2406.07524, eq. 11, with
-    time integrated out). There is no time, and no epsilon near t = 0.
+    NELBO = sum_l (w_l/l) E[S_l] = E_{l~q}[ w_l S_l / (l q(l)) ], w_l being 1 in continuous time (any-order
+    likelihood; 2406.07524, eq. 11, with time integrated out; for T steps see `count_weights`). There is no
+    time, and no epsilon near t = 0.
 
     Attributes:
-        rates: Which rates are trained on, and how they are weighted.
+        weighting: Which shares of masks are trained on, and what is minimised.
+        steps: T, for a chain of that many steps; None for continuous time.
     """
 
-    rates: Rates
+    weighting: Weighting
+    steps: int | None = None
 
     def __call__(
-        self, denoiser: Denoiser, process: Absorbing, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
     ) -> LossTerms:
         """One masked copy of each sequence; see `Objective`."""
         where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
         length_B = where_BL.sum(1).double()
         u_B = draws.u_B.to(x0_BL.device)
         # An empty row masks nothing; a rate that rounds up to 1 must not ask for one token too many.
-        count_B = torch.minimum((self.rates.rate(u_B) * length_B).floor() + 1.0, length_B)
+        count_B = torch.minimum((self.weighting.rate(u_B) * length_B).floor() + 1.0, length_B)
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, where_BL)
         masked_BL = (xt_BL == process.mask_id) & where_BL
 
@@ -167,18 +265,90 @@ class MaskedObjective:
         ce_N = -log_p0_NV.gather(-1, x0_BL[masked_BL][:, None])[:, 0]
 
         row_N = masked_BL.nonzero()[:, 0]
-        weight_N = self._weight(count_B, length_B)[row_N].to(ce_N)
-        nelbo = (weight_N * ce_N).sum()
-        tokens, masked = length_B.sum(), count_B.sum()
-        return LossTerms(
-            loss=nelbo if self.rates.weighted else ce_N.sum(),
-            count=tokens if self.rates.weighted else masked,
-            nelbo=nelbo.detach(),
-            tokens=tokens,
-            masked=masked,
-        )
+        weight_N = self._weight(process, count_B, length_B)[row_N].to(ce_N)
+        return _terms(self.weighting, process, ce_N, (weight_N * ce_N).sum(), x0_BL, where_BL)
 
-    def _weight(self, count_B: Tensor, length_B: Tensor) -> Tensor:
-        """1 / (l q(l)), with q(l) the probability that the rates give this count."""
-        share_B = self.rates.cdf(count_B / length_B) - self.rates.cdf((count_B - 1.0) / length_B)
-        return 1.0 / (count_B * share_B)
+    def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
+        """w_l / (l q(l)), with q(l) the probability that the weighting gives this count."""
+        share_B = self.weighting.cdf(count_B / length_B) - self.weighting.cdf((count_B - 1.0) / length_B)
+        weight_B = 1.0 / (count_B * share_B)
+        if self.steps is None and noise_levels(process.schedule) == (0.0, 1.0):
+            return weight_B  # every w_l is 1
+        pairs = zip(length_B.long().tolist(), count_B.long().tolist(), strict=True)
+        time_B = [count_weights(process.schedule, length, self.steps)[count] for length, count in pairs]
+        return weight_B * torch.stack(time_B).to(weight_B)
+
+
+@dataclass(frozen=True)
+class TimedObjective:
+    """Any noise, with a time drawn for each sequence; in continuous time, or on a chain of T steps.
+
+    The noise level is drawn and the time follows from it, so that what is trained on is the same under any
+    schedule. Where the loss is the bound, it is the level's square root that the weighting draws: near t = 0 a
+    rare corrupted token costs in proportion to 1/level, which would leave even levels with infinite variance.
+
+    Attributes:
+        weighting: Which noise levels are trained on, and what is minimised.
+        steps: T, for a chain of that many steps; None for continuous time.
+    """
+
+    weighting: Weighting
+    steps: int | None = None
+
+    def __call__(
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
+    ) -> LossTerms:
+        """One noisy copy of each sequence; see `Objective`."""
+        where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
+        s_B, t_B, weight_B = self._times(process, draws.u_B)
+        xt_BL = process.corrupt(x0_BL, t_B, draws.generators, where_BL)
+        select_BL = process.informative(xt_BL) & where_BL
+        row_N = select_BL.nonzero()[:, 0]
+        s_N, t_N, weight_N = (x.to(x0_BL.device)[row_N] for x in (s_B, t_B, weight_B))
+
+        log_p0_NV = denoiser(xt_BL, t_B.to(x0_BL.device), select_BL)
+        x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]
+        ce_N = -log_p0_NV.gather(-1, x0_N[:, None])[:, 0]
+        if self.weighting.weighted or self.weighting.complete:
+            with torch.set_grad_enabled(self.weighting.weighted and torch.is_grad_enabled()):
+                if self.steps is None:
+                    nats_N = rate_of_nats(process, log_p0_NV, x0_N, z_N, t_N)
+                else:
+                    nats_N = step_nats(process, log_p0_NV, x0_N, z_N, s_N, t_N)
+            nelbo = (weight_N * nats_N).sum()
+        else:
+            nelbo = ce_N.new_tensor(math.nan)
+        return _terms(self.weighting, process, ce_N, nelbo, x0_BL, where_BL)
+
+    def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two times of each sequence, s <= t, and one over the probability of them."""
+        power = 2.0 if self.weighting.weighted else 1.0
+        rate_B = self.weighting.rate(u_B)
+        start, end = noise_levels(process.schedule)
+        t_B = process.schedule.inverse(1.0 - start - (end - start) * rate_B**power)
+        if self.steps is None:
+            return t_B, t_B, power * rate_B ** (power - 1.0) * (end - start) / self.weighting.density(rate_B)
+        index_B = (t_B * self.steps).floor().clamp(0, self.steps - 1)
+        s_B, t_B = index_B / self.steps, (index_B + 1.0) / self.steps
+        levels = (((1.0 - process.schedule.alpha(x) - start) / (end - start)).clamp(0.0, 1.0) for x in (s_B, t_B))
+        below_B, above_B = (level_B ** (1.0 / power) for level_B in levels)
+        return s_B, t_B, 1.0 / (self.weighting.cdf(above_B) - self.weighting.cdf(below_B))
+
+
+def _terms(
+    weighting: Weighting, process: Process, ce_N: Tensor, nelbo: Tensor, x0_BL: Tensor, where_BL: Tensor
+) -> LossTerms:
+    """The sums, from the cross-entropy of each predicted token and the bound's estimate without its edges."""
+    loss = nelbo if weighting.weighted else ce_N.sum()
+    if weighting.auxiliary:
+        loss = loss + weighting.auxiliary * ce_N.sum()
+    tokens, predicted = where_BL.sum().double(), torch.tensor(float(len(ce_N)), device=ce_N.device).double()
+    with torch.no_grad():
+        bound = nelbo + (edge_nats(process, x0_BL) * where_BL).sum() if weighting.complete else nelbo * math.nan
+    return LossTerms(
+        loss=loss,
+        count=tokens if weighting.weighted else predicted,
+        nelbo=bound.detach(),
+        tokens=tokens,
+        predicted=predicted,
+    )

@@ -1,32 +1,143 @@
-"""Forward processes: how text is corrupted, and how one step of it is undone when the clean text is known."""
+"""The forward process: how text is corrupted, and how one step of it is undone when the clean text is known.
+
+Everything here follows from three numbers a time, the shares of clean tokens, masks and random symbols: between
+any two times the chain is of the same kind, q(xt | xs) = keep xs + masked e_m + random pi. No matrix is made
+of it but to check and to teach.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, random_subset
+from dlm.diffusion.noise import Noise, Shares
 from dlm.diffusion.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
-class Absorbing:
-    """Every token turns into the mask, once and for good (D3PM, 2107.03006, appendix A.2.2).
+class Vocabulary:
+    """The states of a token.
 
     Attributes:
-        schedule: alpha(t), the probability that a token is still clean.
+        size: S, the number of ids, the mask among them.
         mask_id: The id of the mask.
+        never: The ids that no text holds, the mask among them; the K others are the symbols.
     """
 
-    schedule: NoiseSchedule
+    size: int
     mask_id: int
+    never: tuple[int, ...]
+
+    @classmethod
+    def plain(cls, symbols: int) -> "Vocabulary":
+        """K symbols 0 .. K-1, and the mask after them."""
+        return cls(symbols + 1, symbols, (symbols,))
+
+    @cached_property
+    def symbols_K(self) -> Tensor:
+        """The ids that text is made of, ascending."""
+        barred = set(self.never)
+        return torch.tensor([i for i in range(self.size) if i not in barred])
+
+
+@dataclass(frozen=True)
+class Process:
+    """A Markov chain from clean text at t = 0 to noise at t = 1, each token on its own.
+
+    q(xt | x0) = clean(t) x0 + masked(t) e_m + random(t) pi (GIDD, 2503.04482, eq. 1; D3PM, 2107.03006, eq. 3).
+
+    Attributes:
+        noise: What a corrupted token becomes.
+        schedule: alpha(t).
+        vocabulary: The states.
+    """
+
+    noise: Noise
+    schedule: NoiseSchedule
+    vocabulary: Vocabulary
+
+    @property
+    def mask_id(self) -> int:
+        """The id of the mask."""
+        return self.vocabulary.mask_id
+
+    @property
+    def absorbing(self) -> bool:
+        """Whether a token that is not masked is clean for certain."""
+        return not self.noise.randomises
+
+    @cached_property
+    def pi_S(self) -> Tensor:
+        """The distribution of a random symbol over all ids, zero where no text has them, float64."""
+        symbols_K = self.vocabulary.symbols_K
+        pi_S = torch.zeros(self.vocabulary.size, dtype=torch.float64)
+        return pi_S.index_copy(0, symbols_K, self.noise.symbols(len(symbols_K)))
+
+    def shares(self, t: Tensor) -> Shares:
+        """The shares of q(xt | x0).
+
+        Args:
+            t: Times in [0, 1], any shape.
+
+        Returns:
+            Three float64 tensors of that shape.
+        """
+        return self.noise.shares(self.schedule.alpha(t.double()))
+
+    def between(self, s: Tensor, t: Tensor) -> Shares:
+        """The shares of q(xt | xs): kept, masked and random, with xs for x0.
+
+        keep = clean(t)/clean(s), and what is left of the noise at t when the noise at s has been kept as
+        often: masked(t) - keep masked(s), and so for random (2503.04482, section 3.1).
+
+        Args:
+            s: The earlier times, below 1.
+            t: The later times, of the same shape.
+
+        Returns:
+            Three float64 tensors of that shape.
+        """
+        early, late = self.shares(s), self.shares(t)
+        keep = late.clean / early.clean
+        masked, random = late.masked - keep * early.masked, late.random - keep * early.random
+        return Shares(keep, masked.clamp(min=0.0), random.clamp(min=0.0))  # rounding may leave them below zero
+
+    def rates(self, t: Tensor) -> tuple[Shares, Shares]:
+        """The shares at `t`, and how fast each kind of noise arrives.
+
+        r = n' - (clean'/clean) n for n masked or random: the limit of `between` over its width. The derivative
+        is by the noise level 1 - alpha, not by t, so that it does not depend on the schedule;
+        times -alpha'(t) it is the rate in t.
+
+        Args:
+            t: Times in (0, 1).
+
+        Returns:
+            The shares, and the rates of clean (never positive), masked and random, float64.
+        """
+        signal = self.schedule.alpha(t.double())
+        values, slopes = torch.func.jvp(self.noise.shares, (signal,), (-torch.ones_like(signal),))[:2]
+        now, slope = Shares(*values), Shares(*slopes)
+        decay = slope.clean / now.clean
+        return now, Shares(decay, slope.masked - decay * now.masked, slope.random - decay * now.random)
+
+    def noise_of(self, shares: Shares, z: Tensor) -> Tensor:
+        """The probability that noise alone puts `z` there: masked for the mask, random pi(z) for a symbol."""
+        pi = self.pi_S.to(z.device)[z]
+        return torch.where(z == self.mask_id, shares.masked, shares.random * pi)
+
+    def informative(self, xt_BL: Tensor) -> Tensor:
+        """Where something is left to predict: at masks, and everywhere if a token that is seen may be noise."""
+        return xt_BL == self.mask_id if self.absorbing else torch.ones_like(xt_BL, dtype=torch.bool)
 
     def corrupt(
         self, x0_BL: Tensor, t_B: Tensor, generators: Sequence[torch.Generator], where_BL: Tensor | None = None
     ) -> Tensor:
-        """Draws xt from q(xt | x0): each token is masked on its own with probability 1 - alpha(t).
+        """Draws xt from q(xt | x0).
 
         Args:
             x0_BL: Clean ids.
@@ -37,10 +148,18 @@ class Absorbing:
         Returns:
             Noisy ids, shape (B, L).
         """
-        where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
-        clean_B = self.schedule.alpha(t_B.double()).to(x0_BL.device)
-        masked_BL = where_BL & (random_scores(generators, where_BL) >= clean_B[:, None])
-        return x0_BL.masked_fill(masked_BL, self.mask_id)
+        return self._draw(x0_BL, self.shares(t_B), generators, where_BL)
+
+    def evolve(
+        self,
+        xs_BL: Tensor,
+        s_B: Tensor,
+        t_B: Tensor,
+        generators: Sequence[torch.Generator],
+        where_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Draws xt from q(xt | xs), the chain's way from `s_B` to `t_B`; see `corrupt`."""
+        return self._draw(xs_BL, self.between(s_B, t_B), generators, where_BL)
 
     def corrupt_count(
         self, x0_BL: Tensor, count_B: Tensor, generators: Sequence[torch.Generator], where_BL: Tensor
@@ -60,66 +179,148 @@ class Absorbing:
         """
         return x0_BL.masked_fill(random_subset(generators, where_BL, count_B), self.mask_id)
 
-    def reveal_probability(self, s: Tensor, t: Tensor) -> Tensor:
-        """The probability (alpha_s - alpha_t) / (1 - alpha_t) that a token masked at `t` is clean at `s` < `t`."""
-        alpha_s, alpha_t = self.schedule.alpha(s), self.schedule.alpha(t)
-        return (alpha_s - alpha_t) / (1.0 - alpha_t)
+    def prior(self, generators: Sequence[torch.Generator], where_BL: Tensor) -> Tensor:
+        """Draws the state at t = 1 of a text whose symbols are all equally likely.
 
-    def posterior(self, xt_BL: Tensor, p0_BLS: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """q(xs | xt, x0) averaged over a distribution of x0; for a one-hot p0 it is the posterior itself.
+        For a schedule that ends at 0 this is the noise: all masks, or random symbols.
 
-        A clean token stays. A masked one becomes x0 with `reveal_probability`, and else stays masked
-        (MDLM, 2406.07524, eq. 6).
+        Args:
+            generators: One stream a sequence.
+            where_BL: The positions to draw; the mask stands at the others.
+
+        Returns:
+            Ids, shape (B, L).
+        """
+        symbols_K = self.vocabulary.symbols_K
+        u_BL = random_scores(generators, where_BL).clamp(min=0.0)
+        text_BL = symbols_K.to(u_BL.device)[(u_BL * len(symbols_K)).long()]
+        end_B = torch.ones(len(where_BL), dtype=torch.float64, device=where_BL.device)
+        noisy_BL = self._draw(text_BL, self.shares(end_B), generators, where_BL)
+        return noisy_BL.masked_fill(~where_BL, self.mask_id)
+
+    def undo(
+        self,
+        xt_BL: Tensor,
+        x0_BL: Tensor,
+        s_B: Tensor,
+        t_B: Tensor,
+        generators: Sequence[torch.Generator],
+        where_BL: Tensor,
+    ) -> Tensor:
+        """Draws xs from the posterior q(xs | xt, x0), one step back on the chain.
+
+        With x0 drawn from p(x0 | xt), xs is a draw of the mixture form sum_x0 q(xs | xt, x0) p(x0 | xt) (D3PM,
+        2107.03006, eq. 4). The posterior has four ways to be: xt stays, x0 shows, the mask, another symbol.
 
         Args:
             xt_BL: Noisy ids.
-            p0_BLS: A distribution over the S states, the mask among them with probability zero.
+            x0_BL: Clean ids that xt may have come from.
+            s_B: The earlier time of each sequence.
+            t_B: The later time.
+            generators: One stream a sequence.
+            where_BL: The positions to draw; xt stays at the others.
+
+        Returns:
+            Ids at time s, shape (B, L).
+        """
+        early, step = (Shares(*(x[:, None] for x in shares)) for shares in (self.shares(s_B), self.between(s_B, t_B)))
+        came_BL = self.noise_of(step, xt_BL)
+        stays_BL = step.clean * ((xt_BL == x0_BL) * early.clean + self.noise_of(early, xt_BL))
+        shows_BL, random_BL = came_BL * early.clean, came_BL * early.random
+        whole_BL = stays_BL + shows_BL + random_BL + came_BL * early.masked
+        u_BL = random_scores(generators, where_BL) * whole_BL
+        symbol_BL = self._symbol((u_BL - stays_BL - shows_BL) / random_BL)
+        xs_BL = torch.where(u_BL < stays_BL + shows_BL + random_BL, symbol_BL, self.mask_id)
+        xs_BL = torch.where(u_BL < stays_BL + shows_BL, x0_BL, xs_BL)
+        return torch.where(~where_BL | (u_BL < stays_BL), xt_BL, xs_BL)
+
+    def posterior(self, xt_BL: Tensor, p0_BLS: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """The mixture form sum_x0 q(xs | xt, x0) p0(x0); for a one-hot p0 the posterior itself, by Bayes.
+
+        q(xs | xt, x0) is proportional to q(xt | xs) q(xs | x0) (D3PM, 2107.03006, eq. 3). This table is to check
+        and to teach; `undo` draws from it without.
+
+        Args:
+            xt_BL: Noisy ids.
+            p0_BLS: A distribution over the S states, the mask among them with probability zero. Where xt cannot
+                have come from any of it, as for other visible tokens under absorbing noise, xt stays.
             s: The earlier time, a scalar.
             t: The later time, a scalar.
 
         Returns:
             Probabilities over the S states, shape (B, L, S).
         """
-        stays_BLS = torch.nn.functional.one_hot(xt_BL, p0_BLS.shape[-1]).to(p0_BLS)
-        reveal = self.reveal_probability(s, t).to(p0_BLS)
-        masked_BL1 = (xt_BL == self.mask_id)[..., None]
-        return torch.where(masked_BL1, reveal * p0_BLS + (1.0 - reveal) * stays_BLS, stays_BLS)
+        q_s, q_ts = self.transition_matrix(0.0, s), self.transition_matrix(s, t)
+        # q(xt | x0) by x0, in the order of p0's last axis.
+        came_BLS = (q_ts @ q_s).to(p0_BLS)[xt_BL]
+        seen_BLS = torch.nn.functional.one_hot(xt_BL, self.vocabulary.size).to(p0_BLS)
+        possible_BL1 = ((came_BLS > 0) & (p0_BLS > 0)).any(-1, keepdim=True)
+        share_BLS = torch.where(came_BLS > 0, p0_BLS / came_BLS, 0.0)
+        xs_BLS = q_ts.to(p0_BLS)[xt_BL] * (share_BLS @ q_s.T.to(p0_BLS))
+        return torch.where(possible_BL1, xs_BLS / xs_BLS.sum(-1, keepdim=True), seen_BLS)
 
-    def edge_nats(self, symbols: int) -> float:
-        """What the bound costs a token at the two ends of time: alpha(1) ln K + (1 - alpha(0)) ln K.
-
-        At t = 1 a token that is still clean is not what the prior says, and at t = 0 one that is masked
-        already must be guessed; for schedules from exactly 1 to exactly 0 both vanish.
-
-        Args:
-            symbols: K, the number of ids that text is made of.
-
-        Returns:
-            Nats a token.
-        """
-        alpha_0, alpha_1 = self.schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
-        return float((alpha_1 + 1.0 - alpha_0) * math.log(symbols))
-
-    def prior(self, shape: Sequence[int]) -> Tensor:
-        """The state at t = 1, ids of the given shape: all masks."""
-        return torch.full(tuple(shape), self.mask_id)
-
-    def transition_matrix(self, s: float, t: float, states: int) -> Tensor:
+    def transition_matrix(self, s: float | Tensor, t: float | Tensor) -> Tensor:
         """Q from time `s` to time `t` as a matrix whose columns sum to 1, to check and to teach.
 
-        Q = (alpha_t/alpha_s) I + (1 - alpha_t/alpha_s) e_m 1^T (2107.03006, section 3.1, columns for rows).
+        From s = 0 it is q(xt | x0) itself, noise that is there from the start (alpha(0) < 1) included.
 
         Args:
             s: The earlier time.
             t: The later time.
-            states: The number S of ids, the mask among them.
 
         Returns:
             A float64 matrix, shape (S, S): column j is q(xt | xs = j).
         """
-        ends = torch.tensor([s, t], dtype=torch.float64)
-        alpha_s, alpha_t = self.schedule.alpha(ends).tolist()
-        keep = alpha_t / alpha_s
-        matrix_SS = keep * torch.eye(states, dtype=torch.float64)
-        matrix_SS[self.mask_id] += 1.0 - keep
-        return matrix_SS
+        s, t = torch.as_tensor(s, dtype=torch.float64), torch.as_tensor(t, dtype=torch.float64)
+        keep, masked, random = self.shares(t) if s == 0 else self.between(s, t)
+        eye_SS = torch.eye(self.vocabulary.size, dtype=torch.float64)
+        return keep * eye_SS + (masked * eye_SS[self.mask_id] + random * self.pi_S)[:, None]
+
+    @cached_property
+    def prior_nats_S(self) -> Tensor:
+        """KL(q(x1 | x0) || the prior) for each x0, in nats; alpha(1) ln K for absorbing noise.
+
+        The prior is what `prior` draws: x1 of a text whose symbols are all equally likely.
+        """
+        clean, _, random = self.shares(torch.ones(()))
+        noise_S = random * self.pi_S
+        there_S = noise_S + clean / len(self.vocabulary.symbols_K)
+        return self._column_sums(noise_S, clean, lambda q_S: torch.xlogy(q_S, q_S) - torch.xlogy(q_S, there_S))
+
+    @cached_property
+    def reconstruction_nats_S(self) -> Tensor:
+        """The mean of -log p(x0 | x at t = 0) for each x0, in nats; (1 - alpha(0)) ln K for absorbing noise.
+
+        p(x0 | x) is what Bayes says where all symbols are equally likely; zero for a schedule that begins at 1.
+        """
+        clean, masked, random = self.shares(torch.zeros(()))
+        noise_S, count = random * self.pi_S, len(self.vocabulary.symbols_K)
+        whole_S = clean + count * noise_S
+        seen_S = self._column_sums(noise_S, clean, lambda q_S: torch.xlogy(q_S, whole_S) - torch.xlogy(q_S, q_S))
+        return seen_S + masked * math.log(count)
+
+    def _column_sums(self, noise_S: Tensor, clean: Tensor, term: Callable[[Tensor], Tensor]) -> Tensor:
+        """For each x0 the sum over symbols z of term(q(z | x0)), q being `noise_S` and `clean` more at z = x0."""
+        term_S = term(noise_S)
+        is_symbol_S = self.pi_S.new_zeros(self.vocabulary.size).index_fill(0, self.vocabulary.symbols_K, 1.0)
+        return (term_S * is_symbol_S).sum() - term_S + term(noise_S + clean)
+
+    def _draw(
+        self, x_BL: Tensor, shares: Shares, generators: Sequence[torch.Generator], where_BL: Tensor | None
+    ) -> Tensor:
+        """Keeps, masks or randomises each token; one number a token, whose rest chooses the symbol."""
+        where_BL = torch.ones_like(x_BL, dtype=torch.bool) if where_BL is None else where_BL
+        clean_B1, random_B1 = (share.to(x_BL.device)[:, None] for share in (shares.clean, shares.random))
+        u_BL = random_scores(generators, where_BL)
+        noisy_BL = torch.full_like(x_BL, self.mask_id)
+        if self.noise.randomises:
+            symbol_BL = self._symbol((u_BL - clean_B1) / random_B1)
+            noisy_BL = torch.where(u_BL < clean_B1 + random_B1, symbol_BL, noisy_BL)
+        return torch.where(where_BL & (u_BL >= clean_B1), noisy_BL, x_BL)
+
+    def _symbol(self, u_BL: Tensor) -> Tensor:
+        """The symbol at quantile u of pi; any symbol where u is not in [0, 1)."""
+        symbols_K = self.vocabulary.symbols_K.to(u_BL.device)
+        cdf_K = self.pi_S.to(u_BL.device)[symbols_K].cumsum(0)
+        index_BL = torch.searchsorted(cdf_K, u_BL.nan_to_num() * cdf_K[-1], right=True)
+        return symbols_K[index_BL.clamp(max=len(symbols_K) - 1)]

@@ -1,6 +1,7 @@
 """Noise schedules: alpha(t), the probability that a token is still clean at time t."""
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -8,8 +9,13 @@ import torch
 from torch import Tensor
 
 
-class NoiseSchedule(Protocol):
-    """A decreasing alpha with alpha(0) = 1. Times and values are tensors of any one shape."""
+class NoiseSchedule(Hashable, Protocol):
+    """A decreasing alpha, from 1 or just below it to 0 or just above. Tensors are of any one shape."""
+
+    @property
+    def name(self) -> str:
+        """What the configuration calls it."""
+        ...
 
     def alpha(self, t: Tensor) -> Tensor:
         """The probability that a token is still clean at time `t`."""
@@ -73,6 +79,10 @@ class Polynomial:
     name: Literal["polynomial"] = "polynomial"
     power: float = 2.0
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.power < math.inf:
+            raise ValueError(f"power must be above 0, got {self.power}")
+
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t^power."""
         return 1.0 - t**self.power
@@ -86,4 +96,40 @@ class Polynomial:
         return (1.0 - alpha) ** (1.0 / self.power)
 
 
-Schedule = Linear | Cosine | Polynomial
+@dataclass(frozen=True)
+class Geometric:
+    """alpha(t) = exp(-sigma(t)) with sigma(t) = sigma_min^(1-t) sigma_max^t (SEDD, 2310.16834, section 5.1).
+
+    It begins a little below 1 and ends a little above 0; bounds count what that costs.
+
+    Attributes:
+        sigma_min: The total noise at t = 0, positive.
+        sigma_max: The total noise at t = 1, above `sigma_min`.
+    """
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+    name: Literal["geometric"] = "geometric"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"0 < sigma_min < sigma_max must hold, got {self.sigma_min} and {self.sigma_max}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """exp(-sigma(t))."""
+        return torch.exp(-self._sigma(t))
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        """-sigma'(t) exp(-sigma(t)), sigma' being sigma ln(sigma_max/sigma_min)."""
+        sigma = self._sigma(t)
+        return -sigma * math.log(self.sigma_max / self.sigma_min) * torch.exp(-sigma)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        """ln(-ln(alpha)/sigma_min) / ln(sigma_max/sigma_min)."""
+        return torch.log(-torch.log(alpha) / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min ** (1.0 - t) * self.sigma_max**t
+
+
+Schedule = Linear | Cosine | Polynomial | Geometric

@@ -7,7 +7,7 @@ Fast-dLLM's is `Confidence` with `Threshold` or `Factor`, EB-Sampler's is `Entro
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, uniforms
-from dlm.diffusion.schedule import Linear, Schedule
+from dlm.diffusion.schedule import Linear, NoiseSchedule
 
 Generators = Sequence[torch.Generator]
 
@@ -233,11 +233,11 @@ class Ancestral:
 
     Attributes:
         steps: Steps of the grid from t = 1 to t = 0.
-        schedule: The noise schedule whose times the grid divides.
+        schedule: The noise schedule whose times the grid divides; the model's own by default, linear without one.
     """
 
     steps: int
-    schedule: Schedule = field(default_factory=Linear)
+    schedule: NoiseSchedule | None = None
     name: Literal["ancestral"] = "ancestral"
     informed: ClassVar[bool] = False
 
@@ -250,7 +250,7 @@ class Ancestral:
         if step.index >= self.steps:
             return step.masked_B
         ends = 1.0 - torch.tensor([step.index, step.index - 1], dtype=torch.float64) / self.steps
-        alpha_s, alpha_t = self.schedule.alpha(ends)
+        alpha_s, alpha_t = (self.schedule or Linear()).alpha(ends)
         reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
         drawn = uniforms(generators, step.masked_B.tolist())
         return torch.stack([(u < reveal).sum() for u in drawn]).to(step.masked_B.device)

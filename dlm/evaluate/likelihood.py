@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dlm.config import Time
 from dlm.data.batches import Sequences, Tokens
 from dlm.diffusion.draws import generator
-from dlm.diffusion.likelihood import chain_rule_nll, exact_count_nelbo
+from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
 from dlm.model.tokenizer import encode, fingerprint, special_ids
 from dlm.pipeline import DiffusionLM
 
@@ -36,7 +37,12 @@ class LikelihoodReport:
     Every interval is a 95% bootstrap interval and holds both kinds of error.
 
     Attributes:
-        nats_per_token: The bound.
+        process: The noise of the chain that the bound is of.
+        schedule: Its schedule.
+        steps: T of that chain; None for continuous time.
+        nats_per_token: The bound, the next two included.
+        prior_nats_per_token: What of it is paid at t = 1, where a schedule ends above zero.
+        reconstruction_nats_per_token: What of it is paid at t = 0, where a schedule begins below one.
         nats_per_token_ci95: Its interval.
         bits_per_token: The bound in bits.
         bits_per_token_ci95: Its interval.
@@ -55,13 +61,19 @@ class LikelihoodReport:
             any is not one of the text.
         dropped_tokens: Tokens not scored because a document was longer than a row.
         dropped_bytes: Their bytes.
-        draws: Masked copies of each sequence, besides the fully masked one.
+        draws: Noisy copies of each sequence.
+        estimator: How their noise was drawn: exact counts of masks, with the full mask besides, or times.
         seed: What the masks and the bootstrap follow from.
         length: Tokens a sequence.
         packing: How documents became sequences.
     """
 
+    process: str
+    schedule: str
+    steps: int | None
     nats_per_token: float
+    prior_nats_per_token: float
+    reconstruction_nats_per_token: float
     nats_per_token_ci95: Interval
     bits_per_token: float
     bits_per_token_ci95: Interval
@@ -80,6 +92,7 @@ class LikelihoodReport:
     dropped_tokens: int
     dropped_bytes: int
     draws: int
+    estimator: str
     seed: int
     length: int
     packing: str
@@ -140,16 +153,18 @@ def evaluate_likelihood(
     draws: int = 16,
     batch_size: int = 32,
     seed: int = 0,
+    time: Time | None = None,
 ) -> LikelihoodReport:
-    """Bounds the negative log-likelihood of a corpus by the stratified exact-count estimator.
+    """Bounds the negative log-likelihood of a corpus by the model's stratified estimator.
 
     Args:
         lm: The model.
         sequences: The corpus.
         rows: Which of its sequences; all by default.
-        draws: Masked copies of each sequence, besides the fully masked one; even, at least 4.
+        draws: Noisy copies of each sequence, exact counts adding the fully masked one; even, at least 4.
         batch_size: Sequences a forward; changes nothing beyond float rounding.
-        seed: The masks and the bootstrap follow from it.
+        seed: The noise and the bootstrap follow from it.
+        time: The chain that the bound is of; the one the model was trained for by default.
 
     Returns:
         The report.
@@ -165,13 +180,20 @@ def evaluate_likelihood(
     nats_RD = torch.zeros(2, documents, dtype=torch.float64)
     tokens_D = torch.zeros(documents, dtype=torch.long)
     nats_S, tokens_S, mc_S, unknown = [], [], [], 0
+    estimator = lm.recipe.estimator(draws)
+    if time is not None:
+        estimator = replace(estimator, steps=time.steps)
+    prior = reconstruction = 0.0
     unknown_id = special_ids(lm.tokenizer).unknown
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = sequences.batch(part)
         x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
         streams = [generator(seed, "evaluate", row) for row in part]
-        terms_RBL = exact_count_nelbo(lm.denoiser, lm.process, x0_BL, draws, streams, where_BL).cpu()
+        terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL).cpu()
+        scored_N = batch.x0_BL[batch.where_BL]
+        prior += float(lm.process.prior_nats_S[scored_N].sum())
+        reconstruction += float(lm.process.reconstruction_nats_S[scored_N].sum())
         document_N = batch.document_BL[batch.where_BL]
         nats_RD.index_add_(1, document_N, terms_RBL[:, batch.where_BL].expand(2, -1))
         tokens_D.index_add_(0, document_N, torch.ones_like(document_N))
@@ -179,7 +201,7 @@ def evaluate_likelihood(
         nats_S.append((first_B + second_B) / 2)
         mc_S.append((first_B - second_B) ** 2 / 4)
         tokens_S.append(batch.where_BL.sum(1))
-        unknown += int((batch.x0_BL[batch.where_BL] == unknown_id).sum()) if unknown_id is not None else 0
+        unknown += int((scored_N == unknown_id).sum()) if unknown_id is not None else 0
 
     scored = tokens_D > 0
     bytes_D = _scored_bytes(sequences, tokens_D)
@@ -194,7 +216,12 @@ def evaluate_likelihood(
     monte_carlo = math.sqrt(float(torch.cat(mc_S).sum())) / tokens
     bit = math.log(2.0)
     return LikelihoodReport(
+        process=lm.process.noise.name,
+        schedule=lm.process.schedule.name,
+        steps=estimator.steps,
         nats_per_token=per_token.value,
+        prior_nats_per_token=prior / tokens,
+        reconstruction_nats_per_token=reconstruction / tokens,
         nats_per_token_ci95=per_token.interval,
         bits_per_token=per_token.value / bit,
         bits_per_token_ci95=_each(lambda x: x / bit, per_token.interval),
@@ -214,6 +241,7 @@ def evaluate_likelihood(
         dropped_tokens=sequences.dropped_tokens,
         dropped_bytes=round(float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())),
         draws=draws,
+        estimator="counts" if estimator.counts(lm.process) else "times",
         seed=seed,
         length=sequences.length,
         packing=sequences.packing,
@@ -235,7 +263,15 @@ def evaluate_chain_rule(
 
     Returns:
         The report.
+
+    Raises:
+        ConfigError: The model's process does not reveal one token at a time, or its network takes the time.
     """
+    if not lm.process.absorbing or lm.recipe.timed:
+        raise ConfigError(
+            "the chain rule is that of samplers that reveal one token at a time, from a network that takes no time; "
+            f"this model's noise is {lm.process.noise.name}: leave --chain-rule out"
+        )
     lm.model.eval()
     rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()
     totals = dict.fromkeys(("left", "confidence", "bound", "tokens"), 0.0)
@@ -246,7 +282,8 @@ def evaluate_chain_rule(
         streams = [generator(seed, "evaluate", row) for row in part]
         totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), where_BL).sum())
         totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), where_BL).sum())
-        totals["bound"] += float(exact_count_nelbo(lm.denoiser, lm.process, x0_BL, 16, streams, where_BL).mean(0).sum())
+        bound_RBL = Estimator(16)(lm.denoiser, lm.process, x0_BL, streams, where_BL)
+        totals["bound"] += float(bound_RBL.mean(0).sum())
         totals["tokens"] += float(where_BL.sum())
     return ChainRuleReport(
         left_to_right_nats_per_token=totals["left"] / totals["tokens"],

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from dlm.errors import CheckpointError, ConfigError
+from dlm.model.clock import TIMED, UNDERLYING, TimeEmbedding
 
 HEADS = (
     ("cls",),  # BERT
@@ -45,14 +47,16 @@ class Backbone(nn.Module):
 
     Attributes:
         model: The HuggingFace model, unchanged; its `save_pretrained` is the checkpoint.
+        clock: What tells it the time; None for a network that takes no time.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_id: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, pad_id: int | None = None, clock: TimeEmbedding | None = None) -> None:
         """Finds the model's head and checks that the network can serve.
 
         Args:
             model: A masked-LM model, or a causal-LM model whose config says `is_causal: false`.
             pad_id: The id that attention does not see; None where no batch is padded.
+            clock: What tells it the time.
 
         Raises:
             ConfigError: The architecture's head is not where any known one is, or it does more to the
@@ -62,6 +66,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.pad_id = pad_id
+        self.clock = clock
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
 
@@ -70,16 +75,22 @@ class Backbone(nn.Module):
 
         Args:
             xt_BL: Noisy ids.
-            t_B: Not used; the network needs no time.
+            t_B: The time of each sequence; not used, and may be None, without a clock.
             select_BL: Boolean, the N positions wanted.
 
         Returns:
             Logits, shape (N, V).
         """
+        if self.clock is None or t_B is None:
+            return self._rows(xt_BL, select_BL, input_ids=xt_BL)
+        embedded_BLD = self.model.get_input_embeddings()(xt_BL)
+        return self._rows(xt_BL, select_BL, inputs_embeds=embedded_BLD + self.clock(t_B)[:, None])
+
+    def _rows(self, xt_BL: Tensor, select_BL: Tensor, **inputs: Tensor) -> Tensor:
         attend_BL = None  # the common case, and the fastest: nothing is padded
         if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
             attend_BL = (~padding_BL).long()
-        hidden_BLD = self.model.base_model(input_ids=xt_BL, attention_mask=attend_BL, **self._extra()).last_hidden_state
+        hidden_BLD = self.model.base_model(**inputs, attention_mask=attend_BL, **self._extra()).last_hidden_state
         rows = hidden_BLD[select_BL]
         for name in self._head:
             rows = getattr(self.model, name)(rows)
@@ -174,7 +185,7 @@ def load_model(path: str, attention: str) -> PreTrainedModel:
         CheckpointError: There is no such model, it is damaged, or it has no head for masks.
     """
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = _stored_config(path)
         factory = _auto_class(config)
         model, info = factory.from_pretrained(
             path,
@@ -243,6 +254,16 @@ def _model_config(
         config = AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if k in names})
     except Exception as error:  # each architecture checks its own sizes in its own way
         raise ConfigError(f"model.sizes: {architecture} refuses these sizes: {_first_line(error)}") from error
+    return config
+
+
+def _stored_config(path: str) -> PreTrainedConfig:
+    """A checkpoint's configuration; that of a time-conditioned one is under its architecture's own name again."""
+    tree, _ = PreTrainedConfig.get_config_dict(path)
+    if tree.get("model_type") != TIMED:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    architecture = tree.pop(UNDERLYING)
+    config: PreTrainedConfig = CONFIG_MAPPING[architecture].from_dict({**tree, "model_type": architecture})
     return config
 
 

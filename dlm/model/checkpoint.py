@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, dump_config, parse_config
 from dlm.errors import CheckpointError, ConfigError
+from dlm.model.clock import TimeEmbedding, write_clock
+from dlm.recipe import Recipe
 
 FORMAT = 1
 """Version of `dlm.yaml`; a reader refuses a later one."""
@@ -42,6 +44,8 @@ class Sidecar:
     def dump(self) -> str:
         """The file's text."""
         tree = {"format": FORMAT, "mask_id": self.mask_id, "step": self.step, "config": dump_config(self.config)}
+        if Recipe.of(self.config).timed:
+            tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -119,6 +123,7 @@ def write_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sidecar: Sidecar | None,
+    clock: TimeEmbedding | None = None,
 ) -> None:
     """Writes a plain HuggingFace folder, and `dlm.yaml` beside it.
 
@@ -127,8 +132,11 @@ def write_model(
         model: The model; its config says that it is bidirectional.
         tokenizer: Its tokenizer.
         sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
+        clock: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
     """
     model.save_pretrained(folder)
+    if clock is not None:
+        write_clock(folder, clock)
     tokenizer.save_pretrained(folder)
     if sidecar is not None:
         (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")

@@ -16,7 +16,8 @@ class StepMetrics:
     Attributes:
         step: Its number, from 1.
         loss: What was minimised, in nats a token it counts.
-        nelbo: An unbiased, noisy estimate of the true bound on this batch, in nats a token.
+        nelbo: An unbiased, noisy estimate of the true bound on this batch, in nats a token; None where the
+            objective leaves noise levels out that it needs.
         lr: The learning rate relative to its peak.
         grad_norm: The global gradient norm before clipping.
         tokens: Tokens seen so far in the run.
@@ -25,11 +26,16 @@ class StepMetrics:
 
     step: int
     loss: float
-    nelbo: float
+    nelbo: float | None
     lr: float
     grad_norm: float
     tokens: int
     tokens_per_second: float
+
+    def tracked(self) -> dict[str, float]:
+        """What an experiment tracker draws."""
+        shown = {"loss": self.loss, "nelbo": self.nelbo, "lr": self.lr}
+        return {name: value for name, value in shown.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,16 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Pretrained
 from dlm.data.batches import TrainingBatches
 from dlm.data.sources import read_splits
-from dlm.diffusion.denoiser import Subs
 from dlm.diffusion.draws import generator, stratified_draws
-from dlm.diffusion.objective import LossTerms, MaskedObjective
-from dlm.diffusion.process import Absorbing
-from dlm.diffusion.schedule import Linear
+from dlm.diffusion.objective import LossTerms
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from dlm.model.checkpoint import Sidecar, write_model
+from dlm.model.clock import build_clock, load_clock
 from dlm.model.tokenizer import build_tokenizer, never_emitted, special_ids
 from dlm.pipeline import DiffusionLM
+from dlm.recipe import Recipe
 from dlm.train.ema import Ema, copy_weights
 from dlm.train.metrics import MetricsFile, Reporter, RunFacts, StepMetrics
 from dlm.train.optim import (
@@ -77,13 +76,17 @@ class Trainer:
                 f"{self.progress.train_tokens}; put the old text back, or begin another run"
             )
 
-        self.backbone = Backbone(_model(self.config, self.tokenizer, self.device), ids.pad)
+        recipe = Recipe.of(self.config)
+        model = _model(self.config, self.tokenizer, self.device)
+        clock = build_clock(model, self.config.seed) if recipe.timed else None
+        self.backbone = Backbone(model, ids.pad, clock)
         self.optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *self.optimizers)
-        self.denoiser = Subs(self.network, never_emitted(self.tokenizer, self.backbone.vocabulary))
-        self.process = Absorbing(Linear(), ids.mask)
-        self.objective = MaskedObjective(self.config.objective)
-        self.ema = Ema(self.backbone.model, self.config.train.ema) if self.config.train.ema else None
+        never = never_emitted(self.tokenizer, self.backbone.vocabulary)
+        self.process = recipe.process(self.backbone.vocabulary, ids.mask, never)
+        self.denoiser = recipe.denoiser(self.network, never, self.process)
+        self.objective = recipe.objective(self.config.objective)
+        self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         if at:
             self._restore(at[0])
 
@@ -107,7 +110,7 @@ class Trainer:
                     line = self._step(step)
                     metrics.step(line)
                     self.reporter.step(line)
-                    self.accelerator.log({"loss": line.loss, "nelbo": line.nelbo, "lr": line.lr}, step=step)
+                    self.accelerator.log(line.tracked(), step=step)
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
@@ -136,16 +139,18 @@ class Trainer:
         micros = [mine[i : i + size] for i in range(0, len(mine), size)]
         self.network.train()
         torch.manual_seed(generator(self.config.seed, "dropout", step, rank).initial_seed())
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for index, positions in enumerate(micros):
             last = index == len(micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 terms = self._terms(step, positions)
                 self.accelerator.backward(terms.loss)
-            sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, terms.masked]).to(sums)
+            sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
-        loss, nelbo = (sums[0] / sums[1]).item(), (sums[2] / sums[3]).item()
-        self._check_finite("loss", loss if torch.isfinite(sums).all() else math.nan, step)
+        loss = (sums[0] / sums[1]).item()
+        self._check_finite("loss", loss, step)
+        nelbo = (sums[2] / sums[3]).item() if self.config.objective.complete else None
+        self._check_finite("bound", nelbo or 0.0, step)
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
         # Each process summed over its own part; the average over processes becomes one over the global count.
@@ -158,7 +163,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad()
         if self.ema:
-            self.ema.update(self.backbone.model, step)
+            self.ema.update(self.backbone, step)
         tokens = int(sums[3].item())
         self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
         speed = tokens / (time.perf_counter() - began)
@@ -184,7 +189,7 @@ class Trainer:
         """Bounds the validation text's likelihood, and writes a short text."""
         config = self.config.train
         rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
-        with self.ema.applied(self.backbone.model) if self.ema else nullcontext():
+        with self.ema.applied(self.backbone) if self.ema else nullcontext():
             lm = self._pipeline()
             report = evaluate_likelihood(
                 lm,
@@ -209,7 +214,13 @@ class Trainer:
 
     def _pipeline(self) -> DiffusionLM:
         """The model as it is now, ready to score and to write."""
-        return DiffusionLM(self.backbone.model, self.tokenizer, sidecar=self._sidecar(), precision=self.precision)
+        return DiffusionLM(
+            self.backbone.model,
+            self.tokenizer,
+            sidecar=self._sidecar(),
+            precision=self.precision,
+            clock=self.backbone.clock,
+        )
 
     def _sidecar(self) -> Sidecar:
         return Sidecar(self.config, self.process.mask_id, self.progress.step)
@@ -220,23 +231,23 @@ class Trainer:
 
     def _fill(self, folder: Path) -> None:
         """The averaged weights as the model; its own weights and the optimizers in `trainer/`."""
-        model = self.backbone.model
-        with self.ema.applied(model) if self.ema else nullcontext():
-            write_model(folder, model, self.tokenizer, self._sidecar())
+        with self.ema.applied(self.backbone) if self.ema else nullcontext():
+            write_model(folder, self.backbone.model, self.tokenizer, self._sidecar(), self.backbone.clock)
         if self.ema:
-            save_tensors(dict(model.named_parameters()), folder / TRAINER / "weights.safetensors")
+            save_tensors(dict(self.backbone.named_parameters()), folder / TRAINER / "weights.safetensors")
         save_tensors(optimizer_tensors(self.optimizers), folder / TRAINER / "optimizer.safetensors")
 
     def _restore(self, folder: Path) -> None:
         """Puts back what `_fill` wrote."""
-        model, device = self.backbone.model, str(self.device)
+        device = str(self.device)
         # Through transformers, which alone knows under which of their names it stored tied weights.
-        stored = load_model(str(folder), model.config._attn_implementation).named_parameters()
-        weights = {name: weight.detach().to(self.device) for name, weight in stored}
+        model = load_model(str(folder), self.backbone.model.config._attn_implementation)
+        stored = Backbone(model, self.backbone.pad_id, load_clock(str(folder), model) if self.backbone.clock else None)
+        weights = {name: weight.detach().to(self.device) for name, weight in stored.named_parameters()}
         if self.ema:
             self.ema.weights = weights
             weights = load_tensors(folder / TRAINER / "weights.safetensors", device)
-        copy_weights(weights, model)
+        copy_weights(weights, self.backbone)
         restore_optimizers(self.optimizers, load_tensors(folder / TRAINER / "optimizer.safetensors", device))
 
     def _facts(self) -> RunFacts:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import generator
-from dlm.diffusion.likelihood import exact_count_nelbo, grid_nelbo
-from dlm.diffusion.process import Absorbing
+from dlm.diffusion.likelihood import grid_nelbo
 from dlm.diffusion.schedule import Linear
-from tests.diffusion.joints import Chain
+from tests.diffusion.joints import Chain, absorbing, count_nelbo
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     options = parser.parse_args()
 
     chain = Chain(options.stay, options.symbols)
-    process = Absorbing(Linear(), chain.mask)
+    process = absorbing(Linear(), chain.mask)
     rows, forwards = options.texts * options.repeats, options.draws + 1
     x0_BL = chain.draw(options.texts, options.length, seed=0).repeat_interleave(options.repeats, 0)
     streams = [generator("benchmark", b) for b in range(rows)]
@@ -39,14 +38,12 @@ def main() -> None:
     even = 1 - (torch.arange(forwards) + shift) / forwards
 
     def over(t_BD: Tensor) -> Tensor:
-        return grid_nelbo(chain, process, x0_BL, t_BD, streams, symbols=chain.mask).mean(1)
+        return grid_nelbo(chain, process, x0_BL, t_BD, streams).mean(1)
 
     estimates = {
         "independent t": over(iid),
         "stratified t": over(even),
-        "stratified count, complements": exact_count_nelbo(chain, process, x0_BL, options.draws, streams)
-        .mean(0)
-        .sum(1),
+        "stratified count, complements": count_nelbo(chain, process, x0_BL, options.draws, streams).mean(0).sum(1),
     }
     print(
         f"{forwards} forwards a text; {options.texts} texts of length {options.length}, "

@@ -3,14 +3,16 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
+from dlm.cli.options import SamplerOptions
 from dlm.config import load_config
 from dlm.pipeline import DiffusionLM
 
@@ -349,10 +351,36 @@ def test_eval_for_a_person(run: Path) -> None:
 # all
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "infill", "eval"])
-def test_help_shows_an_example(command: str) -> None:
+@pytest.mark.parametrize("command", ["train", "sample", "infill", "eval", "corrupt", "selftest"])
+def test_help_shows_an_example_to_paste(command: str) -> None:
+    """On one line of a terminal of usual width, and beginning as it must."""
     out, err = dlm(command, "--help")
-    assert "Example:" in out and f"dlm {command} " in out and err == ""
+    (place,) = [number for number, line in enumerate(out.splitlines()) if line.strip().startswith("Example:")]
+    example, below = out.splitlines()[place : place + 2]
+    assert f"Example:  dlm {command}" in example.strip() and not below.strip() and err == ""
+
+
+@pytest.mark.parametrize("command", ["sample", "infill"])
+def test_help_says_what_steps_are_where_there_are_no_masks(command: str) -> None:
+    told = " ".join(dlm(command, "--help")[0].replace("│", " ").split())
+    assert "uniform, hybrid" in told and "reverse chain" in told
+
+
+def test_help_names_every_choice() -> None:
+    from dlm.diffusion.noise import AnyNoise
+    from dlm.diffusion.schedule import Schedule
+    from dlm.diffusion.unmask import AnyOrder
+
+    for command, union in (("sample", AnyOrder), ("corrupt", AnyNoise), ("corrupt", Schedule)):
+        told = dlm(command, "--help")[0]
+        assert [choice.name for choice in get_args(union) if choice.name not in told] == []
+
+
+def test_sample_and_infill_take_the_same_sampler() -> None:
+    """What their help says of how they write is the same to the letter, and every field of it is an option."""
+    panels = [dlm(command, "--help")[0].partition("How it writes")[2] for command in ("sample", "infill")]
+    assert panels[0] == panels[1]
+    assert [f.name for f in fields(SamplerOptions) if f"--{f.name.replace('_', '-')} " not in panels[0]] == []
 
 
 def test_version() -> None:

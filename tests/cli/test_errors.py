@@ -114,6 +114,8 @@ BAD: list[tuple[str | list[str], str]] = [
     ("eval @model --data @broken.jsonl", "cannot be read as jsonl"),
     ("eval @model", "none.txt"),
     ("eval @model --data @text.txt --draws 5", "--draws must be even, got 5"),
+    ("eval @model --data @text.txt --time soon", "--time is a number of steps or continuous, got 'soon'"),
+    ("eval @model --data @text.txt --time 0", "--time is a number of steps or continuous, got '0'"),
     ("eval @model --data @text.txt --precision fp8", "--precision is fp32 or bf16, got fp8"),
     # models
     ("sample @none", "no model at"),
@@ -165,6 +167,32 @@ BAD: list[tuple[str | list[str], str]] = [
     ("infill @model --file @fieldless.jsonl", 'line 3 has no field "text"'),
     ("infill @model --file @spanless.jsonl", "line 2: "),
     ("infill @model --file @no-line.jsonl", "holds no line to fill"),
+    (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: surrogates not allowed at 0"),
+    # corrupting
+    (["corrupt", ""], "the text is empty: there is nothing to corrupt"),
+    (["corrupt", "caf\udce9"], "the text is not UTF-8: surrogates not allowed at 3"),
+    ("corrupt text --at 0.5,1.5", "--at takes times from 0 to 1, got 1.5"),
+    ("corrupt text --at=-0.1", "--at takes times from 0 to 1, got -0.1"),
+    ("corrupt text --at nan", "--at takes times from 0 to 1, got nan"),
+    ("corrupt text --at 0.5,soon", "--at takes times with commas between them, such as 0.1,0.5; got '0.5,soon'"),
+    (["corrupt", "text", "--at", ""], "--at takes times with commas between them, such as 0.1,0.5; got ''"),
+    ("corrupt text --process gaussian", "--process: there is no process 'gaussian'; valid: absorbing, uniform, hybrid"),
+    ("corrupt text --schedule steep", "'steep'; valid: linear, cosine, polynomial, geometric"),
+    ("corrupt text --tokenizer bpe", "--tokenizer: there is no tokenizer 'bpe'; valid: bytes, characters"),
+    ("corrupt text --share 0.2", "--share is for hybrid noise and this is absorbing"),
+    ("corrupt text --process uniform --share 0.2", "--share is for hybrid noise and this is uniform"),
+    ("corrupt text --process hybrid --share 1", "--share must be above 0 and below 1, got 1.0"),
+    ("corrupt text --process hybrid --share nan", "--share must be above 0 and below 1, got nan"),
+    ("corrupt text @none", "no model at"),
+    ("corrupt text @folder", "is neither a run folder nor a checkpoint"),
+    ("corrupt text @empty-run", "has no checkpoint yet"),
+    ("corrupt text @future", "has format 99"),
+    (
+        "corrupt text @model --tokenizer bytes",
+        "a model has a tokenizer of its own: leave out --tokenizer, or the model",
+    ),
+    ("corrupt text --output @taken.txt", "exists already"),
+    ("corrupt text --output @no/such/folder.txt", "cannot write"),
 ]
 
 
@@ -190,6 +218,8 @@ def test_a_mistake_is_one_line(shelf: Path, words: str | list[str], told: str) -
         "sample @model --no-such-option",
         "nonsense",
         "train --nothing",
+        "corrupt",
+        "corrupt text --steps 0",
     ],
 )
 def test_a_wrong_usage_is_explained(shelf: Path, words: str) -> None:
@@ -214,6 +244,13 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (code, out, err) == (1, "", expected)
     monkeypatch.setattr(DiffusionLM, "generate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert invoke(shelf, "sample @model") == (130, "", "dlm: interrupted\n")
+
+
+def test_bytes_that_are_no_text_on_stdin(shelf: Path) -> None:
+    for words in (["infill", str(shelf / "model"), "-"], ["corrupt", "-"]):
+        found = CliRunner().invoke(app, words, input=b"caf\xe9[MASK:1]", catch_exceptions=False)
+        assert (found.exit_code, found.stdout) == (2, "")
+        assert found.stderr == "dlm: stdin is not UTF-8: invalid continuation byte at 3\n"
 
 
 def test_a_seed_of_any_size(shelf: Path) -> None:

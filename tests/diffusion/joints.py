@@ -9,7 +9,33 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.process import Absorbing
+from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.noise import Absorbing
+from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.schedule import NoiseSchedule
+
+
+def absorbing(schedule: NoiseSchedule, symbols: int) -> Process:
+    """Masks over the symbols 0 .. K-1; the mask has id K."""
+    return Process(Absorbing(), schedule, Vocabulary.plain(symbols))
+
+
+def reveal_probability(process: Process, s: Tensor, t: Tensor) -> Tensor:
+    """The probability (alpha_s - alpha_t) / (1 - alpha_t) that a token masked at `t` is clean at `s` < `t`."""
+    alpha_s, alpha_t = process.schedule.alpha(s), process.schedule.alpha(t)
+    return (alpha_s - alpha_t) / (1.0 - alpha_t)
+
+
+def count_nelbo(
+    denoiser: Denoiser,
+    process: Process,
+    x0_BL: Tensor,
+    draws: int,
+    generators: Sequence[torch.Generator],
+    where_BL: Tensor | None = None,
+) -> Tensor:
+    """The bound by exact counts of masks, as `Estimator` gives it for absorbing noise."""
+    return Estimator(draws)(denoiser, process, x0_BL, generators, where_BL)
 
 
 @dataclass
@@ -190,14 +216,14 @@ def exact_nelbo(denoiser: Denoiser, x0_L: Tensor, mask_id: int) -> float:
     return total
 
 
-def discrete_nelbo(denoiser: Denoiser, process: Absorbing, x0_L: Tensor, steps: int) -> float:
+def discrete_nelbo(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int) -> float:
     """The T-step bound sum_k (alpha_s - alpha_t)/(1 - alpha_t) E[cross-entropy], by enumerating every xt."""
     entropy = {tuple(s.tolist()): masked_cross_entropy(denoiser, x0_L, s, process.mask_id) for s in subsets(len(x0_L))}
     total = 0.0
     for k in range(1, steps + 1):
         s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
         alpha = float(process.schedule.alpha(t))
-        weight = float(process.reveal_probability(s, t))
+        weight = float(reveal_probability(process, s, t))
         total += weight * sum(
             alpha ** bits.count(False) * (1 - alpha) ** bits.count(True) * ce for bits, ce in entropy.items()
         )

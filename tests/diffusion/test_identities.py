@@ -14,8 +14,7 @@ from torch import Tensor
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.generate import State, generate
-from dlm.diffusion.likelihood import chain_rule_nll, exact_count_nelbo
-from dlm.diffusion.process import Absorbing
+from dlm.diffusion.likelihood import chain_rule_nll
 from dlm.diffusion.schedule import Cosine, Linear, Schedule
 from dlm.diffusion.unmask import (
     Ancestral,
@@ -33,10 +32,10 @@ from dlm.diffusion.unmask import (
     Threshold,
     TokenChoice,
 )
-from tests.diffusion.joints import Joint, Narrow, Wrong, exact_nelbo, random_joint
+from tests.diffusion.joints import Joint, Narrow, Wrong, absorbing, count_nelbo, exact_nelbo, random_joint
 
 K = 3
-PROCESS = Absorbing(Linear(), K)
+PROCESS = absorbing(Linear(), K)
 ORDERS: list[Order] = [Random(), LeftToRight(), Confidence(), Margin(), Entropy()]
 
 
@@ -87,7 +86,7 @@ def written(
 @pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
 def test_the_chain_rule_is_how_often_its_own_sampler_writes_each_text(order: Order) -> None:
     wrong, rows, length = Wrong(2, 3, seed=8), 8000, 3
-    p = (-chain_rule_nll(wrong, Absorbing(Linear(), 2), every_text(length, 2), order)).exp()
+    p = (-chain_rule_nll(wrong, absorbing(Linear(), 2), every_text(length, 2), order)).exp()
     last = written(wrong, torch.ones(rows, length, dtype=torch.bool), order, OneAtATime(), symbols=2)[-1]
     found = torch.bincount((last.x_BL * torch.tensor([4, 2, 1])).sum(1), minlength=8)
     assert stats.chisquare(found.numpy(), (p * rows).numpy()).pvalue > 1e-4
@@ -95,7 +94,7 @@ def test_the_chain_rule_is_how_often_its_own_sampler_writes_each_text(order: Ord
 
 def test_first_hitting_of_a_wrong_denoiser_writes_the_mean_over_all_orders() -> None:
     wrong, rows, length = Wrong(2, 3, seed=8), 8000, 3
-    texts, process = every_text(length, 2), Absorbing(Linear(), 2)
+    texts, process = every_text(length, 2), absorbing(Linear(), 2)
     chains = [(-chain_rule_nll(wrong, process, texts, Given(rank))).exp() for rank in permutations(range(length))]
     p = torch.stack(chains).mean(0)
     assert all(float((chain - p).abs().max()) > 0.01 for chain in chains)  # no single order would pass for the mean
@@ -117,7 +116,7 @@ def test_the_bound_is_the_mean_of_the_chain_rule_over_all_orders_and_above_the_r
 def test_ancestral_sampling_is_the_chain_of_posteriors(schedule: Schedule) -> None:
     symbols, length, steps, rows = 2, 2, 12, 10_000
     # Two bits that all but agree: it matters how often both appear in the same step.
-    process, bits = Absorbing(schedule, symbols), Joint(torch.tensor([[0.6, 0.01], [0.02, 0.37]], dtype=torch.float64))
+    process, bits = absorbing(schedule, symbols), Joint(torch.tensor([[0.6, 0.01], [0.02, 0.37]], dtype=torch.float64))
     states = every_text(length, symbols + 1)
     p = torch.zeros(len(states), dtype=torch.float64)
     p[-1] = 1.0  # all masks
@@ -190,8 +189,8 @@ def test_texts_of_different_lengths_share_a_batch_and_are_scored_as_if_alone() -
             return torch.cat([Narrow(wrong, n)(x[None], t[None], s[None]) for n, x, t, s in rows])
 
     streams = [generator("alone", b) for b in range(4)]
-    together = exact_count_nelbo(Trimmed(), PROCESS, x0_BL, 6, streams, where_BL)
+    together = count_nelbo(Trimmed(), PROCESS, x0_BL, 6, streams, where_BL)
     for b, n in enumerate(lengths):
-        alone = exact_count_nelbo(wrong, PROCESS, x0_BL[b : b + 1, :n], 6, [generator("alone", b)])
+        alone = count_nelbo(wrong, PROCESS, x0_BL[b : b + 1, :n], 6, [generator("alone", b)])
         torch.testing.assert_close(together[:, b, :n], alone[:, 0], atol=1e-12, rtol=0)
         assert (together[:, b, n:] == 0).all()

@@ -7,21 +7,30 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import generator
-from dlm.diffusion.likelihood import chain_rule_nll, exact_count_nelbo, grid_nelbo
-from dlm.diffusion.process import Absorbing
+from dlm.diffusion.likelihood import chain_rule_nll, grid_nelbo
 from dlm.diffusion.schedule import Linear
 from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
-from tests.diffusion.joints import ByCount, Chain, Joint, Narrow, Wrong, exact_nelbo, random_joint
+from tests.diffusion.joints import (
+    ByCount,
+    Chain,
+    Joint,
+    Narrow,
+    Wrong,
+    absorbing,
+    count_nelbo,
+    exact_nelbo,
+    random_joint,
+)
 
 K = 3
-PROCESS = Absorbing(Linear(), K)
+PROCESS = absorbing(Linear(), K)
 
 
 @pytest.mark.parametrize("draws", [2, 4, 6])
 def test_the_estimate_is_unbiased_even_for_a_denoiser_of_no_joint(draws: int) -> None:
     wrong, x0_L, rows = Wrong(K, 5), torch.tensor([0, 2, 1, 1, 0]), 3000
     streams = [generator("unbiased", b) for b in range(rows)]
-    terms = exact_count_nelbo(wrong, PROCESS, x0_L.expand(rows, 5), draws, streams)
+    terms = count_nelbo(wrong, PROCESS, x0_L.expand(rows, 5), draws, streams)
     found = terms.sum(2).mean(0)
     assert abs(float(found.mean()) - exact_nelbo(wrong, x0_L, K)) < 4 * float(found.std()) / math.sqrt(rows)
 
@@ -31,14 +40,14 @@ def test_the_estimate_gives_every_count_its_due(draws: int) -> None:
     says, rows = ByCount([2.0, 0.1, 3.0, 0.2, 1.0]), 4000
     streams = [generator("due", b) for b in range(rows)]
     x0_BL = torch.zeros(rows, 5, dtype=torch.long)
-    found = exact_count_nelbo(says, Absorbing(Linear(), says.mask), x0_BL, draws, streams).sum(2).mean(0)
+    found = count_nelbo(says, absorbing(Linear(), says.mask), x0_BL, draws, streams).sum(2).mean(0)
     error = float(found.std()) / math.sqrt(rows)
     assert abs(float(found.mean()) - says.bound) < 4 * error and error < 0.01 * says.bound
 
 
 def test_every_draw_is_scored_together_with_its_complement() -> None:
     joint, where = random_joint(6, 2), torch.tensor([[True, True, False, True, True, True]])
-    exact_count_nelbo(joint, Absorbing(Linear(), 2), torch.zeros(1, 6, dtype=torch.long), 8, [generator(0)], where)
+    count_nelbo(joint, absorbing(Linear(), 2), torch.zeros(1, 6, dtype=torch.long), 8, [generator(0)], where)
     everything, *draws = [select for _, select in joint.calls]
     assert torch.equal(everything, where) and len(draws) == 8
     for half, other in zip(draws[::2], draws[1::2], strict=True):
@@ -48,7 +57,7 @@ def test_every_draw_is_scored_together_with_its_complement() -> None:
 def test_replicates_are_independent_and_their_difference_shows_the_error() -> None:
     wrong, x0_L, rows = Wrong(K, 5), torch.tensor([0, 2, 1, 1, 0]), 3000
     streams = [generator("replicates", b) for b in range(rows)]
-    first, second = exact_count_nelbo(wrong, PROCESS, x0_L.expand(rows, 5), 8, streams).sum(2)
+    first, second = count_nelbo(wrong, PROCESS, x0_L.expand(rows, 5), 8, streams).sum(2)
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 4 / math.sqrt(rows)
     claimed = float(((first - second) ** 2 / 4).mean())
     assert claimed == pytest.approx(float(((first + second) / 2).var()), rel=0.15)
@@ -56,7 +65,7 @@ def test_replicates_are_independent_and_their_difference_shows_the_error() -> No
 
 def test_a_single_token_is_scored_exactly() -> None:
     joint = random_joint(1, K)
-    terms = exact_count_nelbo(joint, PROCESS, torch.tensor([[2]]), 4, [generator(0)])
+    terms = count_nelbo(joint, PROCESS, torch.tensor([[2]]), 4, [generator(0)])
     torch.testing.assert_close(terms.sum(2)[:, 0], -joint.log_p(torch.tensor([[2], [2]])))
 
 
@@ -67,7 +76,7 @@ def test_with_context_the_bound_of_an_exact_denoiser_is_the_conditional_likeliho
     where_L[scored] = True
     rows = 2000
     streams = [generator("conditional", b) for b in range(rows)]
-    terms = exact_count_nelbo(joint, PROCESS, x0_L.expand(rows, 4), 2, streams, where_L.expand(rows, 4))
+    terms = count_nelbo(joint, PROCESS, x0_L.expand(rows, 4), 2, streams, where_L.expand(rows, 4))
     assert (terms[:, :, ~where_L] == 0).all()
     found, truth = terms.sum(2)[0], conditional(joint, x0_L, where_L)
     error = float(found.std()) / math.sqrt(rows)
@@ -83,16 +92,16 @@ def conditional(joint: Joint, x0_L: Tensor, where_L: Tensor) -> float:
 def test_padding_and_neighbours_change_nothing() -> None:
     joint = random_joint(3, K, seed=4)
     x0_BL = torch.tensor([[0, 1, 2], [2, 2, 0]])
-    short = exact_count_nelbo(joint, PROCESS, x0_BL[:1], 6, [generator("a")])
+    short = count_nelbo(joint, PROCESS, x0_BL[:1], 6, [generator("a")])
     padded, where = torch.nn.functional.pad(x0_BL, (0, 2)), torch.tensor([[True] * 3 + [False] * 2] * 2)
-    long = exact_count_nelbo(Narrow(joint, 3), PROCESS, padded, 6, [generator("a"), generator("b")], where)
+    long = count_nelbo(Narrow(joint, 3), PROCESS, padded, 6, [generator("a"), generator("b")], where)
     torch.testing.assert_close(long[:, :1, :3], short, atol=1e-12, rtol=0)
 
 
 def test_a_row_with_nothing_to_score_costs_nothing_and_breaks_nothing() -> None:
     where = torch.tensor([[True, True, True], [False, False, False]])
     x0_BL, streams = torch.tensor([[0, 1, 2], [2, 2, 0]]), [generator("a"), generator("b")]
-    terms = exact_count_nelbo(random_joint(3, K), PROCESS, x0_BL, 4, streams, where)
+    terms = count_nelbo(random_joint(3, K), PROCESS, x0_BL, 4, streams, where)
     assert terms.isfinite().all() and (terms[:, 1] == 0).all() and (terms[:, 0] > 0).any()
     assert chain_rule_nll(random_joint(3, K), PROCESS, x0_BL, LeftToRight(), where)[1] == 0
 
@@ -100,7 +109,7 @@ def test_a_row_with_nothing_to_score_costs_nothing_and_breaks_nothing() -> None:
 @pytest.mark.parametrize("draws", [0, 1, 3, -2])
 def test_an_odd_number_of_draws_is_refused(draws: int) -> None:
     with pytest.raises(ValueError, match="even"):
-        exact_count_nelbo(random_joint(2, K), PROCESS, torch.tensor([[0, 1]]), draws, [generator(0)])
+        count_nelbo(random_joint(2, K), PROCESS, torch.tensor([[0, 1]]), draws, [generator(0)])
 
 
 def test_left_to_right_the_chain_rule_of_an_exact_denoiser_is_minus_log_p() -> None:
@@ -153,7 +162,7 @@ def test_the_denoiser_is_told_the_share_that_is_masked() -> None:
         return torch.full((int(select_BL.sum()), K), -math.log(K))
 
     x0_BL = torch.zeros(3, 5, dtype=torch.long)
-    exact_count_nelbo(listen, PROCESS, x0_BL, 6, [generator(b) for b in range(3)])
+    count_nelbo(listen, PROCESS, x0_BL, 6, [generator(b) for b in range(3)])
     assert calls == 7
     chain_rule_nll(listen, PROCESS, x0_BL, LeftToRight())
     assert calls == 7 + 5
@@ -167,11 +176,11 @@ def test_a_random_order_has_no_chain_rule() -> None:
 def test_the_monte_carlo_error_is_at_most_half_of_iid_times_at_equal_cost() -> None:
     chain, length, draws, texts, repeats = Chain(), 128, 16, 6, 50
     x0_BL = chain.draw(texts, length, seed=0).repeat_interleave(repeats, 0)
-    process, rows = Absorbing(Linear(), chain.mask), texts * repeats
+    process, rows = absorbing(Linear(), chain.mask), texts * repeats
     streams = [generator("mc", b) for b in range(rows)]
     times = 1 - torch.rand(rows, draws + 1, generator=generator("times"), dtype=torch.float64)
-    iid = grid_nelbo(chain, process, x0_BL, times, streams, symbols=chain.mask).mean(1)
-    ours = exact_count_nelbo(chain, process, x0_BL, draws, streams).mean(0).sum(1)  # one more: all masks
+    iid = grid_nelbo(chain, process, x0_BL, times, streams).mean(1)
+    ours = count_nelbo(chain, process, x0_BL, draws, streams).mean(0).sum(1)  # one more: all masks
 
     def scatter(estimates: Tensor) -> float:
         """Half of the middle 68%: with the weight 1/t no estimate at times has a finite variance."""

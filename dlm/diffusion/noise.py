@@ -1,0 +1,132 @@
+"""Kinds of noise: what a corrupted token becomes. A new kind is one class here, and its name in `AnyNoise`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Shares(NamedTuple):
+    """What a token is at one time: three probabilities that sum to 1, tensors of one shape.
+
+    Attributes:
+        clean: Still the clean token: alpha.
+        masked: The mask.
+        random: A symbol drawn without a look at the clean one, which it may be by chance.
+    """
+
+    clean: Tensor
+    masked: Tensor
+    random: Tensor
+
+
+class Noise(Protocol):
+    """A kind of noise, q(xt | x0) = clean x0 + masked e_m + random pi.
+
+    The chain between the times, its posteriors, its bounds and its samplers all follow from `shares` and
+    `symbols`; see `dlm/diffusion/process.py`.
+
+    Attributes:
+        name: What the configuration calls it.
+        masks: Whether a token may become the mask.
+        randomises: Whether a token may become another symbol.
+    """
+
+    masks: ClassVar[bool]
+    randomises: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        ...
+
+    def shares(self, signal: Tensor) -> Shares:
+        """The shares where the schedule says `signal`.
+
+        Args:
+            signal: alpha of the schedule, from 1 (clean) to 0 (pure noise). It is differentiated through.
+
+        Returns:
+            Three tensors of that shape. masked/clean and random/clean must not fall as the signal does: what
+            one moment has added, the next cannot take back.
+        """
+        ...
+
+    def symbols(self, count: int) -> Tensor:
+        """pi, the distribution of a random symbol over the `count` symbols of text, float64, shape (count,)."""
+        ...
+
+
+def evenly(count: int) -> Tensor:
+    """The uniform distribution over `count` symbols, float64."""
+    return torch.full((count,), 1.0 / count, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Absorbing:
+    """Every token turns into the mask, once and for good (D3PM, 2107.03006, appendix A.2.2)."""
+
+    name: Literal["absorbing"] = "absorbing"
+    masks: ClassVar[bool] = True
+    randomises: ClassVar[bool] = False
+
+    def shares(self, signal: Tensor) -> Shares:
+        """All noise is mask; see `Noise`."""
+        return Shares(signal, 1.0 - signal, torch.zeros_like(signal))
+
+    def symbols(self, count: int) -> Tensor:
+        """Never drawn from; see `Noise`."""
+        return evenly(count)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A token turns into any symbol with equal chances, again and again (D3PM, 2107.03006, appendix A.2.1)."""
+
+    name: Literal["uniform"] = "uniform"
+    masks: ClassVar[bool] = False
+    randomises: ClassVar[bool] = True
+
+    def shares(self, signal: Tensor) -> Shares:
+        """All noise is random symbols; see `Noise`."""
+        return Shares(signal, torch.zeros_like(signal), 1.0 - signal)
+
+    def symbols(self, count: int) -> Tensor:
+        """1/K each; see `Noise`."""
+        return evenly(count)
+
+
+@dataclass(frozen=True)
+class Hybrid:
+    """Masks with a share of random symbols, which is largest half way and gone at either end (GIDD, 2503.04482).
+
+    With a the schedule's alpha, masks and clean tokens are in the ratio (1 - a) : a, and random symbols come
+    to 2 share/(1 - share) sqrt(a (1 - a)) on the same scale; then all three are scaled to sum to 1. This is the
+    paper's mixing schedule (its section 4) with gamma = 1 and 1 - t written a.
+
+    Attributes:
+        share: The share p_u of random symbols among all tokens where a = 1/2; above 0 and below 1.
+    """
+
+    share: float = 0.1
+    name: Literal["hybrid"] = "hybrid"
+    masks: ClassVar[bool] = True
+    randomises: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share < 1.0:
+            raise ValueError(f"share must be above 0 and below 1, got {self.share}")
+
+    def shares(self, signal: Tensor) -> Shares:
+        """See the class, and `Noise`."""
+        random = 2.0 * self.share / (1.0 - self.share) * (signal * (1.0 - signal)).sqrt()
+        whole = 1.0 + random
+        return Shares(signal / whole, (1.0 - signal) / whole, random / whole)
+
+    def symbols(self, count: int) -> Tensor:
+        """1/K each; see `Noise`."""
+        return evenly(count)
+
+
+AnyNoise = Absorbing | Uniform | Hybrid

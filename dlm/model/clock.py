@@ -1,0 +1,96 @@
+"""Time conditioning: what tells a network the time, added to the input embeddings of any backbone."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dlm.errors import CheckpointError
+
+WEIGHTS = "time.safetensors"
+FEATURES = 128
+"""Sines and cosines of the time, half of each; their periods go from 2 pi/1000 to 20 pi of the unit of time."""
+
+TIMED = "dlm-time-conditioned"
+"""The `model_type` of a time-conditioned checkpoint: transformers alone, which would leave the time out, refuses it."""
+
+UNDERLYING = "dlm_model_type"
+"""The key of the architecture's own `model_type` in such a checkpoint."""
+
+
+class TimeEmbedding(nn.Module):
+    """A vector for each time: Fourier features (2006.11239, section 4) through a network of one hidden layer.
+
+    It begins as zero, so that a fresh network begins as one that takes no time.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Makes the module.
+
+        Args:
+            width: D, the width of the backbone's input embeddings.
+        """
+        super().__init__()
+        half = FEATURES // 2
+        frequencies = 1000.0 * torch.exp(-math.log(10_000.0) * torch.arange(half) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.rise = nn.Linear(FEATURES, width)
+        self.fall = nn.Linear(width, width)
+        nn.init.zeros_(self.fall.weight)
+        nn.init.zeros_(self.fall.bias)
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """Vectors of shape (B, D) for times in [0, 1]."""
+        angle_BF = t_B[:, None].float() * self.frequencies
+        features_BF = torch.cat([angle_BF.sin(), angle_BF.cos()], dim=-1)
+        vector_BD: Tensor = self.fall(nn.functional.silu(self.rise(features_BF)))
+        return vector_BD
+
+
+def build_clock(model: PreTrainedModel, seed: int) -> TimeEmbedding:
+    """A fresh module that fits a model's input embeddings; its weights follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        embeddings: Any = model.get_input_embeddings()
+        return TimeEmbedding(embeddings.weight.shape[1])
+
+
+def write_clock(folder: Path, clock: TimeEmbedding) -> None:
+    """Puts the module beside a model, and marks the model's config.json so that only `dlm` loads it."""
+    save_file({name: value.detach().contiguous() for name, value in clock.state_dict().items()}, folder / WEIGHTS)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config[UNDERLYING], config["model_type"] = config["model_type"], TIMED
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_clock(path: str, model: PreTrainedModel) -> TimeEmbedding:
+    """Reads the module of a time-conditioned model.
+
+    Args:
+        path: The model's folder, or its name on the Hub.
+        model: The model.
+
+    Returns:
+        The module, in evaluation mode.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
+    try:
+        file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(hf_hub_download(path, WEIGHTS))
+        clock = build_clock(model, 0)
+        clock.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"this model takes the time, and its {WEIGHTS} cannot be read: {reason}") from error
+    return clock.eval()
