@@ -236,8 +236,9 @@ class DiffusionLM:
             prompt: What the text begins with. With one, a text ends at the first end of text.
             num: How many texts.
             length: Tokens to write; what the context leaves room for by default.
-            sampler: How; exact random order, one token at a time, by default; for a process without an end to
-                its noise the reverse chain, in the model's own steps, or as many as tokens (at least 64).
+            sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
+                where seen tokens may be noise the reverse chain, without steps of its own in as many as tokens
+                (at least 64).
             seed: Text number i depends on the seed and i alone, not on the batch.
             batch_size: Texts written side by side.
             watch: Called with every state.
@@ -436,7 +437,8 @@ class DiffusionLM:
         """Fills in what the sampler leaves open, and refuses what cannot work with this process."""
         budget = sampler.budget
         if self.process.absorbing:
-            budget = budget or OneAtATime()
+            own = self.recipe.steps if isinstance(order, Random) and sampler.order is None else None
+            budget = budget or (Ancestral(own) if own else OneAtATime())
         else:
             name = self.process.noise.name
             if isinstance(budget, FixedSteps) and budget.grid == "linear":

@@ -89,3 +89,8 @@ def test_a_wheel_holds_everything_and_trains_the_default_outside_the_clone(tmp_p
     command = [sys.executable, "-m", "dlm", "train", *(word for key in quick for word in ("--set", key))]
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
     assert (tmp_path / "runs/tiny/checkpoints/best/model.safetensors").is_file()
+
+    command = [sys.executable, "-m", "dlm", "selftest", "--json"]
+    checked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    answer = json.loads(checked.stdout)
+    assert checked.returncode == 0 and answer["holds"] and len(answer["checks"]) > 50

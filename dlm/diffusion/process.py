@@ -250,7 +250,7 @@ class Process:
         Returns:
             Probabilities over the S states, shape (B, L, S).
         """
-        q_s, q_ts = self.transition_matrix(0.0, s), self.transition_matrix(s, t)
+        q_s, q_ts = self._matrix(self.shares(s)), self._matrix(self.between(s, t))
         # q(xt | x0) by x0, in the order of p0's last axis.
         came_BLS = (q_ts @ q_s).to(p0_BLS)[xt_BL]
         seen_BLS = torch.nn.functional.one_hot(xt_BL, self.vocabulary.size).to(p0_BLS)
@@ -272,9 +272,13 @@ class Process:
             A float64 matrix, shape (S, S): column j is q(xt | xs = j).
         """
         s, t = torch.as_tensor(s, dtype=torch.float64), torch.as_tensor(t, dtype=torch.float64)
-        keep, masked, random = self.shares(t) if s == 0 else self.between(s, t)
+        return self._matrix(self.shares(t) if s == 0 else self.between(s, t))
+
+    def _matrix(self, shares: Shares) -> Tensor:
+        """The matrix of one pair of times, from its shares."""
+        clean, masked, random = shares
         eye_SS = torch.eye(self.vocabulary.size, dtype=torch.float64)
-        return keep * eye_SS + (masked * eye_SS[self.mask_id] + random * self.pi_S)[:, None]
+        return clean * eye_SS + (masked * eye_SS[self.mask_id] + random * self.pi_S)[:, None]
 
     @cached_property
     def prior_nats_S(self) -> Tensor:

@@ -20,7 +20,7 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.model.clock import TimeEmbedding, write_clock
 from dlm.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 """Version of `dlm.yaml`; a reader refuses a later one."""
 
 SIDECAR = "dlm.yaml"

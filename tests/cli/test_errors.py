@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
+from dlm.model.checkpoint import FORMAT
 from dlm.pipeline import DiffusionLM
 
 SIZES = {
@@ -36,7 +37,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     weights.write_bytes(weights.read_bytes()[:-1000])
     (folder / "headless/model.safetensors").write_bytes(b"")
     sidecar = folder / "future/dlm.yaml"
-    sidecar.write_text(sidecar.read_text().replace("format: 1", "format: 99"))
+    sidecar.write_text(sidecar.read_text().replace(f"format: {FORMAT}", "format: 99"))
     (folder / "scrambled/config.json").write_text('{"model_type": ')
     (folder / "folder").mkdir()
     (folder / "empty-run/checkpoints").mkdir(parents=True)

@@ -4,13 +4,14 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.likelihood import Estimator
-from dlm.diffusion.noise import Absorbing
+from dlm.diffusion.noise import Absorbing, Shares
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import NoiseSchedule
 
@@ -18,6 +19,42 @@ from dlm.diffusion.schedule import NoiseSchedule
 def absorbing(schedule: NoiseSchedule, symbols: int) -> Process:
     """Masks over the symbols 0 .. K-1; the mask has id K."""
     return Process(Absorbing(), schedule, Vocabulary.plain(symbols))
+
+
+@dataclass(frozen=True)
+class Lopsided:
+    """Noise of masks and of symbols that are not equally likely: the first twice as often as the second, and so on."""
+
+    name: str = "lopsided"
+    masks: ClassVar[bool] = True
+    randomises: ClassVar[bool] = True
+
+    def shares(self, signal: Tensor) -> Shares:
+        """Half of the noise is masks."""
+        return Shares(signal, (1.0 - signal) / 2, (1.0 - signal) / 2)
+
+    def symbols(self, count: int) -> Tensor:
+        """Proportional to 1, 1/2, 1/4, .."""
+        weights = 0.5 ** torch.arange(count, dtype=torch.float64)
+        return weights / weights.sum()
+
+
+@dataclass(frozen=True)
+class Straight:
+    """alpha(t) from `first` to `last`, so that neither end need be reached."""
+
+    first: float
+    last: float
+    name: str = "straight"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.first + (self.last - self.first) * t
+
+    def alpha_prime(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.last - self.first)
+
+    def inverse(self, alpha: Tensor) -> Tensor:
+        return (alpha - self.first) / (self.last - self.first)
 
 
 def reveal_probability(process: Process, s: Tensor, t: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from dlm.diffusion.unmask import (
 from tests.diffusion.joints import (
     ByCount,
     Joint,
+    Straight,
     absorbing,
     count_nelbo,
     discrete_nelbo,
@@ -227,24 +228,6 @@ def test_constant_logits_give_exactly_ln_K_a_token() -> None:
     x0_BL = torch.tensor([[0, 1, 2, 3, 4, 0], [4, 4, 4, 4, 4, 4]])
     terms = count_nelbo(uniform, absorbing(Linear(), 5), x0_BL, 8, [generator(0, b) for b in range(2)])
     torch.testing.assert_close(terms.sum(2) / 6, torch.full((2, 2), math.log(5), dtype=torch.float64))
-
-
-@dataclass(frozen=True)
-class Straight:
-    """alpha(t) from `first` to `last` in a straight line."""
-
-    first: float
-    last: float
-    name: str = "straight"
-
-    def alpha(self, t: torch.Tensor) -> torch.Tensor:
-        return self.first + (self.last - self.first) * t
-
-    def alpha_prime(self, t: torch.Tensor) -> torch.Tensor:
-        return torch.full_like(t, self.last - self.first)
-
-    def inverse(self, alpha: torch.Tensor) -> torch.Tensor:
-        return (alpha - self.first) / (self.last - self.first)
 
 
 @pytest.mark.parametrize(("first", "last", "edges"), [(1.0, 0.1, 0.1), (0.8, 0.0, 0.2), (0.9, 0.05, 0.15)])

@@ -1,0 +1,82 @@
+"""The README's examples of how to extend the project, built as it says: one class in one file."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = ["tokenizer=bytes", "data.train.format=text", "data.length=8", "train.steps=2", "train.validate_every=2"]
+TINY += ["train.validate_sequences=2", "train.batch_size=2", "train.sample_length=0", "data.held_out.by=tail"]
+TINY += ["data.held_out.share=0.3", "model.sizes.hidden_size=16", "model.sizes.num_hidden_layers=1"]
+TINY += ["model.sizes.head_dim=8", "model.sizes.num_attention_heads=2", "model.sizes.num_key_value_heads=2"]
+
+
+def extended(folder: Path, example: str, file: str) -> Path:
+    """A copy of the package in which the README's class and union stand in `file`."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = [block for block in blocks if f"class {example}:" in block]
+    code, name, union = re.fullmatch(r"(.*?)^(\w+) = ([^\n]+)\n", block, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
+    shutil.copytree(ROOT / "dlm", folder / "dlm")
+    path = folder / file
+    text, replaced = re.subn(rf"^{name} = [^\n]+$", f"{code}\n{name} = {union}", path.read_text(), flags=re.MULTILINE)
+    assert replaced == 1
+    path.write_text(text)
+    return folder
+
+
+def run(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def train(folder: Path, *settings: str) -> None:
+    (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
+    chosen = [part for setting in (*TINY, "data.train.path=text.txt", *settings) for part in ("--set", setting)]
+    run(folder, "-m", "dlm", "train", str(ROOT / "configs/tiny.yaml"), "--run-dir", "run", *chosen)
+
+
+CHECK_PROCESS = """
+import math, torch
+from dlm.diffusion.exact import Joint, exact_bound
+from dlm.diffusion.noise import Zipf
+from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.schedule import Cosine
+
+process = Process(Zipf(exponent=1.5), Cosine(), Vocabulary.plain(4))
+first, second, whole = (process.transition_matrix(s, t) for s, t in ((0.0, 0.4), (0.4, 0.9), (0.0, 0.9)))
+assert torch.allclose(second @ first, whole, atol=1e-12, rtol=0)
+assert math.isclose(float(whole[0, 3] / whole[1, 3]), 2**1.5)  # the ranks of the noise
+joint = Joint(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))
+for steps in (None, 3):
+    bound = sum(float(p) * exact_bound(joint.denoiser(process), process, torch.tensor([x]), steps)
+                for x, p in enumerate(joint.table))
+    assert math.isclose(bound, joint.entropy, abs_tol=1e-9), (steps, bound, joint.entropy)
+"""
+
+
+@pytest.mark.long
+def test_a_process_is_one_class(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "Zipf", "dlm/diffusion/noise.py")
+    run(folder, "-c", CHECK_PROCESS)
+    train(folder, "process=zipf")
+    assert "zipf noise" in run(folder, "-m", "dlm", "eval", "run")
+    assert len(run(folder, "-m", "dlm", "sample", "run", "--length", "4", "--steps", "3")) > 1
+    assert run(folder, "-m", "dlm", "infill", "run", "a [MASK:2] b").startswith("a ")
+    assert "zipf" in run(folder, "-m", "dlm", "corrupt", "abcabc", "--process", "zipf", "--json")
+
+
+@pytest.mark.long
+def test_an_order_is_one_class(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "OutsideIn", "dlm/diffusion/unmask.py")
+    train(folder)
+    done = run(folder, "-m", "dlm", "sample", "run", "--length", "6", "--order", "outside-in", "--json")
+    assert '"network_calls": 6' in done
