@@ -29,7 +29,7 @@ def selftest(
         checks.append(check)
         if not as_json:
             verdict = "ok" if check.holds else "FAILS"
-            figures = f"{check.exact:>13.10f} {check.computed:>13.10f} {check.tolerance:>8.1g}"
+            figures = f"{check.exact:>13.10f} {check.computed:>13.10f} {check.tolerance:>8.2g}"
             write_data(f"{verdict:<5} {figures}  {check.claim}", None)
     seconds, failed = time.perf_counter() - began, [check for check in checks if not check.holds]
     if as_json:
