@@ -102,7 +102,7 @@ class Process:
             Three float64 tensors of that shape.
         """
         early, late = self.shares(s), self.shares(t)
-        keep = late.clean / early.clean
+        keep = torch.where(early.clean > 0, late.clean / early.clean, 0.0)  # a schedule may round to 0 before t = 1
         masked, random = late.masked - keep * early.masked, late.random - keep * early.random
         return Shares(keep, masked.clamp(min=0.0), random.clamp(min=0.0))  # rounding may leave them below zero
 

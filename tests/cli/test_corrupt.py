@@ -95,15 +95,15 @@ def test_a_text_of_one_character_cannot_change_into_another() -> None:
 def test_every_state_has_the_shares_of_its_time(process: list[str]) -> None:
     """Also the later ones, which come from the state before and not from the clean text."""
     found = answer(LONG, "--process", *process, "--at", "0,0.1,0.3,0.5,0.7,0.9,1")
-    (mask_id,) = {3, *(id for state in found["states"] for id in state["ids"])} - {0, 1, 2, 3} or {None}
+    assert len({id for state in found["states"] for id in state["ids"]} - {0, 1, 2}) <= 1  # the mask, and no other
     clean = found["states"][0]["ids"]
     assert found["states"][0]["text"] == LONG
     for state in found["states"]:
         ids = state["ids"]
         assert state["changed"] == sum(one != other for one, other in zip(ids, clean, strict=True))
         near(state["changed"], state["expected_changed"] / len(LONG), len(LONG))
-        near(ids.count(mask_id), state["masked"], len(LONG))
-        assert state["text"] == "".join(MASK if id == mask_id else "abc"[id] for id in ids)
+        near(sum(id > 2 for id in ids), state["masked"], len(LONG))
+        assert state["text"] == "".join("abc"[id] if id < 3 else MASK for id in ids)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -173,19 +173,9 @@ def test_for_a_person() -> None:
     for block, state in zip(blocks, found["states"], strict=True):
         head, text = block.split("\n")
         assert text == state["text"]
-        words = head.replace(",", "").split()
-        assert dict(itertools.batched(words[:10], 2)) == {  # type: ignore[attr-defined]
-            "t": f"{state['t']:g}",
-            **{name: f"{state[name]:.4f}" for name in ("alpha", "clean", "masked", "random")},
-        }
-        assert words[10:] == [
-            "changed",
-            str(state["changed"]),
-            "of",
-            "12",
-            "expected",
-            f"{state['expected_changed']:.2f}",
-        ]
+        shares = [f"{name} {state[name]:.4f}" for name in ("alpha", "clean", "masked", "random")]
+        changed = f"changed {state['changed']} of 12, expected {state['expected_changed']:.2f}"
+        assert head.split("  ") == [f"t {state['t']:g}", *shares, changed]
 
 
 def test_a_terminal_shows_masks_dim_and_changed_tokens_bright(monkeypatch: pytest.MonkeyPatch) -> None:
