@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before everything else
 
@@ -13,11 +14,14 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Bytes, Config, parse_config
+from dlm.diffusion.draws import generator
 from dlm.errors import DlmError
 from dlm.model.backbone import build_model
 from dlm.model.checkpoint import Sidecar
+from dlm.model.clock import build_clock
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.pipeline import DiffusionLM
+from dlm.recipe import Recipe
 
 TINY = {
     "num_hidden_layers": 2,
@@ -29,8 +33,11 @@ TINY = {
 }
 """A qwen3 that takes a millisecond."""
 
-MakeLM = Callable[[PreTrainedTokenizerBase, int], DiffusionLM]
-"""(tokenizer, context) -> a random model; with wide weights, so that its predictions are far from uniform."""
+MakeLM = Callable[..., DiffusionLM]
+"""(tokenizer, context, keys of the configuration=..) -> a random model.
+
+It has wide weights, so that its predictions are far from uniform, and those of its clock, if it has one, are too.
+"""
 
 
 Refused = Callable[..., AbstractContextManager[None]]
@@ -73,7 +80,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def make_lm(tiny_config: Config) -> MakeLM:
-    def make(tokenizer: PreTrainedTokenizerBase, length: int) -> DiffusionLM:
+    def make(tokenizer: PreTrainedTokenizerBase, length: int, **keys: Any) -> DiffusionLM:
         ids = special_ids(tokenizer)
         model = build_model(
             "qwen3",
@@ -84,8 +91,12 @@ def make_lm(tiny_config: Config) -> MakeLM:
             attention="eager",
             seed=0,
         )
-        config = parse_config({"data": {"train": {"format": "text", "path": "none.txt"}, "length": length}})
-        return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0))
+        config = parse_config({"data": {"train": {"format": "text", "path": "none.txt"}, "length": length}, **keys})
+        clock = None
+        if Recipe.of(config).timed:
+            clock = build_clock(model, 0)
+            torch.nn.init.normal_(clock.fall.weight, std=0.3, generator=generator("clock"))
+        return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0), clock=clock)
 
     return make
 

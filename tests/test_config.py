@@ -5,11 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, dump_config, load_config, parse_config
-from dlm.diffusion.objective import Bell, Elbo
+from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, Time, dump_config, load_config, parse_config
+from dlm.diffusion.denoiser import PlugIn, Subs
+from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.noise import Absorbing, Hybrid, Uniform
+from dlm.diffusion.objective import Bell, Clip, Elbo, MaskedObjective, TimedObjective
+from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.schedule import Cosine, Geometric, Polynomial
 from dlm.errors import ConfigError
+from dlm.recipe import Recipe
 from tests.conftest import Refused
 
 LEAST = {"data": {"train": {"format": "text", "path": "book.txt"}}}
@@ -22,7 +29,12 @@ CHANGED = {
         "packing": "pad",
     },
     "tokenizer": {"name": "bpe", "size": 300},
-    "model": {"architecture": "bert", "sizes": {"hidden_size": 64, "rope": {"theta": 1e-9}}, "attention": "eager"},
+    "model": {"architecture": "bert", "sizes": {"hidden_size": 64, "rope": {"theta": 1e-9}}, "attention": "eager"}
+    | {"time_conditioning": True},
+    "process": {"name": "hybrid", "share": 0.3},
+    "schedule": {"name": "geometric", "sigma_min": 0.01, "sigma_max": 10.0},
+    "time": {"steps": 50},
+    "parameterization": "mixture",
     "objective": {"name": "bell", "concentration": 5},
     "optim": {"name": "adamw", "lr": 3e-4, "betas": [0.8, 0.9], "clip": None, "decay": "cosine", "warmup": 0},
     "train": {"steps": 7, "micro_batch_size": 2, "ema": 0.1, "trackers": ["tensorboard", "wandb"]},
@@ -56,6 +68,8 @@ def test_every_value_of_the_file_arrives_with_its_type(book: Path) -> None:
     assert config.train.trackers == ("tensorboard", "wandb")
     assert config.model.sizes == {"hidden_size": 64, "rope": {"theta": 1e-9}}
     assert (config.data.packing, config.data.length, config.seed) == ("pad", 77, -3)
+    assert config.process == Hybrid(0.3) and config.schedule == Geometric(0.01, 10.0) and config.time == Time(50)
+    assert config.parameterization == "mixture" and config.model.time_conditioning is True
 
 
 @pytest.mark.parametrize(
@@ -130,6 +144,13 @@ def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(boo
     assert load_config(book, ["objective=bell"]).objective == Bell()
     assert load_config(book, ["tokenizer={name: pretrained, path: gpt2}"]).tokenizer == Pretrained("gpt2")
     assert load_config(book, ["objective.concentration=7"]).objective == Bell(7)
+    assert load_config(book, ["objective=clip", "objective.low=0.4"]).objective == Clip(low=0.4)
+    assert load_config(book, ["process=uniform"]).process == Uniform()
+    assert load_config(book, ["process=hybrid"]).process == Hybrid()
+    assert load_config(book, ["process.share=0.7"]).process == Hybrid(0.7)
+    assert load_config(book, ["process=absorbing", "parameterization=auto"]).process == Absorbing()
+    assert load_config(book, ["schedule=cosine"]).schedule == Cosine()
+    assert load_config(book, ["schedule=polynomial", "schedule.power=3"]).schedule == Polynomial(power=3.0)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +191,21 @@ def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(boo
         ("tokenizer=words", ["tokenizer.name:", "unknown choice 'words'", "bytes, characters, bpe, pretrained"]),
         ("objective.name=mse", ["objective.name:", "unknown choice 'mse'", "elbo, ce, bell"]),
         ("tokenizer={size: 300}", ["tokenizer:", "{name: ...}"]),
+        ("process=gaussian", ["process.name:", "unknown choice 'gaussian'", "absorbing, uniform, hybrid"]),
+        ("schedule=steep", ["schedule.name:", "unknown choice 'steep'", "linear, cosine, polynomial, geometric"]),
+        ("process.shar=0.2", ["unknown configuration key process.shar", "did you mean share?"]),
+        ("process.share=1", ["process: share must be above 0 and below 1, got 1.0"]),
+        ("schedule.sigma_min=30", ["schedule: 0 < sigma_min < sigma_max must hold, got 30.0 and 10.0"]),
+        ("schedule={name: polynomial, power: 0}", ["schedule: power must be above 0, got 0.0"]),
+        ("objective={name: clip, low: 0.9, high: 0.1}", ["objective: 0 <= low < high <= 1", "0.9 and 0.1"]),
+        ("objective={name: hybrid-ce, coefficient: 0}", ["objective: coefficient must be above 0, got 0.0"]),
+        ("time.steps=0", ["time.steps:", "greater than 0"]),
+        ("time=50", ["time:", "50"]),
+        ("model.time_conditioning=maybe", ["model.time_conditioning", "'maybe'"]),
+        # a parameterization of another kind of noise
+        ("parameterization=subs", ["parameterization: 'subs' is not one of hybrid noise", "auto, mixture, plug-in"]),
+        ("process=absorbing", ["parameterization: 'mixture' is not one of absorbing noise; valid: auto, subs"]),
+        ("parameterization=x0", ["parameterization:", "'x0'"]),
         # a missing key
         ("tokenizer=pretrained", ["configuration key tokenizer.path is missing"]),
         ("data={length: 3}", ["configuration key data.train is missing"]),
@@ -214,6 +250,45 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refus
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with refused(ConfigError, "bytes.yaml", "not valid YAML"):
         load_config(tmp_path / "bytes.yaml")
+
+
+@pytest.mark.parametrize(
+    ("process", "parameterization", "plug_in"),
+    [
+        ("absorbing", "auto", False),
+        ("absorbing", "subs", False),
+        ("uniform", "auto", True),
+        ("uniform", "plug-in", True),
+        ("uniform", "mixture", False),
+        ("hybrid", "auto", True),
+        ("hybrid", "mixture", False),
+    ],
+)
+def test_auto_is_what_suits_the_noise(process: str, parameterization: str, plug_in: bool) -> None:
+    tree = {**LEAST, "process": {"name": process}, "parameterization": parameterization}
+    recipe = Recipe.of(parse_config(tree))
+    assert recipe.plug_in == plug_in and recipe.timed == (process != "absorbing")
+    for asked in (False, True):
+        assert Recipe.of(parse_config({**tree, "model": {"time_conditioning": asked}})).timed == asked
+
+
+def test_a_recipe_is_the_mathematics_that_the_configuration_asks_for() -> None:
+    plain = Recipe.of(parse_config(LEAST))
+    assert plain == Recipe.of(None) == Recipe()
+    assert plain.objective(Elbo()) == MaskedObjective(Elbo()) and plain.estimator(8) == Estimator(8)
+    recipe = Recipe.of(parse_config(CHANGED))
+    assert recipe == Recipe(Hybrid(0.3), Geometric(0.01, 10.0), steps=50, plug_in=False, timed=True)
+    assert recipe.objective(Bell(5)) == TimedObjective(Bell(5), 50) and recipe.estimator(8) == Estimator(8, 50, True)
+    chain = Recipe.of(parse_config({**LEAST, "time": {"steps": 7}}))
+    assert chain.objective(Elbo()) == MaskedObjective(Elbo(), 7) and chain.estimator(4) == Estimator(4, 7, False)
+    timed = Recipe.of(parse_config({**LEAST, "model": {"time_conditioning": True}}))
+    assert timed.objective(Elbo()) == TimedObjective(Elbo()) and timed.estimator(4) == Estimator(4, None, True)
+    process = recipe.process(7, 2, [0, 2, 5])
+    assert process == Process(Hybrid(0.3), Geometric(0.01, 10.0), Vocabulary(7, 2, (0, 2, 5)))
+    denoiser = Recipe(plug_in=True).denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process)
+    assert (
+        isinstance(denoiser, PlugIn) and type(recipe.denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process)) is Subs
+    )
 
 
 def test_neither_the_tree_nor_the_overrides_are_touched() -> None:

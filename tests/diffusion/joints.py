@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, with_own_token
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.noise import Absorbing, Shares
 from dlm.diffusion.process import Process, Vocabulary
@@ -264,4 +264,72 @@ def discrete_nelbo(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: in
         total += weight * sum(
             alpha ** bits.count(False) * (1 - alpha) ** bits.count(True) * ce for bits, ce in entropy.items()
         )
+    return total
+
+
+def marginal(process: Process, t: float) -> Tensor:
+    """q(xt | x0) as a matrix whose columns sum to 1."""
+    return process.transition_matrix(0.0, t)
+
+
+def step_matrix(process: Process, s: float, t: float) -> Tensor:
+    """q(xt | xs), worked out from the two marginals alone."""
+    return torch.linalg.solve(marginal(process, s).T, marginal(process, t).T).T
+
+
+class Clocked:
+    """A denoiser of no joint that reads the time, the token at each position, and with `mix` its neighbours.
+
+    What the token says of itself is multiplied in, so that its bound is finite in continuous time.
+    """
+
+    def __init__(self, process: Process, mix: float = 0.0, seed: int = 0) -> None:
+        random, size = torch.Generator().manual_seed(seed), process.vocabulary.size
+        self.own_SV, self.other_SV, self.late_V = (
+            torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((size, size), (size, size), (size,))
+        )
+        self.process, self.never, self.mix = process, torch.tensor(process.vocabulary.never), mix
+        self.told: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        self.told.append((xt_BL.clone(), t_B.clone(), select_BL.clone()))
+        other_BLV = self.other_SV[xt_BL].roll(1, dims=1) + 0.5 * self.other_SV[xt_BL].roll(-1, dims=1)
+        logits_BLV = self.own_SV[xt_BL] + self.mix * other_BLV + 2.0 * t_B[:, None, None] * self.late_V
+        log_p_NV = logits_BLV[select_BL].index_fill(-1, self.never, -math.inf)
+        return with_own_token(log_p_NV, xt_BL[select_BL], self.process, t_B[select_BL.nonzero()[:, 0]])
+
+
+def every_noisy(process: Process, length: int) -> Tensor:
+    """Every text of symbols and, where the noise has it, the mask."""
+    states = process.vocabulary.symbols_K.tolist() + [process.mask_id] * process.noise.masks
+    return torch.tensor(list(itertools.product(states, repeat=length)))
+
+
+def chain_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int) -> float:
+    """D3PM's bound of one text, from matrices: every noisy text, every divergence between posteriors, both ends."""
+    symbols_K, positions_L = process.vocabulary.symbols_K, torch.arange(len(x0_L))
+    at_1, at_0 = marginal(process, 1.0)[:, symbols_K], marginal(process, 0.0)[:, symbols_K]
+    where_K1 = torch.searchsorted(symbols_K, x0_L)
+    total = -float(torch.xlogy(at_0, at_0 / at_0.sum(1, keepdim=True).clamp(min=1e-300)).sum(0)[where_K1].sum())
+    total += float((torch.xlogy(at_1, at_1) - torch.xlogy(at_1, at_1.mean(1, keepdim=True))).sum(0)[where_K1].sum())
+    xt_ML = every_noisy(process, len(x0_L))
+    for k in range(1, steps + 1):
+        s, t = (k - 1) / steps, k / steps
+        to_s, step = marginal(process, s), step_matrix(process, s, t)
+        weight_M = marginal(process, t)[xt_ML, x0_L].prod(-1)
+        seen_ML, weight_M = xt_ML[weight_M > 0], weight_M[weight_M > 0]
+        everything = torch.ones_like(seen_ML, dtype=torch.bool)
+        if process.absorbing:
+            everything = seen_ML == process.mask_id
+        p_MLV = torch.zeros(*seen_ML.shape, process.vocabulary.size, dtype=torch.float64)
+        if everything.any():
+            t_M = torch.full((len(seen_ML),), t, dtype=torch.float64)
+            p_MLV[everything] = denoiser(seen_ML, t_M, everything).exp()
+        p_MLV[~everything] = torch.nn.functional.one_hot(seen_ML, process.vocabulary.size)[~everything].double()
+        joint_MLXS = step[seen_ML][:, :, None, :] * to_s.T
+        back_MLXS = joint_MLXS / joint_MLXS.sum(-1, keepdim=True).clamp(min=1e-300)
+        true_MLS = back_MLXS[torch.arange(len(seen_ML))[:, None], positions_L, x0_L]
+        mixed_MLS = torch.einsum("mlx,mlxs->mls", p_MLV, back_MLXS)
+        nats_MLS = torch.xlogy(true_MLS, true_MLS) - torch.xlogy(true_MLS, mixed_MLS)
+        total += float(weight_M @ nats_MLS.sum((1, 2)))
     return total

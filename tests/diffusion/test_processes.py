@@ -15,7 +15,7 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Shares, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, Schedule
-from tests.diffusion.joints import Lopsided, Straight
+from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 """Symbols 1, 3, 4, 6; the mask is 2; no text holds 0 and 5."""
@@ -107,9 +107,7 @@ def test_a_transition_is_a_distribution_over_what_may_be(process: Process) -> No
 def test_the_chain_is_that_of_its_marginals(process: Process) -> None:
     """Q from s to t is the one matrix that takes Q from 0 to s to Q from 0 to t, and steps compose."""
     for r, s, t in [(0.1, 0.35, 0.5), (0.35, 0.5, 0.8), (0.1, 0.8, 0.95), (0.0, 0.1, 0.95), (0.5, 0.8, 1.0)]:
-        to_s, to_t = (process.transition_matrix(0.0, time) for time in (s, t))
-        solved = torch.linalg.solve(to_s.T, to_t.T).T
-        torch.testing.assert_close(process.transition_matrix(s, t), solved, atol=1e-10, rtol=0)
+        torch.testing.assert_close(process.transition_matrix(s, t), step_matrix(process, s, t), atol=1e-10, rtol=0)
         both = process.transition_matrix(s, t) @ process.transition_matrix(r, s)
         torch.testing.assert_close(process.transition_matrix(r, t), both, atol=1e-13, rtol=0)
 
@@ -195,9 +193,7 @@ def pairs(process: Process, t: float) -> Iterator[tuple[int, int]]:
 
 def bayes(process: Process, x0: int, z: int, s: float, t: float) -> Tensor:
     """q(xs | xt = z, x0) over the states, from the two marginals alone."""
-    to_s, to_t = (process.transition_matrix(0.0, time) for time in (s, t))
-    step = torch.linalg.solve(to_s.T, to_t.T).T
-    joint_S = step[z] * to_s[:, x0]
+    joint_S = step_matrix(process, s, t)[z] * marginal(process, s)[:, x0]
     return joint_S / joint_S.sum()
 
 

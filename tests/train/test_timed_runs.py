@@ -1,0 +1,153 @@
+"""Runs of any noise, with a network that takes the time: they learn, and go on to the same bits."""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dlm.config import Config, Model, dump_config, parse_config
+from dlm.errors import ConfigError
+from dlm.model.clock import WEIGHTS
+from dlm.pipeline import DiffusionLM
+from dlm.train.metrics import Silent
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+from tests.train.test_resume import PlugPulledError, PullsPlug, same
+from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, resume, train, weights
+
+KINDS: dict[str, dict[str, Any]] = {
+    "uniform": {"process": {"name": "uniform"}},
+    "hybrid": {"process": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
+    "clip": {"process": {"name": "uniform"}, "objective": {"name": "clip"}},
+    "chain": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
+}
+
+
+def of(config: Config, **keys: Any) -> Config:
+    """The run with other choices of noise, schedule and objective."""
+    tree = dump_config(config)
+    for key, value in keys.items():
+        tree[key] = tree[key] | value if key == "model" else value
+    return parse_config(tree)
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A configuration with an average of the weights, and a run of it that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = of(describe(folder, ema=0.1), **KINDS[request.param])
+    return config, train(folder / "run", config)
+
+
+@pytest.mark.parametrize("moment", [("step", 5), ("saved", 4)])
+def test_resumes_to_the_same_bits(whole: tuple[Config, Path], tmp_path: Path, moment: tuple[str, int]) -> None:
+    config, undisturbed = whole
+    with pytest.raises(PlugPulledError):
+        train(tmp_path / "run", config, PullsPlug(*moment))
+    resume(tmp_path / "run")
+    assert WEIGHTS in weights(tmp_path / "run")
+    assert same(tmp_path / "run", undisturbed)
+
+
+def test_the_seed_decides(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = whole
+    other = weights(train(tmp_path / "run", replace(config, seed=1)))
+    assert all(other[name] != data for name, data in weights(undisturbed).items())
+
+
+def test_the_clock_learns_and_is_averaged_with_the_rest(whole: tuple[Config, Path]) -> None:
+    _, run = whole
+    folder = run / "checkpoints" / f"step-{STEPS:06d}"
+    averaged, raw = load_file(folder / WEIGHTS), load_file(folder / "trainer/weights.safetensors")
+    assert averaged["fall.weight"].any() and averaged["fall.bias"].any()
+    for name, value in averaged.items():
+        assert not torch.equal(value, raw[f"clock.{name}"]) and torch.allclose(value, raw[f"clock.{name}"], atol=0.1)
+
+
+def test_the_best_checkpoint_writes_and_scores(whole: tuple[Config, Path]) -> None:
+    config, run = whole
+    lm = DiffusionLM.from_pretrained(run)
+    assert lm.config == config and lm.clock is not None
+    assert len(lm.generate(num=2, length=6)) == 2 and lm.nelbo("abc", draws=4)[0] > 0
+
+
+def test_every_step_reports_its_bound_but_where_levels_are_left_out(whole: tuple[Config, Path]) -> None:
+    config, run = whole
+    bounds = [line["nelbo"] for line in lines(run) if "loss" in line]
+    assert len(bounds) == STEPS
+    if config.objective.complete:
+        assert all(math.isfinite(bound) and bound > 0 for bound in bounds)
+    else:
+        assert bounds == [None] * STEPS
+    assert all(math.isfinite(loss) for loss in losses(run).values())
+
+
+def test_another_noise_is_another_run(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    config, _ = whole
+    with pytest.raises(PlugPulledError):
+        train(tmp_path / "run", config, PullsPlug("saved", 4))
+    with pytest.raises(ConfigError, match="was begun with another configuration"):
+        resume(
+            tmp_path / "run",
+            of(config, process={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
+        )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "keys",
+    [{"process": {"name": "uniform"}}, {"process": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
+    ids=["uniform", "hybrid", "timed masks"],
+)
+def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> None:
+    """The letter after an a is b for certain: the bound falls far below ln 2, what single letters cost."""
+    config = describe(
+        tmp_path,
+        text="ab" * 2000,
+        steps=600,
+        batch_size=16,
+        validate_every=600,
+        validate_sequences=32,
+        validate_draws=16,
+        save_every=None,
+    )
+    sizes = {**config.model.sizes, "hidden_size": 32, "num_hidden_layers": 2, "attention_dropout": 0.0}
+    config = of(altered(altered(config, "model", sizes=sizes), "optim", warmup=10), **keys)
+    run = train(tmp_path / "run", config)
+    (report,) = (line["validation"] for line in lines(run) if "validation" in line)
+    assert report["nats_per_token"] < 0.2
+    texts = [sample.text for sample in DiffusionLM.from_pretrained(run).generate(num=20, length=16)]
+    right = [{a, b} == {"a", "b"} for text in texts for a, b in pairwise(text)]
+    assert len(right) == 20 * 15 and sum(right) > 0.9 * len(right)
+
+
+def test_the_first_weights_of_the_clock_follow_from_the_seed(tmp_path: Path) -> None:
+    config = of(describe(tmp_path), process={"name": "uniform"})
+    first = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        clock = Trainer(RunFolder.create(tmp_path / name, replace(config, seed=seed)), Silent()).backbone.clock
+        assert clock is not None
+        first.append(clock.rise.weight.detach())
+    assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
+
+
+def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_path: Path) -> None:
+    config = of(
+        describe(tmp_path, batch_size=1, sample_length=0),
+        model={"time_conditioning": True},
+        objective={"name": "clip", "low": 0.0, "high": 1e-6},
+    )
+    run = train(tmp_path / "run", config)
+    assert set(losses(run).values()) == {0.0}
+    assert [line["grad_norm"] for line in lines(run) if "loss" in line] == [0.0] * STEPS
+
+
+def test_a_model_of_masks_has_no_clock_unless_asked(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", describe(tmp_path, steps=2, save_every=None, validate_every=2, sample_length=0))
+    assert WEIGHTS not in weights(run, 2) and Model().time_conditioning == "auto"
