@@ -255,6 +255,11 @@ class Config:
                 f"parameterization: {self.parameterization!r} is not one of {self.process.name} noise; "
                 f"valid: {', '.join(valid)}"
             )
+        if self.parameterization == "mixture" and self.time.steps is None:
+            raise ValueError(
+                "parameterization: the mixture form has no finite bound in continuous time, but for a network that is "
+                "certain of what it sees as t falls to 0; give time.steps, or take plug-in"
+            )
 
 
 def default_config_path() -> Path:

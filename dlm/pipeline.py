@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 import torch
 from huggingface_hub import HfApi
@@ -29,7 +29,7 @@ Watch = Callable[[State], None]
 """Called with every state of a sampler."""
 
 FEWEST_STEPS = 64
-"""Steps of a reverse chain for short texts, where one step a token would be too coarse: its error falls like 1/T."""
+"""Steps of a reverse chain for short texts, where one a token would be too coarse: its error falls like 1/T at best."""
 
 
 @dataclass(frozen=True)
@@ -410,7 +410,7 @@ class DiffusionLM:
         self.model.eval()
         canvas_BL, editable_BL = self._pad(rows, editable)
         assert sampler.order and sampler.budget
-        if isinstance(sampler.budget, Ancestral) and (self.recipe.timed or not self.process.absorbing):
+        if self._by_clock(sampler.budget):
             steps = sampler.budget.steps
             states = reverse(
                 denoiser, self.process, canvas_BL, editable_BL, steps=steps, token=sampler.token, generators=generators
@@ -446,14 +446,18 @@ class DiffusionLM:
             budget = budget or Ancestral(self.recipe.steps or max(tokens, FEWEST_STEPS))
             if not isinstance(budget, Ancestral):
                 raise ConfigError(f"this model's noise is {name}: the only budget for it is --steps N, evenly spaced")
-            if sampler.order is not None or sampler.block_length is not None:
-                raise ConfigError(
-                    f"this model's noise is {name}: no token is settled before the last step, so there is no order "
-                    "and no block to write in; leave --order and --block-length out"
-                )
+        if self._by_clock(budget) and (sampler.order is not None or sampler.block_length is not None):
+            raise ConfigError(
+                "the reverse chain, by which this model writes here, goes by the clock: it has no order and no blocks; "
+                "leave --order and --block-length out"
+            )
         if isinstance(budget, Ancestral) and budget.schedule is None:
             budget = replace(budget, schedule=self.process.schedule)
         return replace(sampler, order=sampler.order or order, budget=budget)
+
+    def _by_clock(self, budget: Budget) -> TypeGuard[Ancestral]:
+        """Whether the reverse chain writes, and not the loop that goes by what is masked."""
+        return isinstance(budget, Ancestral) and (self.recipe.timed or not self.process.absorbing)
 
     def _by_share(self, denoiser: Denoiser) -> Denoiser:
         """Tells the denoiser the time at which as many tokens are masked as there are, where no clock runs."""

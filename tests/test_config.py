@@ -206,6 +206,7 @@ def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(boo
         ("parameterization=subs", ["parameterization: 'subs' is not one of hybrid noise", "auto, mixture, plug-in"]),
         ("process=absorbing", ["parameterization: 'mixture' is not one of absorbing noise; valid: auto, subs"]),
         ("parameterization=x0", ["parameterization:", "'x0'"]),
+        ("time.steps=null", ["no finite bound in continuous time", "give time.steps, or take plug-in"]),
         # a missing key
         ("tokenizer=pretrained", ["configuration key tokenizer.path is missing"]),
         ("data={length: 3}", ["configuration key data.train is missing"]),
@@ -265,7 +266,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refus
     ],
 )
 def test_auto_is_what_suits_the_noise(process: str, parameterization: str, plug_in: bool) -> None:
-    tree = {**LEAST, "process": {"name": process}, "parameterization": parameterization}
+    tree = {**LEAST, "process": {"name": process}, "parameterization": parameterization, "time": {"steps": 9}}
     recipe = Recipe.of(parse_config(tree))
     assert recipe.plug_in == plug_in and recipe.timed == (process != "absorbing")
     for asked in (False, True):

@@ -15,6 +15,15 @@ from dlm.diffusion.noise import Shares
 from dlm.diffusion.process import Process
 from dlm.diffusion.schedule import NoiseSchedule
 
+LEVEL_POWER = 2.0
+"""Times are drawn so that u is even and the noise level is u to this power.
+
+Near level 0 a corrupted token is rare and costs in proportion to 1/level: even levels would have infinite variance.
+Masks and uniform noise come in proportion to the level, which any power above 1 makes up for. The random symbols of
+hybrid noise come in proportion to its square root, for which 2 is the edge: the variance grows with the logarithm of
+the draws. A power of 3 cures that and costs more at high levels: on a trained model its error was 1.4 times as large.
+"""
+
 
 def rate_of_nats(process: Process, log_p0_NV: Tensor, x0_N: Tensor, z_N: Tensor, t_N: Tensor) -> Tensor:
     """The integrand of the continuous-time bound, by the noise level.

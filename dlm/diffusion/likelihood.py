@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
+from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import largest, random_subset, uniforms
 from dlm.diffusion.process import Process
@@ -130,8 +130,8 @@ def timed_nelbo(
     """The bound of any noise, at stratified times, without its edges.
 
     In continuous time the integral of `rate_of_nats` over the noise level, on a chain of T steps the sum of
-    `step_nats`. Near t = 0 a rare corrupted token costs in proportion to 1/level, so that even levels would have
-    infinite variance; their square roots are even here, on a grid with one random shift.
+    `step_nats`. Even levels would have infinite variance; here u is even on a grid with one random shift, and
+    the level is u to the power of `LEVEL_POWER`.
 
     Args:
         denoiser: Predicts the clean tokens; may depend on time.
@@ -151,15 +151,15 @@ def timed_nelbo(
     for r, shift_B in enumerate(shift_RB):
         size = len(range(r, draws, len(shift_RB)))
         for j in range(size):
-            root_B = (j + shift_B) / size
+            u_B = (j + shift_B) / size
             s_B = None
             if steps is None:
-                t_B = process.schedule.inverse(1.0 - start - (end - start) * root_B**2)
-                density_B = 0.5 / (root_B * (end - start))
+                t_B = process.schedule.inverse(1.0 - start - (end - start) * u_B**LEVEL_POWER)
+                density_B = 1.0 / (LEVEL_POWER * u_B ** (LEVEL_POWER - 1.0) * (end - start))
             else:
-                index_B = (root_B**2 * steps).floor()
+                index_B = (u_B**LEVEL_POWER * steps).floor()
                 s_B, t_B = index_B / steps, (index_B + 1.0) / steps
-                density_B = t_B.sqrt() - s_B.sqrt()
+                density_B = t_B ** (1.0 / LEVEL_POWER) - s_B ** (1.0 / LEVEL_POWER)
             xt_BL = process.corrupt(x0_BL, t_B, generators, where_BL)
             nats_BL = position_nats(denoiser, process, x0_BL, xt_BL, t_B, s_B, where_BL)
             total_RBL[r] += nats_BL / (size * density_B.to(nats_BL.device)[:, None])

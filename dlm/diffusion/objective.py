@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
+from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
 from dlm.diffusion.process import Process
@@ -284,8 +284,8 @@ class TimedObjective:
     """Any noise, with a time drawn for each sequence; in continuous time, or on a chain of T steps.
 
     The noise level is drawn and the time follows from it, so that what is trained on is the same under any
-    schedule. Where the loss is the bound, it is the level's square root that the weighting draws: near t = 0 a
-    rare corrupted token costs in proportion to 1/level, which would leave even levels with infinite variance.
+    schedule. Where the loss is the bound, the level is what the weighting draws to the power of `LEVEL_POWER`:
+    even levels would have infinite variance.
 
     Attributes:
         weighting: Which noise levels are trained on, and what is minimised.
@@ -322,7 +322,7 @@ class TimedObjective:
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two times of each sequence, s <= t, and one over the probability of them."""
-        power = 2.0 if self.weighting.weighted else 1.0
+        power = LEVEL_POWER if self.weighting.weighted else 1.0
         rate_B = self.weighting.rate(u_B)
         start, end = noise_levels(process.schedule)
         t_B = process.schedule.inverse(1.0 - start - (end - start) * rate_B**power)

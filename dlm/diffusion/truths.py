@@ -359,7 +359,7 @@ def _single_tokens() -> Iterator[Check]:
         for steps in (1, 2, 7):
             bound = _mean_bound(joint, mixture, process, steps)
             yield Check(f"{noise.name}, one token: the mixture form's NELBO_{steps} is H", joint.entropy, bound, 1e-10)
-        mixed = _mean_bound(joint, Subs(prior, [4]), process, None)
+        mixed = _mean_bound(joint, Subs(prior, [4]), process, 4)
         yield Check(
             f"{noise.name}: the two forms mixed up are no longer tight (gap above 0.05)",
             1.0,

@@ -171,6 +171,7 @@ def evaluate_likelihood(
 
     Raises:
         DataError: There is no sequence.
+        ConfigError: The bound of continuous time is asked of a model in the mixture form.
     """
     rows = range(len(sequences)) if rows is None else rows
     if not len(rows):
@@ -182,6 +183,8 @@ def evaluate_likelihood(
     nats_S, tokens_S, mc_S, unknown = [], [], [], 0
     estimator = lm.recipe.estimator(draws)
     if time is not None:
+        if time.steps is None and lm.recipe.noise.randomises and not lm.recipe.plug_in:
+            raise ConfigError("the mixture form has no finite bound in continuous time: give a number of steps")
         estimator = replace(estimator, steps=time.steps)
     prior = reconstruction = 0.0
     unknown_id = special_ids(lm.tokenizer).unknown

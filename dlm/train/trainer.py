@@ -147,14 +147,15 @@ class Trainer:
                 self.accelerator.backward(terms.loss)
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
-        loss = (sums[0] / sums[1]).item()
+        count = max(sums[1].item(), 1.0)  # a small batch at early times may hold nothing to predict
+        loss = sums[0].item() / count
         self._check_finite("loss", loss, step)
         nelbo = (sums[2] / sums[3]).item() if self.config.objective.complete else None
         self._check_finite("bound", nelbo or 0.0, step)
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
         # Each process summed over its own part; the average over processes becomes one over the global count.
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / sums[1].item())
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / count)
         norm = clip_gradients(parameters, self.config.optim.clip)
         self._check_finite("gradient norm", norm.item(), step)
         factor = rate_factor(step, config.steps, self.config.optim)
