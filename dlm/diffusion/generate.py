@@ -1,4 +1,4 @@
-"""The only sampling loop. It alone knows of prompts, blocks, steps and stopping; the choices are in `unmask.py`."""
+"""The loop that unmasks. It alone knows of blocks, steps and stopping; the choices are in `unmask.py`."""
 
 import itertools
 from collections.abc import Iterator, Sequence
