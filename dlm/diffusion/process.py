@@ -74,8 +74,9 @@ class Process:
     def pi_S(self) -> Tensor:
         """The distribution of a random symbol over all ids, zero where no text has them, float64."""
         symbols_K = self.vocabulary.symbols_K
-        pi_S = torch.zeros(self.vocabulary.size, dtype=torch.float64)
-        return pi_S.index_copy(0, symbols_K, self.noise.symbols(len(symbols_K)))
+        with torch.inference_mode(False):  # whoever asks first, a loss may ask next
+            pi_S = torch.zeros(self.vocabulary.size, dtype=torch.float64)
+            return pi_S.index_copy(0, symbols_K, self.noise.symbols(len(symbols_K)))
 
     def shares(self, t: Tensor) -> Shares:
         """The shares of q(xt | x0).

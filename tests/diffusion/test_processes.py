@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from dlm.diffusion.bound import rate_of_nats
 from dlm.diffusion.draws import generator
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Shares, Uniform
 from dlm.diffusion.process import Process, Vocabulary
@@ -358,3 +359,12 @@ class TakesBack:
 def test_the_test_of_monotone_noise_can_fail() -> None:
     with pytest.raises(AssertionError):
         test_noise_is_never_taken_back(Process(TakesBack(), Linear(), VOCABULARY))
+
+
+def test_a_process_that_first_scored_a_text_can_still_be_trained_with() -> None:
+    process = Process(Uniform(), Cosine(), Vocabulary.plain(3))
+    with torch.inference_mode():
+        process.corrupt(torch.zeros(1, 2, dtype=torch.long), at(0.5), [generator("first")])
+    log_p_NV = torch.tensor([[0.1, 0.2, 0.3, -math.inf]], dtype=torch.float64, requires_grad=True)
+    rate_of_nats(process, log_p_NV.log_softmax(-1), torch.tensor([0]), torch.tensor([1]), at(0.5)).sum().backward()
+    assert log_p_NV.grad is not None and log_p_NV.grad[0, :3].isfinite().all()
