@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dlm.cli import corrupt, evaluate, infill, sample, selftest, train
-from dlm.cli.console import errors
+from dlm.cli.console import errors, is_first
 from dlm.errors import DlmError
 
 app = typer.Typer(
@@ -79,7 +79,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     sys.stdout.flush()
-    errors.print(f"[bold red]dlm:[/] {_escaped(' '.join(message.split()))}", soft_wrap=True, highlight=False)
+    who = "dlm" if is_first() else f"dlm, process {os.environ['RANK']}"
+    errors.print(f"[bold red]{who}:[/] {_escaped(' '.join(message.split()))}", soft_wrap=True, highlight=False)
     raise typer.Exit(code)
 
 

@@ -21,6 +21,11 @@ errors = Console(stderr=True)
 """Messages, progress and warnings; stdout is for data alone."""
 
 
+def is_first() -> bool:
+    """Whether this is the first of the processes that a launcher started, which alone prints; or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def quiet_libraries() -> None:
     """Keeps the libraries' own notes and progress bars out of the way of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

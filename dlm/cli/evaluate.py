@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.cli.console import errors, is_first, quiet_libraries, write_data
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,8 +60,11 @@ def evaluate(
     quiet_libraries()
     from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
     from dlm.pipeline import DiffusionLM
+    from dlm.processes import processes
 
     options.check_device(device)
+    team = processes()
+    device = device or (str(team.device) if team.num_processes > 1 else None)
     lm = DiffusionLM.from_pretrained(model, device=device, precision="bf16" if precision == "bf16" else "fp32")
     documents = _documents(lm, data, split, field)
     if max_documents:
@@ -71,6 +74,8 @@ def evaluate(
     exact = None
     if chain_rule:
         exact = evaluate_chain_rule(lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed)
+    if not is_first():
+        return
     if as_json:
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dlm.cli.console import TrainingDisplay, errors, quiet_libraries
+from dlm.cli.console import TrainingDisplay, errors, is_first, quiet_libraries
 from dlm.cli.options import Debug
 
 
@@ -45,4 +45,5 @@ def train(
     run = RunFolder.reopen(folder, tree) if resume else RunFolder.create(folder, tree, overwrite=overwrite)
     with TrainingDisplay(errors, tree.train.log_every) as display:
         Trainer(run, display).train()
-    errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)
+    if is_first():
+        errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

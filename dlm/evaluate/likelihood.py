@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +22,7 @@ from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.errors import ConfigError, DataError
 from dlm.model.tokenizer import encode, fingerprint, special_ids
 from dlm.pipeline import DiffusionLM
+from dlm.processes import processes
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30
@@ -157,6 +159,8 @@ def evaluate_likelihood(
 ) -> LikelihoodReport:
     """Bounds the negative log-likelihood of a corpus by the model's stratified estimator.
 
+    Where several processes run, all of them must call it; each scores its part, and all get the whole report.
+
     Args:
         lm: The model.
         sequences: The corpus.
@@ -179,44 +183,51 @@ def evaluate_likelihood(
     lm.model.eval()
     documents = len(sequences.tokens.sizes)
     nats_RD = torch.zeros(2, documents, dtype=torch.float64)
-    tokens_D = torch.zeros(documents, dtype=torch.long)
-    nats_S, tokens_S, mc_S, unknown = [], [], [], 0
+    tokens_D = torch.zeros(documents, dtype=torch.float64)
+    nats_S, tokens_S, mc_S = torch.zeros(3, len(rows), dtype=torch.float64)
+    extra = torch.zeros(3, dtype=torch.float64)  # prior, reconstruction, unknown tokens
     estimator = lm.recipe.estimator(draws)
     if time is not None:
         if time.steps is None and lm.recipe.noise.randomises and not lm.recipe.plug_in:
             raise ConfigError("the mixture form has no finite bound in continuous time: give a number of steps")
         estimator = replace(estimator, steps=time.steps)
-    prior = reconstruction = 0.0
     unknown_id = special_ids(lm.tokenizer).unknown
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
+    team = processes()
+    for start in range(team.process_index * batch_size, len(rows), team.num_processes * batch_size):
+        here = slice(start, start + batch_size)
+        part = rows[here]
         batch = sequences.batch(part)
         x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
         streams = [generator(seed, "evaluate", row) for row in part]
         terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL).cpu()
         scored_N = batch.x0_BL[batch.where_BL]
-        prior += float(lm.process.prior_nats_S[scored_N].sum())
-        reconstruction += float(lm.process.reconstruction_nats_S[scored_N].sum())
+        extra[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
+        extra[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()
+        extra[2] += (scored_N == unknown_id).sum() if unknown_id is not None else 0
         document_N = batch.document_BL[batch.where_BL]
         nats_RD.index_add_(1, document_N, terms_RBL[:, batch.where_BL].expand(2, -1))
-        tokens_D.index_add_(0, document_N, torch.ones_like(document_N))
+        tokens_D.index_add_(0, document_N, torch.ones_like(document_N).double())
         first_B, second_B = terms_RBL.sum(2).expand(2, -1)
-        nats_S.append((first_B + second_B) / 2)
-        mc_S.append((first_B - second_B) ** 2 / 4)
-        tokens_S.append(batch.where_BL.sum(1))
-        unknown += int((scored_N == unknown_id).sum()) if unknown_id is not None else 0
+        nats_S[here] = (first_B + second_B) / 2
+        mc_S[here] = (first_B - second_B) ** 2 / 4
+        tokens_S[here] = batch.where_BL.sum(1).double()
+    if team.num_processes > 1:  # each has filled in its own rows, and zeros for the others'
+        sums = (nats_RD, tokens_D, nats_S, tokens_S, mc_S, extra)
+        whole = (reduce(part.to(team.device), "sum").cpu() for part in sums)
+        nats_RD, tokens_D, nats_S, tokens_S, mc_S, extra = whole
+    prior, reconstruction, unknown = extra.tolist()
 
     scored = tokens_D > 0
     bytes_D = _scored_bytes(sequences, tokens_D)
     by_document = (nats_RD.mean(0)[scored], tokens_D[scored])
     few = int(scored.sum()) < FEWEST_DOCUMENTS
-    nats_U, tokens_U = (torch.cat(nats_S), torch.cat(tokens_S)) if few else by_document
-    bytes_U = tokens_U.double() * (bytes_D.sum() / tokens_D.sum()) if few else bytes_D[scored]
+    nats_U, tokens_U = (nats_S, tokens_S) if few else by_document
+    bytes_U = tokens_U * (bytes_D.sum() / tokens_D.sum()) if few else bytes_D[scored]
 
     tokens = int(tokens_D.sum())
     per_token = _Ratio.of(nats_U, tokens_U, seed)
     per_byte = _Ratio.of(nats_U, bytes_U, seed)
-    monte_carlo = math.sqrt(float(torch.cat(mc_S).sum())) / tokens
+    monte_carlo = math.sqrt(float(mc_S.sum())) / tokens
     bit = math.log(2.0)
     return LikelihoodReport(
         process=lm.process.noise.name,
@@ -240,7 +251,7 @@ def evaluate_likelihood(
         bytes=round(float(bytes_D.sum())),
         documents=int(scored.sum()),
         sequences=len(rows),
-        unknown_tokens=unknown,
+        unknown_tokens=int(unknown),
         dropped_tokens=sequences.dropped_tokens,
         dropped_bytes=round(float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())),
         draws=draws,

@@ -110,6 +110,35 @@ class Silent:
         """Nothing."""
 
 
+class MetricsLog(Protocol):
+    """Where the lines of a run's metrics go."""
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Adds the line of a step."""
+        ...
+
+    def validation(self, step: int, report: LikelihoodReport) -> None:
+        """Adds the line of a validation."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+class Unwritten:
+    """The metrics of a process that is not the first, which alone writes."""
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Nothing."""
+
+    def validation(self, step: int, report: LikelihoodReport) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class MetricsFile:
     """`metrics.jsonl`: a line a step, and a line a validation."""
 

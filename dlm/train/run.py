@@ -159,8 +159,18 @@ class RunFolder:
         self._prune()
         return target
 
-    def resume(self) -> tuple[Path, Progress] | None:
-        """The newest checkpoint and where it stands, after the links are set right; None before the first."""
+    def resume(self, *, writes: bool = True) -> tuple[Path, Progress] | None:
+        """The newest checkpoint and where it stands; None before the first.
+
+        Args:
+            writes: Whether the links are set right first; only one process of a run may.
+
+        Returns:
+            The checkpoint, and where the run stands there.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
         path = None if self._replaces else self.last()
         if path is None:
             return None
@@ -168,7 +178,8 @@ class RunFolder:
             progress = Progress(**json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
-        self._link(progress)  # a kill may have come between the checkpoint and its links
+        if writes:
+            self._link(progress)  # a kill may have come between the checkpoint and its links
         return path, progress
 
     def _link(self, progress: Progress) -> None:

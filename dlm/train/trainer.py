@@ -27,9 +27,10 @@ from dlm.model.checkpoint import Sidecar, write_model
 from dlm.model.clock import build_clock, load_clock
 from dlm.model.tokenizer import build_tokenizer, never_emitted, special_ids
 from dlm.pipeline import DiffusionLM
+from dlm.processes import without_accelerator
 from dlm.recipe import Recipe
 from dlm.train.ema import Ema, copy_weights
-from dlm.train.metrics import MetricsFile, Reporter, RunFacts, StepMetrics
+from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import (
     build_optimizers,
     clip_gradients,
@@ -54,19 +55,20 @@ class Trainer:
         Raises:
             DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used.
         """
-        self.run, self.config, self.reporter = run, run.config, reporter
+        self.run, self.config = run, run.config
         self.accelerator = _accelerator(self.config, run.path)
+        self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.device = self.accelerator.device
         self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
-        at = run.resume()
-
-        splits = read_splits(self.config.data)
-        self.tokenizer = _tokenizer(self.config, splits.train, at[0] if at else None)
-        ids = special_ids(self.tokenizer)
-        training, self.validation = (
-            corpus(self.tokenizer, documents, self.config.data.length, self.config.data.packing)
-            for documents in (splits.train, splits.validation)
-        )
+        with self.accelerator.local_main_process_first():  # it fills the caches, and the others find them filled
+            at = run.resume(writes=self.accelerator.is_main_process)
+            splits = read_splits(self.config.data)
+            self.tokenizer = _tokenizer(self.config, splits.train, at[0] if at else None)
+            ids = special_ids(self.tokenizer)
+            training, self.validation = (
+                corpus(self.tokenizer, documents, self.config.data.length, self.config.data.packing)
+                for documents in (splits.train, splits.validation)
+            )
         self.batches = TrainingBatches(training, self.config.train.batch_size, self.config.seed)
         found = len(training.tokens), training.tokens.checksum
         self.progress = at[1] if at else Progress(0, 0, *found)
@@ -99,18 +101,21 @@ class Trainer:
             CheckpointError: A checkpoint could not be written.
         """
         train = self.config.train
-        self.run.begin()
-        metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
+        metrics: MetricsLog = Unwritten()
+        if self.accelerator.is_main_process:
+            self.run.begin()
+            metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
         self.reporter.begin(self._facts())
         if train.trackers:
             self.accelerator.init_trackers("dlm")
         try:
-            with _stop_signals() as stopped:
+            with _stop_signals(alone=self.accelerator.num_processes == 1) as received:
                 for step in range(self.progress.step + 1, train.steps + 1):
                     line = self._step(step)
                     metrics.step(line)
                     self.reporter.step(line)
                     self.accelerator.log(line.tracked(), step=step)
+                    stopped = self._any(bool(received))
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
@@ -132,17 +137,17 @@ class Trainer:
     def _step(self, step: int) -> StepMetrics:
         """One optimizer step on one global batch."""
         began = time.perf_counter()
-        config, world = self.config.train, self.accelerator.num_processes
-        rank = self.accelerator.process_index
+        config, world, rank = self.config.train, self.accelerator.num_processes, self.accelerator.process_index
         mine = range(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
-        size = config.micro_batch_size or max(len(mine), 1)
+        size = config.micro_batch_size or len(mine)
         micros = [mine[i : i + size] for i in range(0, len(mine), size)]
         self.network.train()
-        torch.manual_seed(generator(self.config.seed, "dropout", step, rank).initial_seed())
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         for index, positions in enumerate(micros):
             last = index == len(micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
+                # By place in the global batch: the same for one process that takes these sequences in turn.
+                torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
                 terms = self._terms(step, positions)
                 self.accelerator.backward(terms.loss)
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens]).to(sums)
@@ -170,6 +175,13 @@ class Trainer:
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
 
+    def _any(self, mine: bool) -> bool:
+        """Whether it is so on any process: all of them must stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return mine
+        flag = torch.tensor(float(mine), device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item())
+
     def _check_finite(self, what: str, value: float, step: int) -> None:
         """Stops a run that has diverged, before anything of it is saved."""
         if not math.isfinite(value):
@@ -186,7 +198,7 @@ class Trainer:
             self.denoiser, self.process, batch.x0_BL.to(self.device), draws, batch.where_BL.to(self.device)
         )
 
-    def _validate(self, step: int, metrics: MetricsFile) -> None:
+    def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the validation text's likelihood, and writes a short text."""
         config = self.config.train
         rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
@@ -201,7 +213,7 @@ class Trainer:
                 seed=self.config.seed,
             )
             text = ""
-            if config.sample_length:
+            if config.sample_length and self.accelerator.is_main_process:
                 length = min(config.sample_length, self.config.data.length)
                 text = lm.generate(length=length, seed=step)[0].text
         metrics.validation(step, report)
@@ -227,8 +239,10 @@ class Trainer:
         return Sidecar(self.config, self.process.mask_id, self.progress.step)
 
     def _save(self) -> None:
-        folder = self.run.save(self.progress, self._fill)
-        self.reporter.saved(self.progress.step, folder)
+        if self.accelerator.is_main_process:
+            folder = self.run.save(self.progress, self._fill)
+            self.reporter.saved(self.progress.step, folder)
+        self.accelerator.wait_for_everyone()
 
     def _fill(self, folder: Path) -> None:
         """The averaged weights as the model; its own weights and the optimizers in `trainer/`."""
@@ -240,7 +254,7 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         """Puts back what `_fill` wrote."""
-        device = str(self.device)
+        device = "cpu" if self.device.type == "cpu" else str(self.device)  # safetensors knows no cpu:0
         # Through transformers, which alone knows under which of their names it stored tied weights.
         model = load_model(str(folder), self.backbone.model.config._attn_implementation)
         stored = Backbone(model, self.backbone.pad_id, load_clock(str(folder), model) if self.backbone.clock else None)
@@ -258,12 +272,17 @@ class Trainer:
             train_tokens=self.progress.train_tokens,
             validation_tokens=len(self.validation.tokens),
             vocabulary=len(self.tokenizer),
-            device=str(self.device),
+            device=_where(self.device, self.accelerator.num_processes),
             precision=self.precision,
             attention=str(self.backbone.model.config._attn_implementation),
             steps=self.config.train.steps,
             first=self.progress.step + 1,
         )
+
+
+def _where(device: torch.device, processes: int) -> str:
+    """Such as `cpu`, or `4 x cuda`."""
+    return device.type if processes == 1 else f"{processes} x {device.type}"
 
 
 def bf16_is_native() -> bool:
@@ -285,11 +304,18 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
                 f"train.trackers: {name!r} is not one that Accelerate knows, or its package is not installed; "
                 f"ready here: {', '.join(sorted(ready)) or 'none'}"
             )
-    return Accelerator(
+    accelerator = Accelerator(
+        cpu=without_accelerator(),
         mixed_precision="bf16" if bf16 else "no",
         log_with=list(config.train.trackers) or None,
         project_dir=folder,
     )
+    if config.train.batch_size < accelerator.num_processes:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is less than one sequence for each of the "
+            f"{accelerator.num_processes} processes: raise it, or start fewer processes"
+        )
+    return accelerator
 
 
 def _tokenizer(config: Config, documents: Dataset, checkpoint: Path | None) -> PreTrainedTokenizerBase:
@@ -312,12 +338,15 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.dev
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or the system asks to stop; a second Ctrl-C stops at once."""
+def _stop_signals(*, alone: bool) -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or the system asks to stop; a second Ctrl-C stops at once, if `alone`.
+
+    Where there are several processes, the terminal and the launcher both pass a Ctrl-C on.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        if received:
+        if received and alone:
             raise KeyboardInterrupt
         received.append(number)
 

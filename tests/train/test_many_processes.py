@@ -1,0 +1,138 @@
+"""A run on several processes is the run of one: the same losses, the same checkpoints, and it goes on either way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dlm.config import Config
+from tests.train.tiny_runs import describe, lines, losses, resume, train, weights, write
+
+pytestmark = pytest.mark.long
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": [
+        *("accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"),
+        *("--num_processes", "2", "--main_process_port", "0"),
+    ],
+}
+
+
+def command(*arguments: object, launcher: str = "torchrun") -> list[str]:
+    return [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "dlm", *map(str, arguments)]
+
+
+def launch(*arguments: object, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
+    """`dlm` on two processes."""
+    asked = command(*arguments, launcher=launcher)
+    return subprocess.run(asked, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A run of one process that takes half a batch at a time, with dropout and an average of the weights."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = describe(folder, micro_batch_size=2, ema=0.1)
+    return config, train(folder / "run", config)
+
+
+def close(run: Path, other: Path) -> bool:
+    """Whether losses and validations are the same to float rounding."""
+    bounds = [
+        [line["validation"]["nats_per_token"] for line in lines(folder) if "validation" in line]
+        for folder in (run, other)
+    ]
+    assert len(bounds[0]) == 2 and len(losses(run)) == 8
+    return bounds[0] == pytest.approx(bounds[1], abs=1e-5) and losses(run) == pytest.approx(losses(other), abs=1e-5)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_train_as_one_that_accumulates(alone: tuple[Config, Path], tmp_path: Path, launcher: str) -> None:
+    config, undisturbed = alone
+    done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stderr and done.stderr.count("done:") == 1
+    assert done.stderr.count("step 8  validation bound") == 1 and not done.stdout
+    assert close(tmp_path / "run", undisturbed)
+
+
+def test_the_comparison_sees_another_seed(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    config, undisturbed = alone
+    assert not close(train(tmp_path / "run", replace(config, seed=1)), undisturbed)
+
+
+def halved(config: Config, run: Path) -> None:
+    """Takes a run back to its checkpoint of step 4."""
+    from shutil import rmtree
+
+    for step in (6, 8):
+        rmtree(run / f"checkpoints/step-{step:06d}")
+    assert config.train.save_every == 2
+
+
+def test_a_run_goes_on_with_more_processes_and_with_fewer(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = alone
+    run = train(tmp_path / "run", config)
+    halved(config, run)
+    done = launch("train", "--resume", "--run-dir", run)
+    assert done.returncode == 0 and "going on after step 4" in done.stderr, done.stderr
+    assert close(run, undisturbed)
+    halved(config, run)
+    resume(run)
+    assert close(run, undisturbed)
+
+
+def test_two_processes_give_the_evaluation_of_one(alone: tuple[Config, Path]) -> None:
+    _, run = alone
+    asked = ["eval", run, "--json", "--draws", "4", "--batch-size", "2"]
+    one = subprocess.run(
+        [sys.executable, "-m", "dlm", *map(str, asked)], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    both = launch(*asked)
+    assert both.returncode == 0, both.stderr
+    expected, found = json.loads(one.stdout), json.loads(both.stdout)
+    assert found.keys() == expected.keys()
+    numbers = [key for key, value in expected.items() if isinstance(value, float)]
+    assert "nats_per_token" in numbers and "sampling_se" in numbers
+    assert {key: found[key] for key in numbers} == pytest.approx({key: expected[key] for key in numbers}, rel=1e-6)
+    assert found["tokens"] == expected["tokens"] and found["sequences"] == expected["sequences"]
+
+
+def test_a_killed_rank_ends_the_run_and_loses_nothing_saved(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, _ = alone
+    file = write(config, tmp_path / "c.yaml")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert launch("train", file, "--run-dir", whole).returncode == 0
+    with subprocess.Popen(
+        command("train", file, "--run-dir", run, "--set", "train.steps=8"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
+    ) as launched:
+        while not (run / "checkpoints/step-000002").exists():
+            assert launched.poll() is None
+            time.sleep(0.005)
+        children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text().split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        assert launched.wait(60) != 0
+    saved = weights(run, 2)
+    assert saved == weights(whole, 2)
+    done = launch("train", "--resume", "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert weights(run) == weights(whole) and lines(run) == lines(whole)
+
+
+def test_a_mistake_on_every_process_is_no_hang(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, _ = alone
+    file = write(config, tmp_path / "c.yaml")
+    done = launch("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=1")
+    assert done.returncode != 0
+    assert "train.batch_size 1 is less than one sequence for each of the 2 processes" in done.stderr
