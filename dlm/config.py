@@ -76,6 +76,8 @@ class Data:
         length: Tokens a sequence: the context.
         packing: `pack` joins documents by an end-of-text token and cuts the stream into full sequences;
             `pad` keeps one document a row, cut at `length`, and neither attention nor loss sees the rest.
+        context: The share of training sequences that keep a random prefix, suffix or both clean, outside the loss;
+            for prompts and infilling. Validation and evaluation always bound the whole text.
     """
 
     train: Source
@@ -83,6 +85,7 @@ class Data:
     held_out: HeldOut = field(default_factory=HeldOut)
     length: Positive = 256
     packing: Literal["pack", "pad"] = "pack"
+    context: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Pretrained
 from dlm.data.batches import TrainingBatches
 from dlm.data.sources import read_splits
+from dlm.diffusion.context import editable_part
 from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.objective import LossTerms
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
@@ -142,20 +143,22 @@ class Trainer:
         size = config.micro_batch_size or len(mine)
         micros = [mine[i : i + size] for i in range(0, len(mine), size)]
         self.network.train()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for index, positions in enumerate(micros):
             last = index == len(micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 # By place in the global batch: the same for one process that takes these sequences in turn.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
-                terms = self._terms(step, positions)
+                terms, seen = self._terms(step, positions)
                 self.accelerator.backward(terms.loss)
-            sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens]).to(sums)
+            sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, seen]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
         count = max(sums[1].item(), 1.0)  # a small batch at early times may hold nothing to predict
         loss = sums[0].item() / count
         self._check_finite("loss", loss, step)
-        nelbo = (sums[2] / sums[3]).item() if self.config.objective.complete else None
+        # With clean context it would be the bound of the rest given the context, which is another one.
+        complete = self.config.objective.complete and not self.config.data.context
+        nelbo = (sums[2] / sums[3]).item() if complete else None
         self._check_finite("bound", nelbo or 0.0, step)
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
@@ -170,7 +173,7 @@ class Trainer:
             optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.backbone, step)
-        tokens = int(sums[3].item())
+        tokens = int(sums[4].item())
         self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
@@ -190,13 +193,17 @@ class Trainer:
                 f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
             )
 
-    def _terms(self, step: int, positions: range) -> LossTerms:
-        """The loss of part of the global batch."""
+    def _terms(self, step: int, positions: range) -> tuple[LossTerms, torch.Tensor]:
+        """The loss of part of the global batch, and the number of tokens in it."""
         batch = self.batches.batch(step, positions)
         draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
-        return self.objective(
-            self.denoiser, self.process, batch.x0_BL.to(self.device), draws, batch.where_BL.to(self.device)
-        )
+        where_BL = batch.where_BL
+        if share := self.config.data.context:
+            streams = [generator(self.config.seed, "context", step, position) for position in positions]
+            where_BL = editable_part(where_BL, share, streams)
+        x0_BL, where_BL = batch.x0_BL.to(self.device), where_BL.to(self.device)
+        seen = batch.where_BL.sum().to(self.device)
+        return self.objective(self.denoiser, self.process, x0_BL, draws, where_BL), seen
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the validation text's likelihood, and writes a short text."""

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from dlm.errors import TrainingError
 from dlm.evaluate.likelihood import LikelihoodReport
 from dlm.pipeline import DiffusionLM
-from dlm.train.metrics import RunFacts, Silent, StepMetrics
+from dlm.train.metrics import RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, train, weights
@@ -136,3 +137,30 @@ def test_the_whole_batch_is_in_the_loss(tmp_path: Path) -> None:
     steps = [line for line in lines(run) if "loss" in line]
     assert steps[-1]["tokens"] == STEPS * 64 * 16
     assert sum(line["nelbo"] for line in steps) / STEPS == pytest.approx(math.log(257), rel=0.03)
+
+
+def test_clean_context_is_seen_and_never_predicted(tmp_path: Path) -> None:
+    """With a share of one every sequence keeps an end clean, but for cuts that fall on it; the bound is not touched."""
+    config = altered(describe(tmp_path, batch_size=64), "data", context=1.0)
+    trainer = Trainer(RunFolder.create(tmp_path / "run", config), Silent())
+    clean = torch.ones(64, 16, dtype=torch.bool)
+    inner = trainer.objective
+
+    def watch(denoiser: Any, process: Any, x0_BL: Any, draws: Any, where_BL: Any = None) -> Any:
+        clean.copy_(~where_BL)
+        return inner(denoiser, process, x0_BL, draws, where_BL)
+
+    trainer.objective = watch
+    line = trainer._step(1)
+    held_B = clean[:, 0] | clean[:, -1]
+    assert held_B.double().mean() > 0.7 and not clean.all(1).any()
+    assert line.nelbo is None and line.tokens == 64 * 16
+    trainer._validate(1, Unwritten())
+    assert trainer.progress.best is not None
+
+
+def test_no_token_is_clean_context_without_being_asked(tmp_path: Path) -> None:
+    config = describe(tmp_path)
+    first, second = (altered(config, "data", context=share) for share in (0.0, 1.0))
+    assert train(tmp_path / "a", config) and losses(tmp_path / "a") == losses(train(tmp_path / "b", first))
+    assert losses(tmp_path / "a") != losses(train(tmp_path / "c", second))

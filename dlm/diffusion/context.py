@@ -1,0 +1,33 @@
+"""What is left clean in training, so that a model learns to go on from a text and to fill its holes."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def editable_part(where_BL: Tensor, share: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """Takes a random prefix, suffix or both out of some sequences; what is taken out is never corrupted.
+
+    A chosen sequence keeps a prefix, a suffix or both with equal chances. Two cuts, uniform over the gaps between its n
+    tokens, bound what remains: one cut with an end of the sequence, or the two together; at least one token remains.
+
+    Args:
+        where_BL: The tokens that may be corrupted.
+        share: The share of sequences that keep clean context.
+        generators: One stream a sequence.
+
+    Returns:
+        The tokens that may still be corrupted, a subset of `where_BL`.
+    """
+    draws_B4 = torch.stack([torch.rand(4, generator=g, dtype=torch.float64) for g in generators]).to(where_BL.device)
+    rank_BL = where_BL.cumsum(1)  # from 1 at a row's first token
+    length_B = where_BL.sum(1)
+    first_B, second_B = ((draws_B4[:, i] * length_B).long() for i in (2, 3))  # 0 .. n - 1
+    low_B, high_B = torch.minimum(first_B, second_B), torch.maximum(first_B, second_B) + 1
+    kind_B = (draws_B4[:, 1] * 3).long()  # 0 keeps a prefix, 1 a suffix, 2 both
+    chosen_B = draws_B4[:, 0] < share
+    start_B = torch.where(kind_B == 1, 0, torch.where(kind_B == 0, first_B, low_B))
+    stop_B = torch.where(kind_B == 0, length_B, torch.where(kind_B == 1, first_B + 1, high_B))
+    inside_BL = (rank_BL > start_B[:, None]) & (rank_BL <= stop_B[:, None])
+    return where_BL & (inside_BL | ~chosen_B[:, None])
