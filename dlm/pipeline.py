@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Self, TypeGuard
+from typing import Any, Literal, Self, TypeGuard
 
 import torch
 from huggingface_hub import HfApi
@@ -20,6 +20,7 @@ from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Margin, OneAtATi
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
+from dlm.model.chunks import Read
 from dlm.model.clock import TimeEmbedding, load_clock
 from dlm.model.tokenizer import build_tokenizer, encode, never_emitted, pieces, special_ids
 from dlm.recipe import Recipe
@@ -391,10 +392,9 @@ class DiffusionLM:
                 nats[index] += value
         return nats
 
-    def _network(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def _network(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, read: Read | None = None) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits_NV: Tensor = self._backbone(xt_BL, t_B, select_BL)
-        return logits_NV
+            return self._backbone(xt_BL, t_B, select_BL, read)
 
     def _write(
         self,

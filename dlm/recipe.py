@@ -49,8 +49,10 @@ class Recipe:
         return Process(self.noise, self.schedule, Vocabulary(size, mask_id, tuple(never)))
 
     def denoiser(self, network: Network, never: Sequence[int], process: Process) -> Denoiser:
-        """The network as a denoiser that never predicts the ids in `never`."""
-        return PlugIn(network, never, process) if self.plug_in else Subs(network, never)
+        """The network, which takes a reader, as a denoiser that never predicts the ids in `never`."""
+        if self.plug_in:
+            return PlugIn(network, never, process, chunked=True)
+        return Subs(network, never, chunked=True)
 
     def objective(self, weighting: Weighting) -> Objective:
         """The training loss: by exact counts of masks where they are all that the network is told."""

@@ -1,15 +1,21 @@
 """Denoisers: what predicts the clean tokens of a noisy text."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dlm.diffusion.process import Process
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(xt_BL, t_B, select_BL) -> logits_NV: any network, its vocabulary projected on the selected rows alone."""
+Network = Callable[..., Any]
+"""(xt_BL, t_B, select_BL) -> logits_NV: any network, its vocabulary projected on the selected rows alone.
+
+One that is called in chunks takes a reader of logits as a fourth argument and gives what `read` gives.
+"""
+
+Reader = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(log_p0_CV, which of the N rows they are) -> (a sum to minimise, and a value a row that has no gradient)."""
 
 
 class Denoiser(Protocol):
@@ -29,6 +35,33 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+class Chunked(Protocol):
+    """A denoiser that may predict a few rows at a time, so that no tensor of N x V exists."""
+
+    def read(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, reader: Reader) -> tuple[Tensor, Tensor]:
+        """See `read`."""
+        ...
+
+
+def read(denoiser: Denoiser, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, reader: Reader) -> tuple[Tensor, Tensor]:
+    """Reduces predictions to a sum and a value a row, in chunks where the denoiser can.
+
+    Args:
+        denoiser: Predicts the clean tokens.
+        xt_BL: Noisy ids.
+        t_B: The time of each sequence.
+        select_BL: Boolean, the N positions wanted.
+        reader: What becomes of the log-probabilities; the rows must not depend on each other.
+
+    Returns:
+        The sum, differentiable, and the values, shape (N,).
+    """
+    if isinstance(denoiser, Chunked):
+        return denoiser.read(xt_BL, t_B, select_BL, reader)
+    return reader(denoiser(xt_BL, t_B, select_BL), slice(None))
+
+
 class Subs:
     """A network whose softmax over the symbols is p(x0 | xt) itself.
 
@@ -39,23 +72,39 @@ class Subs:
     the K symbols that text is made of.
     """
 
-    def __init__(self, network: Network, never: Sequence[int]) -> None:
+    def __init__(self, network: Network, never: Sequence[int], *, chunked: bool = False) -> None:
         """Wraps a network.
 
         Args:
             network: Gives logits at the selected positions.
             never: The ids that are never predicted, the mask among them.
+            chunked: Whether the network takes a reader as a fourth argument.
         """
         self.network = network
+        self._chunked = chunked
         self._never = torch.tensor(sorted(never), dtype=torch.long)
 
     def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
         """Log-probabilities log_p0_NV in float32 or wider; see `Denoiser`."""
-        return self._symbols(xt_BL, t_B, select_BL).log_softmax(-1)
+        return self._log_p0(self.network(xt_BL, t_B, select_BL), xt_BL, t_B, select_BL, slice(None))
 
-    def _symbols(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def read(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, reader: Reader) -> tuple[Tensor, Tensor]:
+        """Reduces the predictions chunk by chunk; see `read`."""
+        if not self._chunked:
+            return reader(self(xt_BL, t_B, select_BL), slice(None))
+
+        def read_logits(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            return reader(self._log_p0(logits_CV, xt_BL, t_B, select_BL, rows), rows)
+
+        total, values_N = self.network(xt_BL, t_B, select_BL, read_logits)
+        return total, values_N
+
+    def _log_p0(self, logits_CV: Tensor, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, rows: slice) -> Tensor:
+        """The log-probabilities of some of the selected rows."""
+        return self._symbols(logits_CV).log_softmax(-1)
+
+    def _symbols(self, logits_NV: Tensor) -> Tensor:
         """The logits, minus infinity where no text has the id."""
-        logits_NV = self.network(xt_BL, t_B, select_BL)
         logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         if self._never.device != logits_NV.device:
             self._never = self._never.to(logits_NV.device)
@@ -70,22 +119,21 @@ class PlugIn(Subs):
     prediction is the plug-in form with the network's own (2605.22765; UDLM 2412.10193, Duo 2506.10892).
     """
 
-    def __init__(self, network: Network, never: Sequence[int], process: Process) -> None:
+    def __init__(self, network: Network, never: Sequence[int], process: Process, *, chunked: bool = False) -> None:
         """Wraps a network.
 
         Args:
             network: Gives logits at the selected positions.
             never: The ids that are never predicted, the mask among them.
             process: Its noise says what a seen token tells.
+            chunked: Whether the network takes a reader as a fourth argument.
         """
-        super().__init__(network, never)
+        super().__init__(network, never, chunked=chunked)
         self.process = process
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-        """Log-probabilities log_p0_NV in float32 or wider; see `Denoiser`."""
-        logits_NV = self._symbols(xt_BL, t_B, select_BL)
-        t_N = t_B[select_BL.nonzero()[:, 0].to(t_B.device)].to(logits_NV.device)
-        return with_own_token(logits_NV, xt_BL[select_BL], self.process, t_N)
+    def _log_p0(self, logits_CV: Tensor, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, rows: slice) -> Tensor:
+        t_N = t_B[select_BL.nonzero()[:, 0].to(t_B.device)].to(logits_CV.device)
+        return with_own_token(self._symbols(logits_CV), xt_BL[select_BL][rows], self.process, t_N[rows])
 
 
 def with_own_token(log_p_NV: Tensor, z_N: Tensor, process: Process, t_N: Tensor) -> Tensor:

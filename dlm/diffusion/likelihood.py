@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, read
 from dlm.diffusion.draws import largest, random_subset, uniforms
 from dlm.diffusion.process import Process
 from dlm.diffusion.unmask import Order, Predictions
@@ -227,11 +227,15 @@ def position_nats(
         return nats_BL
     t_B = t_B.to(x0_BL.device)
     row_N = select_BL.nonzero()[:, 0]
-    seen = process, denoiser(xt_BL, t_B, select_BL), x0_BL[select_BL], xt_BL[select_BL]
-    if s_B is None:
-        nats_BL[select_BL] = rate_of_nats(*seen, t_B[row_N])
-    else:
-        nats_BL[select_BL] = step_nats(*seen, s_B.to(x0_BL.device)[row_N], t_B[row_N])
+    x0_N, z_N, t_N = x0_BL[select_BL], xt_BL[select_BL], t_B[row_N]
+    s_N = None if s_B is None else s_B.to(x0_BL.device)[row_N]
+
+    def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        seen = process, log_p0_CV, x0_N[rows], z_N[rows]
+        nats_C = rate_of_nats(*seen, t_N[rows]) if s_N is None else step_nats(*seen, s_N[rows], t_N[rows])
+        return nats_C.sum(), nats_C
+
+    nats_BL[select_BL] = read(denoiser, xt_BL, t_B, select_BL, reader)[1].double()
     return nats_BL
 
 
@@ -287,6 +291,12 @@ def _cross_entropy(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_B
     ce_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
     if masked_BL.any():
         t_B = masked_BL.double().mean(1)
-        log_p_NV = denoiser(x0_BL.masked_fill(masked_BL, process.mask_id), t_B, masked_BL)
-        ce_BL[masked_BL] = -log_p_NV.gather(-1, x0_BL[masked_BL][:, None])[:, 0].double()
+        x0_N = x0_BL[masked_BL]
+
+        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            ce_C = -log_p0_CV.gather(-1, x0_N[rows, None])[:, 0]
+            return ce_C.sum(), ce_C
+
+        xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
+        ce_BL[masked_BL] = read(denoiser, xt_BL, t_B, masked_BL, reader)[1].double()
     return ce_BL

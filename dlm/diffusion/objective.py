@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, read
 from dlm.diffusion.draws import Draws
 from dlm.diffusion.process import Process
 
@@ -261,12 +261,16 @@ class MaskedObjective:
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, where_BL)
         masked_BL = (xt_BL == process.mask_id) & where_BL
 
-        log_p0_NV = denoiser(xt_BL, count_B / length_B.clamp(min=1.0), masked_BL)
-        ce_N = -log_p0_NV.gather(-1, x0_BL[masked_BL][:, None])[:, 0]
+        x0_N = x0_BL[masked_BL]
+        weight_N = self._weight(process, count_B, length_B)[masked_BL.nonzero()[:, 0]]
 
-        row_N = masked_BL.nonzero()[:, 0]
-        weight_N = self._weight(process, count_B, length_B)[row_N].to(ce_N)
-        return _terms(self.weighting, process, ce_N, (weight_N * ce_N).sum(), x0_BL, where_BL)
+        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            ce_C = _cross_entropy(log_p0_CV, x0_N[rows])
+            nats_C = weight_N[rows].to(ce_C) * ce_C
+            return _to_minimise(self.weighting, ce_C, nats_C), nats_C.detach()
+
+        loss, nats_N = read(denoiser, xt_BL, count_B / length_B.clamp(min=1.0), masked_BL, reader)
+        return _terms(self.weighting, process, loss, nats_N, x0_BL, where_BL)
 
     def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
         """w_l / (l q(l)), with q(l) the probability that the weighting gives this count."""
@@ -306,19 +310,22 @@ class TimedObjective:
         row_N = select_BL.nonzero()[:, 0]
         s_N, t_N, weight_N = (x.to(x0_BL.device)[row_N] for x in (s_B, t_B, weight_B))
 
-        log_p0_NV = denoiser(xt_BL, t_B.to(x0_BL.device), select_BL)
         x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]
-        ce_N = -log_p0_NV.gather(-1, x0_N[:, None])[:, 0]
-        if self.weighting.weighted or self.weighting.complete:
+
+        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            ce_C = _cross_entropy(log_p0_CV, x0_N[rows])
+            if not (self.weighting.weighted or self.weighting.complete):
+                return _to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan)
+            seen = process, log_p0_CV, x0_N[rows], z_N[rows]
             with torch.set_grad_enabled(self.weighting.weighted and torch.is_grad_enabled()):
                 if self.steps is None:
-                    nats_N = rate_of_nats(process, log_p0_NV, x0_N, z_N, t_N)
+                    nats_C = weight_N[rows] * rate_of_nats(*seen, t_N[rows])
                 else:
-                    nats_N = step_nats(process, log_p0_NV, x0_N, z_N, s_N, t_N)
-            nelbo = (weight_N * nats_N).sum()
-        else:
-            nelbo = ce_N.new_tensor(math.nan)
-        return _terms(self.weighting, process, ce_N, nelbo, x0_BL, where_BL)
+                    nats_C = weight_N[rows] * step_nats(*seen, s_N[rows], t_N[rows])
+            return _to_minimise(self.weighting, ce_C, nats_C), nats_C.detach()
+
+        loss, nats_N = read(denoiser, xt_BL, t_B.to(x0_BL.device), select_BL, reader)
+        return _terms(self.weighting, process, loss, nats_N, x0_BL, where_BL)
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two times of each sequence, s <= t, and one over the probability of them."""
@@ -335,15 +342,24 @@ class TimedObjective:
         return s_B, t_B, 1.0 / (self.weighting.cdf(above_B) - self.weighting.cdf(below_B))
 
 
+def _cross_entropy(log_p0_CV: Tensor, x0_C: Tensor) -> Tensor:
+    """-log p of the clean tokens."""
+    return -log_p0_CV.gather(-1, x0_C[:, None])[:, 0]
+
+
+def _to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:
+    """The sum that the weighting asks for, from each row's cross-entropy and term of the bound."""
+    loss = nats_C.sum() if weighting.weighted else ce_C.sum()
+    return loss + weighting.auxiliary * ce_C.sum() if weighting.auxiliary else loss
+
+
 def _terms(
-    weighting: Weighting, process: Process, ce_N: Tensor, nelbo: Tensor, x0_BL: Tensor, where_BL: Tensor
+    weighting: Weighting, process: Process, loss: Tensor, nats_N: Tensor, x0_BL: Tensor, where_BL: Tensor
 ) -> LossTerms:
-    """The sums, from the cross-entropy of each predicted token and the bound's estimate without its edges."""
-    loss = nelbo if weighting.weighted else ce_N.sum()
-    if weighting.auxiliary:
-        loss = loss + weighting.auxiliary * ce_N.sum()
-    tokens, predicted = where_BL.sum().double(), torch.tensor(float(len(ce_N)), device=ce_N.device).double()
+    """The sums, from the loss and each predicted token's term of the bound."""
+    tokens, predicted = where_BL.sum().double(), torch.tensor(float(len(nats_N)), device=nats_N.device).double()
     with torch.no_grad():
+        nelbo = nats_N.sum()
         bound = nelbo + (edge_nats(process, x0_BL) * where_BL).sum() if weighting.complete else nelbo * math.nan
     return LossTerms(
         loss=loss,

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from dlm.errors import CheckpointError, ConfigError
+from dlm.model.chunks import Read, read_in_chunks
 from dlm.model.clock import TIMED, UNDERLYING, TimeEmbedding
 
 HEADS = (
@@ -70,31 +71,44 @@ class Backbone(nn.Module):
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
 
-    def forward(self, xt_BL: Tensor, t_B: Tensor | None, select_BL: Tensor) -> Tensor:
-        """Logits of the selected positions.
+    def forward(
+        self, xt_BL: Tensor, t_B: Tensor | None, select_BL: Tensor, read: Read | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of the selected positions, or what a reader makes of them.
 
         Args:
             xt_BL: Noisy ids.
             t_B: The time of each sequence; not used, and may be None, without a clock.
             select_BL: Boolean, the N positions wanted.
+            read: Takes the logits a chunk at a time, so that they never exist all at once; see `read_in_chunks`.
 
         Returns:
-            Logits, shape (N, V).
+            Logits, shape (N, V); with `read` its sum and its values, shape (N,).
         """
         if self.clock is None or t_B is None:
-            return self._rows(xt_BL, select_BL, input_ids=xt_BL)
-        embedded_BLD = self.model.get_input_embeddings()(xt_BL)
-        return self._rows(xt_BL, select_BL, inputs_embeds=embedded_BLD + self.clock(t_B)[:, None])
+            rows_ND = self._rows(xt_BL, select_BL, input_ids=xt_BL)
+        else:
+            embedded_BLD = self.model.get_input_embeddings()(xt_BL)
+            rows_ND = self._rows(xt_BL, select_BL, inputs_embeds=embedded_BLD + self.clock(t_B)[:, None])
+        if read is None:
+            return self._project(rows_ND)
+        learned = {id(p): p for name in self._head for p in getattr(self.model, name).parameters()}
+        return read_in_chunks(self._project, rows_ND, read, self.vocabulary, list(learned.values()))
 
     def _rows(self, xt_BL: Tensor, select_BL: Tensor, **inputs: Tensor) -> Tensor:
+        """The last hidden states of the selected positions, shape (N, D)."""
         attend_BL = None  # the common case, and the fastest: nothing is padded
         if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
             attend_BL = (~padding_BL).long()
         hidden_BLD = self.model.base_model(**inputs, attention_mask=attend_BL, **self._extra()).last_hidden_state
-        rows = hidden_BLD[select_BL]
+        rows_ND: Tensor = hidden_BLD[select_BL]
+        return rows_ND
+
+    def _project(self, rows_ND: Tensor) -> Tensor:
+        """Rows to logits, by the model's head."""
         for name in self._head:
-            rows = getattr(self.model, name)(rows)
-        return rows
+            rows_ND = getattr(self.model, name)(rows_ND)
+        return rows_ND
 
     @property
     def vocabulary(self) -> int:
@@ -121,7 +135,7 @@ class Backbone(nn.Module):
         x_BL = torch.tensor([[a, b], [a, c]], device=self.model.device)
         every_BL = torch.ones_like(x_BL, dtype=torch.bool)
         whole_BLV = self.model(input_ids=x_BL, attention_mask=every_BL.long(), **self._extra()).logits
-        rows_NV = self(x_BL, None, every_BL)
+        rows_NV = self._project(self._rows(x_BL, every_BL, input_ids=x_BL))
         self.model.train(training)
         if not torch.allclose(whole_BLV.flatten(0, 1), rows_NV, rtol=1e-2, atol=1e-3, equal_nan=True):
             raise ConfigError(

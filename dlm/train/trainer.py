@@ -112,7 +112,7 @@ class Trainer:
         try:
             with _stop_signals(alone=self.accelerator.num_processes == 1) as received:
                 for step in range(self.progress.step + 1, train.steps + 1):
-                    line = self._step(step)
+                    line = self.step(step)
                     metrics.step(line)
                     self.reporter.step(line)
                     self.accelerator.log(line.tracked(), step=step)
@@ -135,7 +135,7 @@ class Trainer:
             if train.trackers:
                 self.accelerator.end_training()
 
-    def _step(self, step: int) -> StepMetrics:
+    def step(self, step: int) -> StepMetrics:
         """One optimizer step on one global batch."""
         began = time.perf_counter()
         config, world, rank = self.config.train, self.accelerator.num_processes, self.accelerator.process_index

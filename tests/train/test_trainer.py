@@ -151,7 +151,7 @@ def test_clean_context_is_seen_and_never_predicted(tmp_path: Path) -> None:
         return inner(denoiser, process, x0_BL, draws, where_BL)
 
     trainer.objective = watch
-    line = trainer._step(1)
+    line = trainer.step(1)
     held_B = clean[:, 0] | clean[:, -1]
     assert held_B.double().mean() > 0.7 and not clean.all(1).any()
     assert line.nelbo is None and line.tokens == 64 * 16

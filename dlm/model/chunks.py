@@ -1,0 +1,80 @@
+"""The vocabulary projection in chunks of rows, each reduced and differentiated before the next is made.
+
+Logits and their gradients are the largest tensors of a step: N x V, several times over. Here no more than `CHUNK` of
+their elements exist at a time, and nothing is computed twice: a chunk's gradient is taken in the forward pass.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**22
+"""Logits that exist at a time; with 32,768 ids, 128 rows. Larger chunks leave the processor's caches."""
+
+Read = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(logits_CV, which of the N rows they are) -> (a sum to minimise, and a value a row that has no gradient)."""
+
+
+def read_in_chunks(
+    project: Callable[[Tensor], Tensor], rows_ND: Tensor, read: Read, vocabulary: int, parameters: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Projects rows on the vocabulary, and reads the logits a chunk at a time.
+
+    Args:
+        project: Rows to logits.
+        rows_ND: Hidden states.
+        read: What becomes of the logits; the rows must not depend on each other.
+        vocabulary: V.
+        parameters: Everything that `project` has to learn.
+
+    Returns:
+        The sum, differentiable by the rows and the parameters, and the values, shape (N,).
+    """
+    size = max(CHUNK // vocabulary, 1)
+    chunks = [slice(start, start + size) for start in range(0, len(rows_ND), size)]
+    if len(chunks) <= 1:
+        return read(project(rows_ND), slice(None))
+    if torch.is_grad_enabled():
+        learned = [p for p in parameters if p.requires_grad]
+        total, values_N = _Read.apply(project, read, chunks, rows_ND, *learned)
+        return total, values_N
+    read_chunks = [read(project(rows_ND[chunk]), chunk) for chunk in chunks]
+    return torch.stack([total for total, _ in read_chunks]).sum(), torch.cat([values for _, values in read_chunks])
+
+
+class _Read(torch.autograd.Function):
+    """The sum over all chunks, with its gradient ready."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        project: Callable[[Tensor], Tensor],
+        read: Read,
+        chunks: Sequence[slice],
+        rows_ND: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        totals, values, row_gradients = [], [], []
+        gradients: list[Tensor | None] = [None] * len(parameters)
+        for chunk in chunks:
+            with torch.enable_grad():
+                rows_CD = rows_ND[chunk].detach().requires_grad_()
+                total, values_C = read(project(rows_CD), chunk)
+            row_gradient, *found = torch.autograd.grad(total, (rows_CD, *parameters), allow_unused=True)
+            for i, gradient in enumerate(found):
+                so_far = gradients[i]
+                gradients[i] = gradient if so_far is None or gradient is None else so_far.add_(gradient)
+            totals.append(total.detach())
+            values.append(values_C.detach())
+            row_gradients.append(row_gradient)
+        ctx.save_for_backward(torch.cat(row_gradients), *gradients)
+        values_N = torch.cat(values)
+        ctx.mark_non_differentiable(values_N)
+        return torch.stack(totals).sum(), values_N
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if gradient is None else gradient * scale.to(gradient) for gradient in ctx.saved_tensors)
+        return None, None, None, *scaled
