@@ -130,19 +130,29 @@ class Model:
     """The network that predicts the clean tokens.
 
     Attributes:
+        init: `random` weights, or those of a `pretrained` model, whose tokenizer must be the run's.
+        path: For `pretrained`: a folder or a Hub name of a model with a masked-LM or causal-LM head.
         architecture: Any HuggingFace `model_type` with a masked-LM or causal-LM head: qwen3, llama,
-            modernbert, bert, ...
-        sizes: Keys of that architecture's own configuration, such as `hidden_size`.
+            modernbert, bert, ...; a pretrained model has its own.
+        sizes: Keys of that architecture's own configuration, such as `hidden_size`; of a pretrained model those
+            that are to change, such as `attention_dropout`.
+        shift: Whether each prediction is read one position earlier, as of a decoder that was trained to predict
+            the next token.
+        annealing: Steps in which a pretrained decoder's attention opens from causal to full; 0 for full at once.
         attention: `eager`, `sdpa`, another implementation that transformers knows, or `auto`, which
             chooses by device and length.
         time_conditioning: Whether the network is told the time; `auto` where the process needs it, which is
             where a token that is seen may be noise.
     """
 
+    init: Literal["random", "pretrained"] = "random"
+    path: str | None = None
     architecture: str = "qwen3"
     sizes: dict[str, Any] = field(default_factory=dict)
     attention: str = "auto"
     time_conditioning: Literal["auto"] | bool = "auto"
+    shift: bool = False
+    annealing: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -252,6 +262,19 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        model = self.model
+        if (model.init == "pretrained") != (model.path is not None):
+            raise ValueError(
+                "model.path: a folder or a Hub name goes with model.init pretrained, "
+                f"got init {model.init} and path {model.path}"
+            )
+        if model.init == "pretrained" and not isinstance(self.tokenizer, Pretrained):
+            raise ValueError(
+                f"tokenizer: a pretrained model needs its own, {{name: pretrained, path: {model.path}}}, "
+                f"got {self.tokenizer.name}"
+            )
+        if model.annealing and model.init == "random":
+            raise ValueError("model.annealing: it is for a pretrained decoder; set model.init and model.path")
         valid = ("auto", "mixture", "plug-in") if self.process.randomises else ("auto", "subs")
         if self.parameterization not in valid:
             raise ValueError(

@@ -144,7 +144,7 @@ class DiffusionLM:
         unknown = [] if ids.unknown is None else [ids.unknown]
         barred: list[Sequence[int]] = [never, [*never, *unknown], [*never, *unknown, ids.end]]
         self.denoiser, self.writer, self.filler = (
-            self.recipe.denoiser(self._network, ids, self.process) for ids in barred
+            self.recipe.denoiser(self._network, unseen, self.process, ids.end) for unseen in barred
         )
         self._end_id, self._pad_id = ids.end, ids.pad
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dlm.config import Config
-from dlm.diffusion.denoiser import Denoiser, Network, PlugIn, Subs
+from dlm.diffusion.denoiser import Denoiser, Network, PlugIn, Shifted, Subs
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.noise import Absorbing, Noise
 from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective, Weighting
@@ -22,6 +22,7 @@ class Recipe:
         steps: T of a chain of steps; None for continuous time.
         plug_in: Whether the network's softmax is the leave-one-out prediction, not p(x0 | xt).
         timed: Whether the network takes the time.
+        shift: Whether the network predicts the next token, not the one in place.
     """
 
     noise: Noise = field(default_factory=Absorbing)
@@ -29,6 +30,7 @@ class Recipe:
     steps: int | None = None
     plug_in: bool = False
     timed: bool = False
+    shift: bool = False
 
     @classmethod
     def of(cls, config: Config | None) -> "Recipe":
@@ -42,14 +44,19 @@ class Recipe:
             steps=config.time.steps,
             plug_in=randomises and config.parameterization != "mixture",
             timed=randomises if asked == "auto" else asked,
+            shift=config.model.shift,
         )
 
     def process(self, size: int, mask_id: int, never: Sequence[int]) -> Process:
         """The forward process over a vocabulary; see `Vocabulary`."""
         return Process(self.noise, self.schedule, Vocabulary(size, mask_id, tuple(never)))
 
-    def denoiser(self, network: Network, never: Sequence[int], process: Process) -> Denoiser:
-        """The network, which takes a reader, as a denoiser that never predicts the ids in `never`."""
+    def denoiser(self, network: Network, never: Sequence[int], process: Process, end_id: int) -> Denoiser:
+        """The network, which takes a reader, as a denoiser that never predicts the ids in `never`.
+
+        What ends a text also stands before the next one, as decoders saw it in training; see `Shifted`.
+        """
+        network = Shifted(network, end_id) if self.shift else network
         if self.plug_in:
             return PlugIn(network, never, process, chunked=True)
         return Subs(network, never, chunked=True)

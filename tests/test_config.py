@@ -286,10 +286,11 @@ def test_a_recipe_is_the_mathematics_that_the_configuration_asks_for() -> None:
     assert timed.objective(Elbo()) == TimedObjective(Elbo()) and timed.estimator(4) == Estimator(4, None, True)
     process = recipe.process(7, 2, [0, 2, 5])
     assert process == Process(Hybrid(0.3), Geometric(0.01, 10.0), Vocabulary(7, 2, (0, 2, 5)))
-    denoiser = Recipe(plug_in=True).denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process)
-    assert (
-        isinstance(denoiser, PlugIn) and type(recipe.denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process)) is Subs
-    )
+    kinds = [
+        type(each.denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process, 0))
+        for each in (Recipe(plug_in=True), Recipe())
+    ]
+    assert kinds == [PlugIn, Subs]
 
 
 def test_neither_the_tree_nor_the_overrides_are_touched() -> None:

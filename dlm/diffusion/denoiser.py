@@ -62,6 +62,30 @@ def read(denoiser: Denoiser, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, read
     return reader(denoiser(xt_BL, t_B, select_BL), slice(None))
 
 
+class Shifted:
+    """A network that predicts the next token, as causal decoders were trained to, made to predict in place.
+
+    The prediction for a position is read one position earlier (2410.17891, section 3.3); one token stands before the
+    text, so that its first position has a prediction too.
+    """
+
+    def __init__(self, network: Network, first_id: int) -> None:
+        """Wraps a network.
+
+        Args:
+            network: Gives logits of the token after each selected position.
+            first_id: What stands before every text.
+        """
+        self.network = network
+        self.first_id = first_id
+
+    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, *reader: Any) -> Any:
+        """Logits of the selected positions, or what a reader makes of them; see `Network`."""
+        first_B1 = torch.full_like(xt_BL[:, :1], self.first_id)
+        none_B1 = torch.zeros_like(select_BL[:, :1])
+        return self.network(torch.cat([first_B1, xt_BL], 1), t_B, torch.cat([select_BL, none_B1], 1), *reader)
+
+
 class Subs:
     """A network whose softmax over the symbols is p(x0 | xt) itself.
 

@@ -49,7 +49,10 @@ class Backbone(nn.Module):
     Attributes:
         model: The HuggingFace model, unchanged; its `save_pretrained` is the checkpoint.
         clock: What tells it the time; None for a network that takes no time.
+        visible_LL: In training, what each query (the first dimension) sees; None for everything.
     """
+
+    visible_LL: Tensor | None = None
 
     def __init__(self, model: PreTrainedModel, pad_id: int | None = None, clock: TimeEmbedding | None = None) -> None:
         """Finds the model's head and checks that the network can serve.
@@ -97,12 +100,22 @@ class Backbone(nn.Module):
 
     def _rows(self, xt_BL: Tensor, select_BL: Tensor, **inputs: Tensor) -> Tensor:
         """The last hidden states of the selected positions, shape (N, D)."""
-        attend_BL = None  # the common case, and the fastest: nothing is padded
-        if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
-            attend_BL = (~padding_BL).long()
-        hidden_BLD = self.model.base_model(**inputs, attention_mask=attend_BL, **self._extra()).last_hidden_state
+        attend = self._attend(xt_BL)
+        hidden_BLD = self.model.base_model(**inputs, attention_mask=attend, **self._extra()).last_hidden_state
         rows_ND: Tensor = hidden_BLD[select_BL]
         return rows_ND
+
+    def _attend(self, xt_BL: Tensor) -> Tensor | None:
+        """What is seen: None for everything, the tokens that are no padding, or what is added to each pair's logit."""
+        seen_BL = None  # the common case, and the fastest: nothing is padded
+        if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
+            seen_BL = ~padding_BL
+        if self.visible_LL is None or not self.training:
+            return None if seen_BL is None else seen_BL.long()
+        open_BLL = self.visible_LL if seen_BL is None else self.visible_LL & seen_BL[:, None]
+        open_BLL = open_BLL.expand(len(xt_BL), -1, -1)
+        shut = torch.finfo(self.model.dtype).min
+        return torch.zeros(open_BLL.shape, device=xt_BL.device).masked_fill(~open_BLL, shut)[:, None]
 
     def _project(self, rows_ND: Tensor) -> Tensor:
         """Rows to logits, by the model's head."""
@@ -185,22 +198,32 @@ def build_model(
     return cast(PreTrainedModel, model)
 
 
-def load_model(path: str, attention: str) -> PreTrainedModel:
+def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
 
     Args:
         path: A folder with config.json and safetensors weights, or a Hub name.
         attention: As in `attention_implementation`.
+        sizes: Keys of its configuration that are to be other than stored, such as dropout.
 
     Returns:
         The model in evaluation mode, float32.
 
     Raises:
         CheckpointError: There is no such model, it is damaged, or it has no head for masks.
+        ConfigError: `sizes` has a key that the model does not have.
     """
     try:
         config = _stored_config(path)
         factory = _auto_class(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # json, the Hub and transformers each raise their own
+        raise CheckpointError(f"cannot load a model from {path}: {_first_line(error)}") from error
+    if sizes:
+        _check_keys(config.model_type, config, sizes)
+        config.update(dict(sizes))
+    try:
         model, info = factory.from_pretrained(
             path,
             config=config,
@@ -210,8 +233,6 @@ def load_model(path: str, attention: str) -> PreTrainedModel:
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # safetensors, json, the Hub and transformers each raise their own
         raise CheckpointError(f"cannot load a model from {path}: {_first_line(error)}") from error
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
@@ -253,14 +274,7 @@ def _model_config(
             f"model.architecture: transformers has no {architecture!r}; "
             + (f"near it: {', '.join(near)}" if near else "for example qwen3, llama, modernbert, bert")
         ) from None
-    names = sorted(set(blank.to_dict()) | set(blank.attribute_map))
-    for key in sizes:
-        if key not in names:
-            near = difflib.get_close_matches(key, names, n=1)
-            raise ConfigError(
-                f"unknown configuration key model.sizes.{key}: "
-                + (f"did you mean {near[0]}?" if near else f"{architecture} has no such key")
-            )
+    names = _check_keys(architecture, blank, sizes)
     offset = special_ids["pad_token_id"] + 1 if architecture in PAD_OFFSET_POSITIONS else 0
     unset = {name: None for name in names if name.endswith("_token_id")}  # defaults point into another vocabulary
     given = {"max_position_embeddings": length + offset, **unset, **special_ids, **sizes, "vocab_size": vocabulary}
@@ -269,6 +283,19 @@ def _model_config(
     except Exception as error:  # each architecture checks its own sizes in its own way
         raise ConfigError(f"model.sizes: {architecture} refuses these sizes: {_first_line(error)}") from error
     return config
+
+
+def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str, Any]) -> list[str]:
+    """The keys that an architecture's configuration has, once all of `sizes` are among them."""
+    names = sorted(set(config.to_dict()) | set(config.attribute_map))
+    for key in sizes:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            raise ConfigError(
+                f"unknown configuration key model.sizes.{key}: "
+                + (f"did you mean {near[0]}?" if near else f"{architecture} has no such key")
+            )
+    return names
 
 
 def _stored_config(path: str) -> PreTrainedConfig:

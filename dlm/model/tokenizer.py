@@ -86,6 +86,20 @@ def build_tokenizer(
     )
 
 
+def new_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
+    """The ids that a pretrained tokenizer was given here, and that its model has not been trained with.
+
+    Args:
+        tokenizer: What `build_tokenizer` made.
+        path: What of.
+
+    Returns:
+        Such as a decoder's mask; nothing for most encoders.
+    """
+    before = _load(path).get_vocab()
+    return sorted(id_ for token, id_ in tokenizer.get_vocab().items() if token not in before)
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
     """The ids of the mask, the padding and the end of text.
 

@@ -23,10 +23,11 @@ from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.objective import LossTerms
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.model.adapt import check_length, is_decoder, make_room, visible
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from dlm.model.checkpoint import Sidecar, write_model
 from dlm.model.clock import build_clock, load_clock
-from dlm.model.tokenizer import build_tokenizer, never_emitted, special_ids
+from dlm.model.tokenizer import build_tokenizer, never_emitted, new_ids, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.processes import without_accelerator
 from dlm.recipe import Recipe
@@ -80,14 +81,14 @@ class Trainer:
             )
 
         recipe = Recipe.of(self.config)
-        model = _model(self.config, self.tokenizer, self.device)
+        model = _model(self.config, self.tokenizer, self.device, at[0] if at else None)
         clock = build_clock(model, self.config.seed) if recipe.timed else None
         self.backbone = Backbone(model, ids.pad, clock)
         self.optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *self.optimizers)
         never = never_emitted(self.tokenizer, self.backbone.vocabulary)
         self.process = recipe.process(self.backbone.vocabulary, ids.mask, never)
-        self.denoiser = recipe.denoiser(self.network, never, self.process)
+        self.denoiser = recipe.denoiser(self.network, never, self.process, ids.end)
         self.objective = recipe.objective(self.config.objective)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         if at:
@@ -143,6 +144,7 @@ class Trainer:
         size = config.micro_batch_size or len(mine)
         micros = [mine[i : i + size] for i in range(0, len(mine), size)]
         self.network.train()
+        self._open_eyes(step)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for index, positions in enumerate(micros):
             last = index == len(micros) - 1
@@ -177,6 +179,15 @@ class Trainer:
         self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
+
+    def _open_eyes(self, step: int) -> None:
+        """Between causal and full attention; see `visible`."""
+        model = self.config.model
+        self.backbone.visible_LL = None
+        if step <= model.annealing:
+            length = self.config.data.length + model.shift
+            open_LL = visible(length, (step - 1) / model.annealing, generator(self.config.seed, "attention", step))
+            self.backbone.visible_LL = open_LL.to(self.device)
 
     def _any(self, mine: bool) -> bool:
         """Whether it is so on any process: all of them must stop after the same step."""
@@ -331,17 +342,27 @@ def _tokenizer(config: Config, documents: Dataset, checkpoint: Path | None) -> P
     return build_tokenizer(spec, lambda: (text for batch in documents.iter(batch_size=256) for text in batch["text"]))
 
 
-def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Any:
-    ids = special_ids(tokenizer)
-    return build_model(
-        config.model.architecture,
-        config.model.sizes,
-        vocabulary=len(tokenizer),
-        length=config.data.length,
-        special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
-        attention=attention_implementation(config.model.attention, device, config.data.length),
-        seed=config.seed,
-    )
+def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, checkpoint: Path | None) -> Any:
+    """The network to begin with; a resumed run does not look for the pretrained model again."""
+    ids, length = special_ids(tokenizer), config.data.length + config.model.shift
+    attention = attention_implementation(config.model.attention, device, length)
+    if config.model.path is None:
+        return build_model(
+            config.model.architecture,
+            config.model.sizes,
+            vocabulary=len(tokenizer),
+            length=length,
+            special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
+            attention=attention,
+            seed=config.seed,
+        )
+    model = load_model(str(checkpoint or config.model.path), attention, config.model.sizes)
+    if checkpoint is None:
+        make_room(model, new_ids(tokenizer, config.model.path), max(tokenizer.get_vocab().values()) + 1)
+    check_length(model, length)
+    if config.model.annealing and not is_decoder(model):
+        raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
+    return model
 
 
 @contextmanager
