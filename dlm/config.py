@@ -41,6 +41,10 @@ class Source:
         split: Which split of a `saved` or `hub` dataset.
         subset: The configuration name of a `hub` dataset, where it has several.
         documents: For `text`: one document a `file`, a `paragraph` or a `line`.
+        prompt: The column of what is given, for supervised fine-tuning; goes with `response`.
+        response: The column of what is to be learned, given the prompt.
+        messages: The column of chats, lists of `{role, content}`: each of the assistant's messages is to be learned,
+            given those before it as the tokenizer's chat template writes them.
     """
 
     format: str
@@ -49,6 +53,21 @@ class Source:
     split: str | None = None
     subset: str | None = None
     documents: Literal["file", "paragraph", "line"] = "file"
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) != (self.response is None) or (self.messages and self.prompt):
+            raise ValueError(
+                "prompt and response are two columns that go together, or messages is one; "
+                f"got prompt {self.prompt}, response {self.response}, messages {self.messages}"
+            )
+
+    @property
+    def supervised(self) -> bool:
+        """Whether its documents are responses, each with what it responds to."""
+        return self.prompt is not None or self.messages is not None
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,8 @@ class Data:
             `pad` keeps one document a row, cut at `length`, and neither attention nor loss sees the rest.
         context: The share of training sequences that keep a random prefix, suffix or both clean, outside the loss;
             for prompts and infilling. Validation and evaluation always bound the whole text.
+        tail: Whether a response is followed, in training, by a random number of end-of-text tokens that are learned,
+            so that a text may end anywhere on a canvas that is longer.
     """
 
     train: Source
@@ -86,6 +107,17 @@ class Data:
     length: Positive = 256
     packing: Literal["pack", "pad"] = "pack"
     context: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    tail: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.train.supervised:
+            return
+        if self.packing != "pad":
+            raise ValueError(f"packing: prompts and responses are one a row; set pad, got {self.packing}")
+        if self.validation is None and self.held_out.by == "tail":
+            raise ValueError("held_out.by: a response is held out whole; set documents, or name a validation source")
+        if self.validation is not None and not self.validation.supervised:
+            raise ValueError("validation: it needs a prompt and a response, or messages, as train has")
 
 
 @dataclass(frozen=True)

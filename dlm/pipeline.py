@@ -1,7 +1,7 @@
 """`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeGuard
@@ -22,7 +22,7 @@ from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
 from dlm.model.chunks import Read
 from dlm.model.clock import TimeEmbedding, load_clock
-from dlm.model.tokenizer import build_tokenizer, encode, never_emitted, pieces, special_ids
+from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, never_emitted, pieces, special_ids
 from dlm.recipe import Recipe
 from dlm.template import Hole, Template, parse_template
 
@@ -55,7 +55,7 @@ class Sample:
     """A text that the model wrote.
 
     Attributes:
-        text: The prompt, exactly as it was given, and what was written after it.
+        text: The prompt, exactly as it was given, and what was written after it; after a chat that alone.
         continuation: What was written alone.
         ids: The ids that were written, up to the end of text and without it.
         calls: Network calls that this text took part in.
@@ -222,7 +222,7 @@ class DiffusionLM:
 
     def generate(
         self,
-        prompt: str | None = None,
+        prompt: str | Sequence[Mapping[str, str]] | None = None,
         *,
         num: int = 1,
         length: int | None = None,
@@ -234,7 +234,8 @@ class DiffusionLM:
         """Writes texts, from nothing or after a prompt.
 
         Args:
-            prompt: What the text begins with. With one, a text ends at the first end of text.
+            prompt: What the text begins with, or a chat, messages of `{role, content}`, that the tokenizer's template
+                writes down. With one, a text ends at the first end of text.
             num: How many texts.
             length: Tokens to write; what the context leaves room for by default.
             sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
@@ -251,7 +252,11 @@ class DiffusionLM:
             DataError: The prompt, or the prompt and the length, do not fit the context.
             ConfigError: The sampler needs masks, and the model's process has none, or none for good.
         """
-        given = encode(self.tokenizer, [prompt])[0] if prompt else []
+        if prompt is None or isinstance(prompt, str):
+            said = prompt or ""
+            given = encode(self.tokenizer, [said])[0]
+        else:
+            said, given = "", encode_chat(self.tokenizer, prompt)
         room = self.context - len(given)
         if room < 1:
             raise DataError(
@@ -279,7 +284,7 @@ class DiffusionLM:
                 if prompt and self._end_id in written:
                     written = written[: written.index(self._end_id)]
                 text = "".join(pieces(self.tokenizer, given + written)[len(given) :])
-                samples.append(Sample((prompt or "") + text, text, tuple(written), calls))
+                samples.append(Sample(said + text, text, tuple(written), calls))
         return samples
 
     def infill(

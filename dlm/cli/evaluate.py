@@ -1,6 +1,7 @@
 """`dlm eval`."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -102,7 +103,11 @@ def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: st
     from dlm.data.sources import read, read_splits, source_of
 
     if data is not None:
-        return read(source_of(data, field, split), "--data")
+        source = source_of(data, field, split)
+        if lm.config is not None and field is None:  # fields of prompts and responses are those of the run
+            begun = lm.config.data.train
+            source = replace(source, prompt=begun.prompt, response=begun.response, messages=begun.messages)
+        return read(source, "--data")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")
     splits = read_splits(lm.config.data)
@@ -135,6 +140,11 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
         f"{report.sampling_se:.4f} from the texts ({report.resampled} resampled)",
         f"scored           {report.tokens:,} tokens, {report.bytes:,} bytes, {report.documents:,} documents "
         f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
+        *(
+            [f"given            {report.given_tokens:,} tokens of prompts: the bound is of the responses alone"]
+            if report.given_tokens
+            else []
+        ),
         f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes",
         f"estimator        stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}, "
         f"seed {report.seed}",

@@ -8,6 +8,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data
+from dlm.errors import ConfigError
 
 
 @options.with_sampler
@@ -18,6 +19,9 @@ def sample(
         int | None, typer.Option(min=1, help="Tokens to write.", show_default="what the context has room for")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
+    chat: Annotated[
+        str | None, typer.Option(help="Answer this message, by the tokenizer's chat template.", show_default=False)
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     sampler: options.SamplerOptions,
@@ -34,6 +38,8 @@ def sample(
 
     Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
+    if prompt and chat:
+        raise ConfigError("--prompt continues a text and --chat answers a message: give one of them")
     check_free(output, overwrite)
     check_free(export, overwrite)
     quiet_libraries()
@@ -48,7 +54,7 @@ def sample(
     began = time.perf_counter()
     with Recorder(lm, live=watch, keep=export is not None) as recorder:
         texts = lm.generate(
-            prompt,
+            [{"role": "user", "content": chat}] if chat else prompt,
             num=num,
             length=length,
             sampler=how,

@@ -5,6 +5,7 @@ To add a format, write a reader and name it in `READERS`.
 
 import difflib
 import hashlib
+import json
 import logging
 import re
 import sysconfig
@@ -31,7 +32,7 @@ COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
 
 @dataclass(frozen=True)
 class Splits:
-    """The documents of a run, each a dataset with one column, `text`.
+    """The documents of a run, as `read` gives them.
 
     Attributes:
         train: What is learned from.
@@ -50,7 +51,9 @@ def read(source: Source, key: str) -> Dataset:
         key: Its place in the configuration, for messages, such as `data.train`.
 
     Returns:
-        A memory-mapped dataset with one column, `text`, and no empty document.
+        A memory-mapped dataset with a column `text` and no empty document. Of prompts and responses these are the
+        responses, with a column `prompt` beside them; of chats the assistant's messages, with a column `messages`,
+        which holds those before each as JSON.
 
     Raises:
         ConfigError: The format, the path or the split is not valid.
@@ -63,7 +66,7 @@ def read(source: Source, key: str) -> Dataset:
     if source.path is None and source.format != "python-stdlib":
         raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
     with _quiet():
-        documents = _only_text(READERS[source.format](source, key), source, key)
+        documents = _columns(READERS[source.format](source, key), source, key)
         documents = documents.filter(_any_text, batched=True, input_columns="text")
     if not len(documents):
         raise DataError(f"{key}: {source.path or source.format} holds no text at all")
@@ -256,20 +259,60 @@ def _stamp(files: list[str]) -> str:
     return digest.hexdigest()
 
 
-def _only_text(documents: Dataset, source: Source, key: str) -> Dataset:
-    """The column that holds the text, under the name `text`."""
-    column = "text" if source.format in ("text", "python-stdlib") else source.field
+def _columns(documents: Dataset, source: Source, key: str) -> Dataset:
+    """The columns that are wanted of a source, under the names that the rest of the house knows."""
+    if source.messages is not None:
+        _check_column(documents, source.messages, "messages", source, key)
+        chats = documents.select_columns(source.messages)
+        turns = partial(_turns, column=source.messages, key=key)
+        return chats.map(turns, batched=True, remove_columns=chats.column_names)
+    own = source.format in ("text", "python-stdlib")
+    names = {"text" if own else source.field: "text"}
+    if source.prompt is not None and source.response is not None:
+        names = {source.response: "text", source.prompt: "prompt"}
+    for column, name in names.items():
+        _check_column(documents, column, name, source, key)
+        kind = documents.features[column]
+        if getattr(kind, "dtype", None) not in ("string", "large_string"):
+            said = getattr(kind, "dtype", kind)
+            raise DataError(f"{key}.{_key(source, name)}: {column!r} of {source.path} holds {said}, not text")
+    documents = documents.select_columns(list(names))
+    return documents.rename_columns({column: name for column, name in names.items() if column != name})
+
+
+def _key(source: Source, name: str) -> str:
+    """The key of the configuration that says where a column comes from."""
+    if name == "text":
+        return "response" if source.supervised else "field"
+    return name
+
+
+def _check_column(documents: Dataset, column: str, name: str, source: Source, key: str) -> None:
+    """Refuses a column that is not there."""
     if column not in documents.column_names:
         near = difflib.get_close_matches(column, documents.column_names, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise DataError(
-            f"{key}.field: {source.path} has no field {column!r}; {hint}it has {', '.join(documents.column_names)}"
+            f"{key}.{_key(source, name)}: {source.path} has no field {column!r}; {hint}"
+            f"it has {', '.join(documents.column_names)}"
         )
-    kind = documents.features[column]
-    if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise DataError(f"{key}.field: {column!r} of {source.path} holds {getattr(kind, 'dtype', kind)}, not text")
-    documents = documents.select_columns(column)
-    return documents if column == "text" else documents.rename_column(column, "text")
+
+
+def _turns(batch: dict[str, list[Any]], column: str, key: str) -> dict[str, list[str]]:
+    """Every message of an assistant, and what came before it."""
+    before, replies = [], []
+    for chat in batch[column]:
+        try:
+            said = [{"role": str(message["role"]), "content": str(message["content"])} for message in chat]
+        except (TypeError, KeyError) as error:
+            raise DataError(
+                f"{key}.messages: {column!r} must hold lists of {{role, content}}, got {chat!r:.80}"
+            ) from error
+        for i, message in enumerate(said):
+            if message["role"] == "assistant" and i:
+                before.append(json.dumps(said[:i]))
+                replies.append(message["content"])
+    return {"text": replies, "messages": before}
 
 
 def _split(found: Dataset | DatasetDict, source: Source, key: str) -> Dataset:

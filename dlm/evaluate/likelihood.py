@@ -20,7 +20,7 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.errors import ConfigError, DataError
-from dlm.model.tokenizer import encode, fingerprint, special_ids
+from dlm.model.tokenizer import encode, encode_given, fingerprint, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.processes import processes
 
@@ -68,6 +68,7 @@ class LikelihoodReport:
         seed: What the masks and the bootstrap follow from.
         length: Tokens a sequence.
         packing: How documents became sequences.
+        given_tokens: Tokens of prompts, which the bound is conditional on: seen, and not scored.
     """
 
     process: str
@@ -98,6 +99,7 @@ class LikelihoodReport:
     seed: int
     length: int
     packing: str
+    given_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -134,7 +136,7 @@ def corpus(
 
     Args:
         tokenizer: Its end-of-text token goes after every document.
-        documents: A dataset with a column `text`.
+        documents: What `dlm.data.sources.read` gave.
         length: Tokens a sequence.
         packing: As `data.packing` in the configuration.
 
@@ -142,7 +144,8 @@ def corpus(
         The sequences.
     """
     ids = special_ids(tokenizer)
-    tokens = Tokens.of(documents, partial(encode, tokenizer), ids.end, len(tokenizer), fingerprint(tokenizer))
+    given = partial(encode_given, tokenizer) if len(documents.column_names) > 1 else None
+    tokens = Tokens.of(documents, partial(encode, tokenizer), ids.end, len(tokenizer), fingerprint(tokenizer), given)
     return Sequences(tokens, length, packing, ids.pad)
 
 
@@ -259,6 +262,7 @@ def evaluate_likelihood(
         seed=seed,
         length=sequences.length,
         packing=sequences.packing,
+        given_tokens=int(sequences.tokens.given[scored.numpy()].sum()),
     )
 
 
@@ -332,7 +336,7 @@ class _Ratio:
 
 def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:
     """Bytes of each document's scored part; where only a part was, in proportion to its tokens."""
-    all_D = torch.from_numpy(np.diff(sequences.tokens.offsets))
+    all_D = torch.from_numpy(np.diff(sequences.tokens.offsets) - sequences.tokens.given)
     return torch.from_numpy(sequences.tokens.sizes.astype(np.float64)) * tokens_D / all_D
 
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
@@ -140,6 +141,37 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     return _spelled_out(tokenizer, rows)
 
 
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """A chat as the tokenizer's own template writes it, up to where the assistant's next message begins.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: `{role, content}`, the last of them not the assistant's.
+
+    Returns:
+        Ids, the template's special tokens among them.
+
+    Raises:
+        DataError: There is no template, or it refuses these messages.
+    """
+    if not tokenizer.chat_template:
+        raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
+    try:
+        ids: Any = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template is a program, and says in its own way what it refuses
+        raise DataError(f"the chat template refuses these messages: {' '.join(str(error).split())[:200]}") from error
+    return list(ids)
+
+
+def encode_given(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str | None]]) -> list[list[int]]:
+    """What stands before each response: the column `prompt`, or `messages`; see `dlm.data.sources.read`."""
+    if "messages" in batch:
+        return [encode_chat(tokenizer, json.loads(messages or "[]")) for messages in batch["messages"]]
+    return encode(tokenizer, [prompt or "" for prompt in batch["prompt"]])
+
+
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe."""
     text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -199,7 +231,7 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that decides which ids a text becomes."""
     # How the last call truncated and padded is kept in there too, and decides nothing.
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    content = json.dumps([backend, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    content = json.dumps([backend, tokenizer.special_tokens_map, tokenizer.chat_template], sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

@@ -71,7 +71,8 @@ class Trainer:
                 corpus(self.tokenizer, documents, self.config.data.length, self.config.data.packing)
                 for documents in (splits.train, splits.validation)
             )
-        self.batches = TrainingBatches(training, self.config.train.batch_size, self.config.seed)
+        tail_id = ids.end if self.config.data.train.supervised and self.config.data.tail else None
+        self.batches = TrainingBatches(training, self.config.train.batch_size, self.config.seed, tail_id)
         found = len(training.tokens), training.tokens.checksum
         self.progress = at[1] if at else Progress(0, 0, *found)
         if found != (self.progress.train_tokens, self.progress.train_checksum):
@@ -158,8 +159,9 @@ class Trainer:
         count = max(sums[1].item(), 1.0)  # a small batch at early times may hold nothing to predict
         loss = sums[0].item() / count
         self._check_finite("loss", loss, step)
-        # With clean context it would be the bound of the rest given the context, which is another one.
-        complete = self.config.objective.complete and not self.config.data.context
+        # With clean context, or a tail, it would be the bound of something else than validation's.
+        data = self.config.data
+        complete = self.config.objective.complete and not data.context and not (data.train.supervised and data.tail)
         nelbo = (sums[2] / sums[3]).item() if complete else None
         self._check_finite("bound", nelbo or 0.0, step)
 
@@ -213,7 +215,7 @@ class Trainer:
             streams = [generator(self.config.seed, "context", step, position) for position in positions]
             where_BL = editable_part(where_BL, share, streams)
         x0_BL, where_BL = batch.x0_BL.to(self.device), where_BL.to(self.device)
-        seen = batch.where_BL.sum().to(self.device)
+        seen = (batch.document_BL >= 0).sum().to(self.device)
         return self.objective(self.denoiser, self.process, x0_BL, draws, where_BL), seen
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:

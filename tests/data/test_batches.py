@@ -22,7 +22,12 @@ DOCUMENTS = ["hello", "", "a", "caf\u00e9 \U0001f600", "x" * 23]
 def counted(sizes: list[int]) -> Tokens:
     """Documents of these many tokens, the end included; every id of the stream is another one."""
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return Tokens(np.arange(offsets[-1], dtype=np.uint16), offsets, np.array(sizes, dtype=np.int64))
+    return Tokens(
+        np.arange(offsets[-1], dtype=np.uint16),
+        offsets,
+        np.array(sizes, dtype=np.int64),
+        np.zeros(len(sizes), dtype=np.int64),
+    )
 
 
 def of(documents: Dataset, tokenizer: PreTrainedTokenizerBase, calls: list[int]) -> Tokens:
@@ -78,7 +83,7 @@ def test_other_documents_or_another_tokenizer_are_not_mixed_up(byte_tokenizer: P
     assert shifted == [98, 99, 100, END]
 
 
-@pytest.mark.parametrize("name", ["ids", "offsets", "sizes", "sums"])
+@pytest.mark.parametrize("name", ["ids", "offsets", "sizes", "given", "sums"])
 @pytest.mark.parametrize("keep", [0, 40, 130])
 def test_a_cut_cache_file_is_made_anew(
     byte_tokenizer: PreTrainedTokenizerBase, quiet_machine: Path, name: str, keep: int
@@ -92,7 +97,9 @@ def test_a_cut_cache_file_is_made_anew(
     again = of(documents, byte_tokenizer, calls)
     assert len(calls) == 2
     assert again.ids.tolist() == expected
-    assert {path.name for path in folder.iterdir()} == {"ids.npy", "offsets.npy", "sizes.npy", "sums.npy"}
+    assert {path.name for path in folder.iterdir()} == {
+        f"{part}.npy" for part in ("ids", "offsets", "sizes", "given", "sums")
+    }
 
 
 @pytest.mark.parametrize("name", ["ids", "offsets", "sizes"])

@@ -1,0 +1,294 @@
+"""Prompts and responses: a prompt is seen and never learned, the bound is the responses' own, and texts end."""
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+from typer.testing import CliRunner
+
+from dlm.cli.app import app
+from dlm.config import Config, parse_config
+from dlm.data.sources import read, read_splits
+from dlm.diffusion.unmask import Confidence, FixedSteps
+from dlm.errors import ConfigError, DataError
+from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.model.tokenizer import encode, encode_chat
+from dlm.pipeline import DiffusionLM, Sampler
+from dlm.train.metrics import Silent
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+from tests.conftest import MakeLM, Refused
+from tests.train.tiny_runs import resume, train, weights
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def repetitions(count: int) -> list[dict[str, Any]]:
+    """`c>` is answered by one to six c's, all as likely."""
+    draw = random.Random(0)
+    letters = [draw.choice("abcdefgh") for _ in range(count)]
+    return [{"q": f"{letter}>", "a": letter * draw.randint(1, 6), "id": i} for i, letter in enumerate(letters)]
+
+
+def describe(path: Path, *, length: int = 26, **changes: Any) -> Config:
+    tree: dict[str, Any] = {
+        "data": {
+            "train": {"format": "jsonl", "path": str(path), "prompt": "q", "response": "a"},
+            "length": length,
+            "packing": "pad",
+        },
+        "model": {
+            "sizes": {
+                "num_hidden_layers": 2,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 16,
+            }
+        },
+        "optim": {"warmup": 10, "lr": 0.01, "muon_lr": 0.02},
+        "train": {
+            "steps": 6,
+            "batch_size": 8,
+            "precision": "fp32",
+            "validate_every": 3,
+            "validate_sequences": 16,
+            "save_every": 2,
+            "keep": 100,
+            "sample_length": 0,
+        },
+    }
+    for part, keys in changes.items():
+        tree[part] |= keys
+    return parse_config(tree)
+
+
+def start(folder: Path, config: Config) -> Trainer:
+    return Trainer(RunFolder.create(folder / "start", config), Silent())
+
+
+# What is seen, learned and scored
+
+
+def test_a_prompt_is_never_masked_and_never_learned(tmp_path: Path) -> None:
+    trainer = start(tmp_path, describe(write(tmp_path / "data.jsonl", repetitions(200))))
+    end = trainer.tokenizer.eos_token_id
+    tails = []
+    for step in range(1, 30):
+        batch = trainer.batches.batch(step, range(8))
+        for ids, where, document in zip(
+            batch.x0_BL.tolist(), batch.where_BL.tolist(), batch.document_BL.tolist(), strict=True
+        ):
+            letter, used = chr(ids[0]), sum(d >= 0 for d in document)
+            assert ids[1] == ord(">") and where[:2] == [False, False] and all(where[2:used])
+            assert not any(where[used:])
+            said = ids[2:used]
+            text = said[: said.index(end)]
+            assert 1 <= len(text) <= 6 and {chr(i) for i in text} == {letter}
+            assert set(said[len(text) :]) == {end}
+            tails.append(len(said) - len(text) - 1)
+    assert min(tails) == 0 and max(tails) > 15  # a text may fill its canvas, or leave most of it empty
+
+
+def test_without_a_tail_a_row_ends_with_its_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", repetitions(200))
+    trainer = start(tmp_path, describe(path, data={"tail": False}))
+    batch = trainer.batches.batch(1, range(8))
+    assert ((batch.x0_BL == trainer.tokenizer.eos_token_id).sum(1) == 1).all()
+
+
+def test_the_bound_is_the_responses_alone(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """By hand: the bound of each response, its prompt being seen, over the response's tokens and bytes."""
+    rows = [{"q": "ab", "a": "xyz"}, {"q": "", "a": "wü"}, {"q": "c" * 40, "a": "never seen"}]
+    config = describe(write(tmp_path / "data.jsonl", rows), length=16)
+    lm = make_lm(byte_tokenizer, 16)
+    sequences = corpus(byte_tokenizer, read(config.data.train, "data.train"), 16, "pad")
+    assert len(sequences) == 2 and sequences.dropped_tokens == len("never seen") + 1
+    report = evaluate_likelihood(lm, sequences, draws=400, seed=1)
+    assert (report.tokens, report.given_tokens, report.documents) == (4 + 4, 2, 2)
+    assert report.bytes == 3 + 3
+    expected = 0.0
+    for prompt, response in (("ab", "xyz"), ("", "wü")):
+        ids = encode(byte_tokenizer, [prompt, response])
+        x0_BL = torch.tensor([[*ids[0], *ids[1], byte_tokenizer.eos_token_id]])
+        where_BL = torch.arange(x0_BL.shape[1])[None] >= len(ids[0])
+        expected += _exact(lm, x0_BL, where_BL)
+    assert report.nats_per_token * 8 == pytest.approx(expected, abs=5 * report.monte_carlo_se * 8 + 1e-4)
+
+
+def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, where_BL: torch.Tensor) -> float:
+    """The bound, every subset of the learned positions masked in turn, weighted by its probability."""
+    places = where_BL[0].nonzero()[:, 0].tolist()
+    nats = 0.0
+    for subset in range(1, 2 ** len(places)):
+        masked = [place for i, place in enumerate(places) if subset >> i & 1]
+        masked_BL = torch.zeros_like(where_BL)
+        masked_BL[0, masked] = True
+        share = 1.0 / math.comb(len(places), len(masked)) / len(places)
+        with torch.no_grad():
+            log_p_NV = lm.denoiser(x0_BL.masked_fill(masked_BL, lm.process.mask_id), torch.zeros(1), masked_BL)
+        ce = -log_p_NV.gather(-1, x0_BL[masked_BL][:, None]).sum().item()
+        nats += share * len(places) / len(masked) * ce
+    return nats
+
+
+@pytest.mark.long
+def test_samples_end_where_texts_do_however_long_the_canvas(tmp_path: Path) -> None:
+    """A text has 3.5 letters on average, on any canvas; without the tail it is stretched to fill what there is."""
+    path = write(tmp_path / "data.jsonl", repetitions(3000))
+    budget = {"steps": 400, "batch_size": 32, "validate_every": 400, "save_every": None}
+    run = train(tmp_path / "tail", describe(path, train=budget))
+    lm = DiffusionLM.from_pretrained(run)
+    for length in (10, 24):
+        for sampler in (Sampler(), Sampler(order=Confidence(), budget=FixedSteps(8))):
+            texts = [found.continuation for found in lm.generate("c>", num=100, length=length, sampler=sampler)]
+            assert sum(set(text) == {"c"} for text in texts) >= 90
+            assert 2.5 < sum(map(len, texts)) / 100 < 4.5
+    lm = DiffusionLM.from_pretrained(train(tmp_path / "none", describe(path, data={"tail": False}, train=budget)))
+    assert all(len(found.continuation) > 6 for found in lm.generate("c>", num=20, length=8))
+
+
+def test_a_fine_tuning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    config = describe(write(tmp_path / "data.jsonl", repetitions(200)))
+    whole = train(tmp_path / "whole", config)
+    trainer = Trainer(RunFolder.create(tmp_path / "cut", config), Silent())
+    trainer.run.begin()
+    for step in (1, 2):
+        trainer.step(step)
+    trainer._save()
+    assert weights(resume(tmp_path / "cut"), 6) == weights(whole, 6)
+
+
+def test_a_prompt_is_on_the_same_side_as_its_response(tmp_path: Path) -> None:
+    splits = read_splits(describe(write(tmp_path / "data.jsonl", repetitions(400))).data)
+    assert len(splits.train) + len(splits.validation) == 400
+    for part in (splits.train, splits.validation):
+        assert all(set(row["text"]) == {row["prompt"][0]} for row in part)
+
+
+# Chats
+
+
+def chats() -> list[dict[str, Any]]:
+    return [
+        {
+            "chat": [
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "content": "yes?"},
+                {"role": "user", "content": "bye"},
+                {"role": "assistant", "content": "so long"},
+            ]
+        },
+        {"chat": [{"role": "user", "content": "nobody answers"}]},
+    ]
+
+
+def test_every_reply_of_an_assistant_is_learned_given_what_came_before(
+    byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    source = describe(write(tmp_path / "chats.jsonl", chats()), length=64).data.train
+    source = type(source)("jsonl", source.path, messages="chat")
+    documents = read(source, "data.train")
+    assert documents["text"] == ["yes?", "so long"]
+    byte_tokenizer.chat_template = TEMPLATE
+    try:
+        batch = corpus(byte_tokenizer, documents, 64, "pad").batch([0, 1])
+    finally:
+        byte_tokenizer.chat_template = None
+    for row, (given, said) in enumerate(
+        (
+            ("<|user|>hi\n<|assistant|>", "yes?"),
+            ("<|user|>hi\n<|assistant|>yes?\n<|user|>bye\n<|assistant|>", "so long"),
+        )
+    ):
+        seen = batch.document_BL[row] >= 0
+        where = batch.where_BL[row]
+        assert bytes(batch.x0_BL[row][seen & ~where].tolist()).decode() == given
+        assert batch.x0_BL[row][where].tolist() == [*said.encode(), byte_tokenizer.eos_token_id]
+
+
+def test_a_chat_is_sampled_by_the_template_it_was_trained_with(tiny_lm: DiffusionLM) -> None:
+    tokenizer = tiny_lm.tokenizer
+    tokenizer.chat_template = TEMPLATE
+    try:
+        asked = [{"role": "user", "content": "hi"}]
+        assert bytes(encode_chat(tokenizer, asked)).decode() == "<|user|>hi\n<|assistant|>"
+        by_chat = tiny_lm.generate(asked, length=6, seed=3)[0]
+        by_text = tiny_lm.generate("<|user|>hi\n<|assistant|>", length=6, seed=3)[0]
+    finally:
+        tokenizer.chat_template = None
+    assert by_chat.ids == by_text.ids and by_chat.text == by_chat.continuation == by_text.continuation
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"packing": "pack"}, ("packing", "pad")),
+        ({"held_out": {"by": "tail"}}, ("held_out.by", "documents")),
+        ({"train": {"format": "jsonl", "path": "x", "prompt": "q"}}, ("prompt", "response")),
+        ({"train": {"format": "jsonl", "path": "x", "prompt": "q", "response": "a", "messages": "m"}}, ("messages",)),
+        ({"validation": {"format": "jsonl", "path": "x"}}, ("validation", "prompt")),
+    ],
+)
+def test_half_a_conversation_is_refused(
+    refused: Refused, data: dict[str, Any], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    with refused(ConfigError, *words):
+        describe(tmp_path / "x.jsonl", data=data)
+
+
+@pytest.mark.parametrize(
+    ("rows", "source", "words"),
+    [
+        ([{"q": "a", "b": "c"}], {"prompt": "q", "response": "a"}, ("data.train.response", "'a'", "it has")),
+        ([{"p": "a", "a": "c"}], {"prompt": "q", "response": "a"}, ("data.train.prompt", "'q'")),
+        ([{"q": 1, "a": "c"}], {"prompt": "q", "response": "a"}, ("data.train.prompt", "int64")),
+        ([{"m": "text"}], {"messages": "m"}, ("data.train.messages", "role, content")),
+        ([{"m": [{"from": "me"}]}], {"messages": "m"}, ("data.train.messages", "role, content")),
+        ([{"m": [{"role": "user", "content": "alone"}]}], {"messages": "m"}, ("holds no text",)),
+    ],
+)
+def test_fields_that_hold_something_else_are_refused(
+    refused: Refused, rows: list[dict[str, Any]], source: dict[str, str], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = write(tmp_path / "rows.jsonl", rows)
+    config = parse_config({"data": {"train": {"format": "jsonl", "path": str(path), **source}, "packing": "pad"}})
+    with refused(DataError, *words):
+        read(config.data.train, "data.train")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(
+    refused: Refused, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    with refused(DataError, "no chat template"):
+        encode_chat(byte_tokenizer, [{"role": "user", "content": "hi"}])
+
+
+def test_prompts_that_leave_no_room_are_refused(refused: Refused, tmp_path: Path) -> None:
+    rows = [{"q": "long" * 10, "a": f"no {i}"} for i in range(100)]
+    with refused(DataError, "data.length 26"):
+        start(tmp_path, describe(write(tmp_path / "data.jsonl", rows)))
+
+
+def test_a_prompt_and_a_chat_are_not_given_at_once(tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["sample", str(tmp_path), "--prompt", "a", "--chat", "b"])
+    assert found.exit_code == 2 and "one of them" in " ".join(found.output.split())
