@@ -158,6 +158,23 @@ Tokenizer = Annotated[Bytes | Characters | Bpe | Pretrained, Field(discriminator
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters (2106.09685) of a pretrained model, which is frozen itself; needs the extra `lora`.
+
+    Attributes:
+        rank: Of each adapter.
+        alpha: An adapter's output is scaled by alpha/rank.
+        targets: Names of the modules that get one, such as q_proj; null for every linear one but the head.
+        dropout: Of an adapter's input.
+    """
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    targets: tuple[str, ...] | None = None
+    dropout: Share = 0.0
+
+
+@dataclass(frozen=True)
 class Model:
     """The network that predicts the clean tokens.
 
@@ -171,6 +188,7 @@ class Model:
         shift: Whether each prediction is read one position earlier, as of a decoder that was trained to predict
             the next token.
         annealing: Steps in which a pretrained decoder's attention opens from causal to full; 0 for full at once.
+        lora: Train adapters alone, and the rows of tokens that are new; null to train every weight.
         attention: `eager`, `sdpa`, another implementation that transformers knows, or `auto`, which
             chooses by device and length.
         time_conditioning: Whether the network is told the time; `auto` where the process needs it, which is
@@ -185,6 +203,7 @@ class Model:
     time_conditioning: Literal["auto"] | bool = "auto"
     shift: bool = False
     annealing: Annotated[int, Field(ge=0)] = 0
+    lora: Lora | None = None
 
 
 @dataclass(frozen=True)
@@ -305,8 +324,9 @@ class Config:
                 f"tokenizer: a pretrained model needs its own, {{name: pretrained, path: {model.path}}}, "
                 f"got {self.tokenizer.name}"
             )
-        if model.annealing and model.init == "random":
-            raise ValueError("model.annealing: it is for a pretrained decoder; set model.init and model.path")
+        for key in ("annealing", "lora"):
+            if getattr(model, key) and model.init == "random":
+                raise ValueError(f"model.{key}: it is for a pretrained model; set model.init and model.path")
         valid = ("auto", "mixture", "plug-in") if self.process.randomises else ("auto", "subs")
         if self.parameterization not in valid:
             raise ValueError(

@@ -22,6 +22,7 @@ from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
 from dlm.model.chunks import Read
 from dlm.model.clock import TimeEmbedding, load_clock
+from dlm.model.lora import is_adapter, load_merged
 from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, never_emitted, pieces, special_ids
 from dlm.recipe import Recipe
 from dlm.template import Hole, Template, parse_template
@@ -161,7 +162,7 @@ class DiffusionLM:
 
         Args:
             model: A run folder (its best checkpoint), a checkpoint folder, or a Hub name; also a masked-LM
-                model of transformers' own, such as BERT.
+                model of transformers' own, such as BERT. Adapters are merged into the model they belong to.
             device: Where to put it; a GPU where there is one by default.
             attention: As `model.attention` in the configuration.
             precision: What the network computes in.
@@ -176,8 +177,9 @@ class DiffusionLM:
         sidecar = read_sidecar(path)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         length = sidecar.config.data.length if sidecar else 512
-        network = load_model(path, attention_implementation(attention, where, length))
         tokenizer = build_tokenizer(Pretrained(path), lambda: ())
+        how = attention_implementation(attention, where, length)
+        network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
         timed = sidecar is not None and Recipe.of(sidecar.config).timed
         clock = load_clock(path, network).to(where) if timed else None
         return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, clock=clock)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlm.cli import corrupt, evaluate, infill, sample, selftest, train
+from dlm.cli import corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
 from dlm.errors import DlmError
 
@@ -94,6 +94,7 @@ for _name, _command in (
     ("infill", infill.infill),
     ("eval", evaluate.evaluate),
     ("corrupt", corrupt.corrupt),
+    ("merge", merge.merge),
     ("selftest", selftest.selftest),
 ):
     app.command(_name)(_guarded(_command))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import HfApi, hf_hub_download
@@ -18,7 +18,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm.config import Config, dump_config, parse_config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.clock import TimeEmbedding, write_clock
+from dlm.model.lora import is_adapter, write_adapter
 from dlm.recipe import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 FORMAT = 2
 """Version of `dlm.yaml`; a reader refuses a later one."""
@@ -57,17 +61,15 @@ def resolve(model: str | Path) -> str:
             or the name of a model on the Hub.
 
     Returns:
-        A folder with config.json, or the Hub name as it was given.
+        A folder with a model or adapters of one, or the Hub name as it was given.
 
     Raises:
         CheckpointError: It is a path with no checkpoint, or neither a path nor a Hub name.
     """
     path = Path(model)
-    if (path / "config.json").is_file():
-        return str(path)
-    for name in ("best", "last"):
-        if (path / CHECKPOINTS / name / "config.json").is_file():
-            return str(path / CHECKPOINTS / name)
+    for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
+        if (folder / "config.json").is_file() or is_adapter(str(folder)):
+            return str(folder)
     if (path / CHECKPOINTS).is_dir():
         raise CheckpointError(
             f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {path}"
@@ -124,6 +126,7 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase,
     sidecar: Sidecar | None,
     clock: TimeEmbedding | None = None,
+    adapter: "PeftModel | None" = None,
 ) -> None:
     """Writes a plain HuggingFace folder, and `dlm.yaml` beside it.
 
@@ -133,8 +136,12 @@ def write_model(
         tokenizer: Its tokenizer.
         sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
         clock: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
+        adapter: The adapters of the model; with them, they alone are written, in the format of `peft`.
     """
-    model.save_pretrained(folder)
+    if adapter is not None:
+        write_adapter(folder, adapter)
+    else:
+        model.save_pretrained(folder)
     if clock is not None:
         write_clock(folder, clock)
     tokenizer.save_pretrained(folder)

@@ -29,7 +29,7 @@ class Ema:
     """Weights averaged in float32, over a window that grows with the run.
 
     Attributes:
-        weights: The averages, by parameter name.
+        weights: The averages, by name of the trainable parameter.
     """
 
     def __init__(self, model: nn.Module, width: float) -> None:
@@ -40,19 +40,19 @@ class Ema:
             width: See `power_of_width`.
         """
         self._power = power_of_width(width)
-        self.weights: dict[str, Tensor] = {name: p.detach().clone().float() for name, p in model.named_parameters()}
+        self.weights = {name: p.detach().clone().float() for name, p in trainable(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Takes in the weights after step `step` with beta = (1 - 1/step)^(gamma + 1) (2312.02696, section 3.1)."""
         beta = (1.0 - 1.0 / step) ** (self._power + 1.0)
-        current = [p.detach().float() for p in model.parameters()]
+        current = [p.detach().float() for p in trainable(model).values()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1.0 - beta)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Lends the averages to the model, and gives it its own weights back in the end."""
-        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        own = {name: p.detach().clone() for name, p in trainable(model).items()}
         copy_weights(self.weights, model)
         try:
             yield
@@ -60,8 +60,13 @@ class Ema:
             copy_weights(own, model)
 
 
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 @torch.no_grad()
 def copy_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Copies weights into the model's parameters, by name."""
-    for name, parameter in model.named_parameters():
+    """Copies weights into the model's trainable parameters, by name."""
+    for name, parameter in trainable(model).items():
         parameter.copy_(weights[name])

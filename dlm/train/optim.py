@@ -29,6 +29,7 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tables |= {id(p) for m in model.modules() if hasattr(m, "get_output_embeddings") for p in _output(m)}
+    tables |= {id(p) for name, p in named if "trainable_tokens" in name}  # rows of an embedding, as peft keeps them
     hidden = [p for _, p in named if p.ndim == 2 and id(p) not in tables]
     if config.name == "adamw":
         hidden = []

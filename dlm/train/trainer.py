@@ -27,11 +27,12 @@ from dlm.model.adapt import check_length, is_decoder, make_room, visible
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from dlm.model.checkpoint import Sidecar, write_model
 from dlm.model.clock import build_clock, load_clock
+from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.tokenizer import build_tokenizer, never_emitted, new_ids, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.processes import without_accelerator
 from dlm.recipe import Recipe
-from dlm.train.ema import Ema, copy_weights
+from dlm.train.ema import Ema, copy_weights, trainable
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import (
     build_optimizers,
@@ -83,6 +84,11 @@ class Trainer:
 
         recipe = Recipe.of(self.config)
         model = _model(self.config, self.tokenizer, self.device, at[0] if at else None)
+        self.adapter = None
+        if (path := self.config.model.path) and (lora := self.config.model.lora):
+            if recipe.timed:
+                raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
+            self.adapter = add_adapter(model, lora, path, new_ids(self.tokenizer, path), self.config.seed)
         clock = build_clock(model, self.config.seed) if recipe.timed else None
         self.backbone = Backbone(model, ids.pad, clock)
         self.optimizers = build_optimizers(self.backbone, self.config.optim)
@@ -267,18 +273,25 @@ class Trainer:
     def _fill(self, folder: Path) -> None:
         """The averaged weights as the model; its own weights and the optimizers in `trainer/`."""
         with self.ema.applied(self.backbone) if self.ema else nullcontext():
-            write_model(folder, self.backbone.model, self.tokenizer, self._sidecar(), self.backbone.clock)
+            write_model(folder, self.backbone.model, self.tokenizer, self._sidecar(), self.backbone.clock, self.adapter)
         if self.ema:
-            save_tensors(dict(self.backbone.named_parameters()), folder / TRAINER / "weights.safetensors")
+            save_tensors(dict(trainable(self.backbone)), folder / TRAINER / "weights.safetensors")
         save_tensors(optimizer_tensors(self.optimizers), folder / TRAINER / "optimizer.safetensors")
 
     def _restore(self, folder: Path) -> None:
         """Puts back what `_fill` wrote."""
         device = "cpu" if self.device.type == "cpu" else str(self.device)  # safetensors knows no cpu:0
-        # Through transformers, which alone knows under which of their names it stored tied weights.
-        model = load_model(str(folder), self.backbone.model.config._attn_implementation)
-        stored = Backbone(model, self.backbone.pad_id, load_clock(str(folder), model) if self.backbone.clock else None)
-        weights = {name: weight.detach().to(self.device) for name, weight in stored.named_parameters()}
+        if self.adapter is not None:
+            restore_adapter(folder, self.adapter)
+            stored = self.backbone
+        else:
+            # Through transformers, which alone knows under which of their names it stored tied weights.
+            model = load_model(str(folder), self.backbone.model.config._attn_implementation)
+            clock = load_clock(str(folder), model) if self.backbone.clock else None
+            stored = Backbone(model, self.backbone.pad_id, clock)
+        learned = trainable(self.backbone)
+        found = ((name, weight) for name, weight in stored.named_parameters() if name in learned)
+        weights = {name: weight.detach().clone().to(self.device) for name, weight in found}
         if self.ema:
             self.ema.weights = weights
             weights = load_tensors(folder / TRAINER / "weights.safetensors", device)
@@ -345,7 +358,7 @@ def _tokenizer(config: Config, documents: Dataset, checkpoint: Path | None) -> P
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, checkpoint: Path | None) -> Any:
-    """The network to begin with; a resumed run does not look for the pretrained model again."""
+    """The network to begin with; but for adapters, a resumed run does not look for the pretrained model again."""
     ids, length = special_ids(tokenizer), config.data.length + config.model.shift
     attention = attention_implementation(config.model.attention, device, length)
     if config.model.path is None:
@@ -358,8 +371,9 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.dev
             attention=attention,
             seed=config.seed,
         )
-    model = load_model(str(checkpoint or config.model.path), attention, config.model.sizes)
-    if checkpoint is None:
+    source = config.model.path if checkpoint is None or config.model.lora else str(checkpoint)
+    model = load_model(source, attention, config.model.sizes)
+    if source == config.model.path:
         make_room(model, new_ids(tokenizer, config.model.path), max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):

@@ -1,0 +1,25 @@
+"""`dlm merge`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlm.cli import options
+from dlm.cli.console import errors, quiet_libraries
+
+
+def merge(
+    model: options.Model,
+    folder: Annotated[Path, typer.Argument(help="Where to write it; nothing may stand there yet.", show_default=False)],
+    debug: options.Debug = False,
+) -> None:
+    """Write a model, its adapters merged in, as one plain HuggingFace folder.
+
+    Example:  dlm merge runs/lora my-model
+    """
+    quiet_libraries()
+    from dlm.pipeline import DiffusionLM
+
+    DiffusionLM.from_pretrained(model, device="cpu").save_pretrained(folder)
+    errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

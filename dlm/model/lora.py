@@ -1,0 +1,115 @@
+"""Low-rank adapters of a pretrained model, by `peft`: trained, kept as small files, and merged again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dlm.config import Lora
+from dlm.errors import CheckpointError, ConfigError
+from dlm.model.adapt import make_room
+from dlm.model.backbone import load_model
+from dlm.model.tokenizer import new_ids
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[int], seed: int) -> "PeftModel":
+    """Freezes a model and gives it adapters, in place.
+
+    Args:
+        model: A pretrained model.
+        lora: Which adapters.
+        base: Where the model is from, to be noted beside the adapters.
+        fresh: Ids it was not trained with; their rows of the embeddings are learned too.
+        seed: The adapters' first weights follow from it.
+
+    Returns:
+        The adapters' owner, whose `save_pretrained` writes them alone.
+
+    Raises:
+        ConfigError: `peft` is not installed, or the model has no such modules.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError("model.lora needs the package peft: pip install 'dlm[lora]', or pip install peft") from error
+    table: Any = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is table)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) if lora.targets else "all-linear",
+        trainable_token_indices={name.rpartition(".")[2]: list(fresh)} if fresh else None,
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            adapter = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from error
+    config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
+    return cast("PeftModel", adapter)
+
+
+def write_adapter(folder: Path, adapter: "PeftModel") -> None:
+    """Writes the adapters, and nothing of the model below them."""
+    adapter.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" would ask the Hub
+    (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
+
+
+def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
+    """Puts back what `write_adapter` wrote."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(adapter, load_file(folder / WEIGHTS))
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a checkpoint folder holds adapters, not a model."""
+    return (Path(path) / ADAPTER).is_file()
+
+
+def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+    """Loads adapters and the model that they belong to, as one plain model.
+
+    Args:
+        path: A folder that `write_adapter` wrote.
+        tokenizer: The tokenizer that lies beside them.
+        attention: As in `attention_implementation`.
+
+    Returns:
+        The model, with the adapters merged into its weights.
+
+    Raises:
+        CheckpointError: The model they belong to is not there, the adapters are damaged, or `peft` is not installed.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} holds adapters, which need the package peft: pip install 'dlm[lora]', or pip install peft"
+        ) from error
+    try:
+        base = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
+    try:
+        model = load_model(base, attention)
+        make_room(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error
+    try:
+        merged = PeftModel.from_pretrained(model, path).merge_and_unload()
+    except Exception as error:  # peft, safetensors and torch each raise their own
+        raise CheckpointError(f"the adapters in {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    return cast(PreTrainedModel, merged.eval())

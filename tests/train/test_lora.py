@@ -1,0 +1,144 @@
+"""Adapters learn and nothing else does; what they learned is a small file, and merges into a plain model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from dlm.cli.app import app
+from dlm.config import Config
+from dlm.errors import CheckpointError, ConfigError
+from dlm.pipeline import DiffusionLM
+from dlm.train.metrics import Silent
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+from tests.conftest import Refused
+from tests.train import pretrained
+from tests.train.test_starting_points import describe, initial_bound, start
+from tests.train.tiny_runs import lines, resume, train, weights
+
+LORA = {"rank": 4, "alpha": 8.0}
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pretrained.save("decoder", tmp_path_factory.mktemp("decoder"))
+
+
+@pytest.fixture(scope="module")
+def adapted(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps."""
+    folder = tmp_path_factory.mktemp("adapted")
+    config = with_lora(folder, decoder, train={"steps": 40, "save_every": 10, "ema": 0.1})
+    return train(folder / "run", config)
+
+
+def with_lora(folder: Path, model: Path, lora: dict[str, Any] | None = None, **changes: Any) -> Config:
+    changes.setdefault("optim", {})
+    changes["optim"] |= {"lr": 1e-2}
+    return describe(folder, model, model={"shift": True, "lora": lora or LORA}, **changes)
+
+
+def test_only_the_adapters_and_the_new_rows_learn(decoder: Path, tmp_path: Path) -> None:
+    trainer = start(tmp_path, with_lora(tmp_path, decoder, optim={"name": "muon"}))
+    before = {name: p.detach().clone() for name, p in trainer.backbone.named_parameters()}
+    for step in (1, 2, 3):
+        trainer.step(step)
+    moved = {name for name, p in trainer.backbone.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name in before if "lora_" in name or "trainable_tokens" in name}
+    assert len(moved) == 2 * 2 * 7 + 1  # two matrices for each of seven projections in two layers, and the rows
+    assert sum(before[name].numel() for name in moved) < 0.5 * sum(p.numel() for p in before.values())
+
+
+def test_adapters_begin_as_the_model_they_belong_to(decoder: Path, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    plain = start(tmp_path / "plain", describe(tmp_path, decoder, model={"shift": True}))
+    assert initial_bound(start(tmp_path, with_lora(tmp_path, decoder))) == pytest.approx(initial_bound(plain), rel=1e-6)
+
+
+def test_adapters_learn(adapted: Path) -> None:
+    found = [line["validation"]["nats_per_token"] for line in lines(adapted) if "validation" in line]
+    assert found[-1] < found[0] - 0.05
+
+
+def test_a_checkpoint_holds_the_adapters_alone(adapted: Path) -> None:
+    folder = adapted / "checkpoints" / "last"
+    names = {path.name for path in folder.iterdir()}
+    assert "adapter_model.safetensors" in names and "model.safetensors" not in names and "README.md" not in names
+    assert all("lora_" in name or "token" in name for name in load_file(folder / "adapter_model.safetensors"))
+
+
+def test_a_merged_model_is_plain_and_says_the_same(adapted: Path, tmp_path: Path) -> None:
+    found = CliRunner().invoke(app, ["merge", str(adapted), str(tmp_path / "merged")])
+    assert found.exit_code == 0, found.output
+    whole, merged = (DiffusionLM.from_pretrained(path) for path in (adapted, tmp_path / "merged"))
+    texts = ["the cat sat on a mat", "dog ran far"]
+    assert merged.nelbo(texts) == pytest.approx(whole.nelbo(texts), rel=1e-6)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not [name for name, _ in plain.named_parameters() if "lora" in name]
+    again = CliRunner().invoke(app, ["merge", str(adapted), str(tmp_path / "merged")])
+    assert again.exit_code == 2 and "exists already" in " ".join(again.output.split())
+
+
+def test_a_checkpoint_scores_as_its_trainer_did(adapted: Path) -> None:
+    """In the trainer the adapters stand beside the weights, in a loaded model they are merged."""
+    lm = DiffusionLM.from_pretrained(adapted / "checkpoints" / "last")
+    trainer = Trainer(RunFolder.reopen(adapted), Silent())
+    assert trainer.ema
+    with trainer.ema.applied(trainer.backbone):
+        inside = trainer._pipeline()
+        texts = ["the cat sat on a mat", "dog ran far"]
+        assert lm.nelbo(texts) == pytest.approx(inside.nelbo(texts), rel=1e-4)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.1])
+def test_a_run_of_adapters_resumes_bit_for_bit(ema: float, decoder: Path, tmp_path: Path) -> None:
+    config = with_lora(
+        tmp_path,
+        decoder,
+        {**LORA, "dropout": 0.2},
+        train={"steps": 6, "save_every": 2, "validate_every": 6, "ema": ema},
+    )
+    whole = train(tmp_path / "whole", config)
+    trainer = Trainer(RunFolder.create(tmp_path / "cut", config), Silent())
+    trainer.run.begin()
+    for step in (1, 2):
+        trainer.step(step)
+    trainer._save()
+    assert weights(resume(tmp_path / "cut"), 6) == weights(whole, 6)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder, model: with_lora(folder, model, {"targets": ["nothing"]}), ("model.lora", "nothing")),
+        (lambda folder, model: describe(folder, None, model={"lora": LORA}), ("model.lora", "pretrained")),
+        (lambda folder, model: timed(folder, model), ("model.lora", "time")),
+    ],
+)
+def test_what_adapters_cannot_do(
+    refused: Refused, make: Callable[[Path, Path], Config], words: tuple[str, ...], decoder: Path, tmp_path: Path
+) -> None:
+    with refused(ConfigError, *words):
+        start(tmp_path, make(tmp_path, decoder))
+
+
+def timed(folder: Path, model: Path) -> Config:
+    return describe(folder, model, model={"lora": LORA, "time_conditioning": True})
+
+
+def test_adapters_whose_model_is_gone_are_one_line(refused: Refused, tmp_path: Path) -> None:
+    model = pretrained.save("encoder", tmp_path / "model")
+    keys = {"steps": 2, "validate_every": 2, "validate_sequences": 4}
+    run = train(tmp_path / "run", describe(tmp_path, model, model={"lora": LORA}, train=keys))
+    model.rename(tmp_path / "elsewhere")
+    with refused(CheckpointError, "adapters", str(model)):
+        DiffusionLM.from_pretrained(run)
