@@ -253,6 +253,10 @@ class Train:
         batch_size: Sequences a step, over all processes.
         micro_batch_size: Sequences of one forward on one process; null for as many as `batch_size` asks.
         precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes in it.
+        compile: Compile the network by torch.compile: a minute or so at the start, faster steps after it; wants a
+            C++ compiler on processors.
+        gradient_checkpointing: Keep the activations of layer boundaries alone and compute the rest again: less memory,
+            about a third more time.
         ema: Width of the exponential moving average relative to the steps taken so far; 0 for none.
         log_every: Steps between two lines on the screen; the metrics file has every step.
         validate_every: Steps between two validations, each followed by a checkpoint.
@@ -268,6 +272,8 @@ class Train:
     batch_size: Positive = 32
     micro_batch_size: Positive | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
     ema: Share = 0.0
     log_every: Positive = 50
     validate_every: Positive = 200

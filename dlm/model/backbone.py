@@ -1,7 +1,7 @@
 """The network: a HuggingFace model made bidirectional, its vocabulary projected only where asked."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -71,6 +71,7 @@ class Backbone(nn.Module):
         self.model = model
         self.pad_id = pad_id
         self.clock = clock
+        self._compiled: Callable[..., Any] | None = None
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
 
@@ -101,9 +102,14 @@ class Backbone(nn.Module):
     def _rows(self, xt_BL: Tensor, select_BL: Tensor, **inputs: Tensor) -> Tensor:
         """The last hidden states of the selected positions, shape (N, D)."""
         attend = self._attend(xt_BL)
-        hidden_BLD = self.model.base_model(**inputs, attention_mask=attend, **self._extra()).last_hidden_state
+        body = self._compiled if self._compiled and self.training else self.model.base_model
+        hidden_BLD = body(**inputs, attention_mask=attend, **self._extra()).last_hidden_state
         rows_ND: Tensor = hidden_BLD[select_BL]
         return rows_ND
+
+    def compile_body(self) -> None:
+        """Compiles everything below the head, for training alone: there shapes stay as they are."""
+        self._compiled = torch.compile(self.model.base_model.forward)
 
     def _attend(self, xt_BL: Tensor) -> Tensor | None:
         """What is seen: None for everything, the tokens that are no padding, or what is added to each pair's logit."""

@@ -39,7 +39,8 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizers: list[Optimizer] = [AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)]
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if hidden:
         optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum))
     for optimizer in optimizers:

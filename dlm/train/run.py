@@ -20,7 +20,17 @@ from dlm.model.checkpoint import CHECKPOINTS, point, whole_folder
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
 
-FREE_KEYS = {"log_every", "validate_every", "save_every", "keep", "sample_length", "trackers", "micro_batch_size"}
+FREE_KEYS = {
+    "compile",
+    "gradient_checkpointing",
+    "keep",
+    "log_every",
+    "micro_batch_size",
+    "sample_length",
+    "save_every",
+    "trackers",
+    "validate_every",
+}
 """Keys of `train` that may change when a run is resumed: they do not change what is learned."""
 
 

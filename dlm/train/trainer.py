@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained
 from dlm.data.batches import TrainingBatches
@@ -91,6 +91,10 @@ class Trainer:
             self.adapter = add_adapter(model, lora, path, new_ids(self.tokenizer, path), self.config.seed)
         clock = build_clock(model, self.config.seed) if recipe.timed else None
         self.backbone = Backbone(model, ids.pad, clock)
+        if self.config.train.gradient_checkpointing:
+            _checkpoint_gradients(model)
+        if self.config.train.compile:
+            self.backbone.compile_body()
         self.optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *self.optimizers)
         never = never_emitted(self.tokenizer, self.backbone.vocabulary)
@@ -379,6 +383,12 @@ def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.dev
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
     return model
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"train.gradient_checkpointing: {model.config.model_type} does not know how")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @contextmanager
