@@ -99,6 +99,9 @@ class Data:
             for prompts and infilling. Validation and evaluation always bound the whole text.
         tail: Whether a response is followed, in training, by a random number of end-of-text tokens that are learned,
             so that a text may end anywhere on a canvas that is longer.
+        streaming: Read, tokenise and pack the training documents while training goes on, for those that do not fit
+            on the disk; a run then goes on from the dataset's own cursor, on as many processes as it had.
+        buffer: Rows that a stream is shuffled in.
     """
 
     train: Source
@@ -108,10 +111,14 @@ class Data:
     packing: Literal["pack", "pad"] = "pack"
     context: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     tail: bool = True
+    streaming: bool = False
+    buffer: Positive = 4096
 
     def __post_init__(self) -> None:
         if not self.train.supervised:
             return
+        if self.streaming:
+            raise ValueError("streaming: prompts and responses are read whole, one a row; set it to false")
         if self.packing != "pad":
             raise ValueError(f"packing: prompts and responses are one a row; set pad, got {self.packing}")
         if self.validation is None and self.held_out.by == "tail":

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlm.cli import corrupt, evaluate, infill, merge, sample, selftest, train
+from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
 from dlm.errors import DlmError
 
@@ -30,6 +30,7 @@ def main() -> None:
     # Threads that wait for each other spin, and where another program holds a core they spin for milliseconds at
     # every operation: training was seen to fall to a tenth of its speed. This many turns, then they sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which weighs memory, says when it starts
     app(prog_name="dlm")
 
 
@@ -98,3 +99,8 @@ for _name, _command in (
     ("selftest", selftest.selftest),
 ):
     app.command(_name)(_guarded(_command))
+
+_bench = typer.Typer(help="Measure the speed of training and of sampling against the machine's own limits.")
+_bench.command("train")(_guarded(bench.train))
+_bench.command("sample")(_guarded(bench.sample))
+app.add_typer(_bench, name="bench", no_args_is_help=True)

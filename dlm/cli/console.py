@@ -134,9 +134,10 @@ class TrainingDisplay:
 
     def begin(self, facts: "RunFacts") -> None:
         """The facts of the run, and the empty bar."""
+        text = "a stream" if facts.train_tokens is None else f"{facts.train_tokens:,} tokens"
         self._say(
             f"[bold]{escape(str(facts.folder))}[/]: {facts.parameters:,} parameters, vocabulary {facts.vocabulary:,}, "
-            f"{facts.train_tokens:,} tokens to train on and {facts.validation_tokens:,} to validate on; "
+            f"{text} to train on and {facts.validation_tokens:,} tokens to validate on; "
             f"{facts.device}, {facts.precision}, {facts.attention} attention"
         )
         if facts.first > facts.steps:

@@ -101,6 +101,7 @@ def _time(asked: str | None) -> "Time | None":
 
 def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Dataset":
     from dlm.data.sources import read, read_splits, source_of
+    from dlm.data.streaming import open_stream
 
     if data is not None:
         source = source_of(data, field, split)
@@ -110,6 +111,10 @@ def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: st
         return read(source, "--data")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")
+    if lm.config.data.streaming:
+        if split not in (None, "validation"):
+            raise ConfigError("--split of a run that streams its text is validation; give other text by --data FILE")
+        return open_stream(lm.config.data).validation
     splits = read_splits(lm.config.data)
     if split not in (None, "train", "validation"):
         raise ConfigError(f"--split of a run is train or validation, got {split!r}")

@@ -28,6 +28,9 @@ class Grid(StrEnum):
 HOW = "How it writes"
 
 Model = Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a Hub name.", show_default=False)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4. Repeatable.", show_default=False)
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.", rich_help_panel=HOW)]

@@ -6,16 +6,14 @@ from typing import Annotated
 import typer
 
 from dlm.cli.console import TrainingDisplay, errors, is_first, quiet_libraries
-from dlm.cli.options import Debug
+from dlm.cli.options import Debug, Settings
 
 
 def train(
     config: Annotated[
         Path | None, typer.Argument(help="A YAML file; the small default if none.", show_default=False)
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4. Repeatable.", show_default=False)
-    ] = None,
+    settings: Settings = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="The run folder; runs/ and the configuration's name by default.")
     ] = None,

@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -59,18 +59,23 @@ def read(source: Source, key: str) -> Dataset:
         ConfigError: The format, the path or the split is not valid.
         DataError: The documents are missing, damaged, empty, or not where the source says.
     """
-    if source.format not in READERS:
-        near = difflib.get_close_matches(source.format, READERS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{key}.format: there is no format {source.format!r}; {hint}valid: {', '.join(READERS)}")
-    if source.path is None and source.format != "python-stdlib":
-        raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
+    check_source(source, key)
     with _quiet():
         documents = _columns(READERS[source.format](source, key), source, key)
         documents = documents.filter(_any_text, batched=True, input_columns="text")
     if not len(documents):
         raise DataError(f"{key}: {source.path or source.format} holds no text at all")
     return documents
+
+
+def check_source(source: Source, key: str) -> None:
+    """Refuses a format that there is none of, and one without its path."""
+    if source.format not in READERS:
+        near = difflib.get_close_matches(source.format, READERS, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"{key}.format: there is no format {source.format!r}; {hint}valid: {', '.join(READERS)}")
+    if source.path is None and source.format != "python-stdlib":
+        raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
 
 
 def source_of(data: str, field: str | None = None, split: str | None = None) -> Source:
@@ -119,7 +124,7 @@ def read_splits(data: Data) -> Splits:
         if data.held_out.by == "tail":
             parts = [train.map(partial(_cut, share=share, tail=tail), **columns) for tail in (False, True)]
         else:
-            parts = [train.filter(partial(_kept_back, share=share, wanted=back), **columns) for back in (False, True)]
+            parts = [train.filter(partial(kept_back, share=share, wanted=back), **columns) for back in (False, True)]
         head, tail = (part.filter(_any_text, **columns) for part in parts)
     if not len(head) or not len(tail):
         raise DataError(
@@ -132,9 +137,9 @@ def read_splits(data: Data) -> Splits:
 
 def _read_text(source: Source, key: str) -> Dataset:
     """Documents byte for byte: a file, or its paragraphs (parted by empty lines), or its lines."""
-    files = _files(source, key, "txt")
+    files = files_of(source, key, "txt")
     return Dataset.from_generator(
-        _texts,
+        texts_of,
         features=Features({"text": Value("large_string")}),
         gen_kwargs={"files": files, "documents": source.documents, "stamp": _stamp(files)},
     )
@@ -142,7 +147,7 @@ def _read_text(source: Source, key: str) -> Dataset:
 
 def _read_files(source: Source, key: str, *, builder: str, suffix: str, **options: Any) -> Dataset:
     """A table in one of the formats that `datasets` reads itself."""
-    files = _files(source, key, suffix)
+    files = files_of(source, key, suffix)
     if all(Path(file).stat().st_size == 0 for file in files):
         raise DataError(f"{key}: {source.path} is empty")
     if builder != "parquet":
@@ -164,8 +169,8 @@ def _read_saved(source: Source, key: str) -> Dataset:
     try:
         found = load_from_disk(source.path)
     except Exception as error:
-        raise DataError(f"{key}: {source.path} is no dataset saved to disk: {_line(error)}") from error
-    documents = _split(found, source, key)
+        raise DataError(f"{key}: {source.path} is no dataset saved to disk: {line_of(error)}") from error
+    documents = split_of(found, source, key)
     # The fingerprint on disk says how it was made, not what it holds: other text could come under the same one.
     documents._fingerprint = _stamp([file["filename"] for file in documents.cache_files])
     return documents
@@ -179,7 +184,7 @@ def _read_hub(source: Source, key: str) -> Dataset:
             _ask_hub(source.path)
         return load_dataset(source.path, source.subset, split=source.split or "train")
     except Exception as error:
-        raise DataError(f"{key}: the dataset {source.path} cannot be had from the Hub: {_line(error)}") from error
+        raise DataError(f"{key}: the dataset {source.path} cannot be had from the Hub: {line_of(error)}") from error
 
 
 def _ask_hub(name: str) -> None:
@@ -190,6 +195,16 @@ def _ask_hub(name: str) -> None:
 
 def _read_stdlib(source: Source, key: str) -> Dataset:
     """The source text of this Python's standard library, tests left out."""
+    files = stdlib_files(key)
+    return Dataset.from_generator(
+        texts_of,
+        features=Features({"text": Value("large_string")}),
+        gen_kwargs={"files": files, "documents": "file", "stamp": _stamp(files)},
+    )
+
+
+def stdlib_files(key: str) -> list[str]:
+    """The source files of this Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(
         str(path)
@@ -198,11 +213,7 @@ def _read_stdlib(source: Source, key: str) -> Dataset:
     )
     if not files:
         raise DataError(f"{key}: this Python has no source of its standard library at {root}; name another corpus")
-    return Dataset.from_generator(
-        _texts,
-        features=Features({"text": Value("large_string")}),
-        gen_kwargs={"files": files, "documents": "file", "stamp": _stamp(files)},
-    )
+    return files
 
 
 READERS: Mapping[str, Callable[[Source, str], Dataset]] = {
@@ -216,7 +227,7 @@ READERS: Mapping[str, Callable[[Source, str], Dataset]] = {
 }
 
 
-def _files(source: Source, key: str, suffix: str) -> list[str]:
+def files_of(source: Source, key: str, suffix: str) -> list[str]:
     """The files that a path means: one, those of a folder, or those of a glob."""
     assert source.path is not None
     path = Path(source.path).expanduser()
@@ -233,7 +244,7 @@ def _files(source: Source, key: str, suffix: str) -> list[str]:
     return [str(file.resolve()) for file in files]
 
 
-def _texts(files: list[str], documents: str, stamp: str) -> Iterator[dict[str, str]]:
+def texts_of(files: list[str], documents: str, stamp: str) -> Iterator[dict[str, str]]:
     """The documents of text files; the stamp is there for the cache alone."""
     for file in files:
         try:
@@ -262,7 +273,7 @@ def _stamp(files: list[str]) -> str:
 def _columns(documents: Dataset, source: Source, key: str) -> Dataset:
     """The columns that are wanted of a source, under the names that the rest of the house knows."""
     if source.messages is not None:
-        _check_column(documents, source.messages, "messages", source, key)
+        check_column(documents.column_names, source.messages, "messages", source, key)
         chats = documents.select_columns(source.messages)
         turns = partial(_turns, column=source.messages, key=key)
         return chats.map(turns, batched=True, remove_columns=chats.column_names)
@@ -271,7 +282,7 @@ def _columns(documents: Dataset, source: Source, key: str) -> Dataset:
     if source.prompt is not None and source.response is not None:
         names = {source.response: "text", source.prompt: "prompt"}
     for column, name in names.items():
-        _check_column(documents, column, name, source, key)
+        check_column(documents.column_names, column, name, source, key)
         kind = documents.features[column]
         if getattr(kind, "dtype", None) not in ("string", "large_string"):
             said = getattr(kind, "dtype", kind)
@@ -287,14 +298,13 @@ def _key(source: Source, name: str) -> str:
     return name
 
 
-def _check_column(documents: Dataset, column: str, name: str, source: Source, key: str) -> None:
-    """Refuses a column that is not there."""
-    if column not in documents.column_names:
-        near = difflib.get_close_matches(column, documents.column_names, n=1)
+def check_column(columns: Sequence[str], column: str, name: str, source: Source, key: str) -> None:
+    """Refuses a column that is not there; `name` is what the rest of the house calls it."""
+    if column not in columns:
+        near = difflib.get_close_matches(column, columns, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise DataError(
-            f"{key}.{_key(source, name)}: {source.path} has no field {column!r}; {hint}"
-            f"it has {', '.join(documents.column_names)}"
+            f"{key}.{_key(source, name)}: {source.path} has no field {column!r}; {hint}it has {', '.join(columns)}"
         )
 
 
@@ -315,7 +325,7 @@ def _turns(batch: dict[str, list[Any]], column: str, key: str) -> dict[str, list
     return {"text": replies, "messages": before}
 
 
-def _split(found: Dataset | DatasetDict, source: Source, key: str) -> Dataset:
+def split_of(found: Dataset | DatasetDict, source: Source, key: str) -> Dataset:
     """The split that is asked for; a dataset without splits has only the one it came from, if it knows it."""
     if isinstance(found, Dataset):
         if source.split in (None, str(found.split)):
@@ -337,7 +347,7 @@ def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:
     return {"text": [text[cut:] if tail else text[:cut] for text, cut in zip(texts, cuts, strict=True)]}
 
 
-def _kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
+def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
     """Whether each document is held out: a matter of its own text alone."""
     quantiles = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
@@ -365,7 +375,8 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """An error in one line."""
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
@@ -381,7 +392,7 @@ def _quiet() -> Iterator[None]:
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from error
-        raise DataError(f"the documents cannot be read: {_line(error.__cause__ or error)}") from error
+        raise DataError(f"the documents cannot be read: {line_of(error.__cause__ or error)}") from error
     finally:
         datasets.logging.set_verbosity(level)
         if shown:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 2**22
 """Logits that exist at a time; with 32,768 ids, 128 rows. Larger chunks leave the processor's caches."""
@@ -69,12 +70,14 @@ class _Read(torch.autograd.Function):
             totals.append(total.detach())
             values.append(values_C.detach())
             row_gradients.append(row_gradient)
-        ctx.save_for_backward(torch.cat(row_gradients), *gradients)
+        ctx.gradients = [torch.cat(row_gradients), *gradients]
         values_N = torch.cat(values)
         ctx.mark_non_differentiable(values_N)
         return torch.stack(totals).sum(), values_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if gradient is None else gradient * scale.to(gradient) for gradient in ctx.saved_tensors)
-        return None, None, None, *scaled
+        # In place, and let go of: a copy of the head's gradient would be the most memory of the whole step.
+        gradients, ctx.gradients = ctx.gradients, None
+        return None, None, None, *(None if gradient is None else gradient.mul_(scale) for gradient in gradients)

@@ -45,7 +45,7 @@ class RunFacts:
     Attributes:
         folder: The run folder.
         parameters: Trainable parameters.
-        train_tokens: Tokens of the training text.
+        train_tokens: Tokens of the training text; None of a stream.
         validation_tokens: Tokens of the validation text.
         vocabulary: Number of ids.
         device: Where it runs.
@@ -57,7 +57,7 @@ class RunFacts:
 
     folder: Path
     parameters: int
-    train_tokens: int
+    train_tokens: int | None
     validation_tokens: int
     vocabulary: int
     device: str

@@ -41,16 +41,16 @@ class Progress:
     Attributes:
         step: Steps taken.
         tokens: Tokens seen.
-        train_tokens: Tokens of the training text.
-        train_checksum: A checksum of it, to notice that it changed.
+        train_tokens: Tokens of the training text; None of a stream.
+        train_checksum: A checksum of it, to notice that it changed; None of a stream.
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step it was reached at.
     """
 
     step: int
     tokens: int
-    train_tokens: int
-    train_checksum: int
+    train_tokens: int | None
+    train_checksum: int | None
     best: float | None = None
     best_step: int | None = None
 

@@ -1,34 +1,37 @@
 """The training loop. Its state is (config, step): everything random in it follows from those two."""
 
+import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from datasets import Dataset
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained
 from dlm.data.batches import TrainingBatches
 from dlm.data.sources import read_splits
+from dlm.data.streaming import StreamingBatches, open_stream
 from dlm.diffusion.context import editable_part
 from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.objective import LossTerms
-from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
+from dlm.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
 from dlm.model.adapt import check_length, is_decoder, make_room, visible
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from dlm.model.checkpoint import Sidecar, write_model
 from dlm.model.clock import build_clock, load_clock
 from dlm.model.lora import add_adapter, restore_adapter
-from dlm.model.tokenizer import build_tokenizer, never_emitted, new_ids, special_ids
+from dlm.model.tokenizer import build_tokenizer, encode, never_emitted, new_ids, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.processes import without_accelerator
 from dlm.recipe import Recipe
@@ -43,6 +46,9 @@ from dlm.train.optim import (
     set_rate,
 )
 from dlm.train.run import TRAINER, Progress, RunFolder, load_tensors, save_tensors
+
+STREAM = "stream.json"
+"""Where each process stands in the stream it trains on."""
 
 
 class Trainer:
@@ -65,22 +71,8 @@ class Trainer:
         self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with self.accelerator.local_main_process_first():  # it fills the caches, and the others find them filled
             at = run.resume(writes=self.accelerator.is_main_process)
-            splits = read_splits(self.config.data)
-            self.tokenizer = _tokenizer(self.config, splits.train, at[0] if at else None)
-            ids = special_ids(self.tokenizer)
-            training, self.validation = (
-                corpus(self.tokenizer, documents, self.config.data.length, self.config.data.packing)
-                for documents in (splits.train, splits.validation)
-            )
-        tail_id = ids.end if self.config.data.train.supervised and self.config.data.tail else None
-        self.batches = TrainingBatches(training, self.config.train.batch_size, self.config.seed, tail_id)
-        found = len(training.tokens), training.tokens.checksum
-        self.progress = at[1] if at else Progress(0, 0, *found)
-        if found != (self.progress.train_tokens, self.progress.train_checksum):
-            raise DataError(
-                f"the training text has changed since {run.path} was begun: it has {found[0]} tokens now and had "
-                f"{self.progress.train_tokens}; put the old text back, or begin another run"
-            )
+            self._read(at)
+        ids = special_ids(self.tokenizer)
 
         recipe = Recipe.of(self.config)
         model = _model(self.config, self.tokenizer, self.device, at[0] if at else None)
@@ -104,6 +96,46 @@ class Trainer:
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         if at:
             self._restore(at[0])
+
+    def _read(self, at: tuple[Path, Progress] | None) -> None:
+        """The tokenizer, and the sequences to train and to validate on; where the run stands."""
+        data, seed = self.config.data, self.config.seed
+        self.batches: TrainingBatches | StreamingBatches
+        self.stream: StreamingBatches | None = None
+        found: tuple[int | None, int | None] = None, None
+        if data.streaming:
+            opened = open_stream(data)
+            self.tokenizer = _tokenizer(self.config, opened.beginning, at[0] if at else None)
+            ids = special_ids(self.tokenizer)
+            self.batches = self.stream = StreamingBatches(
+                opened,
+                partial(encode, self.tokenizer),
+                ids.end,
+                ids.pad,
+                length=data.length,
+                packing=data.packing,
+                buffer=data.buffer,
+                seed=seed,
+                process=self.accelerator.process_index,
+                processes=self.accelerator.num_processes,
+            )
+            validation = opened.validation
+        else:
+            splits = read_splits(data)
+            validation = splits.validation
+            beginning = (text for batch in splits.train.iter(batch_size=256) for text in batch["text"])
+            self.tokenizer = _tokenizer(self.config, lambda: beginning, at[0] if at else None)
+            training = corpus(self.tokenizer, splits.train, data.length, data.packing)
+            tail_id = special_ids(self.tokenizer).end if data.train.supervised and data.tail else None
+            self.batches = TrainingBatches(training, self.config.train.batch_size, seed, tail_id)
+            found = len(training.tokens), training.tokens.checksum
+        self.validation = corpus(self.tokenizer, validation, data.length, data.packing)
+        self.progress = at[1] if at else Progress(0, 0, *found)
+        if found != (self.progress.train_tokens, self.progress.train_checksum):
+            raise DataError(
+                f"the training text has changed since {self.run.path} was begun: it has {found[0]} tokens now and had "
+                f"{self.progress.train_tokens}; put the old text back, or begin another run"
+            )
 
     def train(self) -> None:
         """Takes every step that is left, validating and saving on the way.
@@ -269,6 +301,8 @@ class Trainer:
         return Sidecar(self.config, self.process.mask_id, self.progress.step)
 
     def _save(self) -> None:
+        if self.stream is not None:  # each process has a place of its own in its share
+            self._places = gather_object([self.stream.state()])
         if self.accelerator.is_main_process:
             folder = self.run.save(self.progress, self._fill)
             self.reporter.saved(self.progress.step, folder)
@@ -281,6 +315,8 @@ class Trainer:
         if self.ema:
             save_tensors(dict(trainable(self.backbone)), folder / TRAINER / "weights.safetensors")
         save_tensors(optimizer_tensors(self.optimizers), folder / TRAINER / "optimizer.safetensors")
+        if self.stream is not None:
+            (folder / TRAINER / STREAM).write_text(json.dumps(self._places) + "\n", encoding="utf-8")
 
     def _restore(self, folder: Path) -> None:
         """Puts back what `_fill` wrote."""
@@ -301,6 +337,14 @@ class Trainer:
             weights = load_tensors(folder / TRAINER / "weights.safetensors", device)
         copy_weights(weights, self.backbone)
         restore_optimizers(self.optimizers, load_tensors(folder / TRAINER / "optimizer.safetensors", device))
+        if self.stream is not None:
+            try:
+                places = json.loads((folder / TRAINER / STREAM).read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise CheckpointError(
+                    f"{folder} is damaged, remove it to go on from the one before: {error}"
+                ) from error
+            self.stream.restore(places[min(self.accelerator.process_index, len(places) - 1)])
 
     def _facts(self) -> RunFacts:
         return RunFacts(
@@ -355,10 +399,9 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     return accelerator
 
 
-def _tokenizer(config: Config, documents: Dataset, checkpoint: Path | None) -> PreTrainedTokenizerBase:
+def _tokenizer(config: Config, texts: Callable[[], Iterable[str]], checkpoint: Path | None) -> PreTrainedTokenizerBase:
     """The run's tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed."""
-    spec = config.tokenizer if checkpoint is None else Pretrained(str(checkpoint))
-    return build_tokenizer(spec, lambda: (text for batch in documents.iter(batch_size=256) for text in batch["text"]))
+    return build_tokenizer(config.tokenizer if checkpoint is None else Pretrained(str(checkpoint)), texts)
 
 
 def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, checkpoint: Path | None) -> Any:

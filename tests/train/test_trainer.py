@@ -106,7 +106,7 @@ def test_a_reporter_hears_everything_in_order(tmp_path: Path) -> None:
 
     class Hears(Silent):
         def begin(self, facts: RunFacts) -> None:
-            assert facts.parameters > 0 and facts.train_tokens > facts.validation_tokens > 0
+            assert facts.parameters > 0 and (facts.train_tokens or 0) > facts.validation_tokens > 0
             assert (facts.steps, facts.precision, facts.vocabulary) == (4, "fp32", 259)
             heard.append(("begin", facts.first))
 

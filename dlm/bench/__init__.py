@@ -1,0 +1,1 @@
+"""How fast training and sampling are, against what the machine can do."""

@@ -1,0 +1,91 @@
+"""A run on a stream: it never reads ahead of what it learns from, and goes on exactly from where it was cut."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dlm.cli.app import app
+from dlm.config import Config, dump_config, parse_config
+from dlm.data import sources
+from dlm.errors import CheckpointError
+from dlm.train.metrics import Silent
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+from tests.conftest import Refused
+from tests.train.tiny_runs import STEPS, lines, losses, resume, train, weights
+from tests.train.tiny_runs import describe as describe_text
+
+
+def describe(folder: Path, **changes: Any) -> Config:
+    path = folder / "documents.jsonl"
+    if not path.exists():
+        texts = (f"document {i} says {'so ' * (i % 7)}" for i in range(300))
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    tree = dump_config(describe_text(folder))
+    tree["data"] |= {"streaming": True, "buffer": 5, "train": {"format": "jsonl", "path": str(path)}}
+    tree["data"]["held_out"] = {"by": "documents", "share": 0.1}
+    for part, keys in changes.items():
+        tree[part] = tree[part] | keys if isinstance(keys, dict) else keys
+    return parse_config(tree)
+
+
+def cut_after(path: Path, config: Config, step: int) -> Path:
+    trainer = Trainer(RunFolder.create(path, config), Silent())
+    trainer.run.begin()
+    for i in range(1, step + 1):
+        trainer.step(i)
+    trainer._save()
+    return path
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("tokenizer", [{"name": "bytes"}, {"name": "characters"}])
+def test_a_stream_resumes_bit_for_bit(step: int, tokenizer: dict[str, Any], tmp_path: Path) -> None:
+    config = describe(tmp_path, tokenizer=tokenizer)
+    whole = train(tmp_path / "whole", config)
+    assert weights(resume(cut_after(tmp_path / "cut", config, step))) == weights(whole)
+    assert losses(tmp_path / "cut") == {at: loss for at, loss in losses(whole).items() if at > step}
+
+
+def test_accumulation_sees_the_same_rows(tmp_path: Path) -> None:
+    at_once = losses(train(tmp_path / "whole", describe(tmp_path, model={"sizes": without_dropout(tmp_path)})))
+    config = describe(tmp_path, train={"micro_batch_size": 2}, model={"sizes": without_dropout(tmp_path)})
+    in_parts = losses(train(tmp_path / "parts", config))
+    assert at_once == pytest.approx(in_parts, rel=1e-4)
+
+
+def without_dropout(folder: Path) -> dict[str, Any]:
+    return {**describe(folder).model.sizes, "attention_dropout": 0.0}
+
+
+def test_the_text_is_not_read_before_the_run_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reader of whole sources is called: not for training, and not for what is held out of it."""
+
+    def read(*_: object) -> None:
+        raise AssertionError("a whole source was read")
+
+    monkeypatch.setattr(sources, "read", read)
+    train(tmp_path / "run", describe(tmp_path))
+    assert len(losses(tmp_path / "run")) == STEPS
+
+
+def test_a_run_on_a_stream_is_evaluated_on_what_it_held_out(tmp_path: Path) -> None:
+    run = train(tmp_path / "run", describe(tmp_path, train={"validate_sequences": 1000, "validate_draws": 16}))
+    found = CliRunner().invoke(app, ["eval", str(run / "checkpoints" / "last"), "--json"])
+    assert found.exit_code == 0, found.output
+    said = [line["validation"] for line in lines(run) if "validation" in line][-1]
+    report = json.loads(found.stdout)
+    assert report["tokens"] == said["tokens"]
+    assert report["nats_per_token"] == pytest.approx(said["nats_per_token"], rel=1e-6)
+    refusal = CliRunner().invoke(app, ["eval", str(run), "--split", "train"])
+    assert refusal.exit_code == 2 and "streams" in refusal.output
+
+
+def test_a_stream_whose_place_is_lost_is_refused(refused: Refused, tmp_path: Path) -> None:
+    run = cut_after(tmp_path / "run", describe(tmp_path), 2)
+    (run / "checkpoints" / "last" / "trainer" / "stream.json").write_text("[{", encoding="utf-8")
+    with refused(CheckpointError, "damaged", "step-000002"):
+        resume(run)
