@@ -1,6 +1,10 @@
-"""Small pretrained models of the kinds that the Hub has, made on the spot: an encoder with a mask, a causal decoder."""
+"""Small pretrained models of the kinds that the Hub has, made on the spot: an encoder with a mask, a causal decoder.
+
+Run: python -m tests.train.pretrained decoder FOLDER    # and sentences for it, in FOLDER/sentences.txt
+"""
 
 import random
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -82,3 +86,9 @@ def save(kind: Kind, folder: Path) -> Path:
     trained(kind).save_pretrained(folder)
     tokenizer(kind).save_pretrained(folder)
     return folder
+
+
+if __name__ == "__main__":
+    kind, folder = sys.argv[1:]
+    save("encoder" if kind == "encoder" else "decoder", Path(folder))
+    (Path(folder) / "sentences.txt").write_text(sentences(20_000, seed=1), encoding="utf-8")
