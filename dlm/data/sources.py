@@ -181,13 +181,13 @@ def _read_hub(source: Source, key: str) -> Dataset:
     assert source.path is not None
     try:
         if not (Path(datasets.config.HF_DATASETS_CACHE) / source.path.replace("/", "___")).exists():
-            _ask_hub(source.path)
+            ask_hub(source.path)
         return load_dataset(source.path, source.subset, split=source.split or "train")
     except Exception as error:
         raise DataError(f"{key}: the dataset {source.path} cannot be had from the Hub: {line_of(error)}") from error
 
 
-def _ask_hub(name: str) -> None:
+def ask_hub(name: str) -> None:
     """Raises where the Hub does not answer: asked once, where `datasets` would try for half a minute."""
     with suppress(HfHubHTTPError, ValueError):  # an answer; `datasets` says what is wrong
         HfApi().repo_exists(name, repo_type="dataset")

@@ -41,9 +41,7 @@ class Stream:
 
     def beginning(self) -> Iterator[str]:
         """The first documents, for a tokenizer to learn from."""
-        for row in self.train.take(SCANNED):
-            if self.wanted(row["text"]):
-                yield row["text"]
+        yield from filter(self.wanted, _texts(self.train.take(SCANNED)))
 
 
 def open_stream(data: Data) -> Stream:
@@ -69,7 +67,7 @@ def open_stream(data: Data) -> Stream:
             "data.validation"
         )
     kept_back = partial(_kept_back, share=data.held_out.share)
-    texts = [row["text"] for row in _reading(train.take(SCANNED), "data.train") if row["text"]]
+    texts = [text for text in _texts(train.take(SCANNED)) if text]
     if not texts:
         raise DataError(f"data.train: {data.train.path} holds no text at all")
     validation = [text for text in texts if kept_back(text)]
@@ -122,6 +120,7 @@ class StreamingBatches:
         self._process, self._processes = process, processes
         self._begin: dict[str, Any] = {"cursor": None, "epoch": 0, "carried": [], "block": 0}
         self._next: dict[str, Any] = self._begin
+        self._texts: Iterator[str] | None = None  # stays open from block to block: going back in costs
         self._rows: NDArray[np.int64] = np.empty((0, length), dtype=np.int64)
         self._taken = 0
 
@@ -164,6 +163,7 @@ class StreamingBatches:
                 f"can only go on with as many; got {self._processes}"
             )
         self._next = {key: state[key] for key in ("cursor", "epoch", "carried", "block")}
+        self._texts, self._rows = None, self._rows[:0]
         if state["taken"]:
             self._fill()
         self._taken = state["taken"]
@@ -182,14 +182,15 @@ class StreamingBatches:
         cursor = begin["cursor"]
         rows: list[NDArray[np.int64]] = []
         while len(rows) < self._buffer:
-            self._documents.set_epoch(epoch)
-            if cursor is not None:
-                self._documents.load_state_dict(cursor)
+            if self._texts is None:
+                self._documents.set_epoch(epoch)
+                self._documents.load_state_dict(cursor or {})
+                self._texts = _texts(self._documents)
             read = 0
-            for row in _reading(self._documents, "data.train"):
-                if self._wanted(row["text"]):
+            for text in self._texts:
+                if self._wanted(text):
                     read += 1
-                    carried = self._cut([*carried, *self._encode([row["text"]])[0], self._end_id], rows)
+                    carried = self._cut([*carried, *self._encode([text])[0], self._end_id], rows)
                     if len(rows) >= self._buffer:
                         break
             else:  # the end of the stream: once more from its beginning
@@ -198,7 +199,7 @@ class StreamingBatches:
                         "data.train: the stream holds no text to train on for this process: give it more documents or "
                         "files, or start fewer processes"
                     )
-                epoch, cursor = epoch + 1, None
+                epoch, cursor, self._texts = epoch + 1, None, None
                 continue
             cursor = self._documents.state_dict()
         self._next = {"cursor": cursor, "epoch": epoch, "carried": carried, "block": block + 1}
@@ -246,6 +247,7 @@ def _reader(source: Source, key: str) -> IterableDataset:
             found = sources.split_of(load_from_disk(str(source.path)), source, key)
             return found.to_iterable_dataset(num_shards=min(SHARDS, max(len(found), 1)))
         if source.format == "hub":
+            sources.ask_hub(str(source.path))
             return load_dataset(source.path, source.subset, split=source.split or "train", streaming=True)
         builder = "json" if source.format == "jsonl" else source.format
         options = {"keep_default_na": False} if builder == "csv" else {}
@@ -253,6 +255,8 @@ def _reader(source: Source, key: str) -> IterableDataset:
         return load_dataset(builder, data_files=paths, split="train", streaming=True, **options)
     except (ConfigError, DataError):
         raise
+    except StopIteration as error:  # datasets looks at the first row
+        raise DataError(f"{key}: {source.path} holds no text at all") from error
     except Exception as error:  # datasets, pyarrow and the Hub each raise their own
         raise DataError(f"{key}: {source.path} cannot be streamed: {sources.line_of(error)}") from error
 
@@ -265,6 +269,15 @@ def _reading(documents: IterableDataset, key: str) -> Iterator[dict[str, Any]]:
         raise
     except Exception as error:  # as in `_reader`
         raise DataError(f"{key}: the stream cannot be read: {sources.line_of(error.__cause__ or error)}") from error
+
+
+def _texts(documents: IterableDataset) -> Iterator[str]:
+    """The texts to train on; a column may turn out to hold something else further down."""
+    for row in _reading(documents, "data.train"):
+        text = row["text"]
+        if not isinstance(text, str | None):
+            raise DataError(f"data.train: the stream holds {type(text).__name__} {text!r:.40} where text is wanted")
+        yield text or ""
 
 
 def _kept_back(text: str, share: float) -> bool:

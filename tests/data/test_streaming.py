@@ -103,6 +103,20 @@ def test_a_stream_goes_on_from_where_it_stood(packing: str, buffer: int, process
             assert torch.equal(mine, expected)
 
 
+def test_a_stream_is_not_read_again_from_block_to_block() -> None:
+    """As many documents are read as there are, not those before each block once more."""
+    read_so_far = []
+
+    def counted() -> Iterator[dict[str, str]]:
+        for i in range(100):
+            read_so_far.append(i)
+            yield {"text": "7 bytes"}
+
+    source = batches(IterableDataset.from_generator(counted), buffer=4)
+    take(source, 100, 1)
+    assert read_so_far == list(range(100))
+
+
 def test_only_what_is_needed_is_read() -> None:
     read_so_far = []
 
@@ -189,6 +203,8 @@ def test_the_standard_library_streams() -> None:
         ({"train": {"format": "jsonl", "path": "rows.jsonl", "field": "id"}}, DataError, ("data.train.field", "int")),
         ({"train": {"format": "jsonl", "path": "broken.jsonl"}}, DataError, ("data.train",)),
         ({"train": {"format": "text", "path": "empty.txt"}}, DataError, ("data.train", "empty.txt")),
+        ({"train": {"format": "jsonl", "path": "empty.txt"}}, DataError, ("data.train", "empty.txt")),
+        ({"train": {"format": "jsonl", "path": "mixed.jsonl"}}, DataError, ("data.train", "7")),
         ({"train": {"format": "text", "path": "binary.txt"}}, DataError, ("binary.txt", "UTF-8")),
         (
             {"train": {"format": "jsonl", "path": "rows.jsonl", "field": "body"}, "held_out": {"by": "tail"}},
@@ -207,6 +223,7 @@ def test_what_cannot_be_streamed(
 ) -> None:
     sources(tmp_path)
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")
+    (tmp_path / "mixed.jsonl").write_text('{"text": null}\n{"text": 7}\n', encoding="utf-8")
     (tmp_path / "empty.txt").write_text("", encoding="utf-8")
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     train = dict(changes["train"])
