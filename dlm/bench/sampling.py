@@ -110,6 +110,7 @@ def bench_sampling(
         with watch:
             write()
     seconds, held = watch.median(), held_by(write, lm.device)
+    peak = most_held(lm.device)  # before the machine is measured, whose matrices would be the most
     hidden = hidden_parameters(lm.model)
     speed = 2.0 * hidden * text_calls * length / seconds
     machine = measure_machine(lm.device, torch.bfloat16 if lm.precision == "bf16" else torch.float32)
@@ -132,7 +133,7 @@ def bench_sampling(
         seconds_per_call=seconds / calls,
         flops_per_second=speed,
         share_of_peak=speed / machine.peak,
-        peak_bytes=most_held(lm.device),
+        peak_bytes=peak,
         model_bytes=tensor_bytes(weights),
         beyond_model_bytes=held,
     )

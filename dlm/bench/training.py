@@ -107,6 +107,7 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         with watch:
             metrics = trainer.step(step)
     held = held_by(lambda: trainer.step(timed.stop), trainer.device)
+    peak = most_held(trainer.device)  # before the machine is measured, whose matrices would be the most
     backbone, seconds = trainer.backbone, watch.median()
     tokens = config.train.batch_size * config.data.length
     hidden = hidden_parameters(backbone.model)
@@ -132,7 +133,7 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         flops_per_second=speed,
         share_of_peak=speed / machine.peak,
         data_share=_data_seconds(trainer, timed) / seconds,
-        peak_bytes=most_held(trainer.device),
+        peak_bytes=peak,
         model_bytes=_kept_bytes(trainer) + gradients,
         beyond_model_bytes=held - gradients,
     )

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def quiet_libraries() -> None:
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of what its own parts still call
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()

@@ -99,6 +99,23 @@ def test_the_sampler_is_counted_as_it_is(tiny_lm: DiffusionLM) -> None:
     assert speed.flops_per_second * speed.seconds == pytest.approx(2 * speed.hidden_parameters * 4 * 3 * 12)
 
 
+def test_the_peak_is_not_of_what_measures_the_machine(
+    tiny_lm: DiffusionLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"bytes": 7}
+
+    def measured(work: Any, seconds: float) -> float:
+        held["bytes"] = 700
+        return 0.5
+
+    monkeypatch.setattr("dlm.bench.machine._seconds", measured)
+    for part in ("training", "sampling"):
+        monkeypatch.setattr(f"dlm.bench.{part}.most_held", lambda device: held["bytes"])
+    assert bench_training(describe(tmp_path), steps=1, warmup=1).peak_bytes == 7 and held["bytes"] == 700
+    held["bytes"] = 7
+    assert bench_sampling(tiny_lm, num=1, length=2, repeats=1).peak_bytes == 7 and held["bytes"] == 700
+
+
 # The commands
 
 
