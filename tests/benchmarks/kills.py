@@ -18,20 +18,20 @@ from pathlib import Path
 from dlm.model.checkpoint import read_sidecar
 from tests.train.tiny_runs import describe, weights, write
 
-STEPS = 2000
+STEPS = 10000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--wait", type=float, nargs=2, default=(4.0, 16.0), help="seconds before a kill, from and to")
+    parser.add_argument("--wait", type=float, nargs=2, default=(4.0, 12.0), help="seconds before a kill, from and to")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="dlm-kills-") as name:
         folder = Path(name)
-        plan = describe(folder, steps=STEPS, save_every=20, validate_every=200, keep=2)
+        plan = describe(folder, steps=STEPS, save_every=50, validate_every=1000, keep=2)
         config = write(plan, folder / "run.yaml")
         calm, killed = folder / "calm", folder / "killed"
         began = time.monotonic()
