@@ -8,7 +8,6 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import quiet_libraries, write_data
-from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dlm.bench.machine import Machine
@@ -62,15 +61,14 @@ def sample(
 
     Example:  dlm bench sample runs/tiny --steps 32
     """
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"--precision is fp32 or bf16, got {precision}")
+    computed_in = options.check_precision(precision)
     quiet_libraries()
     from dlm.bench.sampling import bench_sampling
     from dlm.pipeline import DiffusionLM
 
     how = sampler.build()
     options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision="bf16" if precision == "bf16" else "fp32")
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)
 

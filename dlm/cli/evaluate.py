@@ -55,8 +55,7 @@ def evaluate(
     """
     if draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
-    if precision not in ("fp32", "bf16"):
-        raise ConfigError(f"--precision is fp32 or bf16, got {precision}")
+    computed_in = options.check_precision(precision)
     chain = _time(time)
     quiet_libraries()
     from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
@@ -66,7 +65,7 @@ def evaluate(
     options.check_device(device)
     team = processes()
     device = device or (str(team.device) if team.num_processes > 1 else None)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision="bf16" if precision == "bf16" else "fp32")
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     documents = _documents(lm, data, split, field)
     if max_documents:
         documents = documents.select(range(min(max_documents, len(documents))))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -51,6 +51,13 @@ def check_device(name: str | None) -> None:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last two: torch was built without it
         raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]:.120}") from error
+
+
+def check_precision(name: str) -> Literal["fp32", "bf16"]:
+    """What `--precision` may be."""
+    if name not in ("fp32", "bf16"):
+        raise ConfigError(f"--precision is fp32 or bf16, got {name}")
+    return "bf16" if name == "bf16" else "fp32"
 
 
 @dataclass(frozen=True)

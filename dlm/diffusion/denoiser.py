@@ -110,22 +110,24 @@ class Subs:
 
     def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
         """Log-probabilities log_p0_NV in float32 or wider; see `Denoiser`."""
-        return self._log_p0(self.network(xt_BL, t_B, select_BL), xt_BL, t_B, select_BL, slice(None))
+        return self._reading(xt_BL, t_B, select_BL)(self.network(xt_BL, t_B, select_BL), slice(None))
 
     def read(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, reader: Reader) -> tuple[Tensor, Tensor]:
         """Reduces the predictions chunk by chunk; see `read`."""
         if not self._chunked:
             return reader(self(xt_BL, t_B, select_BL), slice(None))
 
+        log_p0 = self._reading(xt_BL, t_B, select_BL)
+
         def read_logits(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            return reader(self._log_p0(logits_CV, xt_BL, t_B, select_BL, rows), rows)
+            return reader(log_p0(logits_CV, rows), rows)
 
         total, values_N = self.network(xt_BL, t_B, select_BL, read_logits)
         return total, values_N
 
-    def _log_p0(self, logits_CV: Tensor, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, rows: slice) -> Tensor:
-        """The log-probabilities of some of the selected rows."""
-        return self._symbols(logits_CV).log_softmax(-1)
+    def _reading(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Callable[[Tensor, slice], Tensor]:
+        """What turns the logits of some of the selected rows into log-probabilities."""
+        return lambda logits_CV, rows: self._symbols(logits_CV).log_softmax(-1)
 
     def _symbols(self, logits_NV: Tensor) -> Tensor:
         """The logits, minus infinity where no text has the id."""
@@ -155,9 +157,9 @@ class PlugIn(Subs):
         super().__init__(network, never, chunked=chunked)
         self.process = process
 
-    def _log_p0(self, logits_CV: Tensor, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, rows: slice) -> Tensor:
-        t_N = t_B[select_BL.nonzero()[:, 0].to(t_B.device)].to(logits_CV.device)
-        return with_own_token(self._symbols(logits_CV), xt_BL[select_BL][rows], self.process, t_N[rows])
+    def _reading(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Callable[[Tensor, slice], Tensor]:
+        z_N, t_N = xt_BL[select_BL], t_B[select_BL.nonzero()[:, 0].to(t_B.device)].to(xt_BL.device)
+        return lambda logits_CV, rows: with_own_token(self._symbols(logits_CV), z_N[rows], self.process, t_N[rows])
 
 
 def with_own_token(log_p_NV: Tensor, z_N: Tensor, process: Process, t_N: Tensor) -> Tensor:

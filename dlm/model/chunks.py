@@ -66,7 +66,8 @@ class _Read(torch.autograd.Function):
             row_gradient, *found = torch.autograd.grad(total, (rows_CD, *parameters), allow_unused=True)
             for i, gradient in enumerate(found):
                 so_far = gradients[i]
-                gradients[i] = gradient if so_far is None or gradient is None else so_far.add_(gradient)
+                if gradient is not None:
+                    gradients[i] = gradient if so_far is None else so_far.add_(gradient)
             totals.append(total.detach())
             values.append(values_C.detach())
             row_gradients.append(row_gradient)

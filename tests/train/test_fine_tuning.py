@@ -22,8 +22,8 @@ from dlm.pipeline import DiffusionLM, Sampler
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
-from tests.conftest import MakeLM, Refused
-from tests.train.tiny_runs import resume, train, weights
+from tests.conftest import TINY, MakeLM, Refused
+from tests.train.tiny_runs import cut_after, resume, train, weights
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -50,16 +50,7 @@ def describe(path: Path, *, length: int = 26, **changes: Any) -> Config:
             "length": length,
             "packing": "pad",
         },
-        "model": {
-            "sizes": {
-                "num_hidden_layers": 2,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
-                "head_dim": 16,
-            }
-        },
+        "model": {"sizes": TINY},
         "optim": {"warmup": 10, "lr": 0.01, "muon_lr": 0.02},
         "train": {
             "steps": 6,
@@ -167,12 +158,7 @@ def test_samples_end_where_texts_do_however_long_the_canvas(tmp_path: Path) -> N
 def test_a_fine_tuning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     config = describe(write(tmp_path / "data.jsonl", repetitions(200)))
     whole = train(tmp_path / "whole", config)
-    trainer = Trainer(RunFolder.create(tmp_path / "cut", config), Silent())
-    trainer.run.begin()
-    for step in (1, 2):
-        trainer.step(step)
-    trainer._save()
-    assert weights(resume(tmp_path / "cut"), 6) == weights(whole, 6)
+    assert weights(resume(cut_after(tmp_path / "cut", config, 2)), 6) == weights(whole, 6)
 
 
 def test_a_prompt_is_on_the_same_side_as_its_response(tmp_path: Path) -> None:

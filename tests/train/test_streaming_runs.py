@@ -11,11 +11,8 @@ from dlm.cli.app import app
 from dlm.config import Config, dump_config, parse_config
 from dlm.data import sources
 from dlm.errors import CheckpointError
-from dlm.train.metrics import Silent
-from dlm.train.run import RunFolder
-from dlm.train.trainer import Trainer
 from tests.conftest import Refused
-from tests.train.tiny_runs import STEPS, lines, losses, resume, train, weights
+from tests.train.tiny_runs import STEPS, cut_after, lines, losses, resume, train, weights
 from tests.train.tiny_runs import describe as describe_text
 
 
@@ -30,15 +27,6 @@ def describe(folder: Path, **changes: Any) -> Config:
     for part, keys in changes.items():
         tree[part] = tree[part] | keys if isinstance(keys, dict) else keys
     return parse_config(tree)
-
-
-def cut_after(path: Path, config: Config, step: int) -> Path:
-    trainer = Trainer(RunFolder.create(path, config), Silent())
-    trainer.run.begin()
-    for i in range(1, step + 1):
-        trainer.step(i)
-    trainer._save()
-    return path
 
 
 @pytest.mark.parametrize("step", [1, 2, 5])

@@ -74,6 +74,16 @@ def train(path: Path, config: Config, reporter: Reporter | None = None) -> Path:
     return path
 
 
+def cut_after(path: Path, config: Config, step: int) -> Path:
+    """Begins a run, and leaves it after a step, saved."""
+    trainer = Trainer(RunFolder.create(path, config), Silent())
+    trainer.run.begin()
+    for i in range(1, step + 1):
+        trainer.step(i)
+    trainer._save()
+    return path
+
+
 def resume(path: Path, config: Config | None = None, reporter: Reporter | None = None) -> Path:
     """Goes on to the end."""
     Trainer(RunFolder.reopen(path, config), reporter or Silent()).train()
