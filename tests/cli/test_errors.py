@@ -294,7 +294,12 @@ def test_in_a_process_of_its_own(shelf: Path, interrupted: bool) -> None:
     command = [sys.executable, "-c", TELLS, "sample", str(model), *endless]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         try:
             if interrupted:
