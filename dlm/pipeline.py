@@ -112,6 +112,7 @@ class DiffusionLM:
         sidecar: Sidecar | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
         clock: TimeEmbedding | None = None,
+        backbone: Backbone | None = None,
     ) -> None:
         """Puts a model and its tokenizer together.
 
@@ -121,14 +122,15 @@ class DiffusionLM:
             sidecar: What its run left beside it.
             precision: What the network computes in; the log-probabilities are float32 or wider in any case.
             clock: What tells the model the time.
+            backbone: The network made of both, where there is one already, such as one in training.
 
         Raises:
             CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
         """
         ids = special_ids(tokenizer)
-        self.model, self.tokenizer, self.sidecar, self.clock = model, tokenizer, sidecar, clock
+        self._backbone = backbone or Backbone(model, ids.pad, clock)
+        self.model, self.tokenizer, self.sidecar, self.clock = model, tokenizer, sidecar, self._backbone.clock
         self.precision = precision
-        self._backbone = Backbone(model, ids.pad, clock)
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
         if sidecar is not None and sidecar.mask_id != ids.mask:

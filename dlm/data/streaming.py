@@ -146,22 +146,23 @@ class StreamingBatches:
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, in plain values that JSON can hold; `restore` goes there."""
-        return {**self._begin, "taken": self._taken, "process": self._process, "processes": self._processes}
+        return {**self._begin, "taken": self._taken}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, places: Sequence[dict[str, Any]]) -> None:
         """Goes to where `state` was called; the rows after it are the same.
 
         Args:
-            state: What `state` gave in the same process of as many.
+            places: What `state` gave in each process.
 
         Raises:
-            ConfigError: It is of a run on another number of processes.
+            ConfigError: They are of a run on another number of processes.
         """
-        if (state["process"], state["processes"]) != (self._process, self._processes):
+        if len(places) != self._processes:
             raise ConfigError(
-                f"this run streams its text to {state['processes']} processes, each with a place of its own in it, and "
+                f"this run streams its text to {len(places)} processes, each with a place of its own in it, and "
                 f"can only go on with as many; got {self._processes}"
             )
+        state = places[self._process]
         self._next = {key: state[key] for key in ("cursor", "epoch", "carried", "block")}
         self._texts, self._rows = None, self._rows[:0]
         if state["taken"]:

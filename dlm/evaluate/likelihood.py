@@ -196,13 +196,17 @@ def evaluate_likelihood(
         estimator = replace(estimator, steps=time.steps)
     unknown_id = special_ids(lm.tokenizer).unknown
     team = processes()
-    for start in range(team.process_index * batch_size, len(rows), team.num_processes * batch_size):
-        here = slice(start, start + batch_size)
+    batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+    rounds = math.ceil(len(batches) / team.num_processes)
+    for number in range(team.process_index, rounds * team.num_processes, team.num_processes):
+        here = batches[number % len(batches)]
         part = rows[here]
         batch = sequences.batch(part)
         x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
         streams = [generator(seed, "evaluate", row) for row in part]
         terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL).cpu()
+        if number >= len(batches):
+            break  # scored again, since a sharded network is run by all processes or by none
         scored_N = batch.x0_BL[batch.where_BL]
         extra[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
         extra[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()

@@ -130,6 +130,12 @@ class Backbone(nn.Module):
         return rows_ND
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of layers, as transformers calls them, that are sharded one by one."""
+        present = {type(module).__name__ for module in self.model.modules()}
+        return sorted(present & set(self.model._no_split_modules or ()))
+
+    @property
     def vocabulary(self) -> int:
         """The number of ids that the network has a logit for."""
         return int(self.model.config.vocab_size)

@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, dump_config, parse_config
@@ -127,6 +128,7 @@ def write_model(
     sidecar: Sidecar | None,
     clock: TimeEmbedding | None = None,
     adapter: "PeftModel | None" = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes a plain HuggingFace folder, and `dlm.yaml` beside it.
 
@@ -137,13 +139,15 @@ def write_model(
         sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
         clock: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
         adapter: The adapters of the model; with them, they alone are written, in the format of `peft`.
+        weights: Every tensor of it by the name it has in a `Backbone`; what the model and the clock hold by default.
     """
+    of_model = None if weights is None else _part(weights, "model.")
     if adapter is not None:
-        write_adapter(folder, adapter)
+        write_adapter(folder, adapter, of_model)
     else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=of_model)
     if clock is not None:
-        write_clock(folder, clock)
+        write_clock(folder, clock.state_dict() if weights is None else _part(weights, "clock."))
     tokenizer.save_pretrained(folder)
     if sidecar is not None:
         (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
@@ -189,6 +193,11 @@ def point(link: Path, target: Path) -> None:
     draft.symlink_to(target.name)
     draft.replace(link)
     _flush(link.parent)
+
+
+def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of one module, by the names they have in it."""
+    return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
 def _flush(path: Path) -> None:

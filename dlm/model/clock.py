@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ def build_clock(model: PreTrainedModel, seed: int) -> TimeEmbedding:
         return TimeEmbedding(embeddings.weight.shape[1])
 
 
-def write_clock(folder: Path, clock: TimeEmbedding) -> None:
-    """Puts the module beside a model, and marks the model's config.json so that only `dlm` loads it."""
-    save_file({name: value.detach().contiguous() for name, value in clock.state_dict().items()}, folder / WEIGHTS)
+def write_clock(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Puts the module's weights beside a model, and marks the model's config.json so that only `dlm` loads it."""
+    save_file({name: value.detach().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config[UNDERLYING], config["model_type"] = config["model_type"], TIMED

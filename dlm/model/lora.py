@@ -1,12 +1,13 @@
 """Low-rank adapters of a pretrained model, by `peft`: trained, kept as small files, and merged again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Lora
@@ -61,9 +62,16 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[i
     return cast("PeftModel", adapter)
 
 
-def write_adapter(folder: Path, adapter: "PeftModel") -> None:
-    """Writes the adapters, and nothing of the model below them."""
-    adapter.save_pretrained(str(folder), save_embedding_layers=False)  # "auto" would ask the Hub
+def write_adapter(folder: Path, adapter: "PeftModel", weights: Mapping[str, Tensor] | None = None) -> None:
+    """Writes the adapters, and nothing of the model below them.
+
+    Args:
+        folder: An existing folder.
+        adapter: The adapters' owner.
+        weights: What to write, by the names of the model below; what the model has by default.
+    """
+    state = None if weights is None else {f"base_model.model.{name}": weight for name, weight in weights.items()}
+    adapter.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)  # "auto" would ask the Hub
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
 
 

@@ -1,13 +1,16 @@
 """Optimizers and the learning rate of a step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from dlm.config import Optim
+from dlm.train.sharding import spread, whole
 
 PEAK = "peak_lr"
 """The key of an optimizer's parameter groups that keeps the learning rate at its peak."""
@@ -42,11 +45,45 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
     groups = [group for group in groups if group["params"]]
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if hidden:
-        optimizers.append(Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum))
+        optimizers.append(
+            WholeMuon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group[PEAK] = group["lr"]
     return optimizers
+
+
+class WholeMuon(Muon):
+    """Muon whose update sees whole matrices, where they are spread over processes too.
+
+    An orthogonal update is one of the whole matrix. Left to themselves, sharded tensors exchange partial products
+    in bfloat16 eleven times for each; here each matrix is gathered, one at a time, takes torch's own step on every
+    process, and is spread again, so that the step is bit for bit the one it would have taken whole.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Takes one step; see `torch.optim.Muon`."""
+        sharded = [p for group in self.param_groups for p in group["params"] if isinstance(p, DTensor)]
+        if not sharded:
+            return super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    self._step_whole(p, {key: value for key, value in group.items() if key != "params"})
+        return None
+
+    def _step_whole(self, p: Tensor, settings: dict[str, Any]) -> None:
+        assert p.grad is not None
+        matrix = nn.Parameter(whole(p.detach()))
+        matrix.grad = whole(p.grad)
+        optimizer = Muon([{"params": [matrix], **settings}])
+        if state := self.state[p]:
+            optimizer.state[matrix] = {key: whole(value) for key, value in state.items()}
+        optimizer.step()
+        p.copy_(spread(matrix.detach(), p))
+        self.state[p] = {key: spread(value, p) for key, value in optimizer.state[matrix].items()}
 
 
 def rate_factor(step: int, steps: int, config: Optim) -> float:
@@ -80,9 +117,9 @@ def set_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
 
 
 def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' states, by a name of its own, as safetensors can hold them."""
+    """Every tensor of the optimizers' states, by a name of its own."""
     return {
-        f"{i}.{index}.{key}": value.detach().clone().contiguous()
+        f"{i}.{index}.{key}": value
         for i, optimizer in enumerate(optimizers)
         for index, state in optimizer.state_dict()["state"].items()
         for key, value in state.items()
@@ -92,18 +129,20 @@ def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
 def restore_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
     """Puts back what `optimizer_tensors` took, into optimizers built from the same model and configuration."""
     for i, optimizer in enumerate(optimizers):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             owner, index, key = name.split(".", 2)
             if int(owner) == i:
-                state.setdefault(int(index), {})[key] = value
+                like = parameters[int(index)]
+                state.setdefault(int(index), {})[key] = spread(value, like if value.shape == like.shape else value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
     """Scales the gradients down to a global norm of `limit`, and returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

@@ -45,6 +45,7 @@ class Progress:
         train_checksum: A checksum of it, to notice that it changed; None of a stream.
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step it was reached at.
+        places: Where each process stands in the stream it trains on; None where the text is read as a whole.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Progress:
     train_checksum: int | None
     best: float | None = None
     best_step: int | None = None
+    places: list[dict[str, Any]] | None = None
 
 
 class RunFolder:
@@ -220,12 +222,11 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def load_tensors(path: Path, device: str) -> dict[str, Tensor]:
-    """Reads tensors from a safetensors file.
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads tensors from a safetensors file into the processor's memory.
 
     Args:
         path: The file.
-        device: Where to put them.
 
     Returns:
         The tensors by name.
@@ -234,7 +235,7 @@ def load_tensors(path: Path, device: str) -> dict[str, Tensor]:
         CheckpointError: The file is missing or damaged.
     """
     try:
-        return load_file(path, device)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is damaged, remove its checkpoint to go on from the one before: {error}"

@@ -1,10 +1,9 @@
 """The training loop. Its state is (config, step): everything random in it follows from those two."""
 
-import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,42 +12,33 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
 
-from dlm.config import Config, Pretrained
 from dlm.data.batches import TrainingBatches
 from dlm.data.sources import read_splits
 from dlm.data.streaming import StreamingBatches, open_stream
 from dlm.diffusion.context import editable_part
+from dlm.diffusion.denoiser import Network
 from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.objective import LossTerms
-from dlm.errors import CheckpointError, ConfigError, DataError, InterruptedRunError, TrainingError
+from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
-from dlm.model.adapt import check_length, is_decoder, make_room, visible
-from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
-from dlm.model.checkpoint import Sidecar, write_model
-from dlm.model.clock import build_clock, load_clock
+from dlm.model.adapt import visible
+from dlm.model.backbone import Backbone
+from dlm.model.checkpoint import Sidecar
+from dlm.model.clock import build_clock
 from dlm.model.lora import add_adapter, restore_adapter
-from dlm.model.tokenizer import build_tokenizer, encode, never_emitted, new_ids, special_ids
+from dlm.model.tokenizer import encode, never_emitted, new_ids, special_ids
 from dlm.pipeline import DiffusionLM
-from dlm.processes import without_accelerator
 from dlm.recipe import Recipe
-from dlm.train.ema import Ema, copy_weights, trainable
+from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
-from dlm.train.optim import (
-    build_optimizers,
-    clip_gradients,
-    optimizer_tensors,
-    rate_factor,
-    restore_optimizers,
-    set_rate,
-)
-from dlm.train.run import TRAINER, Progress, RunFolder, load_tensors, save_tensors
-
-STREAM = "stream.json"
-"""Where each process stands in the stream it trains on."""
+from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
+from dlm.train.run import Progress, RunFolder
+from dlm.train.setup import checkpoint_gradients, join, run_model, run_tokenizer
+from dlm.train.sharding import let_go, whole
+from dlm.train.state import Learned
 
 
 class Trainer:
@@ -65,7 +55,7 @@ class Trainer:
             DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used.
         """
         self.run, self.config = run, run.config
-        self.accelerator = _accelerator(self.config, run.path)
+        self.accelerator = join(self.config, run.path)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.device = self.accelerator.device
         self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
@@ -75,27 +65,32 @@ class Trainer:
         ids = special_ids(self.tokenizer)
 
         recipe = Recipe.of(self.config)
-        model = _model(self.config, self.tokenizer, self.device, at[0] if at else None)
-        self.adapter = None
+        model = run_model(self.config, self.tokenizer, self.device, at[0] if at else None)
+        adapter = None
         if (path := self.config.model.path) and (lora := self.config.model.lora):
             if recipe.timed:
                 raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
-            self.adapter = add_adapter(model, lora, path, new_ids(self.tokenizer, path), self.config.seed)
+            adapter = add_adapter(model, lora, path, new_ids(self.tokenizer, path), self.config.seed)
+            if at:
+                restore_adapter(at[0], adapter)
         clock = build_clock(model, self.config.seed) if recipe.timed else None
         self.backbone = Backbone(model, ids.pad, clock)
         if self.config.train.gradient_checkpointing:
-            _checkpoint_gradients(model)
+            checkpoint_gradients(model)
         if self.config.train.compile:
             self.backbone.compile_body()
-        self.optimizers = build_optimizers(self.backbone, self.config.optim)
-        self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *self.optimizers)
+        optimizers = build_optimizers(self.backbone, self.config.optim)
+        self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
         never = never_emitted(self.tokenizer, self.backbone.vocabulary)
         self.process = recipe.process(self.backbone.vocabulary, ids.mask, never)
-        self.denoiser = recipe.denoiser(self.network, never, self.process, ids.end)
+        self.denoiser = recipe.denoiser(_in_precision(self.network, self.accelerator), never, self.process, ids.end)
         self.objective = recipe.objective(self.config.objective)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
+        self._learned = Learned(self.backbone, self.optimizers, self.ema, adapter)
         if at:
-            self._restore(at[0])
+            self._learned.restore(at[0])
+            if self.stream is not None:
+                self.stream.restore(self.progress.places or [])
 
     def _read(self, at: tuple[Path, Progress] | None) -> None:
         """The tokenizer, and the sequences to train and to validate on; where the run stands."""
@@ -105,7 +100,7 @@ class Trainer:
         found: tuple[int | None, int | None] = None, None
         if data.streaming:
             opened = open_stream(data)
-            self.tokenizer = _tokenizer(self.config, opened.beginning, at[0] if at else None)
+            self.tokenizer = run_tokenizer(self.config, opened.beginning, at[0] if at else None)
             ids = special_ids(self.tokenizer)
             self.batches = self.stream = StreamingBatches(
                 opened,
@@ -124,7 +119,7 @@ class Trainer:
             splits = read_splits(data)
             validation = splits.validation
             beginning = (text for batch in splits.train.iter(batch_size=256) for text in batch["text"])
-            self.tokenizer = _tokenizer(self.config, lambda: beginning, at[0] if at else None)
+            self.tokenizer = run_tokenizer(self.config, lambda: beginning, at[0] if at else None)
             training = corpus(self.tokenizer, splits.train, data.length, data.packing)
             tail_id = special_ids(self.tokenizer).end if data.train.supervised and data.tail else None
             self.batches = TrainingBatches(training, self.config.train.batch_size, seed, tail_id)
@@ -164,7 +159,7 @@ class Trainer:
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
-                        weights = torch.nn.utils.get_total_norm(list(self.backbone.parameters()))
+                        weights = whole(torch.nn.utils.get_total_norm(list(self.backbone.parameters())))
                         self._check_finite("norm of the weights", weights.item(), step)
                         if validates:
                             self._validate(step, metrics)
@@ -264,6 +259,7 @@ class Trainer:
         """Bounds the validation text's likelihood, and writes a short text."""
         config = self.config.train
         rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
+        self.network.eval()
         with self.ema.applied(self.backbone) if self.ema else nullcontext():
             lm = self._pipeline()
             report = evaluate_likelihood(
@@ -275,9 +271,10 @@ class Trainer:
                 seed=self.config.seed,
             )
             text = ""
-            if config.sample_length and self.accelerator.is_main_process:
+            if config.sample_length:  # by all processes alike: a sharded network is run by all or none
                 length = min(config.sample_length, self.config.data.length)
                 text = lm.generate(length=length, seed=step)[0].text
+            let_go(self.network)
         metrics.validation(step, report)
         self.accelerator.log({"validation_nelbo": report.nats_per_token}, step=step)
         best = self.progress.best is None or report.nats_per_token < self.progress.best
@@ -294,7 +291,7 @@ class Trainer:
             self.tokenizer,
             sidecar=self._sidecar(),
             precision=self.precision,
-            clock=self.backbone.clock,
+            backbone=self.backbone,
         )
 
     def _sidecar(self) -> Sidecar:
@@ -302,49 +299,14 @@ class Trainer:
 
     def _save(self) -> None:
         if self.stream is not None:  # each process has a place of its own in its share
-            self._places = gather_object([self.stream.state()])
-        if self.accelerator.is_main_process:
-            folder = self.run.save(self.progress, self._fill)
+            self.progress = replace(self.progress, places=gather_object([self.stream.state()]))
+        main = self.accelerator.is_main_process
+        snapshot = self._learned.snapshot(keep=main)
+        if main:
+            fill = partial(snapshot.write, tokenizer=self.tokenizer, sidecar=self._sidecar())
+            folder = self.run.save(self.progress, fill)
             self.reporter.saved(self.progress.step, folder)
         self.accelerator.wait_for_everyone()
-
-    def _fill(self, folder: Path) -> None:
-        """The averaged weights as the model; its own weights and the optimizers in `trainer/`."""
-        with self.ema.applied(self.backbone) if self.ema else nullcontext():
-            write_model(folder, self.backbone.model, self.tokenizer, self._sidecar(), self.backbone.clock, self.adapter)
-        if self.ema:
-            save_tensors(dict(trainable(self.backbone)), folder / TRAINER / "weights.safetensors")
-        save_tensors(optimizer_tensors(self.optimizers), folder / TRAINER / "optimizer.safetensors")
-        if self.stream is not None:
-            (folder / TRAINER / STREAM).write_text(json.dumps(self._places) + "\n", encoding="utf-8")
-
-    def _restore(self, folder: Path) -> None:
-        """Puts back what `_fill` wrote."""
-        device = "cpu" if self.device.type == "cpu" else str(self.device)  # safetensors knows no cpu:0
-        if self.adapter is not None:
-            restore_adapter(folder, self.adapter)
-            stored = self.backbone
-        else:
-            # Through transformers, which alone knows under which of their names it stored tied weights.
-            model = load_model(str(folder), self.backbone.model.config._attn_implementation)
-            clock = load_clock(str(folder), model) if self.backbone.clock else None
-            stored = Backbone(model, self.backbone.pad_id, clock)
-        learned = trainable(self.backbone)
-        found = ((name, weight) for name, weight in stored.named_parameters() if name in learned)
-        weights = {name: weight.detach().clone().to(self.device) for name, weight in found}
-        if self.ema:
-            self.ema.weights = weights
-            weights = load_tensors(folder / TRAINER / "weights.safetensors", device)
-        copy_weights(weights, self.backbone)
-        restore_optimizers(self.optimizers, load_tensors(folder / TRAINER / "optimizer.safetensors", device))
-        if self.stream is not None:
-            try:
-                places = json.loads((folder / TRAINER / STREAM).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise CheckpointError(
-                    f"{folder} is damaged, remove it to go on from the one before: {error}"
-                ) from error
-            self.stream.restore(places[min(self.accelerator.process_index, len(places) - 1)])
 
     def _facts(self) -> RunFacts:
         return RunFacts(
@@ -361,77 +323,19 @@ class Trainer:
         )
 
 
+def _in_precision(network: nn.Module, accelerator: Accelerator) -> Network:
+    """A network in the run's precision; Accelerate itself sees to that only where weights are not sharded."""
+
+    def call(*inputs: Any) -> Any:
+        with accelerator.autocast():
+            return network(*inputs)
+
+    return call
+
+
 def _where(device: torch.device, processes: int) -> str:
     """Such as `cpu`, or `4 x cuda`."""
     return device.type if processes == 1 else f"{processes} x {device.type}"
-
-
-def bf16_is_native() -> bool:
-    """Whether this machine computes in bfloat16, rather than emulating it."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
-        return True
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def _accelerator(config: Config, folder: Path) -> Accelerator:
-    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and bf16_is_native())
-    ready = {str(tracker.value) for tracker in get_available_trackers()}
-    for name in config.train.trackers:
-        if name not in ready:
-            raise ConfigError(
-                f"train.trackers: {name!r} is not one that Accelerate knows, or its package is not installed; "
-                f"ready here: {', '.join(sorted(ready)) or 'none'}"
-            )
-    accelerator = Accelerator(
-        cpu=without_accelerator(),
-        mixed_precision="bf16" if bf16 else "no",
-        log_with=list(config.train.trackers) or None,
-        project_dir=folder,
-    )
-    if config.train.batch_size < accelerator.num_processes:
-        raise ConfigError(
-            f"train.batch_size {config.train.batch_size} is less than one sequence for each of the "
-            f"{accelerator.num_processes} processes: raise it, or start fewer processes"
-        )
-    return accelerator
-
-
-def _tokenizer(config: Config, texts: Callable[[], Iterable[str]], checkpoint: Path | None) -> PreTrainedTokenizerBase:
-    """The run's tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed."""
-    return build_tokenizer(config.tokenizer if checkpoint is None else Pretrained(str(checkpoint)), texts)
-
-
-def _model(config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, checkpoint: Path | None) -> Any:
-    """The network to begin with; but for adapters, a resumed run does not look for the pretrained model again."""
-    ids, length = special_ids(tokenizer), config.data.length + config.model.shift
-    attention = attention_implementation(config.model.attention, device, length)
-    if config.model.path is None:
-        return build_model(
-            config.model.architecture,
-            config.model.sizes,
-            vocabulary=len(tokenizer),
-            length=length,
-            special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
-            attention=attention,
-            seed=config.seed,
-        )
-    source = config.model.path if checkpoint is None or config.model.lora else str(checkpoint)
-    model = load_model(source, attention, config.model.sizes)
-    if source == config.model.path:
-        make_room(model, new_ids(tokenizer, config.model.path), max(tokenizer.get_vocab().values()) + 1)
-    check_length(model, length)
-    if config.model.annealing and not is_decoder(model):
-        raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
-    return model
-
-
-def _checkpoint_gradients(model: PreTrainedModel) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(f"train.gradient_checkpointing: {model.config.model_type} does not know how")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def test_a_stream_goes_on_from_where_it_stood(packing: str, buffer: int, process
         before = take(first, stop)
         state = json.loads(json.dumps(first.state()))
         again = batches(documents(40)[1], **keys)
-        again.restore(state)
+        again.restore([state, state])  # each process looks at its own
         assert json.loads(json.dumps(again.state())) == state
         for mine, expected in zip(before + take(again, 30 - stop), whole, strict=True):
             assert torch.equal(mine, expected)
@@ -248,6 +248,6 @@ def test_a_stream_of_nothing_is_refused(refused: Refused) -> None:
 
 
 def test_another_number_of_processes_is_refused(refused: Refused) -> None:
-    state = batches(documents(10)[1], processes=2).state()
+    places = [batches(documents(10)[1], process=i, processes=2).state() for i in range(2)]
     with refused(ConfigError, "2 processes", "got 1"):
-        batches(documents(10)[1]).restore(state)
+        batches(documents(10)[1]).restore(places)

@@ -118,7 +118,7 @@ def test_it_comes_back_from_the_disk(architecture: str, tmp_path: Path) -> None:
     model = build(architecture)
     clock = awake(build_clock(model, 0))
     model.save_pretrained(tmp_path)
-    write_clock(tmp_path, clock)
+    write_clock(tmp_path, clock.state_dict())
     stored = load_model(str(tmp_path), "eager")
     again = Backbone(stored, SPECIAL["pad_token_id"], load_clock(str(tmp_path), stored))
     t_B = times(0.1, 0.5, 0.9)
@@ -131,7 +131,7 @@ def test_plain_transformers_refuses_the_folder(architecture: str, tmp_path: Path
     model.save_pretrained(tmp_path)
     factory = AutoModelForMaskedLM if architecture in ENCODERS else AutoModelForCausalLM
     factory.from_pretrained(tmp_path)
-    write_clock(tmp_path, build_clock(model, 0))
+    write_clock(tmp_path, build_clock(model, 0).state_dict())
     with pytest.raises(ValueError, match="dlm-time-conditioned"):
         factory.from_pretrained(tmp_path)
 

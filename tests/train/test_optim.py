@@ -137,7 +137,7 @@ def test_optimizers_go_on_from_the_disk(tmp_path: Path, name: Any) -> None:
     other.load_state_dict(model.state_dict())
     fresh_model, fresh = built()
     fresh_model.load_state_dict(model.state_dict())
-    restore_optimizers(restored, load_tensors(tmp_path / "o.safetensors", "cpu"))
+    restore_optimizers(restored, load_tensors(tmp_path / "o.safetensors"))
     for each in ((model, optimizers), (other, restored), (fresh_model, fresh)):
         step(*each)
     pairs = list(zip(model.parameters(), other.parameters(), fresh_model.parameters(), strict=True))

@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 from dlm.cli.app import app
 from dlm.config import Config, dump_config, parse_config
 from dlm.data import sources
-from dlm.errors import CheckpointError
-from tests.conftest import Refused
 from tests.train.tiny_runs import STEPS, cut_after, lines, losses, resume, train, weights
 from tests.train.tiny_runs import describe as describe_text
 
@@ -70,10 +68,3 @@ def test_a_run_on_a_stream_is_evaluated_on_what_it_held_out(tmp_path: Path) -> N
     assert report["nats_per_token"] == pytest.approx(said["nats_per_token"], rel=1e-6)
     refusal = CliRunner().invoke(app, ["eval", str(run), "--split", "train"])
     assert refusal.exit_code == 2 and "streams" in refusal.output
-
-
-def test_a_stream_whose_place_is_lost_is_refused(refused: Refused, tmp_path: Path) -> None:
-    run = cut_after(tmp_path / "run", describe(tmp_path), 2)
-    (run / "checkpoints" / "last" / "trainer" / "stream.json").write_text("[{", encoding="utf-8")
-    with refused(CheckpointError, "damaged", "step-000002"):
-        resume(run)

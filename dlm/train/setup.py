@@ -1,0 +1,117 @@
+"""What a run is made of before its first step: its processes, its tokenizer, its network."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.tracking import get_available_trackers
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dlm.config import Config, Pretrained
+from dlm.errors import ConfigError
+from dlm.model.adapt import check_length, is_decoder, make_room
+from dlm.model.backbone import attention_implementation, build_model, load_model
+from dlm.model.tokenizer import build_tokenizer, new_ids, special_ids
+from dlm.processes import without_accelerator
+from dlm.train.sharding import sharding
+
+
+def bf16_is_native() -> bool:
+    """Whether this machine computes in bfloat16, rather than emulating it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.backends.mps.is_available():
+        return True
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def join(config: Config, folder: Path) -> Accelerator:
+    """Joins the processes that run together.
+
+    Args:
+        config: The run's configuration.
+        folder: The run folder, where experiment trackers write.
+
+    Returns:
+        What knows of all of them.
+
+    Raises:
+        ConfigError: The configuration, or what the launcher was told, cannot be had here.
+    """
+    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and bf16_is_native())
+    ready = {str(tracker.value) for tracker in get_available_trackers()}
+    for name in config.train.trackers:
+        if name not in ready:
+            raise ConfigError(
+                f"train.trackers: {name!r} is not one that Accelerate knows, or its package is not installed; "
+                f"ready here: {', '.join(sorted(ready)) or 'none'}"
+            )
+    accelerator = Accelerator(
+        cpu=without_accelerator(),
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=list(config.train.trackers) or None,
+        project_dir=folder,
+        fsdp_plugin=sharding(),
+    )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ConfigError(f"dlm runs on several processes by DDP or FSDP2, got {accelerator.distributed_type.value}")
+    if accelerator.is_fsdp2 and config.train.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is no multiple of the {accelerator.num_processes} processes, "
+            "which must take part in every forward of a sharded network: choose one that is"
+        )
+    if config.train.batch_size < accelerator.num_processes:
+        raise ConfigError(
+            f"train.batch_size {config.train.batch_size} is less than one sequence for each of the "
+            f"{accelerator.num_processes} processes: raise it, or start fewer processes"
+        )
+    return accelerator
+
+
+def run_tokenizer(
+    config: Config, texts: Callable[[], Iterable[str]], checkpoint: Path | None
+) -> PreTrainedTokenizerBase:
+    """The run's tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed."""
+    return build_tokenizer(config.tokenizer if checkpoint is None else Pretrained(str(checkpoint)), texts)
+
+
+def run_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, checkpoint: Path | None
+) -> PreTrainedModel:
+    """The network to begin with; but for adapters, a resumed run does not look for the pretrained model again."""
+    ids, length = special_ids(tokenizer), config.data.length + config.model.shift
+    attention = attention_implementation(config.model.attention, device, length)
+    if config.model.path is None:
+        return build_model(
+            config.model.architecture,
+            config.model.sizes,
+            vocabulary=len(tokenizer),
+            length=length,
+            special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
+            attention=attention,
+            seed=config.seed,
+        )
+    source = config.model.path if checkpoint is None or config.model.lora else str(checkpoint)
+    model = load_model(source, attention, config.model.sizes)
+    if source == config.model.path:
+        make_room(model, new_ids(tokenizer, config.model.path), max(tokenizer.get_vocab().values()) + 1)
+    check_length(model, length)
+    if config.model.annealing and not is_decoder(model):
+        raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
+    return model
+
+
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Lets a model compute its activations again in the backward pass, which takes less memory.
+
+    Args:
+        model: Changed in place.
+
+    Raises:
+        ConfigError: It does not know how.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"train.gradient_checkpointing: {model.config.model_type} does not know how")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -1,0 +1,154 @@
+"""A run whose weights are spread over two processes is the run of one, and goes on as one, and back."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from transformers import AutoModelForCausalLM
+
+from dlm.config import Config
+from tests.train import pretrained, test_lora, test_starting_points
+from tests.train.test_timed_runs import KINDS, of
+from tests.train.tiny_runs import describe, lines, losses, resume, train, weights, write
+
+pytestmark = pytest.mark.long
+
+
+def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`dlm` on two processes, each of which holds half of the weights."""
+    launcher = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml"),
+        *("--num_processes", "2", "--main_process_port", "0", "-m", "tests.train.sharded"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    asked = [*launcher, *map(str, arguments)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, env=environment)
+    if done.returncode == 0:
+        found = [(int(here), int(all_)) for here, all_ in re.findall(r"sharded: (\d+) of (\d+)", done.stderr)]
+        assert len(found) == 2 and sum(here for here, _ in found) == found[0][1], done.stderr
+        assert all(0.4 * all_ < here < 0.6 * all_ for here, all_ in found)
+    return done
+
+
+def same(run: Path, other: Path, step: int) -> bool:
+    """Whether two runs lost the same, validated the same, and left the same weights, to float rounding."""
+    bounds = [
+        [line["validation"]["nats_per_token"] for line in lines(folder) if "validation" in line]
+        for folder in (run, other)
+    ]
+    assert len(bounds[0]) == 2
+    mine, theirs = (tensors(weights(folder, step)) for folder in (run, other))
+    assert mine.keys() == theirs.keys()
+    return (
+        bounds[0] == pytest.approx(bounds[1], abs=1e-5)
+        and losses(run) == pytest.approx(losses(other), abs=1e-5)
+        and all(torch.allclose(mine[name], theirs[name], atol=1e-5, rtol=1e-4) for name in mine)
+    )
+
+
+def tensors(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+    return {f"{file}: {name}": t for file, data in files.items() for name, t in load(data).items()}
+
+
+def timed(folder: Path) -> Config:
+    return of(describe(folder, micro_batch_size=2, ema=0.1), **KINDS["hybrid"])
+
+
+def adapters(folder: Path) -> Config:
+    decoder = pretrained.save("decoder", folder)
+    # Muon would make a matrix of rank 4 out of next to nothing, and rounding out of that.
+    return test_lora.with_lora(folder, decoder, optim={"name": "adamw"}, train={"ema": 0.1, **SHORT})
+
+
+def decoder(folder: Path) -> Config:
+    """From causal to full attention, and activations computed twice."""
+    model = {"shift": True, "annealing": 6}
+    short = {**SHORT, "gradient_checkpointing": True}
+    return test_starting_points.describe(folder, pretrained.save("decoder", folder), model=model, train=short)
+
+
+SHORT: dict[str, Any] = {"steps": 8, "validate_every": 4, "save_every": 4, "micro_batch_size": 4, "precision": "fp32"}
+
+
+@pytest.mark.parametrize("kind", [timed, adapters, decoder])
+def test_any_kind_of_run_is_the_run_of_one_process(kind: Any, tmp_path: Path) -> None:
+    config = kind(tmp_path)
+    alone = train(tmp_path / "alone", config)
+    done = shard("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "sharded")
+    assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "sharded", alone, config.train.steps)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A run of one process that takes half a batch at a time, with dropout, Muon and an average of the weights."""
+    folder = tmp_path_factory.mktemp("alone")
+    config = describe(folder, micro_batch_size=2, ema=0.1)
+    assert config.optim.name == "muon"
+    return config, train(folder / "run", config)
+
+
+def back_to(run: Path, step: int) -> None:
+    """Takes a run back to a checkpoint."""
+    for folder in (run / "checkpoints").glob("step-*"):
+        if int(folder.name[5:]) > step:
+            rmtree(folder)
+
+
+def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = alone
+    run = tmp_path / "run"
+    assert (done := shard("train", write(config, tmp_path / "c.yaml"), "--run-dir", run)).returncode == 0, done.stderr
+    assert same(run, undisturbed, 8)
+    sharded = weights(run), lines(run)
+
+    back_to(run, 4)
+    assert (done := shard("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
+    assert (weights(run), lines(run)) == sharded  # bit for bit
+    back_to(run, 4)
+    resume(run)
+    assert same(run, undisturbed, 8)
+    back_to(run, 4)
+    assert (done := shard("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
+    assert same(run, undisturbed, 8)
+
+
+def test_what_a_sharded_run_saves_is_a_plain_model(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, undisturbed = alone
+    run = tmp_path / "run"
+    assert (done := shard("train", write(config, tmp_path / "c.yaml"), "--run-dir", run)).returncode == 0, done.stderr
+    mine, theirs = (
+        AutoModelForCausalLM.from_pretrained(r / "checkpoints/last").state_dict() for r in (run, undisturbed)
+    )
+    assert mine.keys() == theirs.keys()
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in mine)
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, _ = alone
+    file = write(config, tmp_path / "c.yaml")
+    done = shard("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=5")
+    assert done.returncode != 0 and "train.batch_size 5 is no multiple of the 2 processes" in done.stderr
+
+
+def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from dlm.errors import ConfigError
+    from dlm.train.sharding import sharding
+
+    assert sharding() is None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="fsdp_version: 2"):
+        sharding()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    assert sharding() is not None
+    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
+    with pytest.raises(ConfigError, match=r"train\.gradient_checkpointing"):
+        sharding()
