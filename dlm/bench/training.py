@@ -150,7 +150,8 @@ def predict_every_row(trainer: Trainer) -> None:
 
 
 def _data_seconds(trainer: Trainer, steps: range) -> float:
-    """The median time of making a step's batch."""
+    """The median time of making a step's batch, though it is made while the step before is computed."""
+    trainer.upcoming.close()
     watch = Stopwatch(torch.device("cpu"))
     for step in steps:
         with watch:

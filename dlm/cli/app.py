@@ -69,6 +69,10 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
                 message = "out of memory: ask for a smaller batch, length or model"
+            elif "closed by peer" in str(error) or "reset by peer" in str(error):
+                message = (
+                    "another process of this run has ended, and this one with it; what that one said is the reason"
+                )
             else:
                 message = f"{type(error).__name__}: {error}; run it again with --debug for the whole story"
             _fail(message, 1, debug)

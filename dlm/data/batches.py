@@ -264,6 +264,9 @@ class TrainingBatches:
             _add_tails(batch, self._tail_id, [generator(self._seed, "tail", step, position) for position in positions])
         return batch
 
+    def state(self) -> None:
+        """Nothing: where it stands follows from the step."""
+
     @lru_cache(maxsize=2)  # noqa: B019 - a step needs one epoch, or two at their seam
     def _epoch(self, epoch: int) -> tuple[list[int], int]:
         """The order of an epoch's rows, and where it begins to cut the stream."""

@@ -7,13 +7,14 @@ import difflib
 import hashlib
 import json
 import logging
-import re
 import sysconfig
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import escape, glob
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -245,19 +246,31 @@ def files_of(source: Source, key: str, suffix: str) -> list[str]:
 
 
 def texts_of(files: list[str], documents: str, stamp: str) -> Iterator[dict[str, str]]:
-    """The documents of text files; the stamp is there for the cache alone."""
+    """The documents of text files, no more of which is held than one document; the stamp is for the cache alone."""
     for file in files:
-        try:
-            text = Path(file).read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text: byte {error.start} cannot be read") from error
         match documents:
             case "file":
-                yield {"text": text}
+                yield {"text": "".join(_lines(file))}
             case "line":
-                yield from ({"text": line} for line in re.split(r"\r\n|\r|\n", text))
+                for line in _lines(file):
+                    parts = line.removesuffix("\n").removesuffix("\r").split("\r")
+                    yield from ({"text": part} for part in parts)
             case "paragraph":
-                yield from ({"text": part.strip("\r\n")} for part in re.split(r"\n\r?\n", text))
+                for empty, lines in groupby(_lines(file), lambda line: line in ("\n", "\r\n")):
+                    if not empty:
+                        yield {"text": "".join(lines).strip("\r\n")}
+
+
+def _lines(file: str) -> Iterator[str]:
+    """The lines of a text file, each with its end."""
+    read = 0
+    with Path(file).open("rb") as stream:
+        for line in stream:
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file} is not UTF-8 text: byte {read + error.start} cannot be read") from error
+            read += len(line)
 
 
 def _stamp(files: list[str]) -> str:
@@ -356,15 +369,10 @@ def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
 def _check_utf8(files: list[str], key: str) -> None:
     """Refuses the first file that is not UTF-8, where no decompression comes first."""
     for file in files:
-        read = 0
-        with Path(file).open("rb") as stream:
-            for line in stream if Path(file).suffix not in COMPRESSED else ():
-                try:
-                    line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    at = read + error.start
-                    raise DataError(f"{key}: {file} is not UTF-8 text: byte {at} cannot be read") from error
-                read += len(line)
+        try:
+            deque(() if Path(file).suffix in COMPRESSED else _lines(file), maxlen=0)
+        except DataError as error:
+            raise DataError(f"{key}: {error}") from error
 
 
 def _is_utf8(path: Path) -> bool:

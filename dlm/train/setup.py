@@ -48,15 +48,21 @@ def join(config: Config, folder: Path) -> Accelerator:
                 f"train.trackers: {name!r} is not one that Accelerate knows, or its package is not installed; "
                 f"ready here: {', '.join(sorted(ready)) or 'none'}"
             )
+    plugin = sharding()
     accelerator = Accelerator(
         cpu=without_accelerator(),
         mixed_precision="bf16" if bf16 else "no",
         log_with=list(config.train.trackers) or None,
         project_dir=folder,
-        fsdp_plugin=sharding(),
+        fsdp_plugin=plugin,
     )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ConfigError(f"dlm runs on several processes by DDP or FSDP2, got {accelerator.distributed_type.value}")
+    if plugin is not None and not accelerator.is_fsdp2:
+        raise ConfigError(
+            f"Accelerate spreads weights (FSDP2) over several GPUs alone, and here it has {accelerator.num_processes} x "
+            f"{accelerator.device.type}: take another file, such as configs/accelerate/ddp.yaml"
+        )
     if accelerator.is_fsdp2 and config.train.batch_size % accelerator.num_processes:
         raise ConfigError(
             f"train.batch_size {config.train.batch_size} is no multiple of the {accelerator.num_processes} processes, "

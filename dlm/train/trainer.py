@@ -1,5 +1,6 @@
 """The training loop. Its state is (config, step): everything random in it follows from those two."""
 
+import copy
 import math
 import signal
 import time
@@ -16,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from dlm.data.batches import TrainingBatches
+from dlm.data.prefetch import Prefetched
 from dlm.data.sources import read_splits
 from dlm.data.streaming import StreamingBatches, open_stream
 from dlm.diffusion.context import editable_part
@@ -91,6 +93,16 @@ class Trainer:
             self._learned.restore(at[0])
             if self.stream is not None:
                 self.stream.restore(self.progress.places or [])
+        # By place in the global batch, of which each process takes its part.
+        total, world, rank = (
+            self.config.train.batch_size,
+            self.accelerator.num_processes,
+            self.accelerator.process_index,
+        )
+        mine = range(rank * total // world, (rank + 1) * total // world)
+        size = self.config.train.micro_batch_size or len(mine)
+        self.micros = [mine[i : i + size] for i in range(0, len(mine), size)]
+        self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps)
 
     def _read(self, at: tuple[Path, Progress] | None) -> None:
         """The tokenizer, and the sequences to train and to validate on; where the run stands."""
@@ -104,7 +116,7 @@ class Trainer:
             ids = special_ids(self.tokenizer)
             self.batches = self.stream = StreamingBatches(
                 opened,
-                partial(encode, self.tokenizer),
+                partial(encode, copy.deepcopy(self.tokenizer)),  # a thread reads ahead, and no tokenizer serves two
                 ids.end,
                 ids.pad,
                 length=data.length,
@@ -170,6 +182,7 @@ class Trainer:
                             f"dlm train --resume --run-dir {self.run.path}"
                         )
         finally:
+            self.upcoming.close()
             metrics.close()
             if train.trackers:
                 self.accelerator.end_training()
@@ -177,19 +190,16 @@ class Trainer:
     def step(self, step: int) -> StepMetrics:
         """One optimizer step on one global batch."""
         began = time.perf_counter()
-        config, world, rank = self.config.train, self.accelerator.num_processes, self.accelerator.process_index
-        mine = range(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
-        size = config.micro_batch_size or len(mine)
-        micros = [mine[i : i + size] for i in range(0, len(mine), size)]
+        config, world = self.config.train, self.accelerator.num_processes
         self.network.train()
         self._open_eyes(step)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
-        for index, positions in enumerate(micros):
-            last = index == len(micros) - 1
+        for micro, positions in enumerate(self.micros):
+            last = micro == len(self.micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                # By place in the global batch: the same for one process that takes these sequences in turn.
+                # The same for one process that takes these sequences in turn.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
-                terms, seen = self._terms(step, positions)
+                terms, seen = self._terms(step, micro)
                 self.accelerator.backward(terms.loss)
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, seen]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
@@ -243,9 +253,9 @@ class Trainer:
                 f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
             )
 
-    def _terms(self, step: int, positions: range) -> tuple[LossTerms, torch.Tensor]:
+    def _terms(self, step: int, micro: int) -> tuple[LossTerms, torch.Tensor]:
         """The loss of part of the global batch, and the number of tokens in it."""
-        batch = self.batches.batch(step, positions)
+        batch, positions = self.upcoming.batch(step, micro), self.micros[micro]
         draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
         where_BL = batch.where_BL
         if share := self.config.data.context:
@@ -299,7 +309,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.stream is not None:  # each process has a place of its own in its share
-            self.progress = replace(self.progress, places=gather_object([self.stream.state()]))
+            self.progress = replace(self.progress, places=gather_object([self.upcoming.state]))
         main = self.accelerator.is_main_process
         snapshot = self._learned.snapshot(keep=main)
         if main:

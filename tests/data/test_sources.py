@@ -18,7 +18,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from dlm.config import Data, HeldOut, Source
-from dlm.data.sources import READERS, read, read_splits, source_of
+from dlm.data.sources import READERS, read, read_splits, source_of, texts_of
 from dlm.errors import ConfigError, DataError
 
 Refused = Callable[..., AbstractContextManager[None]]
@@ -99,6 +99,16 @@ def test_empty_files_among_others_are_no_documents(tmp_path: Path) -> None:
 def test_paragraphs_and_lines(tmp_path: Path, documents: Documents, expected: list[str]) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\n\nthree\r\n\r\n\n\nfour")
     assert texts(Source("text", str(tmp_path / "a.txt"), documents=documents)) == expected
+
+
+@pytest.mark.parametrize("documents", ["paragraph", "line"])
+def test_a_document_is_given_out_before_the_next_is_read(tmp_path: Path, documents: Documents) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"one\r\n\r\ntwo\n\n\xe9")
+    found = filter(None, (row["text"] for row in texts_of([str(path)], documents, "")))
+    assert [next(found), next(found)] == ["one", "two"]
+    with pytest.raises(DataError, match="byte 12 cannot be read"):
+        next(found)
 
 
 def test_paragraphs_and_lines_keep_all_but_what_parts_them(tmp_path: Path) -> None:

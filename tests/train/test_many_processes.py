@@ -2,16 +2,21 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dlm.config import Config
-from tests.train.tiny_runs import describe, lines, losses, resume, train, weights, write
+from dlm.config import Config, dump_config, parse_config
+from dlm.errors import ConfigError
+from dlm.pipeline import DiffusionLM
+from dlm.train.run import RunFolder
+from tests.train.tiny_runs import back_to, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,23 +74,14 @@ def test_the_comparison_sees_another_seed(alone: tuple[Config, Path], tmp_path: 
     assert not close(train(tmp_path / "run", replace(config, seed=1)), undisturbed)
 
 
-def halved(config: Config, run: Path) -> None:
-    """Takes a run back to its checkpoint of step 4."""
-    from shutil import rmtree
-
-    for step in (6, 8):
-        rmtree(run / f"checkpoints/step-{step:06d}")
-    assert config.train.save_every == 2
-
-
 def test_a_run_goes_on_with_more_processes_and_with_fewer(alone: tuple[Config, Path], tmp_path: Path) -> None:
     config, undisturbed = alone
     run = train(tmp_path / "run", config)
-    halved(config, run)
+    back_to(run, 4)
     done = launch("train", "--resume", "--run-dir", run)
     assert done.returncode == 0 and "going on after step 4" in done.stderr, done.stderr
     assert close(run, undisturbed)
-    halved(config, run)
+    back_to(run, 4)
     resume(run)
     assert close(run, undisturbed)
 
@@ -136,3 +132,47 @@ def test_a_mistake_on_every_process_is_no_hang(alone: tuple[Config, Path], tmp_p
     done = launch("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=1")
     assert done.returncode != 0
     assert "train.batch_size 1 is less than one sequence for each of the 2 processes" in done.stderr
+
+
+def streamed(folder: Path, *texts: bytes, **keys: Any) -> Config:
+    """A run on a stream of files, each of them one process's."""
+    for i, text in enumerate(texts):
+        (folder / f"{i}.txt").write_bytes(text)
+    (folder / "validation.txt").write_text("some words to validate on\n" * 20, encoding="utf-8")
+    tree = dump_config(describe(folder, **keys))
+    tree["data"] |= {"streaming": True, "buffer": 5}
+    tree["data"]["train"] = {"format": "text", "path": str(folder / "[0-9].txt"), "documents": "line"}
+    tree["data"]["validation"] = {"format": "text", "path": str(folder / "validation.txt")}
+    return parse_config(tree)
+
+
+def words(seed: int) -> bytes:
+    draw = random.Random(seed)
+    return "".join("".join(draw.choices("abcdefgh ", k=30)) + "\n" for _ in range(600)).encode()
+
+
+def test_a_stream_on_two_processes_goes_on_where_each_stood(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    file = write(streamed(tmp_path, words(0), words(1)), tmp_path / "c.yaml")
+    assert (done := launch("train", file, "--run-dir", run)).returncode == 0, done.stderr
+    whole = weights(run), lines(run)
+    back_to(run, 4)
+    assert (done := launch("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
+    assert (weights(run), lines(run)) == whole
+    with pytest.raises(ConfigError, match="2 processes"):
+        resume(run)
+
+
+def test_a_rank_that_fails_ends_the_others_with_its_own_error(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    broken = words(1)[:12_000] + b"\xff\n" + words(2)  # further down than the first read of the file
+    config = streamed(tmp_path, words(0), broken, steps=2000, save_every=50, keep=1000, validate_every=2000)
+    done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", run)
+    assert done.returncode != 0
+    told = {line.partition(":")[0]: line for line in done.stderr.splitlines() if line.startswith("dlm")}
+    assert "1.txt is not UTF-8 text: byte 12000" in told["dlm, process 1"], done.stderr
+    assert "another process of this run has ended" in told.get("dlm", "another process of this run has ended")
+    assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
+    last = RunFolder.reopen(run).last()
+    assert last is not None
+    DiffusionLM.from_pretrained(last)  # what was saved is whole

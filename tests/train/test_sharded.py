@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -17,20 +16,25 @@ from transformers import AutoModelForCausalLM
 from dlm.config import Config
 from tests.train import pretrained, test_lora, test_starting_points
 from tests.train.test_timed_runs import KINDS, of
-from tests.train.tiny_runs import describe, lines, losses, resume, train, weights, write
+from tests.train.tiny_runs import back_to, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
 
 
-def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`dlm` on two processes, each of which holds half of the weights."""
+def launch(*words: object) -> subprocess.CompletedProcess[str]:
+    """A module on two processes, by the Accelerate file for sharding."""
     launcher = [
         *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml"),
-        *("--num_processes", "2", "--main_process_port", "0", "-m", "tests.train.sharded"),
+        *("--num_processes", "2", "--main_process_port", "0", "-m"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    asked = [*launcher, *map(str, arguments)]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=120, env=environment)
+    asked = [*launcher, *map(str, words)]
+    return subprocess.run(asked, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """`dlm` on two processes, each of which holds half of the weights."""
+    done = launch("tests.train.sharded", *arguments)
     if done.returncode == 0:
         found = [(int(here), int(all_)) for here, all_ in re.findall(r"sharded: (\d+) of (\d+)", done.stderr)]
         assert len(found) == 2 and sum(here for here, _ in found) == found[0][1], done.stderr
@@ -96,13 +100,6 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     return config, train(folder / "run", config)
 
 
-def back_to(run: Path, step: int) -> None:
-    """Takes a run back to a checkpoint."""
-    for folder in (run / "checkpoints").glob("step-*"):
-        if int(folder.name[5:]) > step:
-            rmtree(folder)
-
-
 def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], tmp_path: Path) -> None:
     config, undisturbed = alone
     run = tmp_path / "run"
@@ -137,6 +134,13 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(alone: tuple[Config, Pa
     file = write(config, tmp_path / "c.yaml")
     done = shard("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=5")
     assert done.returncode != 0 and "train.batch_size 5 is no multiple of the 2 processes" in done.stderr
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="with GPUs it works")
+def test_without_gpus_nothing_is_left_whole_in_silence(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    config, _ = alone
+    done = launch("dlm", "train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run")
+    assert done.returncode != 0 and "over several GPUs alone, and here it has 2 x cpu" in done.stderr
 
 
 def test_the_first_fsdp_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

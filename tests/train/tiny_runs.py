@@ -5,6 +5,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import yaml
@@ -88,6 +89,13 @@ def resume(path: Path, config: Config | None = None, reporter: Reporter | None =
     """Goes on to the end."""
     Trainer(RunFolder.reopen(path, config), reporter or Silent()).train()
     return path
+
+
+def back_to(run: Path, step: int) -> None:
+    """Takes a run back to a checkpoint."""
+    for folder in (run / "checkpoints").glob("step-*"):
+        if int(folder.name[5:]) > step:
+            rmtree(folder)
 
 
 def weights(run: Path, step: int = STEPS) -> dict[str, bytes]:
