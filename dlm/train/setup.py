@@ -60,8 +60,8 @@ def join(config: Config, folder: Path) -> Accelerator:
         raise ConfigError(f"dlm runs on several processes by DDP or FSDP2, got {accelerator.distributed_type.value}")
     if plugin is not None and not accelerator.is_fsdp2:
         raise ConfigError(
-            f"Accelerate spreads weights (FSDP2) over several GPUs alone, and here it has {accelerator.num_processes} x "
-            f"{accelerator.device.type}: take another file, such as configs/accelerate/ddp.yaml"
+            "Accelerate spreads weights (FSDP2) over several GPUs alone, and here it has "
+            f"{where(accelerator)}: take another file, such as configs/accelerate/ddp.yaml"
         )
     if accelerator.is_fsdp2 and config.train.batch_size % accelerator.num_processes:
         raise ConfigError(
@@ -74,6 +74,12 @@ def join(config: Config, folder: Path) -> Accelerator:
             f"{accelerator.num_processes} processes: raise it, or start fewer processes"
         )
     return accelerator
+
+
+def where(accelerator: Accelerator) -> str:
+    """What a run computes on, such as `cpu`, or `4 x cuda`."""
+    processes, kind = accelerator.num_processes, accelerator.device.type
+    return kind if processes == 1 else f"{processes} x {kind}"
 
 
 def run_tokenizer(

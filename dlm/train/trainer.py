@@ -38,7 +38,7 @@ from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
 from dlm.train.run import Progress, RunFolder
-from dlm.train.setup import checkpoint_gradients, join, run_model, run_tokenizer
+from dlm.train.setup import checkpoint_gradients, join, run_model, run_tokenizer, where
 from dlm.train.sharding import let_go, whole
 from dlm.train.state import Learned
 
@@ -64,6 +64,11 @@ class Trainer:
         with self.accelerator.local_main_process_first():  # it fills the caches, and the others find them filled
             at = run.resume(writes=self.accelerator.is_main_process)
             self._read(at)
+        if len(steps := set(gather_object([self.progress.step]))) > 1:
+            raise ConfigError(
+                f"the processes of this run find {run.path} after different steps, {sorted(steps)}: "
+                "put it on a disk that all machines share"
+            )
         ids = special_ids(self.tokenizer)
 
         recipe = Recipe.of(self.config)
@@ -325,7 +330,7 @@ class Trainer:
             train_tokens=self.progress.train_tokens,
             validation_tokens=len(self.validation.tokens),
             vocabulary=len(self.tokenizer),
-            device=_where(self.device, self.accelerator.num_processes),
+            device=where(self.accelerator),
             precision=self.precision,
             attention=str(self.backbone.model.config._attn_implementation),
             steps=self.config.train.steps,
@@ -341,11 +346,6 @@ def _in_precision(network: nn.Module, accelerator: Accelerator) -> Network:
             return network(*inputs)
 
     return call
-
-
-def _where(device: torch.device, processes: int) -> str:
-    """Such as `cpu`, or `4 x cuda`."""
-    return device.type if processes == 1 else f"{processes} x {device.type}"
 
 
 @contextmanager

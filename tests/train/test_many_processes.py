@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -132,6 +133,16 @@ def test_a_mistake_on_every_process_is_no_hang(alone: tuple[Config, Path], tmp_p
     done = launch("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=1")
     assert done.returncode != 0
     assert "train.batch_size 1 is less than one sequence for each of the 2 processes" in done.stderr
+
+
+def test_machines_that_do_not_share_the_run_folder_are_told(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    _, run = alone
+    for rank, step in enumerate((8, 4)):
+        back_to(Path(copytree(run, tmp_path / f"run-{rank}", symlinks=True)), step)
+    launcher = [sys.executable, "-m", *LAUNCHERS["torchrun"], "--no-python", "bash", "-c"]
+    resumed = f'exec {sys.executable} -m dlm train --resume --run-dir "{tmp_path}/run-$RANK"'
+    done = subprocess.run([*launcher, resumed], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    assert done.returncode != 0 and "after different steps, [4, 8]: put it on a disk" in done.stderr, done.stderr
 
 
 def streamed(folder: Path, *texts: bytes, **keys: Any) -> Config:
