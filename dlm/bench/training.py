@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from dlm.bench.machine import Machine, held_by, measure_machine, most_held
-from dlm.bench.network import hidden_parameters, tensor_bytes
+from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Config
-from dlm.errors import ConfigError
-from dlm.processes import processes
+from dlm.diffusion.denoiser import Subs
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
@@ -38,11 +37,13 @@ class TrainingSpeed:
         seconds: The median of a step.
         fastest: The fastest step, in seconds.
         slowest: The slowest.
+        tokens: Of text in a step, on average; padding is none.
         tokens_per_second: Over the median step.
-        flops_per_second: 6 a hidden parameter and token, over the median step (2001.08361, section 2.1):
-            neither attention's own products nor the vocabulary's are counted.
+        flops_per_token: See `training_flops`.
+        flops_per_second: Over the median step.
         share_of_peak: Of the machine's matrix products.
-        data_share: The share of the median step that goes to making its batch.
+        data_share: What making a step's batch takes on average, though it is done while the step before is computed,
+            as a share of the median step.
         peak_bytes: The most that was held at a time: on CUDA all tensors, else the whole program.
         model_bytes: The model's own: weights, gradients, the optimizer's state, and the averaged weights if any.
         beyond_model_bytes: The most bytes of tensors that a step holds at a time beyond those: activations and logits.
@@ -62,7 +63,9 @@ class TrainingSpeed:
     seconds: float
     fastest: float
     slowest: float
+    tokens: float
     tokens_per_second: float
+    flops_per_token: int
     flops_per_second: float
     share_of_peak: float
     data_share: float
@@ -88,10 +91,8 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         The medians.
 
     Raises:
-        DlmError: The run cannot be begun, or several processes were started.
+        DlmError: The run cannot be begun.
     """
-    if processes().num_processes > 1:
-        raise ConfigError("bench measures one process: start it without torchrun and without accelerate launch")
     config = replace(
         config, train=replace(config.train, steps=max(config.train.steps, warmup + steps + 1), trackers=())
     )
@@ -102,22 +103,22 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
     for step in range(1, warmup + 1):
         trainer.step(step)
     watch = Stopwatch(trainer.device)
-    timed = range(warmup + 1, warmup + steps + 1)
+    timed, before = range(warmup + 1, warmup + steps + 1), trainer.progress.tokens
     for step in timed:
         with watch:
             metrics = trainer.step(step)
+    tokens = (trainer.progress.tokens - before) / steps
+    peak = most_held(trainer.device)  # before the profiler keeps its notes and the machine is measured
     held = held_by(lambda: trainer.step(timed.stop), trainer.device)
-    peak = most_held(trainer.device)  # before the machine is measured, whose matrices would be the most
     backbone, seconds = trainer.backbone, watch.median()
-    tokens = config.train.batch_size * config.data.length
-    hidden = hidden_parameters(backbone.model)
-    speed = 6.0 * hidden * tokens / seconds
+    flops = training_flops(backbone.model)
+    speed = flops * config.train.batch_size * config.data.length / seconds
     machine = measure_machine(trainer.device, torch.bfloat16 if trainer.precision == "bf16" else torch.float32)
     gradients = tensor_bytes(p for p in backbone.parameters() if p.requires_grad)
     return TrainingSpeed(
         machine=machine,
         parameters=sum(p.numel() for p in backbone.parameters()),
-        hidden_parameters=hidden,
+        hidden_parameters=hidden_parameters(backbone.model),
         vocabulary=backbone.vocabulary,
         every_row=every_row,
         batch_size=config.train.batch_size,
@@ -129,7 +130,9 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         seconds=seconds,
         fastest=min(watch.seconds),
         slowest=max(watch.seconds),
+        tokens=tokens,
         tokens_per_second=tokens / seconds,
+        flops_per_token=flops,
         flops_per_second=speed,
         share_of_peak=speed / machine.peak,
         data_share=_data_seconds(trainer, timed) / seconds,
@@ -140,23 +143,28 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
 
 
 def predict_every_row(trainer: Trainer) -> None:
-    """Makes a trainer project and normalise every position, and only then take those that are wanted."""
+    """Makes a trainer project every position at once, and only then take the rows that are wanted."""
     denoiser = trainer.denoiser
+    assert isinstance(denoiser, Subs)
+    rows_of = denoiser.network
 
-    def every_row(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-        return denoiser(xt_BL, t_B, torch.ones_like(select_BL))[select_BL.flatten()]
+    def every_row(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, *reader: Any) -> Any:
+        logits_NV = rows_of(xt_BL, t_B, torch.ones_like(select_BL))[select_BL.flatten()]
+        return reader[0](logits_NV, slice(None)) if reader else logits_NV
 
-    trainer.denoiser = every_row
+    denoiser.network = every_row
 
 
 def _data_seconds(trainer: Trainer, steps: range) -> float:
-    """The median time of making a step's batch, though it is made while the step before is computed."""
+    """The mean time of making a step's batch; of a stream over a whole block, which one of its steps waits for."""
     trainer.upcoming.close()
+    rows = trainer.config.train.batch_size
+    count = max(len(steps), -(-trainer.batches.ahead // rows))
     watch = Stopwatch(torch.device("cpu"))
-    for step in steps:
-        with watch:
-            trainer.batches.batch(step, range(trainer.config.train.batch_size))
-    return watch.median()
+    with watch:
+        for step in range(steps.stop, steps.stop + count):
+            trainer.batches.batch(step, range(rows))
+    return watch.median() / count
 
 
 def _kept_bytes(trainer: Trainer) -> int:

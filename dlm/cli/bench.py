@@ -25,7 +25,7 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 20,
     warmup: Annotated[int, typer.Option(min=1, help="Steps that come first, untimed.")] = 5,
     every_row: Annotated[
-        bool, typer.Option("--every-row", help="Predict at every position, learned or not, to compare with.")
+        bool, typer.Option("--every-row", help="Project every position at once, learned or not, to compare with.")
     ] = False,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -74,14 +74,15 @@ def sample(
 
 
 def _training(speed: "TrainingSpeed") -> Lines:
-    rows = "predicted everywhere" if speed.every_row else "predicted where it is to be learned, in chunks"
+    flops = "6" if speed.flops_per_token == 6 * speed.hidden_parameters else "6 (where frozen 4)"
+    rows = "projected everywhere" if speed.every_row else "projected where it is to be learned, in chunks"
     return [
         *_machine(speed.machine),
         ("model", _model(speed)),
         ("step", f"{speed.batch_size} x {speed.length} tokens, {speed.optimizer}, {rows}"),
         ("time", _time(speed.seconds, speed.fastest, speed.slowest, f"{speed.steps} steps")),
         ("tokens", f"{speed.tokens_per_second:,.0f} a second"),
-        ("compute", _compute(speed, 6)),
+        ("compute", _compute(speed, flops)),
         ("data", f"{100 * speed.data_share:.2f}% of a step"),
         ("memory", _memory(speed, "weights, gradients, optimizer")),
     ]
@@ -95,7 +96,7 @@ def _sampling(speed: "SamplingSpeed") -> Lines:
         ("texts", f"{speed.num} x {speed.length} tokens, {calls}"),
         ("time", _time(speed.seconds, speed.fastest, speed.slowest, f"{speed.repeats} repeats")),
         ("tokens", f"{speed.tokens_per_second:,.0f} a second, {1000 * speed.seconds_per_call:.1f} ms a call"),
-        ("compute", _compute(speed, 2)),
+        ("compute", _compute(speed, "2")),
         ("memory", _memory(speed, "weights")),
     ]
 
@@ -122,7 +123,7 @@ def _time(seconds: float, fastest: float, slowest: float, of: str) -> str:
     return f"{1000 * seconds:.1f} ms, the median of {of} from {1000 * fastest:.1f} to {1000 * slowest:.1f}"
 
 
-def _compute(speed: "TrainingSpeed | SamplingSpeed", flops: int) -> str:
+def _compute(speed: "TrainingSpeed | SamplingSpeed", flops: str) -> str:
     share = f"{100 * speed.share_of_peak:.1f}% of the machine's peak"
     return f"{_flops(speed.flops_per_second)} at {flops} FLOP a parameter and token, {share}"
 
@@ -135,7 +136,9 @@ def _memory(speed: "TrainingSpeed | SamplingSpeed", kept: str) -> str:
 
 
 def _flops(speed: float) -> str:
-    return f"{speed / 1e12:,.1f} TFLOP/s" if speed >= 1e13 else f"{speed / 1e9:,.0f} GFLOP/s"
+    if speed >= 1e13:
+        return f"{speed / 1e12:,.1f} TFLOP/s"
+    return f"{speed / 1e9:,.0f} GFLOP/s" if speed >= 1e10 else f"{speed / 1e6:,.0f} MFLOP/s"
 
 
 def _table(lines: Lines) -> str:

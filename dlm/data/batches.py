@@ -211,7 +211,14 @@ class Sequences:
 
 
 class TrainingBatches:
-    """Endless batches in an order that is a pure function of the seed and the step."""
+    """Endless batches in an order that is a pure function of the seed and the step.
+
+    Attributes:
+        rows: Rows an epoch.
+        ahead: See `dlm.data.prefetch`: one part, as each takes as long as the last.
+    """
+
+    ahead = 1
 
     def __init__(self, sequences: Sequences, batch_size: int, seed: int, tail_id: int | None = None) -> None:
         """Prepares the order.

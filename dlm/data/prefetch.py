@@ -1,14 +1,25 @@
-"""The next batch, made while this one is computed with."""
+"""The next batches, made while this one is computed with."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol
 
 from dlm.data.batches import Batch
 
 
 class Batches(Protocol):
-    """Where batches come from: a text that is there as a whole, or a stream."""
+    """Where batches come from: a text that is there as a whole, or a stream.
+
+    Attributes:
+        ahead: Rows that are worth making before they are asked for.
+    """
+
+    @property
+    def ahead(self) -> int:
+        """See the class."""
+        ...
 
     def batch(self, step: int, positions: Sequence[int]) -> Batch:
         """Part of the global batch of a step: one row a position."""
@@ -20,7 +31,7 @@ class Batches(Protocol):
 
 
 class Prefetched:
-    """A process's share of every batch, part by part, each made in a thread while the one before is computed with.
+    """A process's share of every batch, part by part, made in a thread while those before are computed with.
 
     Attributes:
         state: Where the source stood after the part that was given out last, whatever has been made since.
@@ -32,13 +43,14 @@ class Prefetched:
         Args:
             source: Where batches come from; nobody else may ask it from here to `close`.
             parts: The positions in the global batch of each micro-batch, the same in every step.
-            steps: The last step; nothing is made beyond it.
+            steps: The last step; nothing is made beyond it, unless asked for.
         """
         self.state: dict[str, Any] | None = None
         self._source, self._parts, self._steps = source, parts, steps
+        self._depth = -(-source.ahead // len(parts[0]))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dlm-batches")
-        self._ahead: tuple[int, int] | None = None
-        self._made: Future[tuple[Batch, dict[str, Any] | None]]
+        self._plan: Iterator[tuple[int, int]] = iter(())
+        self._made: deque[tuple[tuple[int, int], Future[tuple[Batch, dict[str, Any] | None]]]] = deque()
 
     def batch(self, step: int, part: int) -> Batch:
         """One micro-batch; they are to be asked for in their order, the first being any.
@@ -53,22 +65,29 @@ class Prefetched:
         Raises:
             DataError: The source cannot be read.
         """
-        if self._ahead != (step, part):
-            self._begin(step, part)
-        batch, self.state = self._made.result()
-        self._ahead = None
-        step, part = (step, part + 1) if part + 1 < len(self._parts) else (step + 1, 0)
-        if step <= self._steps:
-            self._begin(step, part)
+        if not self._made or self._made[0][0] != (step, part):
+            self._made.clear()
+            self._plan = self._from(step, part)
+            self._make(1)
+        batch, self.state = self._made[0][1].result()
+        self._made.popleft()
+        self._make(self._depth - len(self._made))
         return batch
 
     def close(self) -> None:
-        """Waits for what is being made, and makes no more."""
-        self._thread.shutdown()
+        """Waits for the part that is being made, and makes no more."""
+        self._thread.shutdown(cancel_futures=True)
 
-    def _begin(self, step: int, part: int) -> None:
-        self._ahead = step, part
-        self._made = self._thread.submit(self._make, step, self._parts[part])
+    def _from(self, step: int, part: int) -> Iterator[tuple[int, int]]:
+        """What will be asked for, from one part on."""
+        yield step, part
+        yield from ((step, later) for later in range(part + 1, len(self._parts)))
+        yield from ((later, part) for later in range(step + 1, self._steps + 1) for part in range(len(self._parts)))
 
-    def _make(self, step: int, positions: range) -> tuple[Batch, dict[str, Any] | None]:
-        return self._source.batch(step, positions), self._source.state()
+    def _make(self, count: int) -> None:
+        """Has the next so many parts made."""
+        for asked in islice(self._plan, count):
+            self._made.append((asked, self._thread.submit(self._part, *asked)))
+
+    def _part(self, step: int, part: int) -> tuple[Batch, dict[str, Any] | None]:
+        return self._source.batch(step, self._parts[part]), self._source.state()

@@ -1,6 +1,7 @@
 """What the benchmarks count is counted right; what they time is nobody's to test."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ from transformers import PreTrainedModel
 from typer.testing import CliRunner
 
 from dlm.bench.machine import held_by
-from dlm.bench.network import hidden_parameters, tensor_bytes
+from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.sampling import bench_sampling
 from dlm.bench.training import bench_training, predict_every_row
 from dlm.cli.app import app
+from dlm.config import HeldOut, dump_config, parse_config
+from dlm.data.streaming import StreamingBatches
 from dlm.diffusion.unmask import FixedSteps
 from dlm.pipeline import DiffusionLM, Sampler
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.model.test_backbone import SIZES, VOCABULARY, build
-from tests.train.tiny_runs import describe, write
+from tests.train.tiny_runs import altered, describe, write
 
 CPU = torch.device("cpu")
 
@@ -40,6 +43,15 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hidden_parameters_counted_by_hand() -> None:
     """Llama: four projections of 32 x 32, three of 32 x 48 and two norms a layer, and one norm at the end."""
     assert hidden_parameters(build("llama")) == 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
+
+
+def test_what_is_frozen_takes_no_gradient_of_its_own() -> None:
+    model = build("llama")
+    assert training_flops(model) == 6 * hidden_parameters(model)
+    layer: Any = model.base_model.layers[0]
+    layer.requires_grad_(False)
+    frozen = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
+    assert training_flops(model) == 6 * hidden_parameters(model) - 2 * frozen
 
 
 @pytest.mark.parametrize("architecture", list(SIZES))
@@ -75,6 +87,32 @@ def test_a_step_is_counted_as_it_is(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}  # the run is thrown away
 
 
+def test_padding_is_computed_with_and_is_no_token(tmp_path: Path) -> None:
+    config = altered(describe(tmp_path, text="abc", batch_size=2), "data", packing="pad", held_out=HeldOut("tail", 0.4))
+    speed = bench_training(config, steps=2, warmup=1)
+    assert speed.tokens == 2 * 2  # a letter and the end of text, twice
+    assert speed.flops_per_second * speed.seconds == pytest.approx(6 * speed.hidden_parameters * 2 * 16)
+
+
+def test_a_streams_batches_cost_what_their_blocks_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step in five waits for a block, and the mean counts it."""
+    config = describe(tmp_path, text="some words\n" * 200, batch_size=2)
+    found = {"filled": 0}
+    fill = StreamingBatches._fill
+
+    def slowly(self: StreamingBatches) -> None:
+        found["filled"] += 1
+        time.sleep(0.05)
+        fill(self)
+
+    monkeypatch.setattr(StreamingBatches, "_fill", slowly)
+    tree = dump_config(config)
+    tree["data"] |= {"streaming": True, "buffer": 10, "validation": tree["data"]["train"]}
+    tree["data"]["train"] |= {"documents": "line"}
+    speed = bench_training(parse_config(tree), steps=1, warmup=1)
+    assert found["filled"] >= 2 and speed.data_share * speed.seconds > 0.05 / 5 * 0.9
+
+
 def test_predicting_everywhere_learns_the_same_and_holds_more(tmp_path: Path) -> None:
     config = describe(tmp_path)
     config = replace(config, model=replace(config.model, sizes={**config.model.sizes, "attention_dropout": 0.0}))
@@ -99,7 +137,7 @@ def test_the_sampler_is_counted_as_it_is(tiny_lm: DiffusionLM) -> None:
     assert speed.flops_per_second * speed.seconds == pytest.approx(2 * speed.hidden_parameters * 4 * 3 * 12)
 
 
-def test_the_peak_is_not_of_what_measures_the_machine(
+def test_the_peak_is_not_of_what_measures(
     tiny_lm: DiffusionLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = {"bytes": 7}
@@ -108,8 +146,13 @@ def test_the_peak_is_not_of_what_measures_the_machine(
         held["bytes"] = 700
         return 0.5
 
+    def weighed(work: Any, device: torch.device) -> int:
+        held["bytes"] = 700  # the profiler keeps notes
+        return held_by(work, device)
+
     monkeypatch.setattr("dlm.bench.machine._seconds", measured)
     for part in ("training", "sampling"):
+        monkeypatch.setattr(f"dlm.bench.{part}.held_by", weighed)
         monkeypatch.setattr(f"dlm.bench.{part}.most_held", lambda device: held["bytes"])
     assert bench_training(describe(tmp_path), steps=1, warmup=1).peak_bytes == 7 and held["bytes"] == 700
     held["bytes"] = 7

@@ -18,7 +18,8 @@ WAIT = 10.0
 class Counted:
     """A stream of rows 0, 1, 2, ..., that tells when it is asked, and breaks off."""
 
-    def __init__(self, breaks_at: int = 1000) -> None:
+    def __init__(self, breaks_at: int = 1000, ahead: int = 1) -> None:
+        self.ahead = ahead
         self.asked: list[tuple[int, range]] = []
         self.more = threading.Semaphore(0)
         self.row, self.breaks_at = 0, breaks_at
@@ -60,6 +61,18 @@ def test_the_next_part_is_made_before_it_is_asked_for() -> None:
     assert source.more.acquire(timeout=WAIT) and source.more.acquire(timeout=WAIT)
     assert source.asked == [(4, PARTS[1]), (5, PARTS[0])]
     assert upcoming.state == {"row": 2} and source.row == 4
+    upcoming.close()
+
+
+def test_as_many_rows_are_made_ahead_as_the_source_asks_for() -> None:
+    source = Counted(ahead=5)
+    upcoming = Prefetched(source, PARTS, steps=9)
+    take(upcoming, 1, 0)
+    for _ in range(4):
+        assert source.more.acquire(timeout=WAIT)
+    assert source.row == 2 + 6 and upcoming.state == {"row": 2}  # three parts of two rows hold five
+    assert not source.more.acquire(timeout=0.05)
+    assert take(upcoming, 1, 1) == [2, 3] and source.more.acquire(timeout=WAIT)
     upcoming.close()
 
 
