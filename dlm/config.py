@@ -38,7 +38,7 @@ class Source:
         format: text, jsonl, csv, parquet, saved (a dataset saved to disk), hub or python-stdlib.
         path: A file, a folder or a glob; for `hub` the dataset's name. Not used by `python-stdlib`.
         field: The column that holds the text; for `text` always `text`.
-        split: Which split of a `saved` or `hub` dataset.
+        split: Which split of a `saved` or `hub` dataset; files are all `train`.
         subset: The configuration name of a `hub` dataset, where it has several.
         documents: For `text`: one document a `file`, a `paragraph` or a `line`.
         prompt: The column of what is given, for supervised fine-tuning; goes with `response`.
@@ -75,7 +75,7 @@ class HeldOut:
     """The share kept back for validation when there is no validation source.
 
     Attributes:
-        by: `documents` keeps whole documents back, by a stable hash of their text; `tail` keeps the last
+        by: `documents` keeps whole documents, or chats, back, by a stable hash of their text; `tail` keeps the last
             share of the characters of every document, which suits one long text.
         share: How much is kept back.
     """
@@ -101,7 +101,7 @@ class Data:
             so that a text may end anywhere on a canvas that is longer.
         streaming: Read, tokenise and pack the training documents while training goes on, for those that do not fit
             on the disk; a run then goes on from the dataset's own cursor, on as many processes as it had.
-        buffer: Rows that a stream is shuffled in.
+        buffer: A stream is shuffled in blocks of so many rows.
     """
 
     train: Source
@@ -115,6 +115,10 @@ class Data:
     buffer: Positive = 4096
 
     def __post_init__(self) -> None:
+        if self.validation is not None and self.validation.supervised != self.train.supervised:
+            raise ValueError(
+                "validation: it needs a prompt and a response, or messages, if train has them, and only then"
+            )
         if not self.train.supervised:
             return
         if self.streaming:
@@ -123,8 +127,6 @@ class Data:
             raise ValueError(f"packing: prompts and responses are one a row; set pad, got {self.packing}")
         if self.validation is None and self.held_out.by == "tail":
             raise ValueError("held_out.by: a response is held out whole; set documents, or name a validation source")
-        if self.validation is not None and not self.validation.supervised:
-            raise ValueError("validation: it needs a prompt and a response, or messages, as train has")
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Lora:
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     dropout: Share = 0.0
 
 
@@ -260,7 +262,7 @@ class Train:
         batch_size: Sequences a step, over all processes.
         micro_batch_size: Sequences of one forward on one process; null for as many as `batch_size` asks.
         precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes in it.
-        compile: Compile the network by torch.compile: a minute or so at the start, faster steps after it; wants a
+        compile: Compile the network by torch.compile: half a minute at the start, faster steps after it; wants a
             C++ compiler on processors.
         gradient_checkpointing: Keep the activations of layer boundaries alone and compute the rest again: less memory,
             about a third more time.
@@ -400,15 +402,29 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         ConfigError: A key or a value is not valid.
     """
     try:
-        return _adapter().validate_python(tree)
+        config = _adapter().validate_python(tree)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from error
+    _check_booleans(tree, dump_config(config), "")
+    return config
 
 
 def dump_config(config: Config) -> dict[str, Any]:
     """The configuration as plain values that YAML writes and `parse_config` reads back unchanged."""
     plain: dict[str, Any] = _adapter().dump_python(config, mode="json")
     return plain
+
+
+def _check_booleans(given: Any, taken: Any, key: str) -> None:
+    """Refuses true and false where a number is wanted, which Python takes for 1 and 0."""
+    if isinstance(given, Mapping) and isinstance(taken, Mapping):
+        for name in given:
+            _check_booleans(given[name], taken.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for i, (one, other) in enumerate(zip(given, taken, strict=False)):
+            _check_booleans(one, other, f"{key}.{i}")
+    elif isinstance(given, bool) and isinstance(taken, int | float) and not isinstance(taken, bool):
+        raise ConfigError(f"{key}: expected a number, got {given}")
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ import typer
 
 from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
-from dlm.errors import DlmError
+from dlm.errors import ConfigError, DlmError, InterruptedRunError
 
 app = typer.Typer(
     name="dlm",
@@ -49,18 +49,23 @@ def _root(
     pass
 
 
-def _guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose failures are one line each; `--debug` shows the traceback too."""
+def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[..., None]:
+    """A command whose failures are one line each; `--debug` shows the traceback too. Few can be shared by processes."""
 
     @functools.wraps(command)
     def run(*args: Any, debug: bool = False, **kwargs: Any) -> None:
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
         try:
+            if several and not shared:
+                raise ConfigError("train and eval alone run on several processes: start this one without a launcher")
             command(*args, debug=debug, **kwargs)
+            _part(several)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             _fail("interrupted", 130, debug)
         except DlmError as error:
+            _part(several and isinstance(error, InterruptedRunError))  # which is after the same step on all of them
             _fail(str(error), error.exit_code, debug)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -78,6 +83,13 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
             _fail(message, 1, debug)
 
     return run
+
+
+def _part(wanted: bool) -> None:
+    if wanted:
+        from dlm.processes import part
+
+        part()
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
@@ -102,7 +114,7 @@ for _name, _command in (
     ("merge", merge.merge),
     ("selftest", selftest.selftest),
 ):
-    app.command(_name)(_guarded(_command))
+    app.command(_name)(_guarded(_command, shared=_name in ("train", "eval")))
 
 _bench = typer.Typer(help="Measure the speed of training and of sampling against the machine's own limits.")
 _bench.command("train")(_guarded(bench.train))

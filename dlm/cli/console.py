@@ -30,6 +30,7 @@ def is_first() -> bool:
 def quiet_libraries() -> None:
     """Keeps the libraries' own notes and progress bars out of the way of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # our own line says what cannot be read
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 

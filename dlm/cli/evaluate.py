@@ -104,7 +104,8 @@ def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: st
 
     if data is not None:
         source = source_of(data, field, split)
-        if lm.config is not None and field is None:  # fields of prompts and responses are those of the run
+        has_fields = source.format not in ("text", "python-stdlib")
+        if lm.config is not None and field is None and has_fields:  # those of prompts and responses are the run's
             begun = lm.config.data.train
             source = replace(source, prompt=begun.prompt, response=begun.response, messages=begun.messages)
         return read(source, "--data")

@@ -53,8 +53,8 @@ def read(source: Source, key: str) -> Dataset:
 
     Returns:
         A memory-mapped dataset with a column `text` and no empty document. Of prompts and responses these are the
-        responses, with a column `prompt` beside them; of chats the assistant's messages, with a column `messages`,
-        which holds those before each as JSON.
+        responses, with a column `prompt` beside them; of chats the assistant's messages, with the columns `messages`,
+        which holds those before each as JSON, and `chat`, which holds all of them.
 
     Raises:
         ConfigError: The format, the path or the split is not valid.
@@ -70,13 +70,15 @@ def read(source: Source, key: str) -> Dataset:
 
 
 def check_source(source: Source, key: str) -> None:
-    """Refuses a format that there is none of, and one without its path."""
+    """Refuses a format that there is none of, one without its path, and a split of what has none."""
     if source.format not in READERS:
         near = difflib.get_close_matches(source.format, READERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"{key}.format: there is no format {source.format!r}; {hint}valid: {', '.join(READERS)}")
     if source.path is None and source.format != "python-stdlib":
         raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
+    if source.format not in ("saved", "hub") and source.split not in (None, "train"):
+        raise ConfigError(f"{key}.split: {source.format} has no splits, got {source.split!r}; name the files instead")
 
 
 def source_of(data: str, field: str | None = None, split: str | None = None) -> Source:
@@ -121,11 +123,12 @@ def read_splits(data: Data) -> Splits:
         return Splits(train, read(data.validation, "data.validation"))
     share = data.held_out.share
     columns: dict[str, Any] = {"batched": True, "input_columns": "text"}
+    whole = columns | {"input_columns": "chat" if "chat" in train.column_names else "text"}
     with _quiet():
         if data.held_out.by == "tail":
             parts = [train.map(partial(_cut, share=share, tail=tail), **columns) for tail in (False, True)]
         else:
-            parts = [train.filter(partial(kept_back, share=share, wanted=back), **columns) for back in (False, True)]
+            parts = [train.filter(partial(kept_back, share=share, wanted=back), **whole) for back in (False, True)]
         head, tail = (part.filter(_any_text, **columns) for part in parts)
     if not len(head) or not len(tail):
         raise DataError(
@@ -146,7 +149,7 @@ def _read_text(source: Source, key: str) -> Dataset:
     )
 
 
-def _read_files(source: Source, key: str, *, builder: str, suffix: str, **options: Any) -> Dataset:
+def _read_files(source: Source, key: str, *, builder: str, suffix: str) -> Dataset:
     """A table in one of the formats that `datasets` reads itself."""
     files = files_of(source, key, suffix)
     if all(Path(file).stat().st_size == 0 for file in files):
@@ -157,11 +160,21 @@ def _read_files(source: Source, key: str, *, builder: str, suffix: str, **option
     build = hashlib.blake2b(_stamp(files).encode(), digest_size=8).hexdigest()
     try:
         # A name is a pattern to `datasets`: unescaped, `[1].jsonl` would read `1.jsonl`.
-        return load_dataset(builder, build, data_files=[escape(file) for file in files], split="train", **options)
+        return load_dataset(
+            builder, build, data_files=[escape(file) for file in files], split="train", **options_of(source)
+        )
     except Exception as error:  # pyarrow, pandas and datasets each raise their own
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:160]
         raise DataError(f"{key}: {source.path} cannot be read as {source.format}: {reason}") from error
+
+
+def options_of(source: Source) -> dict[str, Any]:
+    """What the reader of a format is told: that in CSV what is read is text, such as 007, NA and None."""
+    if source.format != "csv":
+        return {}
+    columns = (source.field, source.prompt, source.response)
+    return {"keep_default_na": False, "converters": {column: str for column in columns if column is not None}}
 
 
 def _read_saved(source: Source, key: str) -> Dataset:
@@ -220,7 +233,7 @@ def stdlib_files(key: str) -> list[str]:
 READERS: Mapping[str, Callable[[Source, str], Dataset]] = {
     "text": _read_text,
     "jsonl": partial(_read_files, builder="json", suffix="jsonl"),
-    "csv": partial(_read_files, builder="csv", suffix="csv", keep_default_na=False),  # "NA" and "None" are texts
+    "csv": partial(_read_files, builder="csv", suffix="csv"),
     "parquet": partial(_read_files, builder="parquet", suffix="parquet"),
     "saved": _read_saved,
     "hub": _read_hub,
@@ -317,25 +330,29 @@ def check_column(columns: Sequence[str], column: str, name: str, source: Source,
         near = difflib.get_close_matches(column, columns, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise DataError(
-            f"{key}.{_key(source, name)}: {source.path} has no field {column!r}; {hint}it has {', '.join(columns)}"
+            f"{key}.{_key(source, name)}: {source.path or source.format} has no field {column!r}; "
+            f"{hint}it has {', '.join(columns)}"
         )
 
 
 def _turns(batch: dict[str, list[Any]], column: str, key: str) -> dict[str, list[str]]:
-    """Every message of an assistant, and what came before it."""
-    before, replies = [], []
+    """Every message of an assistant, what came before it, and the whole chat, by which it is held out or not."""
+    found: dict[str, list[str]] = {"text": [], "messages": [], "chat": []}
     for chat in batch[column]:
         try:
-            said = [{"role": str(message["role"]), "content": str(message["content"])} for message in chat]
-        except (TypeError, KeyError) as error:
+            said = [{"role": message["role"], "content": message["content"] or ""} for message in chat]
+        except (TypeError, KeyError):
+            said = [{"role": None}]
+        if not all(isinstance(part, str) for message in said for part in message.values()):
             raise DataError(
-                f"{key}.messages: {column!r} must hold lists of {{role, content}}, got {chat!r:.80}"
-            ) from error
+                f"{key}.messages: {column!r} must hold lists of {{role, content}}, both of them text, got {chat!r:.80}"
+            )
         for i, message in enumerate(said):
             if message["role"] == "assistant" and i:
-                before.append(json.dumps(said[:i]))
-                replies.append(message["content"])
-    return {"text": replies, "messages": before}
+                found["text"].append(message["content"])  # a call of a tool has none, and is not learned
+                found["messages"].append(json.dumps(said[:i]))
+                found["chat"].append(json.dumps(said))
+    return found
 
 
 def split_of(found: Dataset | DatasetDict, source: Source, key: str) -> Dataset:
@@ -361,7 +378,7 @@ def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:
 
 
 def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
-    """Whether each document is held out: a matter of its own text alone."""
+    """Whether each document is held out: a matter of its own text, or chat, alone."""
     quantiles = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
 

@@ -30,18 +30,20 @@ class Stream:
     """The documents of a run that is too long to be read before it begins.
 
     Attributes:
+        name: What it is called in messages.
         train: What is learned from, with a column `text`; it still holds the documents that are held out.
         wanted: Whether a document is learned from: not held out, and not empty.
         validation: What is kept back.
     """
 
+    name: str
     train: IterableDataset
     wanted: Callable[[str], bool]
     validation: Dataset
 
     def beginning(self) -> Iterator[str]:
         """The first documents, for a tokenizer to learn from."""
-        yield from filter(self.wanted, _texts(self.train.take(SCANNED)))
+        yield from filter(self.wanted, _texts(self.train.take(SCANNED), self.name))
 
 
 def open_stream(data: Data) -> Stream:
@@ -58,32 +60,35 @@ def open_stream(data: Data) -> Stream:
         ConfigError: A source is not valid, or `held_out` cannot be had of a stream.
         DataError: A source cannot be read, or none of its first documents is held out.
     """
-    train = _open(data.train, "data.train")
+    train, name = _open(data.train, "data.train"), data.train.path or data.train.format
     if data.validation is not None:
-        return Stream(train, bool, sources.read(data.validation, "data.validation"))
+        return Stream(name, train, bool, sources.read(data.validation, "data.validation"))
     if data.held_out.by == "tail":
         raise ConfigError(
             "data.held_out.by: a stream has no tail that could be kept back; hold out by documents, or name a "
             "data.validation"
         )
     kept_back = partial(_kept_back, share=data.held_out.share)
-    texts = [text for text in _texts(train.take(SCANNED)) if text]
+    texts = [text for text in _texts(train.take(SCANNED), name) if text]
     if not texts:
-        raise DataError(f"data.train: {data.train.path} holds no text at all")
+        raise DataError(f"data.train: {name} holds no text at all")
     validation = [text for text in texts if kept_back(text)]
     if not validation:
         raise DataError(
             f"data.held_out: a share of {data.held_out.share} holds none of the first {len(texts)} documents of the "
             "stream back; raise it, or name a data.validation"
         )
-    return Stream(train, lambda text: bool(text) and not kept_back(text), Dataset.from_dict({"text": validation}))
+    return Stream(name, train, lambda text: bool(text) and not kept_back(text), Dataset.from_dict({"text": validation}))
 
 
 class StreamingBatches:
-    """Endless batches of one process's share of a stream.
+    """Endless batches of one process's share of every epoch of a stream.
 
     Rows are shuffled in blocks: so many are filled, given out in an order that follows from the seed, and the next
     are filled. Where the stream stands is the dataset's own cursor at the beginning of a block, and a place in it.
+
+    Attributes:
+        ahead: See `dlm.data.prefetch`: a block, as all of one is made when its first row is asked for.
     """
 
     def __init__(
@@ -114,9 +119,11 @@ class StreamingBatches:
             process: Which process this is.
             processes: How many there are.
         """
+        self._name = stream.name
         self._documents = split_dataset_by_node(stream.train, process, processes)
         self._wanted, self._encode, self._end_id, self._pad_id = stream.wanted, encode, end_id, pad_id
         self._length, self._packing, self._buffer, self._seed = length, packing, buffer, seed
+        self.ahead = buffer
         self._process, self._processes = process, processes
         self._begin: dict[str, Any] = {"cursor": None, "epoch": 0, "carried": [], "block": 0}
         self._next: dict[str, Any] = self._begin
@@ -186,7 +193,7 @@ class StreamingBatches:
             if self._texts is None:
                 self._documents.set_epoch(epoch)
                 self._documents.load_state_dict(cursor or {})
-                self._texts = _texts(self._documents)
+                self._texts = _texts(self._documents, self._name)
             read = 0
             for text in self._texts:
                 if self._wanted(text):
@@ -196,9 +203,10 @@ class StreamingBatches:
                         break
             else:  # the end of the stream: once more from its beginning
                 if not read and cursor is None:
+                    fewer = ", or start fewer processes" if self._processes > 1 else ", or hold less of it out"
                     raise DataError(
-                        "data.train: the stream holds no text to train on for this process: give it more documents or "
-                        "files, or start fewer processes"
+                        f"data.train: the stream of {self._name} holds no text to train on for this process: give it "
+                        f"more documents or files{fewer}"
                     )
                 epoch, cursor, self._texts = epoch + 1, None, None
                 continue
@@ -226,7 +234,7 @@ def _open(source: Source, key: str) -> IterableDataset:
     sources.check_source(source, key)
     documents = _reader(source, key)
     column = "text" if source.format in ("text", "python-stdlib") else source.field
-    first = next(iter(_reading(documents.take(1), key)), None)
+    first = next(iter(_reading(documents.take(1), key, str(source.path or source.format))), None)
     if first is None:
         raise DataError(f"{key}: {source.path} holds no text at all")
     sources.check_column(list(first), column, "text", source, key)
@@ -242,6 +250,10 @@ def _reader(source: Source, key: str) -> IterableDataset:
         if source.format in ("text", "python-stdlib"):
             stdlib = source.format == "python-stdlib"
             files = sources.stdlib_files(key) if stdlib else sources.files_of(source, key, "txt")
+            if source.documents == "file" and len(files) == 1:
+                raise ConfigError(
+                    f"{key}.documents: one file is one document, which is never read in parts; set line or paragraph"
+                )
             given = {"files": files, "documents": "file" if stdlib else source.documents, "stamp": ""}
             return IterableDataset.from_generator(sources.texts_of, gen_kwargs=given)
         if source.format == "saved":
@@ -251,9 +263,8 @@ def _reader(source: Source, key: str) -> IterableDataset:
             sources.ask_hub(str(source.path))
             return load_dataset(source.path, source.subset, split=source.split or "train", streaming=True)
         builder = "json" if source.format == "jsonl" else source.format
-        options = {"keep_default_na": False} if builder == "csv" else {}
         paths = [escape(file) for file in sources.files_of(source, key, suffixes[source.format])]
-        return load_dataset(builder, data_files=paths, split="train", streaming=True, **options)
+        return load_dataset(builder, data_files=paths, split="train", streaming=True, **sources.options_of(source))
     except (ConfigError, DataError):
         raise
     except StopIteration as error:  # datasets looks at the first row
@@ -262,22 +273,26 @@ def _reader(source: Source, key: str) -> IterableDataset:
         raise DataError(f"{key}: {source.path} cannot be streamed: {sources.line_of(error)}") from error
 
 
-def _reading(documents: IterableDataset, key: str) -> Iterator[dict[str, Any]]:
+def _reading(documents: IterableDataset, key: str, name: str) -> Iterator[dict[str, Any]]:
     """The documents, what goes wrong on the way being told in one line."""
     try:
         yield from documents
     except DataError:
         raise
     except Exception as error:  # as in `_reader`
-        raise DataError(f"{key}: the stream cannot be read: {sources.line_of(error.__cause__ or error)}") from error
+        raise DataError(
+            f"{key}: the stream of {name} cannot be read: {sources.line_of(error.__cause__ or error)}"
+        ) from error
 
 
-def _texts(documents: IterableDataset) -> Iterator[str]:
+def _texts(documents: IterableDataset, name: str) -> Iterator[str]:
     """The texts to train on; a column may turn out to hold something else further down."""
-    for row in _reading(documents, "data.train"):
+    for row in _reading(documents, "data.train", name):
         text = row["text"]
         if not isinstance(text, str | None):
-            raise DataError(f"data.train: the stream holds {type(text).__name__} {text!r:.40} where text is wanted")
+            raise DataError(
+                f"data.train: the stream of {name} holds {type(text).__name__} {text!r:.40} where text is wanted"
+            )
         yield text or ""
 
 

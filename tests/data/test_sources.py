@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict
 
 from dlm.config import Data, HeldOut, Source
 from dlm.data.sources import READERS, read, read_splits, source_of, texts_of
+from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
 
 Refused = Callable[..., AbstractContextManager[None]]
@@ -179,6 +180,24 @@ def test_python_stdlib_leaves_out_tests_packages_and_what_is_not_utf8(
         (tmp_path / name).unlink()
     with refused(DataError, "data.train", "standard library", str(tmp_path)):
         read(Source("python-stdlib"), "data.train")
+
+
+def test_a_number_in_a_csv_is_the_text_that_stands_there(tmp_path: Path) -> None:
+    """Further down than the ten thousand lines that pandas reads at a time, and guesses a type from."""
+    path = tmp_path / "t.csv"
+    path.write_text("text\n" + "word\n" * 10_000 + "007\n" * 3 + "1.50\n", encoding="utf-8")
+    source = Source("csv", str(path))
+    assert texts(source)[-4:] == ["007", "007", "007", "1.50"]
+    stream = open_stream(Data(source, validation=source, streaming=True))
+    assert [row["text"] for row in stream.train][-4:] == ["007", "007", "007", "1.50"]
+
+
+def test_files_have_no_splits_to_choose_from(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8")
+    assert texts(Source("jsonl", str(path), split="train")) == ["a"]
+    with pytest.raises(ConfigError, match=r"split: jsonl has no splits, got 'test'"):
+        read(Source("jsonl", str(path), split="test"), "data.train")
 
 
 @pytest.mark.parametrize("kind", ["text", "jsonl", "csv", "parquet"])
@@ -387,7 +406,7 @@ def test_a_field_that_is_not_there_names_the_nearest(tmp_path: Path, refused: Re
         read(Source(kind, source.path, field="bodi"), "data.train")
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_a_field_that_holds_no_text(tmp_path: Path, refused: Refused, kind: str) -> None:
     source = write_table(kind, tmp_path / "t", [{"n": 7, "text": "a"}])
     with refused(DataError, "data.train.field", "'n'", "int64", "not text"):

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
-from dlm.config import Config, parse_config
+from dlm.config import Config, Source, parse_config
 from dlm.data.sources import read, read_splits
 from dlm.diffusion.unmask import Confidence, FixedSteps
 from dlm.errors import ConfigError, DataError
@@ -209,6 +209,26 @@ def test_every_reply_of_an_assistant_is_learned_given_what_came_before(
         assert batch.x0_BL[row][where].tolist() == [*said.encode(), byte_tokenizer.eos_token_id]
 
 
+def test_a_message_without_content_is_not_learned(tmp_path: Path) -> None:
+    said: list[tuple[str, str | None]] = [("user", "hi"), ("assistant", None), ("tool", "7"), ("assistant", "seven")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    found = read(Source("jsonl", str(write(tmp_path / "m.jsonl", [{"m": chat}])), messages="m"), "data.train")
+    assert found["text"] == ["seven"]
+    assert [message["content"] for message in json.loads(found["messages"][0])] == ["hi", "", "7"]
+
+
+def test_a_chat_is_held_out_as_a_whole(tmp_path: Path) -> None:
+    """No answer that is validated on stands in what a training answer was given."""
+    rows = [
+        {"m": [{"role": role, "content": f"{role} {i} {turn}"} for turn in (1, 2) for role in ("user", "assistant")]}
+        for i in range(200)
+    ]
+    path = write(tmp_path / "m.jsonl", rows)
+    splits = read_splits(describe(path, data={"train": {"format": "jsonl", "path": str(path), "messages": "m"}}).data)
+    held_out, train = ({text.split()[1] for text in part["text"]} for part in (splits.validation, splits.train))
+    assert held_out and held_out.isdisjoint(train) and len(held_out) + len(train) == 200
+
+
 def test_a_chat_is_sampled_by_the_template_it_was_trained_with(tiny_lm: DiffusionLM) -> None:
     tokenizer = tiny_lm.tokenizer
     tokenizer.chat_template = TEMPLATE
@@ -233,6 +253,13 @@ def test_a_chat_is_sampled_by_the_template_it_was_trained_with(tiny_lm: Diffusio
         ({"train": {"format": "jsonl", "path": "x", "prompt": "q"}}, ("prompt", "response")),
         ({"train": {"format": "jsonl", "path": "x", "prompt": "q", "response": "a", "messages": "m"}}, ("messages",)),
         ({"validation": {"format": "jsonl", "path": "x"}}, ("validation", "prompt")),
+        (
+            {
+                "train": {"format": "text", "path": "x"},
+                "validation": {"format": "jsonl", "path": "x", "prompt": "q", "response": "a"},
+            },
+            ("validation", "only then"),
+        ),
     ],
 )
 def test_half_a_conversation_is_refused(
@@ -250,6 +277,11 @@ def test_half_a_conversation_is_refused(
         ([{"q": 1, "a": "c"}], {"prompt": "q", "response": "a"}, ("data.train.prompt", "int64")),
         ([{"m": "text"}], {"messages": "m"}, ("data.train.messages", "role, content")),
         ([{"m": [{"from": "me"}]}], {"messages": "m"}, ("data.train.messages", "role, content")),
+        (
+            [{"m": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}],
+            {"messages": "m"},
+            ("data.train.messages", "both of them text"),
+        ),
         ([{"m": [{"role": "user", "content": "alone"}]}], {"messages": "m"}, ("holds no text",)),
     ],
 )
