@@ -154,7 +154,7 @@ def _divergence(process: Process, shares: Shares, log_l_NV: Tensor, x0_N: Tensor
     nats_N = torch.xlogy(there_N, there_N) - torch.xlogy(own_N, own_N) - shares.clean * log_there_N
     if process.absorbing:
         return nats_N
-    pi_V = process.pi_S.to(log_l_NV.device)
+    _, pi_V = process.on(log_l_NV.device)
     entropy = torch.xlogy(pi_V, pi_V).sum()
     # Where there is no random noise its term is zero, and any number will do for it.
     random_N = torch.where(shares.random > 0, shares.random, 1.0)

@@ -133,7 +133,8 @@ class Subs:
         """The logits, minus infinity where no text has the id."""
         logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         if self._never.device != logits_NV.device:
-            self._never = self._never.to(logits_NV.device)
+            with torch.inference_mode(False):  # whoever comes first, a loss may come next
+                self._never = self._never.to(logits_NV.device)
         return logits_NV.index_fill(-1, self._never, -torch.inf)
 
 

@@ -223,8 +223,6 @@ def position_nats(
     if where_BL is not None:
         select_BL = select_BL & where_BL
     nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
-    if not select_BL.any():
-        return nats_BL
     t_B = t_B.to(x0_BL.device)
     row_N = select_BL.nonzero()[:, 0]
     x0_N, z_N, t_N = x0_BL[select_BL], xt_BL[select_BL], t_B[row_N]
@@ -289,14 +287,13 @@ def _shifts(draws: int, generators: Sequence[torch.Generator]) -> Tensor:
 def _cross_entropy(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_BL: Tensor) -> Tensor:
     """-log p of every masked token given the rest, float64, zero elsewhere, shape (B, L)."""
     ce_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
-    if masked_BL.any():
-        t_B = masked_BL.double().mean(1)
-        x0_N = x0_BL[masked_BL]
+    t_B = masked_BL.double().mean(1)
+    x0_N = x0_BL[masked_BL]
 
-        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            ce_C = -log_p0_CV.gather(-1, x0_N[rows, None])[:, 0]
-            return ce_C.sum(), ce_C
+    def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        ce_C = -log_p0_CV.gather(-1, x0_N[rows, None])[:, 0]
+        return ce_C.sum(), ce_C
 
-        xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
-        ce_BL[masked_BL] = read(denoiser, xt_BL, t_B, masked_BL, reader)[1].double()
+    xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
+    ce_BL[masked_BL] = read(denoiser, xt_BL, t_B, masked_BL, reader)[1].double()
     return ce_BL

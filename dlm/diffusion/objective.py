@@ -255,9 +255,9 @@ class MaskedObjective:
         """One masked copy of each sequence; see `Objective`."""
         where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
         length_B = where_BL.sum(1).double()
-        u_B = draws.u_B.to(x0_BL.device)
+        rate_B = self.weighting.rate(draws.u_B).to(x0_BL.device)
         # An empty row masks nothing; a rate that rounds up to 1 must not ask for one token too many.
-        count_B = torch.minimum((self.weighting.rate(u_B) * length_B).floor() + 1.0, length_B)
+        count_B = torch.minimum((rate_B * length_B).floor() + 1.0, length_B)
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, where_BL)
         masked_BL = (xt_BL == process.mask_id) & where_BL
 

@@ -78,6 +78,17 @@ class Process:
             pi_S = torch.zeros(self.vocabulary.size, dtype=torch.float64)
             return pi_S.index_copy(0, symbols_K, self.noise.symbols(len(symbols_K)))
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The symbols' ids and `pi_S` on a device, copied there once."""
+        if device not in self._copies:
+            with torch.inference_mode(False):
+                self._copies[device] = self.vocabulary.symbols_K.to(device), self.pi_S.to(device)
+        return self._copies[device]
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
     def shares(self, t: Tensor) -> Shares:
         """The shares of q(xt | x0).
 
@@ -128,8 +139,8 @@ class Process:
 
     def noise_of(self, shares: Shares, z: Tensor) -> Tensor:
         """The probability that noise alone puts `z` there: masked for the mask, random pi(z) for a symbol."""
-        pi = self.pi_S.to(z.device)[z]
-        return torch.where(z == self.mask_id, shares.masked, shares.random * pi)
+        _, pi_S = self.on(z.device)
+        return torch.where(z == self.mask_id, shares.masked, shares.random * pi_S[z])
 
     def informative(self, xt_BL: Tensor) -> Tensor:
         """Where something is left to predict: at masks, and everywhere if a token that is seen may be noise."""
@@ -192,9 +203,9 @@ class Process:
         Returns:
             Ids, shape (B, L).
         """
-        symbols_K = self.vocabulary.symbols_K
+        symbols_K, _ = self.on(where_BL.device)
         u_BL = random_scores(generators, where_BL).clamp(min=0.0)
-        text_BL = symbols_K.to(u_BL.device)[(u_BL * len(symbols_K)).long()]
+        text_BL = symbols_K[(u_BL * len(symbols_K)).long()]
         end_B = torch.ones(len(where_BL), dtype=torch.float64, device=where_BL.device)
         noisy_BL = self._draw(text_BL, self.shares(end_B), generators, where_BL)
         return noisy_BL.masked_fill(~where_BL, self.mask_id)
@@ -325,7 +336,7 @@ class Process:
 
     def _symbol(self, u_BL: Tensor) -> Tensor:
         """The symbol at quantile u of pi; any symbol where u is not in [0, 1)."""
-        symbols_K = self.vocabulary.symbols_K.to(u_BL.device)
-        cdf_K = self.pi_S.to(u_BL.device)[symbols_K].cumsum(0)
+        symbols_K, pi_S = self.on(u_BL.device)
+        cdf_K = pi_S[symbols_K].cumsum(0)
         index_BL = torch.searchsorted(cdf_K, u_BL.nan_to_num() * cdf_K[-1], right=True)
         return symbols_K[index_BL.clamp(max=len(symbols_K) - 1)]

@@ -132,7 +132,9 @@ class Backbone(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of layers, as transformers calls them, that are sharded one by one."""
-        present = {type(module).__name__ for module in self.model.modules()}
+        # Not what holds the embeddings: they may be tied to the head, and the clock's vector is added outside of it.
+        table = self.model.get_input_embeddings()
+        present = {type(module).__name__ for module in self.model.modules() if table not in set(module.modules())}
         return sorted(present & set(self.model._no_split_modules or ()))
 
     @property

@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK = 2**22
-"""Logits that exist at a time; with 32,768 ids, 128 rows. Larger chunks leave the processor's caches."""
+"""Logits that exist at a time on a processor; with 32,768 ids, 128 rows. Larger chunks leave its caches."""
+
+ACCELERATOR_CHUNK = 2**26
+"""Logits that exist at a time on an accelerator, where each chunk's gradient of the head is one more trip to memory."""
 
 Read = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """(logits_CV, which of the N rows they are) -> (a sum to minimise, and a value a row that has no gradient)."""
@@ -33,7 +36,7 @@ def read_in_chunks(
     Returns:
         The sum, differentiable by the rows and the parameters, and the values, shape (N,).
     """
-    size = max(CHUNK // vocabulary, 1)
+    size = max((CHUNK if rows_ND.device.type == "cpu" else ACCELERATOR_CHUNK) // vocabulary, 1)
     chunks = [slice(start, start + size) for start in range(0, len(rows_ND), size)]
     if len(chunks) <= 1:
         return read(project(rows_ND), slice(None))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -76,10 +77,23 @@ def write_adapter(folder: Path, adapter: "PeftModel", weights: Mapping[str, Tens
 
 
 def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
-    """Puts back what `write_adapter` wrote."""
+    """Puts back what `write_adapter` wrote.
+
+    Args:
+        folder: The checkpoint.
+        adapter: The adapters' owner; changed in place.
+
+    Raises:
+        CheckpointError: It is missing or damaged.
+    """
     from peft import set_peft_model_state_dict
 
-    set_peft_model_state_dict(adapter, load_file(folder / WEIGHTS))
+    try:
+        set_peft_model_state_dict(adapter, load_file(folder / WEIGHTS))
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged, remove its checkpoint to go on from the one before: {error}"
+        ) from error
 
 
 def is_adapter(path: str) -> bool:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dlm.config import Bpe, Bytes, Characters, Pretrained
-from dlm.errors import CheckpointError, DataError
+from dlm.errors import CheckpointError, ConfigError, DataError
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
 
@@ -96,9 +96,18 @@ def new_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
 
     Returns:
         Such as a decoder's mask; nothing for most encoders.
+
+    Raises:
+        ConfigError: It is made of another tokenizer, whose ids the model knows by other tokens.
     """
-    before = _load(path).get_vocab()
-    return sorted(id_ for token, id_ in tokenizer.get_vocab().items() if token not in before)
+    before, now = _load(path).get_vocab(), tokenizer.get_vocab()
+    for token, id_ in before.items():
+        if now.get(token) != id_:
+            raise ConfigError(
+                f"tokenizer.path: it is not the tokenizer of {path}, where {token!r} is {id_} and here "
+                f"{now.get(token)}; give both keys the same folder or Hub name"
+            )
+    return sorted(id_ for token, id_ in now.items() if token not in before)
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:

@@ -1,9 +1,12 @@
 """What a run is made of before its first step: its processes, its tokenizer, its network."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,17 +15,20 @@ from dlm.config import Config, Pretrained
 from dlm.errors import ConfigError
 from dlm.model.adapt import check_length, is_decoder, make_room
 from dlm.model.backbone import attention_implementation, build_model, load_model
+from dlm.model.checkpoint import CHECKPOINTS, resolve
+from dlm.model.lora import is_adapter
 from dlm.model.tokenizer import build_tokenizer, new_ids, special_ids
 from dlm.processes import without_accelerator
 from dlm.train.sharding import sharding
+
+PATIENCE = timedelta(days=1)
+"""How long the other processes wait for the first, which may have a corpus to download and to tokenise."""
 
 
 def bf16_is_native() -> bool:
     """Whether this machine computes in bfloat16, rather than emulating it."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available():
-        return True
     found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
@@ -76,6 +82,27 @@ def join(config: Config, folder: Path) -> Accelerator:
     return accelerator
 
 
+@contextmanager
+def first_of_machine_first(accelerator: Accelerator) -> Iterator[None]:
+    """The first process of each machine alone, then the others, who find its caches filled.
+
+    They wait by gloo, and as long as it takes: NCCL gives up after ten minutes.
+
+    Args:
+        accelerator: What knows of all processes.
+
+    Yields:
+        Nothing.
+    """
+    together = accelerator.num_processes > 1
+    waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if together else None
+    if together and not accelerator.is_local_main_process:
+        dist.barrier(waiting)
+    yield
+    if together and accelerator.is_local_main_process:
+        dist.barrier(waiting)
+
+
 def where(accelerator: Accelerator) -> str:
     """What a run computes on, such as `cpu`, or `4 x cuda`."""
     processes, kind = accelerator.num_processes, accelerator.device.type
@@ -86,7 +113,28 @@ def run_tokenizer(
     config: Config, texts: Callable[[], Iterable[str]], checkpoint: Path | None
 ) -> PreTrainedTokenizerBase:
     """The run's tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed."""
-    return build_tokenizer(config.tokenizer if checkpoint is None else Pretrained(str(checkpoint)), texts)
+    spec = config.tokenizer
+    if isinstance(spec, Pretrained):
+        spec = Pretrained(starting_point(spec.path))
+    return build_tokenizer(spec if checkpoint is None else Pretrained(str(checkpoint)), texts)
+
+
+def starting_point(path: str) -> str:
+    """The pretrained model that a path means.
+
+    Args:
+        path: A folder or a Hub name; of a run its best checkpoint is meant.
+
+    Returns:
+        A folder or a Hub name.
+
+    Raises:
+        ConfigError: It holds adapters alone.
+    """
+    found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
+    if is_adapter(found):
+        raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
+    return found
 
 
 def run_model(
@@ -105,10 +153,12 @@ def run_model(
             attention=attention,
             seed=config.seed,
         )
-    source = config.model.path if checkpoint is None or config.model.lora else str(checkpoint)
-    model = load_model(source, attention, config.model.sizes)
-    if source == config.model.path:
-        make_room(model, new_ids(tokenizer, config.model.path), max(tokenizer.get_vocab().values()) + 1)
+    if checkpoint is None or config.model.lora:
+        source = starting_point(config.model.path)
+        model = load_model(source, attention, config.model.sizes)
+        make_room(model, new_ids(tokenizer, source), max(tokenizer.get_vocab().values()) + 1)
+    else:
+        model = load_model(str(checkpoint), attention, config.model.sizes)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")

@@ -31,14 +31,22 @@ from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.clock import build_clock
 from dlm.model.lora import add_adapter, restore_adapter
-from dlm.model.tokenizer import encode, never_emitted, new_ids, special_ids
+from dlm.model.tokenizer import encode, fingerprint, never_emitted, new_ids, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.recipe import Recipe
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
 from dlm.train.run import Progress, RunFolder
-from dlm.train.setup import checkpoint_gradients, join, run_model, run_tokenizer, where
+from dlm.train.setup import (
+    checkpoint_gradients,
+    first_of_machine_first,
+    join,
+    run_model,
+    run_tokenizer,
+    starting_point,
+    where,
+)
 from dlm.train.sharding import let_go, whole
 from dlm.train.state import Learned
 
@@ -61,14 +69,10 @@ class Trainer:
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.device = self.accelerator.device
         self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
-        with self.accelerator.local_main_process_first():  # it fills the caches, and the others find them filled
+        with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
             self._read(at)
-        if len(steps := set(gather_object([self.progress.step]))) > 1:
-            raise ConfigError(
-                f"the processes of this run find {run.path} after different steps, {sorted(steps)}: "
-                "put it on a disk that all machines share"
-            )
+        self._agree()
         ids = special_ids(self.tokenizer)
 
         recipe = Recipe.of(self.config)
@@ -77,7 +81,8 @@ class Trainer:
         if (path := self.config.model.path) and (lora := self.config.model.lora):
             if recipe.timed:
                 raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
-            adapter = add_adapter(model, lora, path, new_ids(self.tokenizer, path), self.config.seed)
+            base = starting_point(path)
+            adapter = add_adapter(model, lora, base, new_ids(self.tokenizer, base), self.config.seed)
             if at:
                 restore_adapter(at[0], adapter)
         clock = build_clock(model, self.config.seed) if recipe.timed else None
@@ -149,6 +154,20 @@ class Trainer:
                 f"{self.progress.train_tokens}; put the old text back, or begin another run"
             )
 
+    def _agree(self) -> None:
+        """Refuses to go on where machines see other files."""
+        steps, texts = zip(
+            *gather_object([(self.progress.step, (self.progress.train_checksum, fingerprint(self.tokenizer)))]),
+            strict=True,
+        )
+        if len(set(steps)) > 1:
+            raise ConfigError(
+                f"the processes of this run find {self.run.path} after different steps, {sorted(set(steps))}: "
+                "put it on a disk that all machines share"
+            )
+        if len(set(texts)) > 1:
+            raise DataError("the processes of this run read different training texts: give every machine the same")
+
     def train(self) -> None:
         """Takes every step that is left, validating and saving on the way.
 
@@ -205,7 +224,7 @@ class Trainer:
                 # The same for one process that takes these sequences in turn.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
                 terms, seen = self._terms(step, micro)
-                self.accelerator.backward(terms.loss)
+                terms.loss.backward()  # not by Accelerate, which divides by a number of its own environment
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, seen]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
         count = max(sums[1].item(), 1.0)  # a small batch at early times may hold nothing to predict

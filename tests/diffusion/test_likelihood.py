@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import generator
-from dlm.diffusion.likelihood import chain_rule_nll, grid_nelbo
+from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
 from dlm.diffusion.schedule import Linear
 from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
 from tests.diffusion.joints import (
@@ -96,6 +96,19 @@ def test_padding_and_neighbours_change_nothing() -> None:
     padded, where = torch.nn.functional.pad(x0_BL, (0, 2)), torch.tensor([[True] * 3 + [False] * 2] * 2)
     long = count_nelbo(Narrow(joint, 3), PROCESS, padded, 6, [generator("a"), generator("b")], where)
     torch.testing.assert_close(long[:, :1, :3], short, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_the_network_is_called_as_often_whatever_there_is_to_predict(timed: bool) -> None:
+    """One that is sharded over processes must be: each of them has another part of the text."""
+    found = set()
+    for scored in range(5):
+        joint, where = random_joint(4, 2), torch.arange(4)[None] < scored
+        Estimator(8, None, timed)(
+            joint, absorbing(Linear(), 2), torch.zeros(1, 4, dtype=torch.long), [generator(0)], where
+        )
+        found.add(len(joint.calls))
+    assert len(found) == 1 and min(found) >= 8
 
 
 def test_a_row_with_nothing_to_score_costs_nothing_and_breaks_nothing() -> None:

@@ -130,6 +130,13 @@ def timed(folder: Path, model: Path) -> Config:
     return describe(folder, model, model={"lora": LORA, "time_conditioning": True})
 
 
+def test_damaged_adapters_are_named(refused: Refused, decoder: Path, tmp_path: Path) -> None:
+    run = cut_after(tmp_path / "run", with_lora(tmp_path, decoder), 2)
+    (run / "checkpoints/step-000002/adapter_model.safetensors").write_bytes(b"junk")
+    with refused(CheckpointError, "step-000002", "is damaged, remove its checkpoint"):
+        resume(run)
+
+
 def test_adapters_whose_model_is_gone_are_one_line(refused: Refused, tmp_path: Path) -> None:
     model = pretrained.save("encoder", tmp_path / "model")
     keys = {"steps": 2, "validate_every": 2, "validate_sequences": 4}

@@ -14,9 +14,10 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
 from dlm.config import Config
+from tests.model.test_backbone import SIZES
 from tests.train import pretrained, test_lora, test_starting_points
 from tests.train.test_timed_runs import KINDS, of
-from tests.train.tiny_runs import back_to, describe, lines, losses, resume, train, weights, write
+from tests.train.tiny_runs import altered, back_to, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
 
@@ -68,8 +69,7 @@ def timed(folder: Path) -> Config:
 
 def adapters(folder: Path) -> Config:
     decoder = pretrained.save("decoder", folder)
-    # Muon would make a matrix of rank 4 out of next to nothing, and rounding out of that.
-    return test_lora.with_lora(folder, decoder, optim={"name": "adamw"}, train={"ema": 0.1, **SHORT})
+    return test_lora.with_lora(folder, decoder, optim=dict(ROUNDED), train={"ema": 0.1, **SHORT})
 
 
 def decoder(folder: Path) -> Config:
@@ -79,10 +79,37 @@ def decoder(folder: Path) -> Config:
     return test_starting_points.describe(folder, pretrained.save("decoder", folder), model=model, train=short)
 
 
+def encoder(folder: Path) -> Config:
+    """Its embeddings, which no shard may cut apart from what stands around them, are its head too."""
+    source = pretrained.save("encoder", folder)
+    return test_starting_points.describe(folder, source, train=SHORT)
+
+
+def timed_encoder(folder: Path) -> Config:
+    """The time is added to its embeddings, outside of what is sharded layer by layer."""
+    sizes = {key: SIZES["modernbert"][key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    config = altered(
+        describe(folder, micro_batch_size=2),
+        "model",
+        architecture="modernbert",
+        sizes={**sizes, "intermediate_size": 48},
+    )
+    return of(altered(config, "optim", **ROUNDED), **KINDS["uniform"])
+
+
+def nothing_to_predict(folder: Path) -> Config:
+    """One sequence at a time, told the time: many of its copies have no mask, and a network is run by all or none."""
+    config = describe(folder, micro_batch_size=1, validate_sequences=24)
+    return altered(altered(config, "optim", **ROUNDED), "model", time_conditioning=True)
+
+
+ROUNDED: dict[str, Any] = {"name": "adamw"}
+"""Muon makes whole matrices out of next to nothing, such as a zero at the beginning, and of its rounding."""
+
 SHORT: dict[str, Any] = {"steps": 8, "validate_every": 4, "save_every": 4, "micro_batch_size": 4, "precision": "fp32"}
 
 
-@pytest.mark.parametrize("kind", [timed, adapters, decoder])
+@pytest.mark.parametrize("kind", [timed, adapters, decoder, encoder, timed_encoder, nothing_to_predict])
 def test_any_kind_of_run_is_the_run_of_one_process(kind: Any, tmp_path: Path) -> None:
     config = kind(tmp_path)
     alone = train(tmp_path / "alone", config)

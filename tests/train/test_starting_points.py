@@ -268,6 +268,24 @@ def test_half_a_starting_point_is_refused(
         describe(tmp_path, decoder, **changes)
 
 
+def test_the_tokenizer_of_another_model_is_refused(
+    refused: Refused, encoder: Path, decoder: Path, tmp_path: Path
+) -> None:
+    config = describe(tmp_path, decoder, tokenizer={"name": "pretrained", "path": str(encoder)})
+    with refused(ConfigError, "tokenizer.path", "is not the tokenizer of", str(decoder)):
+        start(tmp_path, config)
+
+
+def test_a_run_is_a_starting_point_and_its_adapters_are_none(refused: Refused, decoder: Path, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", describe(tmp_path, decoder, train={"steps": 2}))
+    again = start(tmp_path, describe(tmp_path, run))
+    best = DiffusionLM.from_pretrained(run).model.state_dict()
+    assert all(torch.equal(weight, best[name]) for name, weight in again.backbone.model.state_dict().items())
+    tuned = train(tmp_path / "lora", describe(tmp_path, decoder, model={"lora": {}}, train={"steps": 2}))
+    with refused(ConfigError, "holds adapters", "dlm merge"):
+        start(tmp_path / "next", describe(tmp_path, tuned))
+
+
 def test_a_model_that_is_not_there_is_one_line(refused: Refused, decoder: Path, tmp_path: Path) -> None:
     config = describe(tmp_path, decoder, model={"path": str(tmp_path / "nowhere")})
     with refused(CheckpointError, "nowhere"):
