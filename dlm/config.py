@@ -199,7 +199,7 @@ class Model:
         annealing: Steps in which a pretrained decoder's attention opens from causal to full; 0 for full at once.
         lora: Train adapters alone, and the rows of tokens that are new; null to train every weight.
         attention: `eager`, `sdpa`, another implementation that transformers knows, or `auto`, which
-            chooses by device and length.
+            chooses by device, precision and length.
         time_conditioning: Whether the network is told the time; `auto` where the process needs it, which is
             where a token that is seen may be noise.
     """

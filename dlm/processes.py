@@ -7,8 +7,10 @@ from accelerate import PartialState
 
 def without_accelerator() -> bool:
     """Whether this machine computes on its processors; Accelerate must be told, or each process would run alone."""
+    if not torch.accelerator.is_available():
+        return True
     found = torch.accelerator.current_accelerator()
-    return found is None or found.type == "mps"  # which has no float64, in which likelihoods are summed
+    return found is not None and found.type == "mps"  # which has no float64, in which likelihoods are summed
 
 
 def processes() -> PartialState:

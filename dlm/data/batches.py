@@ -274,6 +274,9 @@ class TrainingBatches:
     def state(self) -> None:
         """Nothing: where it stands follows from the step."""
 
+    def restore(self, places: Sequence[object]) -> None:
+        """Nothing, for the same reason."""
+
     @lru_cache(maxsize=2)  # noqa: B019 - a step needs one epoch, or two at their seam
     def _epoch(self, epoch: int) -> tuple[list[int], int]:
         """The order of an epoch's rows, and where it begins to cut the stream."""

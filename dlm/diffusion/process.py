@@ -131,8 +131,9 @@ class Process:
         Returns:
             The shares, and the rates of clean (never positive), masked and random, float64.
         """
-        signal = self.schedule.alpha(t.double())
-        values, slopes = torch.func.jvp(self.noise.shares, (signal,), (-torch.ones_like(signal),))[:2]
+        with torch.inference_mode(False):  # within it torch 2.11 takes every forward derivative for zero
+            signal = self.schedule.alpha(t.double()).clone()
+            values, slopes = torch.func.jvp(self.noise.shares, (signal,), (-torch.ones_like(signal),))[:2]
         now, slope = Shares(*values), Shares(*slopes)
         decay = slope.clean / now.clean
         return now, Shares(decay, slope.masked - decay * now.masked, slope.random - decay * now.random)

@@ -44,7 +44,7 @@ class RunFacts:
 
     Attributes:
         folder: The run folder.
-        parameters: Trainable parameters.
+        parameters: Parameters of the network, frozen ones included.
         train_tokens: Tokens of the training text; None of a stream.
         validation_tokens: Tokens of the validation text.
         vocabulary: Number of ids.

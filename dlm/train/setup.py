@@ -1,9 +1,13 @@
-"""What a run is made of before its first step: its processes, its tokenizer, its network."""
+"""What a run is made of before its first step: its processes, its texts, its network."""
 
-from collections.abc import Callable, Iterable, Iterator
+import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -12,14 +16,22 @@ from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained
+from dlm.data.batches import Sequences, TrainingBatches
+from dlm.data.sources import read_splits
+from dlm.data.streaming import StreamingBatches, open_stream
 from dlm.errors import ConfigError
+from dlm.evaluate.likelihood import corpus
 from dlm.model.adapt import check_length, is_decoder, make_room
 from dlm.model.backbone import attention_implementation, build_model, load_model
 from dlm.model.checkpoint import CHECKPOINTS, resolve
-from dlm.model.lora import is_adapter
-from dlm.model.tokenizer import build_tokenizer, new_ids, special_ids
+from dlm.model.lora import add_adapter, is_adapter, restore_adapter
+from dlm.model.tokenizer import build_tokenizer, encode, new_ids, special_ids
 from dlm.processes import without_accelerator
+from dlm.recipe import Recipe
 from dlm.train.sharding import sharding
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 PATIENCE = timedelta(days=1)
 """How long the other processes wait for the first, which may have a corpus to download and to tokenise."""
@@ -109,14 +121,78 @@ def where(accelerator: Accelerator) -> str:
     return kind if processes == 1 else f"{processes} x {kind}"
 
 
-def run_tokenizer(
-    config: Config, texts: Callable[[], Iterable[str]], checkpoint: Path | None
-) -> PreTrainedTokenizerBase:
-    """The run's tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed."""
-    spec = config.tokenizer
-    if isinstance(spec, Pretrained):
+@dataclass(frozen=True)
+class Texts:
+    """What a run reads.
+
+    Attributes:
+        tokenizer: Its tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed.
+        batches: What it trains on.
+        validation: What it validates on.
+        tokens: Tokens of the training text; None of a stream.
+        checksum: A checksum of it; None of a stream.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    batches: TrainingBatches | StreamingBatches
+    validation: Sequences
+    tokens: int | None = None
+    checksum: int | None = None
+
+
+def read_texts(config: Config, accelerator: Accelerator, checkpoint: Path | None) -> Texts:
+    """Reads, or opens, what a run trains on, and what it validates on.
+
+    Args:
+        config: The run's configuration.
+        accelerator: What knows of all processes.
+        checkpoint: Where a resumed run goes on from.
+
+    Returns:
+        All of it.
+
+    Raises:
+        DlmError: A source or the tokenizer cannot be used.
+    """
+    data, spec = config.data, config.tokenizer
+    if checkpoint is not None:
+        spec = Pretrained(str(checkpoint))
+    elif isinstance(spec, Pretrained):
         spec = Pretrained(starting_point(spec.path))
-    return build_tokenizer(spec if checkpoint is None else Pretrained(str(checkpoint)), texts)
+    if data.streaming:
+        opened = open_stream(data)
+        tokenizer = build_tokenizer(spec, opened.beginning)
+        ids = special_ids(tokenizer)
+        stream = StreamingBatches(
+            opened,
+            partial(encode, copy.deepcopy(tokenizer)),  # a thread reads ahead, and no tokenizer serves two
+            ids.end,
+            ids.pad,
+            length=data.length,
+            packing=data.packing,
+            buffer=data.buffer,
+            seed=config.seed,
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        return Texts(tokenizer, stream, corpus(tokenizer, opened.validation, data.length, data.packing))
+    splits = read_splits(data)
+    beginning = (text for batch in splits.train.iter(batch_size=256) for text in batch["text"])
+    tokenizer = build_tokenizer(spec, lambda: beginning)
+    training, validation = (
+        corpus(tokenizer, documents, data.length, data.packing) for documents in (splits.train, splits.validation)
+    )
+    tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
+    batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
+    return Texts(tokenizer, batches, validation, len(training.tokens), training.tokens.checksum)
+
+
+def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
+    """The positions in the global batch that this process takes its part of, one micro-batch after the other."""
+    total, world, rank = config.train.batch_size, accelerator.num_processes, accelerator.process_index
+    mine = range(rank * total // world, (rank + 1) * total // world)
+    size = config.train.micro_batch_size or len(mine)
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
 def starting_point(path: str) -> str:
@@ -138,31 +214,56 @@ def starting_point(path: str) -> str:
 
 
 def run_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, device: torch.device, checkpoint: Path | None
-) -> PreTrainedModel:
-    """The network to begin with; but for adapters, a resumed run does not look for the pretrained model again."""
+    config: Config, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, checkpoint: Path | None
+) -> "tuple[PreTrainedModel, PeftModel | None]":
+    """The network to begin with, and its adapters if they alone are to learn.
+
+    But for adapters, a resumed run does not look for the pretrained model again.
+
+    Args:
+        config: The run's configuration.
+        tokenizer: Its tokenizer.
+        accelerator: Where it runs.
+        checkpoint: Where a resumed run goes on from.
+
+    Returns:
+        Both, the adapters being part of the network too.
+
+    Raises:
+        DlmError: There is no such model, or it cannot do what is asked of it.
+    """
     ids, length = special_ids(tokenizer), config.data.length + config.model.shift
-    attention = attention_implementation(config.model.attention, device, length)
+    bf16, lora = accelerator.mixed_precision == "bf16", config.model.lora
+    attention = attention_implementation(config.model.attention, accelerator.device, length, bf16=bf16, learns=True)
     if config.model.path is None:
-        return build_model(
+        special = {"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask}
+        model = build_model(
             config.model.architecture,
             config.model.sizes,
             vocabulary=len(tokenizer),
             length=length,
-            special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask},
+            special_ids=special,
             attention=attention,
             seed=config.seed,
         )
-    if checkpoint is None or config.model.lora:
-        source = starting_point(config.model.path)
-        model = load_model(source, attention, config.model.sizes)
-        make_room(model, new_ids(tokenizer, source), max(tokenizer.get_vocab().values()) + 1)
-    else:
-        model = load_model(str(checkpoint), attention, config.model.sizes)
+        return model, None
+    if lora and Recipe.of(config).timed:
+        raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
+    fresh: list[int] = []
+    source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)
+    model = load_model(source, attention, config.model.sizes)
+    if checkpoint is None or lora:
+        fresh = new_ids(tokenizer, source)
+        make_room(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
-    return model
+    if lora is None:
+        return model, None
+    adapter = add_adapter(model, lora, source, fresh, config.seed)
+    if checkpoint is not None:
+        restore_adapter(checkpoint, adapter)
+    return model, adapter
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:

@@ -1,6 +1,5 @@
 """The training loop. Its state is (config, step): everything random in it follows from those two."""
 
-import copy
 import math
 import signal
 import time
@@ -8,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,22 +14,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
-from dlm.data.batches import TrainingBatches
 from dlm.data.prefetch import Prefetched
-from dlm.data.sources import read_splits
-from dlm.data.streaming import StreamingBatches, open_stream
 from dlm.diffusion.context import editable_part
 from dlm.diffusion.denoiser import Network
 from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.objective import LossTerms
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
-from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.model.adapt import visible
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.clock import build_clock
-from dlm.model.lora import add_adapter, restore_adapter
-from dlm.model.tokenizer import encode, fingerprint, never_emitted, new_ids, special_ids
+from dlm.model.tokenizer import fingerprint, never_emitted, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.recipe import Recipe
 from dlm.train.ema import Ema
@@ -39,12 +33,13 @@ from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silen
 from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
 from dlm.train.run import Progress, RunFolder
 from dlm.train.setup import (
+    Texts,
     checkpoint_gradients,
     first_of_machine_first,
     join,
+    micro_batches,
+    read_texts,
     run_model,
-    run_tokenizer,
-    starting_point,
     where,
 )
 from dlm.train.sharding import let_go, whole
@@ -71,20 +66,14 @@ class Trainer:
         self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
-            self._read(at)
-        self._agree()
+            texts = read_texts(self.config, self.accelerator, at[0] if at else None)
+        self.tokenizer, self.batches, self.validation = texts.tokenizer, texts.batches, texts.validation
+        self.progress = at[1] if at else Progress(0, 0, texts.tokens, texts.checksum)
+        self._agree(texts)
         ids = special_ids(self.tokenizer)
 
         recipe = Recipe.of(self.config)
-        model = run_model(self.config, self.tokenizer, self.device, at[0] if at else None)
-        adapter = None
-        if (path := self.config.model.path) and (lora := self.config.model.lora):
-            if recipe.timed:
-                raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
-            base = starting_point(path)
-            adapter = add_adapter(model, lora, base, new_ids(self.tokenizer, base), self.config.seed)
-            if at:
-                restore_adapter(at[0], adapter)
+        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
         clock = build_clock(model, self.config.seed) if recipe.timed else None
         self.backbone = Backbone(model, ids.pad, clock)
         if self.config.train.gradient_checkpointing:
@@ -101,71 +90,25 @@ class Trainer:
         self._learned = Learned(self.backbone, self.optimizers, self.ema, adapter)
         if at:
             self._learned.restore(at[0])
-            if self.stream is not None:
-                self.stream.restore(self.progress.places or [])
-        # By place in the global batch, of which each process takes its part.
-        total, world, rank = (
-            self.config.train.batch_size,
-            self.accelerator.num_processes,
-            self.accelerator.process_index,
-        )
-        mine = range(rank * total // world, (rank + 1) * total // world)
-        size = self.config.train.micro_batch_size or len(mine)
-        self.micros = [mine[i : i + size] for i in range(0, len(mine), size)]
+            self.batches.restore(self.progress.places or [])
+        self.micros = micro_batches(self.config, self.accelerator)
         self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps)
 
-    def _read(self, at: tuple[Path, Progress] | None) -> None:
-        """The tokenizer, and the sequences to train and to validate on; where the run stands."""
-        data, seed = self.config.data, self.config.seed
-        self.batches: TrainingBatches | StreamingBatches
-        self.stream: StreamingBatches | None = None
-        found: tuple[int | None, int | None] = None, None
-        if data.streaming:
-            opened = open_stream(data)
-            self.tokenizer = run_tokenizer(self.config, opened.beginning, at[0] if at else None)
-            ids = special_ids(self.tokenizer)
-            self.batches = self.stream = StreamingBatches(
-                opened,
-                partial(encode, copy.deepcopy(self.tokenizer)),  # a thread reads ahead, and no tokenizer serves two
-                ids.end,
-                ids.pad,
-                length=data.length,
-                packing=data.packing,
-                buffer=data.buffer,
-                seed=seed,
-                process=self.accelerator.process_index,
-                processes=self.accelerator.num_processes,
-            )
-            validation = opened.validation
-        else:
-            splits = read_splits(data)
-            validation = splits.validation
-            beginning = (text for batch in splits.train.iter(batch_size=256) for text in batch["text"])
-            self.tokenizer = run_tokenizer(self.config, lambda: beginning, at[0] if at else None)
-            training = corpus(self.tokenizer, splits.train, data.length, data.packing)
-            tail_id = special_ids(self.tokenizer).end if data.train.supervised and data.tail else None
-            self.batches = TrainingBatches(training, self.config.train.batch_size, seed, tail_id)
-            found = len(training.tokens), training.tokens.checksum
-        self.validation = corpus(self.tokenizer, validation, data.length, data.packing)
-        self.progress = at[1] if at else Progress(0, 0, *found)
-        if found != (self.progress.train_tokens, self.progress.train_checksum):
+    def _agree(self, texts: Texts) -> None:
+        """Refuses to go on where the text is another than before, or where machines see other files."""
+        found, before = (texts.tokens, texts.checksum), (self.progress.train_tokens, self.progress.train_checksum)
+        if found != before:
             raise DataError(
                 f"the training text has changed since {self.run.path} was begun: it has {found[0]} tokens now and had "
-                f"{self.progress.train_tokens}; put the old text back, or begin another run"
+                f"{before[0]}; put the old text back, or begin another run"
             )
-
-    def _agree(self) -> None:
-        """Refuses to go on where machines see other files."""
-        steps, texts = zip(
-            *gather_object([(self.progress.step, (self.progress.train_checksum, fingerprint(self.tokenizer)))]),
-            strict=True,
-        )
-        if len(set(steps)) > 1:
+        seen = gather_object([(self.progress.step, texts.checksum, fingerprint(self.tokenizer))])
+        if len(steps := sorted({step for step, *_ in seen})) > 1:
             raise ConfigError(
-                f"the processes of this run find {self.run.path} after different steps, {sorted(set(steps))}: "
+                f"the processes of this run find {self.run.path} after different steps, {steps}: "
                 "put it on a disk that all machines share"
             )
-        if len(set(texts)) > 1:
+        if len(set(seen)) > 1:
             raise DataError("the processes of this run read different training texts: give every machine the same")
 
     def train(self) -> None:
@@ -332,7 +275,7 @@ class Trainer:
         return Sidecar(self.config, self.process.mask_id, self.progress.step)
 
     def _save(self) -> None:
-        if self.stream is not None:  # each process has a place of its own in its share
+        if self.config.data.streaming:  # each process has a place of its own in its share
             self.progress = replace(self.progress, places=gather_object([self.upcoming.state]))
         main = self.accelerator.is_main_process
         snapshot = self._learned.snapshot(keep=main)

@@ -288,6 +288,9 @@ def test_weights_that_are_missing_are_refused(refused: Refused, architecture: st
 
 def test_attention_by_device_and_length() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert attention_implementation("auto", cpu, 64) == "eager"
+    assert attention_implementation("auto", cpu, 256) == "eager"
+    assert attention_implementation("auto", cpu, 512, bf16=True, learns=True) == "eager"
+    assert attention_implementation("auto", cpu, 512, bf16=True) == "sdpa"  # the forward alone
+    assert attention_implementation("auto", cpu, 512, learns=True) == "sdpa"  # in float32
     assert attention_implementation("auto", cpu, 4096) == attention_implementation("auto", gpu, 64) == "sdpa"
     assert attention_implementation("flash_attention_2", cpu, 64) == "flash_attention_2"
