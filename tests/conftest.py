@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config import Bytes, Config, parse_config
+from dlm.config import Bytes, Config
 from dlm.diffusion.draws import generator
 from dlm.errors import DlmError
 from dlm.model.backbone import build_model
@@ -22,6 +22,7 @@ from dlm.model.clock import build_clock
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.recipe import Recipe
+from dlm.settings import parse_config
 
 TINY = {
     "num_hidden_layers": 2,

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, Time, dump_config, load_config, parse_config
+from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, Time
 from dlm.diffusion.denoiser import PlugIn, Subs
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.noise import Absorbing, Hybrid, Uniform
@@ -17,6 +17,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Polynomial
 from dlm.errors import ConfigError
 from dlm.recipe import Recipe
+from dlm.settings import dump_config, load_config, parse_config
 from tests.conftest import Refused
 
 LEAST = {"data": {"train": {"format": "text", "path": "book.txt"}}}

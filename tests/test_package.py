@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dlm
-from dlm.config import default_config_path, load_config
+from dlm.settings import default_config_path, load_config
 
 REPOSITORY = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
@@ -75,7 +75,7 @@ def test_a_wheel_holds_everything_and_trains_the_default_outside_the_clone(tmp_p
     assert not [name for name in names if name.startswith(("tests", "dlm/tests", "configs"))]
 
     code = (
-        "import dlm, json; from dlm.config import default_config_path, load_config\n"
+        "import dlm, json; from dlm.settings import default_config_path, load_config\n"
         "load_config(default_config_path()); print(json.dumps([dlm.__file__, str(default_config_path())]))"
     )
     # Before the editable install on the path, and outside the clone.

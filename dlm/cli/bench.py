@@ -34,7 +34,7 @@ def train(
 
     Example:  dlm bench train --set train.compile=true
     """
-    from dlm.config import default_config_path, load_config
+    from dlm.settings import default_config_path, load_config
 
     tree = load_config(config or default_config_path(), settings or ())
     quiet_libraries()

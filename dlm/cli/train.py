@@ -25,8 +25,8 @@ def train(
 
     Example:  dlm train configs/text-file.yaml --set data.train.path=book.txt
     """
-    from dlm.config import default_config_path, load_config
     from dlm.errors import ConfigError
+    from dlm.settings import default_config_path, load_config
 
     if resume and overwrite:
         raise ConfigError("--resume goes on with a run and --overwrite removes it: give one of them")

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlm.config import Config, dump_config, parse_config
+from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.clock import TimeEmbedding, write_clock
 from dlm.model.lora import is_adapter, write_adapter
 from dlm.recipe import Recipe
+from dlm.settings import dump_config, parse_config
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dlm.config import Config, dump_config, load_config
+from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import CHECKPOINTS, point, whole_folder
+from dlm.settings import dump_config, load_config
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""

@@ -16,10 +16,11 @@ from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.sampling import bench_sampling
 from dlm.bench.training import bench_training, predict_every_row
 from dlm.cli.app import app
-from dlm.config import HeldOut, dump_config, parse_config
+from dlm.config import HeldOut
 from dlm.data.streaming import StreamingBatches
 from dlm.diffusion.unmask import FixedSteps
 from dlm.pipeline import DiffusionLM, Sampler
+from dlm.settings import dump_config, parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

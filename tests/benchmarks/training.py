@@ -19,7 +19,7 @@ from typing import Any
 WORKER = """
 import json, sys, time
 from pathlib import Path
-from dlm.config import load_config
+from dlm.settings import load_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from dlm.cli.app import app
 from dlm.cli.options import SamplerOptions
-from dlm.config import load_config
 from dlm.pipeline import DiffusionLM
+from dlm.settings import load_config
 
 CONTEXT = 16
 SIZES = {

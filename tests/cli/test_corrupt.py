@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from dlm.cli.app import app
 from dlm.cli.film import MASK
-from dlm.config import parse_config
 from dlm.model.checkpoint import Sidecar
 from dlm.pipeline import DiffusionLM
+from dlm.settings import parse_config
 
 SIGMAS = 4.5
 LONG = "abca" * 1000

@@ -16,10 +16,10 @@ from dlm.cli import recorder
 from dlm.cli.app import app
 from dlm.cli.film import STYLES, Film, render
 from dlm.cli.recorder import Recorder
-from dlm.config import parse_config
 from dlm.model.checkpoint import Sidecar
 from dlm.model.clock import build_clock
 from dlm.pipeline import DiffusionLM, Sampler
+from dlm.settings import parse_config
 from dlm.template import parse_template
 
 NOISES = ("absorbing", "uniform", "hybrid")

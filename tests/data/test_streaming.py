@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
 
-from dlm.config import Data, HeldOut, Source, parse_config
+from dlm.config import Data, HeldOut, Source
 from dlm.data.sources import read
 from dlm.data.streaming import Stream, StreamingBatches, open_stream
 from dlm.errors import ConfigError, DataError, DlmError
+from dlm.settings import parse_config
 from tests.conftest import Refused
 
 END, PAD = 256, 257

@@ -9,13 +9,14 @@ import yaml
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
-from dlm.config import Optim, parse_config
+from dlm.config import Optim
 from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError
 from dlm.model.backbone import Backbone, load_model
 from dlm.model.checkpoint import SIDECAR, Sidecar
 from dlm.model.clock import FEATURES, WEIGHTS, TimeEmbedding, build_clock, load_clock, write_clock
 from dlm.pipeline import DiffusionLM
+from dlm.settings import parse_config
 from dlm.train.optim import build_optimizers
 from tests.conftest import MakeLM, Refused
 from tests.model.test_backbone import ENCODERS, LENGTH, SIZES, SPECIAL, build, text

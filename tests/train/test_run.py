@@ -12,9 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
-from dlm.config import Config, load_config
+from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.pipeline import DiffusionLM
+from dlm.settings import load_config
 from dlm.train import run as run_module
 from dlm.train.run import Progress, RunFolder
 from tests.train.tiny_runs import describe, losses, train, weights, write

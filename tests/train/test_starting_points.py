@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dlm.config import Config, parse_config
+from dlm.config import Config
 from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
 from dlm.model.adapt import visible
 from dlm.model.backbone import build_model
 from dlm.pipeline import DiffusionLM
+from dlm.settings import parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
-from dlm.config import Config, dump_config, parse_config
+from dlm.config import Config
 from dlm.data import sources
+from dlm.settings import dump_config, parse_config
 from tests.train.tiny_runs import STEPS, cut_after, lines, losses, resume, train, weights
 from tests.train.tiny_runs import describe as describe_text
 

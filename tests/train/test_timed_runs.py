@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dlm.config import Config, Model, dump_config, parse_config
+from dlm.config import Config, Model
 from dlm.errors import ConfigError
 from dlm.model.clock import WEIGHTS
 from dlm.pipeline import DiffusionLM
+from dlm.settings import dump_config, parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from dlm.config import Config, dump_config, parse_config
+from dlm.config import Config
+from dlm.settings import dump_config, parse_config
 from dlm.train.metrics import Reporter, Silent, StepMetrics
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

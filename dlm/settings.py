@@ -1,0 +1,178 @@
+"""YAML and overrides become a configuration, or one line that says what is wrong.
+
+A run has one complete file; there is no inheritance and nothing is read from the environment.
+"""
+
+import dataclasses
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from dlm.config import Config
+from dlm.errors import ConfigError
+
+CHOICES = ("tokenizer", "process", "schedule", "objective")
+"""Keys whose value is `{name: ..., ...}`; `--set` takes the bare name for them."""
+
+
+def default_config_path() -> Path:
+    """The configuration that `dlm train` uses when it is given none: `configs/tiny.yaml`, in a wheel or a clone."""
+    package = Path(__file__).parent
+    return next(p for p in (package / "configs/tiny.yaml", package.parent / "configs/tiny.yaml") if p.exists())
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file, applies the overrides and validates the result.
+
+    Args:
+        path: A YAML file.
+        overrides: `dotted.key=value`, each value read as YAML, later ones winning.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: The file cannot be read, or a key or a value is not valid; the message names the
+            dotted key and, for an unknown one, the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
+    for override in overrides:
+        _set(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Validates a tree of plain values, as YAML gives it.
+
+    Args:
+        tree: Keys and values in the shape of `Config`.
+
+    Returns:
+        The validated configuration.
+
+    Raises:
+        ConfigError: A key or a value is not valid.
+    """
+    try:
+        config = _adapter().validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+    _check_booleans(tree, dump_config(config), "")
+    return config
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The configuration as plain values that YAML writes and `parse_config` reads back unchanged."""
+    plain: dict[str, Any] = _adapter().dump_python(config, mode="json")
+    return plain
+
+
+def _check_booleans(given: Any, taken: Any, key: str) -> None:
+    """Refuses true and false where a number is wanted, which Python takes for 1 and 0."""
+    if isinstance(given, Mapping) and isinstance(taken, Mapping):
+        for name in given:
+            _check_booleans(given[name], taken.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for i, (one, other) in enumerate(zip(given, taken, strict=False)):
+            _check_booleans(one, other, f"{key}.{i}")
+    elif isinstance(given, bool) and isinstance(taken, int | float) and not isinstance(taken, bool):
+        raise ConfigError(f"{key}: expected a number, got {given}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `3e-4` as text; this reads it as the number it is in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+@cache
+def _adapter() -> TypeAdapter[Config]:
+    return TypeAdapter(Config)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    """Puts `dotted.key=value` into the tree."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set takes key=value, got {override!r}; for example --set optim.lr=3e-4")
+    try:
+        value = yaml.load(text, _Loader)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML") from error
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        child = tree.get(parent)
+        tree[parent] = dict(child) if isinstance(child, dict) else {}
+        tree = tree[parent]
+    if isinstance(value, str) and key.strip() in CHOICES:
+        value = {"name": value}  # `--set tokenizer=bytes` swaps the choice, and with it its settings
+    tree[last] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first complaint in one line: the dotted key, what it got, what it takes."""
+    first = error.errors()[0]
+    parts, names = _walk(first["loc"])
+    key, got = ".".join(parts), f"{first['input']!r:.80}"
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            near = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}? " if near else ""
+            return f"unknown configuration key {key}: {hint}valid here: {', '.join(names)}"
+        case "missing" | "missing_argument":
+            return f"configuration key {key} is missing"
+        case "union_tag_invalid":
+            choices = first["ctx"]["expected_tags"].replace("'", "")
+            return f"{key}.name: unknown choice {first['ctx']['tag']!r}; valid: {choices}"
+        case "union_tag_not_found":
+            return f"{key}: expected {{name: ...}} with a choice in it, got {got}"
+        case "value_error":
+            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+        case _:
+            message = first["msg"][:1].lower() + first["msg"][1:]
+            return f"{key}: {message}, got {got}"
+
+
+def _walk(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+    """The location without the tags that pydantic adds for unions, and the key names valid at its end."""
+    here: Any = Config
+    parts: list[str] = []
+    names: list[str] = []
+    for step in location:
+        classes = list(_dataclasses(here))
+        tagged = [c for c in classes if len(classes) > 1 and getattr(c, "name", None) == step]
+        if tagged or (len(classes) == 1 and step == classes[0].__name__):
+            here = (tagged or classes)[0]
+            continue
+        parts.append(str(step))
+        names = [f.name for c in classes for f in dataclasses.fields(c)]
+        hints = [get_type_hints(c, include_extras=False) for c in classes]
+        here = next((h[str(step)] for h in hints if str(step) in h), None)
+    return parts, names
+
+
+def _dataclasses(hint: Any) -> Iterator[Any]:
+    """Every dataclass in a type: itself, or the members of a union."""
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    elif get_origin(hint) in (Union, types.UnionType, Annotated):
+        for member in get_args(hint):
+            yield from _dataclasses(member)
