@@ -31,6 +31,7 @@ def main() -> None:
     # every operation: training was seen to fall to a tenth of its speed. This many turns, then they sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which weighs memory, says when it starts
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and warns of what was there before it
     app(prog_name="dlm")
 
 
@@ -93,6 +94,8 @@ def _part(wanted: bool) -> None:
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
+    if code == InterruptedRunError.exit_code and not is_first():
+        raise typer.Exit(code)  # the first says so for all
     if debug:
         traceback.print_exc()
     sys.stdout.flush()

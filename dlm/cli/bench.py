@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import quiet_libraries, write_data
+from dlm.cli.console import errors, quiet_libraries, write_data
 
 if TYPE_CHECKING:
     from dlm.bench.machine import Machine
@@ -40,6 +40,7 @@ def train(
     quiet_libraries()
     from dlm.bench.training import bench_training
 
+    errors.print(f"timing {warmup} + {steps} steps, then the machine itself", highlight=False)
     speed = bench_training(tree, steps=steps, warmup=warmup, every_row=every_row)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_training(speed)), None)
 
@@ -69,6 +70,7 @@ def sample(
     how = sampler.build()
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)
 

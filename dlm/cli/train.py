@@ -44,4 +44,5 @@ def train(
     with TrainingDisplay(errors, tree.train.log_every) as display:
         Trainer(run, display).train()
     if is_first():
-        errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)
+        ask = " --chat ..." if tree.data.train.messages else " --prompt ..." if tree.data.train.supervised else ""
+        errors.print(f"done: dlm sample {folder}{ask}", highlight=False, soft_wrap=True)

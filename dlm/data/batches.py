@@ -171,6 +171,11 @@ class Sequences:
         return np.flatnonzero(self.tokens.given < self.length)
 
     @property
+    def dropped_whole(self) -> NDArray[np.int64]:
+        """The documents that have no row, as their prompts fill it."""
+        return np.flatnonzero(self.tokens.given >= self.length) if self.packing == "pad" else np.empty(0, np.int64)
+
+    @property
     def dropped_tokens(self) -> int:
         """Tokens in no row: the ends of documents longer than a row, prompts apart."""
         if self.packing == "pack":

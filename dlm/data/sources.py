@@ -311,7 +311,7 @@ def _columns(documents: Dataset, source: Source, key: str) -> Dataset:
         check_column(documents.column_names, column, name, source, key)
         kind = documents.features[column]
         if getattr(kind, "dtype", None) not in ("string", "large_string"):
-            said = getattr(kind, "dtype", kind)
+            said = getattr(kind, "dtype", "values of several kinds, or parts")
             raise DataError(f"{key}.{_key(source, name)}: {column!r} of {source.path} holds {said}, not text")
     documents = documents.select_columns(list(names))
     return documents.rename_columns({column: name for column, name in names.items() if column != name})

@@ -182,7 +182,9 @@ def evaluate_likelihood(
     """
     rows = range(len(sequences)) if rows is None else rows
     if not len(rows):
-        raise DataError("nothing to evaluate: the text holds no token")
+        filled = len(sequences.dropped_whole)
+        why = f"all {filled} prompts fill the context of {sequences.length}" if filled else "the text holds no token"
+        raise DataError(f"nothing to evaluate: {why}")
     lm.model.eval()
     documents = len(sequences.tokens.sizes)
     nats_RD = torch.zeros(2, documents, dtype=torch.float64)
@@ -260,7 +262,10 @@ def evaluate_likelihood(
         sequences=len(rows),
         unknown_tokens=int(unknown),
         dropped_tokens=sequences.dropped_tokens,
-        dropped_bytes=round(float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())),
+        dropped_bytes=round(
+            float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())
+            + int(sequences.tokens.sizes[sequences.dropped_whole].sum())
+        ),
         draws=draws,
         estimator="counts" if estimator.counts(lm.process) else "times",
         seed=seed,

@@ -1,7 +1,9 @@
 """The network: a HuggingFace model made bidirectional, its vocabulary projected only where asked."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -31,6 +33,9 @@ HEADS = (
     ("embed_out",),  # GPT-NeoX before transformers 5
 )
 """Where an architecture keeps its head: attributes of the model, applied in turn to the last hidden state."""
+
+HUB_NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
+"""What a model on the Hub may be called."""
 
 PAD_OFFSET_POSITIONS = {
     "roberta",
@@ -212,6 +217,19 @@ def build_model(
     return cast(PreTrainedModel, model)
 
 
+def check_name(path: str) -> None:
+    """Refuses what is neither a path to something, nor a name that a model on the Hub could have.
+
+    Args:
+        path: What was given.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    if not Path(path).exists() and not re.fullmatch(HUB_NAME, path):
+        raise CheckpointError(f"no model at {path}: there is no such folder, and it is no Hub name")
+
+
 def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
     """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
 
@@ -227,6 +245,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         CheckpointError: There is no such model, it is damaged, or it has no head for masks.
         ConfigError: `sizes` has a key that the model does not have.
     """
+    check_name(path)
     try:
         config = _stored_config(path)
         factory = _auto_class(config)

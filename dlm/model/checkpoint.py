@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
+from dlm.model.backbone import HUB_NAME, check_name
 from dlm.model.clock import TimeEmbedding, write_clock
 from dlm.model.lora import is_adapter, write_adapter
 from dlm.recipe import Recipe
@@ -78,7 +79,7 @@ def resolve(model: str | Path) -> str:
         )
     if path.exists():
         raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
-    if str(model).startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(model)):
+    if not re.fullmatch(HUB_NAME, str(model)):
         raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
     return str(model)
 
@@ -207,6 +208,23 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_there(path: str) -> None:
+    """Refuses a model that is neither a folder, nor in the Hub's cache, where the Hub does not answer.
+
+    Args:
+        path: A folder, or a Hub name.
+
+    Raises:
+        CheckpointError: There is no such model to be had.
+    """
+    check_name(path)
+    known = Path(path).exists() or any(
+        isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "tokenizer_config.json")
+    )
+    if not known and not _reachable(path):
+        raise _unreachable(path)
 
 
 def _reachable(path: str) -> bool:

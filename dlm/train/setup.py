@@ -23,7 +23,7 @@ from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import corpus
 from dlm.model.adapt import check_length, is_decoder, make_room
 from dlm.model.backbone import attention_implementation, build_model, load_model
-from dlm.model.checkpoint import CHECKPOINTS, resolve
+from dlm.model.checkpoint import CHECKPOINTS, check_there, resolve
 from dlm.model.lora import add_adapter, is_adapter, restore_adapter
 from dlm.model.tokenizer import build_tokenizer, encode, new_ids, special_ids
 from dlm.processes import without_accelerator
@@ -206,8 +206,10 @@ def starting_point(path: str) -> str:
 
     Raises:
         ConfigError: It holds adapters alone.
+        CheckpointError: It is no folder, and the Hub does not answer.
     """
     found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
+    check_there(found)
     if is_adapter(found):
         raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
     return found

@@ -248,7 +248,8 @@ class Trainer:
                 seed=self.config.seed,
             )
             text = ""
-            if config.sample_length:  # by all processes alike: a sharded network is run by all or none
+            # By all processes alike: a sharded network is run by all or none. A response is nothing without a prompt.
+            if config.sample_length and not self.config.data.train.supervised:
                 length = min(config.sample_length, self.config.data.length)
                 text = lm.generate(length=length, seed=step)[0].text
             let_go(self.network)

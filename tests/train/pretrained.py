@@ -3,13 +3,14 @@
 Run: python -m tests.train.pretrained decoder FOLDER    # and sentences for it, in FOLDER/sentences.txt
 """
 
+import argparse
 import random
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import (
@@ -89,6 +90,11 @@ def save(kind: Kind, folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    kind, folder = sys.argv[1:]
-    save("encoder" if kind == "encoder" else "decoder", Path(folder))
-    (Path(folder) / "sentences.txt").write_text(sentences(20_000, seed=1), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("encoder", "decoder"))
+    parser.add_argument("folder", type=Path)
+    asked = parser.parse_args()
+    transformers.logging.disable_progress_bar()
+    save(asked.kind, asked.folder)
+    (asked.folder / "sentences.txt").write_text(sentences(20_000, seed=1), encoding="utf-8")
+    print(f"{asked.folder}: a pretrained {asked.kind}, and sentences.txt")

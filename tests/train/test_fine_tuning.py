@@ -114,7 +114,7 @@ def test_the_bound_is_the_responses_alone(
     assert len(sequences) == 2 and sequences.dropped_tokens == len("never seen") + 1
     report = evaluate_likelihood(lm, sequences, draws=400, seed=1)
     assert (report.tokens, report.given_tokens, report.documents) == (4 + 4, 2, 2)
-    assert report.bytes == 3 + 3
+    assert report.bytes == 3 + 3 and report.dropped_bytes == len("never seen")
     expected = 0.0
     for prompt, response in (("ab", "xyz"), ("", "wü")):
         ids = encode(byte_tokenizer, [prompt, response])
@@ -122,6 +122,15 @@ def test_the_bound_is_the_responses_alone(
         where_BL = torch.arange(x0_BL.shape[1])[None] >= len(ids[0])
         expected += _exact(lm, x0_BL, where_BL)
     assert report.nats_per_token * 8 == pytest.approx(expected, abs=5 * report.monte_carlo_se * 8 + 1e-4)
+
+
+def test_prompts_that_fill_every_row_leave_nothing_to_evaluate(
+    refused: Refused, make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    config = describe(write(tmp_path / "data.jsonl", [{"q": "c" * 40, "a": "never seen"}]), length=16)
+    sequences = corpus(byte_tokenizer, read(config.data.train, "data.train"), 16, "pad")
+    with refused(DataError, "nothing to evaluate", "all 1 prompts fill the context of 16"):
+        evaluate_likelihood(make_lm(byte_tokenizer, 16), sequences)
 
 
 def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, where_BL: torch.Tensor) -> float:

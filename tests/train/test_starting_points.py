@@ -289,5 +289,5 @@ def test_a_run_is_a_starting_point_and_its_adapters_are_none(refused: Refused, d
 
 def test_a_model_that_is_not_there_is_one_line(refused: Refused, decoder: Path, tmp_path: Path) -> None:
     config = describe(tmp_path, decoder, model={"path": str(tmp_path / "nowhere")})
-    with refused(CheckpointError, "nowhere"):
+    with refused(CheckpointError, str(tmp_path / "nowhere"), "there is no such folder"):
         start(tmp_path, config)
