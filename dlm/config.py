@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import ConfigDict, Field
 
+from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.objective import AnyWeighting
 from dlm.diffusion.schedule import Schedule
@@ -340,3 +341,17 @@ class Config:
                 "parameterization: the mixture form has no finite bound in continuous time, but for a network that is "
                 "certain of what it sees as t falls to 0; give time.steps, or take plug-in"
             )
+
+    @property
+    def formulation(self) -> Formulation:
+        """The mathematics that this run asks for."""
+        randomises, asked = self.process.randomises, self.model.time_conditioning
+        auto: Literal["plug-in", "subs"] = "plug-in" if randomises else "subs"
+        return Formulation(
+            noise=self.process,
+            schedule=self.schedule,
+            steps=self.time.steps,
+            parameterization=auto if self.parameterization == "auto" else self.parameterization,
+            timed=randomises if asked == "auto" else asked,
+            shift=self.model.shift,
+        )

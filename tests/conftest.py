@@ -21,7 +21,6 @@ from dlm.model.checkpoint import Sidecar
 from dlm.model.clock import build_clock
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.pipeline import DiffusionLM
-from dlm.recipe import Recipe
 from dlm.settings import parse_config
 
 TINY = {
@@ -94,7 +93,7 @@ def make_lm(tiny_config: Config) -> MakeLM:
         )
         config = parse_config({"data": {"train": {"format": "text", "path": "none.txt"}, "length": length}, **keys})
         clock = None
-        if Recipe.of(config).timed:
+        if config.formulation.timed:
             clock = build_clock(model, 0)
             torch.nn.init.normal_(clock.fall.weight, std=0.3, generator=generator("clock"))
         return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0), clock=clock)

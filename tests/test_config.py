@@ -9,14 +9,15 @@ import torch
 import yaml
 
 from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, Time
-from dlm.diffusion.denoiser import PlugIn, Subs
+from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser
+from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import FunctionNetwork
 from dlm.diffusion.noise import Absorbing, Hybrid, Uniform
 from dlm.diffusion.objective import Bell, Clip, Elbo, MaskedObjective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Polynomial
 from dlm.errors import ConfigError
-from dlm.recipe import Recipe
 from dlm.settings import dump_config, load_config, parse_config
 from tests.conftest import Refused
 
@@ -272,30 +273,31 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refus
 )
 def test_auto_is_what_suits_the_noise(process: str, parameterization: str, plug_in: bool) -> None:
     tree = {**LEAST, "process": {"name": process}, "parameterization": parameterization, "time": {"steps": 9}}
-    recipe = Recipe.of(parse_config(tree))
-    assert recipe.plug_in == plug_in and recipe.timed == (process != "absorbing")
+    formulation = parse_config(tree).formulation
+    assert (formulation.parameterization == "plug-in") == plug_in and formulation.timed == (process != "absorbing")
     for asked in (False, True):
-        assert Recipe.of(parse_config({**tree, "model": {"time_conditioning": asked}})).timed == asked
+        assert parse_config({**tree, "model": {"time_conditioning": asked}}).formulation.timed == asked
 
 
-def test_a_recipe_is_the_mathematics_that_the_configuration_asks_for() -> None:
-    plain = Recipe.of(parse_config(LEAST))
-    assert plain == Recipe.of(None) == Recipe()
+def test_a_formulation_is_the_mathematics_that_the_configuration_asks_for() -> None:
+    plain = parse_config(LEAST).formulation
+    assert plain == Formulation()
     assert plain.objective(Elbo()) == MaskedObjective(Elbo()) and plain.estimator(8) == Estimator(8)
-    recipe = Recipe.of(parse_config(CHANGED))
-    assert recipe == Recipe(Hybrid(0.3), Geometric(0.01, 10.0), steps=50, plug_in=False, timed=True)
-    assert recipe.objective(Bell(5)) == TimedObjective(Bell(5), 50) and recipe.estimator(8) == Estimator(8, 50, True)
-    chain = Recipe.of(parse_config({**LEAST, "time": {"steps": 7}}))
+    mixture = parse_config(CHANGED).formulation
+    assert mixture == Formulation(Hybrid(0.3), Geometric(0.01, 10.0), 50, "mixture", timed=True)
+    assert mixture.objective(Bell(5)) == TimedObjective(Bell(5), 50) and mixture.estimator(8) == Estimator(8, 50, True)
+    chain = parse_config({**LEAST, "time": {"steps": 7}}).formulation
     assert chain.objective(Elbo()) == MaskedObjective(Elbo(), 7) and chain.estimator(4) == Estimator(4, 7, False)
-    timed = Recipe.of(parse_config({**LEAST, "model": {"time_conditioning": True}}))
+    timed = parse_config({**LEAST, "model": {"time_conditioning": True}}).formulation
     assert timed.objective(Elbo()) == TimedObjective(Elbo()) and timed.estimator(4) == Estimator(4, None, True)
-    process = recipe.process(7, 2, [0, 2, 5])
+    process = mixture.process(Vocabulary(7, 2, (0, 2, 5)))
     assert process == Process(Hybrid(0.3), Geometric(0.01, 10.0), Vocabulary(7, 2, (0, 2, 5)))
+    network = FunctionNetwork(lambda inputs: torch.zeros(1, 7))
     kinds = [
-        type(each.denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process, 0))
-        for each in (Recipe(plug_in=True), Recipe())
+        type(each.denoiser(network, process, [2], 0))
+        for each in (Formulation(Hybrid(0.3), parameterization="plug-in"), Formulation())
     ]
-    assert kinds == [PlugIn, Subs]
+    assert kinds == [LeaveOneOutDenoiser, X0Denoiser]
 
 
 def test_neither_the_tree_nor_the_overrides_are_touched() -> None:

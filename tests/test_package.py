@@ -33,12 +33,18 @@ def help_of(*words: str) -> str:
 
 @pytest.mark.parametrize(
     "code",
-    ["import dlm; dlm.__version__", help_of(), help_of("train"), help_of("infill"), help_of("sample"), help_of("eval")],
-    ids=["import", "help", "train", "infill", "sample", "eval"],
+    ["import dlm; dlm.__version__", help_of(), help_of("train"), help_of("eval"), help_of("corrupt")],
+    ids=["import", "help", "train", "eval", "corrupt"],
 )
 def test_help_and_import_load_nothing_heavy(code: str) -> None:
     modules = loaded(code)
     assert "dlm" in modules and not modules & set(HEAVY)
+
+
+@pytest.mark.parametrize("command", ["sample", "infill"])
+def test_the_help_of_samplers_loads_the_mathematics_alone(command: str) -> None:
+    """Their options come from the unions of orders and budgets, which import torch."""
+    assert not loaded(help_of(command)) & {"transformers", "accelerate", "datasets", "pyarrow"}
 
 
 def test_an_unknown_attribute_is_an_error() -> None:

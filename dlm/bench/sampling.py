@@ -8,7 +8,7 @@ import torch
 from dlm.bench.machine import Machine, held_by, measure_machine, most_held
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
-from dlm.diffusion.generate import State
+from dlm.diffusion.sample import State
 from dlm.pipeline import DiffusionLM, Sample, Sampler
 
 

@@ -13,6 +13,7 @@ import typer
 
 from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
+from dlm.cli.options import SamplerCommand
 from dlm.errors import ConfigError, DlmError, InterruptedRunError
 
 app = typer.Typer(
@@ -117,9 +118,10 @@ for _name, _command in (
     ("merge", merge.merge),
     ("selftest", selftest.selftest),
 ):
-    app.command(_name)(_guarded(_command, shared=_name in ("train", "eval")))
+    _kind = SamplerCommand if _name in ("sample", "infill") else None
+    app.command(_name, cls=_kind)(_guarded(_command, shared=_name in ("train", "eval")))
 
 _bench = typer.Typer(help="Measure the speed of training and of sampling against the machine's own limits.")
 _bench.command("train")(_guarded(bench.train))
-_bench.command("sample")(_guarded(bench.sample))
+_bench.command("sample", cls=SamplerCommand)(_guarded(bench.sample))
 app.add_typer(_bench, name="bench", no_args_is_help=True)

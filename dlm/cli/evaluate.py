@@ -73,7 +73,9 @@ def evaluate(
     report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
-        exact = evaluate_chain_rule(lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed)
+        exact = evaluate_chain_rule(
+            lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed, draws=draws, time=chain
+        )
     if not is_first():
         return
     if as_json:

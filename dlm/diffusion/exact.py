@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import edge_nats, noise_levels
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.bound import edge_nats
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
 from dlm.diffusion.likelihood import position_nats
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
+from dlm.diffusion.schedule import noise_levels
 
 NODES = 80
 """Nodes of the quadrature in time: what is smooth or logarithmic it integrates to 1e-12."""
@@ -61,9 +63,10 @@ class Joint:
         """The exact p(x0_i | xt) under a process over these symbols, by Bayes over every text."""
         texts_ML, log_p_M = self.texts(), self.table.flatten().log()
 
-        def exact(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        def exact(inputs: NetworkInput) -> Tensor:
+            xt_BL = inputs.ids_BL
             nats_BM = log_p_M.repeat(len(xt_BL), 1)
-            for row, (xt_L, t) in enumerate(zip(xt_BL, t_B.tolist(), strict=True)):
+            for row, (xt_L, t) in enumerate(zip(xt_BL, inputs.time_B.tolist(), strict=True)):
                 log_q_SS = process.transition_matrix(0.0, t).log()
                 nats_BM[row] += log_q_SS[xt_L, texts_ML].sum(-1)
             p_BM = nats_BM.softmax(-1)
@@ -71,9 +74,9 @@ class Joint:
             p_BLS = torch.zeros(shape, dtype=torch.float64)
             index_BLM = texts_ML.T.expand(len(xt_BL), -1, -1)
             p_BLS.scatter_add_(2, index_BLM, p_BM[:, None].expand(index_BLM.shape))
-            return p_BLS[select_BL].log()
+            return p_BLS[inputs.wanted_BL].log()
 
-        return exact
+        return FunctionDenoiser(exact)
 
 
 def every_text(states: int, length: int) -> Tensor:
@@ -109,7 +112,7 @@ def exact_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int |
     else:
         start, end = noise_levels(process.schedule)
         levels, weights = quadrature()
-        t = process.schedule.inverse(1.0 - start - (end - start) * torch.tensor(levels, dtype=torch.float64))
+        t = process.time_at(torch.tensor(levels, dtype=torch.float64))
         inner = (end - start) * sum(w * mean(when, None) for w, when in zip(weights, t.tolist(), strict=True))
     return inner + float(edge_nats(process, x0_L).sum())
 

@@ -7,10 +7,12 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser, read
+from dlm.diffusion.bound import LEVEL_POWER, count_weights, cross_entropy, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
+from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.process import Process
+from dlm.diffusion.schedule import noise_levels
 
 
 @dataclass(frozen=True)
@@ -261,15 +263,15 @@ class MaskedObjective:
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, where_BL)
         masked_BL = (xt_BL == process.mask_id) & where_BL
 
-        x0_N = x0_BL[masked_BL]
-        weight_N = self._weight(process, count_B, length_B)[masked_BL.nonzero()[:, 0]]
+        inputs = NetworkInput(xt_BL, masked_BL, count_B / length_B.clamp(min=1.0))
+        x0_N, weight_N = x0_BL[masked_BL], inputs.of_wanted(self._weight(process, count_B, length_B))
 
-        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            ce_C = _cross_entropy(log_p0_CV, x0_N[rows])
+        def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
+            ce_C = cross_entropy(log_p0_CV, x0_N[rows])
             nats_C = weight_N[rows].to(ce_C) * ce_C
-            return _to_minimise(self.weighting, ce_C, nats_C), nats_C.detach()
+            return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        loss, nats_N = read(denoiser, xt_BL, count_B / length_B.clamp(min=1.0), masked_BL, reader)
+        loss, nats_N = denoiser.reduce(inputs, reducer)
         return _terms(self.weighting, process, loss, nats_N, x0_BL, where_BL)
 
     def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
@@ -307,24 +309,23 @@ class TimedObjective:
         s_B, t_B, weight_B = self._times(process, draws.u_B)
         xt_BL = process.corrupt(x0_BL, t_B, draws.generators, where_BL)
         select_BL = process.informative(xt_BL) & where_BL
-        row_N = select_BL.nonzero()[:, 0]
-        s_N, t_N, weight_N = (x.to(x0_BL.device)[row_N] for x in (s_B, t_B, weight_B))
-
+        inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
+        s_N, t_N, weight_N = (inputs.of_wanted(x) for x in (s_B, t_B, weight_B))
         x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]
 
-        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            ce_C = _cross_entropy(log_p0_CV, x0_N[rows])
+        def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
+            ce_C = cross_entropy(log_p0_CV, x0_N[rows])
             if not (self.weighting.weighted or self.weighting.complete):
-                return _to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan)
+                return Reduced(_to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan))
             seen = process, log_p0_CV, x0_N[rows], z_N[rows]
             with torch.set_grad_enabled(self.weighting.weighted and torch.is_grad_enabled()):
                 if self.steps is None:
                     nats_C = weight_N[rows] * rate_of_nats(*seen, t_N[rows])
                 else:
                     nats_C = weight_N[rows] * step_nats(*seen, s_N[rows], t_N[rows])
-            return _to_minimise(self.weighting, ce_C, nats_C), nats_C.detach()
+            return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        loss, nats_N = read(denoiser, xt_BL, t_B.to(x0_BL.device), select_BL, reader)
+        loss, nats_N = denoiser.reduce(inputs, reducer)
         return _terms(self.weighting, process, loss, nats_N, x0_BL, where_BL)
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -332,7 +333,7 @@ class TimedObjective:
         power = LEVEL_POWER if self.weighting.weighted else 1.0
         rate_B = self.weighting.rate(u_B)
         start, end = noise_levels(process.schedule)
-        t_B = process.schedule.inverse(1.0 - start - (end - start) * rate_B**power)
+        t_B = process.time_at(rate_B**power)
         if self.steps is None:
             return t_B, t_B, power * rate_B ** (power - 1.0) * (end - start) / self.weighting.density(rate_B)
         index_B = (t_B * self.steps).floor().clamp(0, self.steps - 1)
@@ -340,11 +341,6 @@ class TimedObjective:
         levels = (((1.0 - process.schedule.alpha(x) - start) / (end - start)).clamp(0.0, 1.0) for x in (s_B, t_B))
         below_B, above_B = (level_B ** (1.0 / power) for level_B in levels)
         return s_B, t_B, 1.0 / (self.weighting.cdf(above_B) - self.weighting.cdf(below_B))
-
-
-def _cross_entropy(log_p0_CV: Tensor, x0_C: Tensor) -> Tensor:
-    """-log p of the clean tokens."""
-    return -log_p0_CV.gather(-1, x0_C[:, None])[:, 0]
 
 
 def _to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:

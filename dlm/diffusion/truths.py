@@ -7,20 +7,21 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from dlm.diffusion.bound import edge_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser, PlugIn, Subs
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.exact import Joint, exact_bound
-from dlm.diffusion.generate import generate
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
+from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
-from dlm.diffusion.reverse import reverse
+from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
+from dlm.diffusion.sample import sample
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
 from dlm.diffusion.unmask import Ancestral, Budget, LeftToRight, OneAtATime, Predictions, Random, TokenChoice
 
@@ -79,32 +80,18 @@ def _mean_bound(joint: Joint, denoiser: Denoiser, process: Process, steps: int |
 
 def _write(denoiser: Denoiser, process: Process, rows: int, length: int, budget: Budget) -> Tensor:
     """Texts by unmasking in random order."""
-    canvas_BL = torch.zeros(rows, length, dtype=torch.long)
-    *_, last = generate(
-        denoiser,
-        canvas_BL,
-        torch.ones_like(canvas_BL, dtype=torch.bool),
-        mask_id=process.mask_id,
-        order=Random(),
-        budget=budget,
-        token=TokenChoice(),
-        generators=[generator("write", row) for row in range(rows)],
-    )
-    return last.x_BL
+    return _sampled(Unmasking(process, Random(), budget, TokenChoice()), denoiser, rows, length, "write")
 
 
 def _reverse(denoiser: Denoiser, process: Process, rows: int, length: int, steps: int) -> Tensor:
     """Texts by the reverse chain."""
+    return _sampled(ReverseChain(process, steps, TokenChoice()), denoiser, rows, length, "reverse")
+
+
+def _sampled(rule: Rule, denoiser: Denoiser, rows: int, length: int, key: str) -> Tensor:
     canvas_BL = torch.zeros(rows, length, dtype=torch.long)
-    *_, last = reverse(
-        denoiser,
-        process,
-        canvas_BL,
-        torch.ones_like(canvas_BL, dtype=torch.bool),
-        steps=steps,
-        token=TokenChoice(),
-        generators=[generator("reverse", row) for row in range(rows)],
-    )
+    editable_BL, streams = torch.ones_like(canvas_BL, dtype=torch.bool), [generator(key, row) for row in range(rows)]
+    *_, last = sample(rule, denoiser, canvas_BL, editable_BL, generators=streams)
     return last.x_BL
 
 
@@ -114,16 +101,16 @@ def _quick(joint: Joint) -> Denoiser:
     exact, known = joint.denoiser(process), {}
     half_1 = torch.full((1,), 0.5, dtype=torch.float64)
 
-    def look_up(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def look_up(inputs: NetworkInput) -> Tensor:
         rows = []
-        for xt_L, select_L in zip(xt_BL, select_BL, strict=True):
+        for xt_L, wanted_L in zip(inputs.ids_BL, inputs.wanted_BL, strict=True):
             key = tuple(xt_L.tolist())
             if key not in known:
-                known[key] = exact(xt_L[None], half_1, torch.ones_like(select_L)[None])
-            rows.append(known[key][select_L])
+                known[key] = exact(NetworkInput(xt_L[None], torch.ones_like(wanted_L)[None], half_1))
+            rows.append(known[key][wanted_L])
         return torch.cat(rows)
 
-    return look_up
+    return FunctionDenoiser(look_up)
 
 
 def _share(claim: str, wrong: int, rows: int, p: float) -> Check:
@@ -210,7 +197,7 @@ def _by_counts(denoiser: Denoiser, process: Process, x0_ML: Tensor) -> Tensor:
             masked_ML = torch.zeros_like(x0_ML, dtype=torch.bool)
             masked_ML[:, list(subset)] = True
             xt_ML = x0_ML.masked_fill(masked_ML, process.mask_id)
-            log_p_NV = denoiser(xt_ML, torch.full((len(x0_ML),), size / length), masked_ML)
+            log_p_NV = denoiser(NetworkInput(xt_ML, masked_ML, torch.full((len(x0_ML),), size / length)))
             nats_N = -log_p_NV.gather(-1, x0_ML[masked_ML][:, None])[:, 0]
             total_M += nats_N.view(len(x0_ML), size).sum(1) / (size * len(subsets))
     return total_M
@@ -221,6 +208,7 @@ class _Fixed:
     """The positions in a given order."""
 
     first: tuple[int, ...]
+    name: Literal["fixed"] = "fixed"
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
@@ -307,16 +295,16 @@ def _schedules() -> Iterator[Check]:
     x0_L = torch.tensor([2, 1])
     logits_LV = torch.randn(2, 4, 4, generator=generator("wrong"), dtype=torch.float64)
 
-    def wrong(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def wrong(inputs: NetworkInput) -> Tensor:
         """Some network: what stands elsewhere changes what it says."""
-        said_BLV = logits_LV[torch.arange(2), xt_BL.flip(1)]
-        return said_BLV[select_BL]
+        said_BLV = logits_LV[torch.arange(2), inputs.ids_BL.flip(1)]
+        return said_BLV[inputs.wanted_BL]
 
     for noise in NOISES:
         first = None
         for schedule in (Linear(), Cosine(), Polynomial(power=2.0)):
             process = _process(noise, 3, schedule)
-            bound = exact_bound(Subs(wrong, [3]), process, x0_L, None)
+            bound = exact_bound(X0Denoiser(FunctionNetwork(wrong), [3]), process, x0_L, None)
             first = bound if first is None else first
             if schedule != Linear():
                 yield Check(
@@ -347,19 +335,19 @@ def _single_tokens() -> Iterator[Check]:
     never_1 = torch.tensor([-math.inf], dtype=torch.float64)
     log_p_V = torch.cat([joint.table.log(), never_1])
 
-    def prior(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def prior(inputs: NetworkInput) -> Tensor:
         """The leave-one-out prediction: there is nothing else to see."""
-        return log_p_V.expand(int(select_BL.sum()), 5)
+        return log_p_V.expand(int(inputs.wanted_BL.sum()), 5)
 
     for noise in (Uniform(), Hybrid(0.3)):
         process = _process(noise, 4)
-        plug_in, mixture = PlugIn(prior, [4], process), joint.denoiser(process)
+        plug_in, mixture = LeaveOneOutDenoiser(FunctionNetwork(prior), [4], process), joint.denoiser(process)
         bound = _mean_bound(joint, plug_in, process, None)
         yield Check(f"{noise.name}, one token: the plug-in form's NELBO is H", joint.entropy, bound, _quadrature(noise))
         for steps in (1, 2, 7):
             bound = _mean_bound(joint, mixture, process, steps)
             yield Check(f"{noise.name}, one token: the mixture form's NELBO_{steps} is H", joint.entropy, bound, 1e-10)
-        mixed = _mean_bound(joint, Subs(prior, [4]), process, 4)
+        mixed = _mean_bound(joint, X0Denoiser(FunctionNetwork(prior), [4]), process, 4)
         yield Check(
             f"{noise.name}: the two forms mixed up are no longer tight (gap above 0.05)",
             1.0,
@@ -372,14 +360,18 @@ def _constants() -> Iterator[Check]:
     """Truth 8: a network that knows nothing costs ln K a token, and the ends of time what they should."""
     symbols, length = 5, 3
 
-    def nothing(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-        return torch.zeros(int(select_BL.sum()), symbols + 1, dtype=torch.float64)
+    def nothing(inputs: NetworkInput) -> Tensor:
+        return torch.zeros(int(inputs.wanted_BL.sum()), symbols + 1, dtype=torch.float64)
 
     x0_L = torch.tensor([3, 0, 4])
     edged = Geometric(sigma_min=0.05, sigma_max=3.0)
     for noise in NOISES:
         process = _process(noise, symbols)
-        denoiser = PlugIn(nothing, [symbols], process) if noise.randomises else Subs(nothing, [symbols])
+        denoiser = (
+            LeaveOneOutDenoiser(FunctionNetwork(nothing), [symbols], process)
+            if noise.randomises
+            else X0Denoiser(FunctionNetwork(nothing), [symbols])
+        )
         for steps in (None, 4):
             bound = exact_bound(denoiser, process, x0_L[:1], steps)
             chain = "continuous time" if steps is None else f"{steps} steps"
@@ -398,13 +390,15 @@ def _constants() -> Iterator[Check]:
         cost - float(process.prior_nats_S[0]),
         1e-12,
     )
-    whole = exact_bound(Subs(nothing, [symbols]), process, x0_L[:1], None)
+    whole = exact_bound(X0Denoiser(FunctionNetwork(nothing), [symbols]), process, x0_L[:1], None)
     yield Check(
         "both ends counted, constant logits cost ln K under the geometric schedule", math.log(symbols), whole, 1e-10
     )
     streams = [generator("constants", row) for row in range(4)]
     plain = _process(Absorbing(), symbols)
-    bound_BL = Estimator(8)(Subs(nothing, [symbols]), plain, x0_L.expand(4, length), streams).mean(0)
+    bound_BL = Estimator(8)(
+        X0Denoiser(FunctionNetwork(nothing), [symbols]), plain, x0_L.expand(4, length), streams
+    ).mean(0)
     worst = float((bound_BL.sum(1) / length - math.log(symbols)).abs().max())
     yield Check("the estimator by exact counts: ln K whatever is drawn, largest error", 0.0, worst, 1e-10)
 

@@ -21,7 +21,6 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.model.backbone import HUB_NAME, check_name
 from dlm.model.clock import TimeEmbedding, write_clock
 from dlm.model.lora import is_adapter, write_adapter
-from dlm.recipe import Recipe
 from dlm.settings import dump_config, parse_config
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Sidecar:
     def dump(self) -> str:
         """The file's text."""
         tree = {"format": FORMAT, "mask_id": self.mask_id, "step": self.step, "config": dump_config(self.config)}
-        if Recipe.of(self.config).timed:
+        if self.config.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 

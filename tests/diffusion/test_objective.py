@@ -9,11 +9,13 @@ import pytest
 import torch
 from scipy import stats
 
-from dlm.diffusion.denoiser import Subs
+from dlm.diffusion.denoiser import FunctionDenoiser, X0Denoiser
 from dlm.diffusion.draws import Draws, generator, largest, random_subset, stratified_draws, uniforms
+from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.objective import AnyWeighting, Bell, CrossEntropy, Elbo, MaskedObjective, Weighting
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
 from tests.diffusion.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
+from tests.support.networks import ask
 
 K, L = 3, 5
 PROCESS = absorbing(Linear(), K)
@@ -55,7 +57,9 @@ def test_over_all_counts_the_reported_bound_is_exact(weighting: Weighting) -> No
 def test_the_loss_has_a_gradient_and_what_is_reported_has_none(weighting: Weighting) -> None:
     logits = torch.zeros(1, K, requires_grad=True)
 
-    def learner(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+    @FunctionDenoiser
+    def learner(inputs: NetworkInput) -> torch.Tensor:
+        select_BL = inputs.wanted_BL
         return logits.log_softmax(-1).expand(int(select_BL.sum()), K)
 
     x0_BL = torch.tensor([[0, 1, 1, 1, 1]] * 4)
@@ -69,7 +73,9 @@ def test_the_loss_has_a_gradient_and_what_is_reported_has_none(weighting: Weight
 def test_the_denoiser_is_told_the_share_that_is_masked(weighting: Weighting) -> None:
     told: list[torch.Tensor] = []
 
-    def listen(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+    @FunctionDenoiser
+    def listen(inputs: NetworkInput) -> torch.Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         told.extend([t_B, (xt_BL == K).sum(1) / L, select_BL.sum(1) / L])
         return torch.zeros(int(select_BL.sum()), K)
 
@@ -95,7 +101,10 @@ def test_the_loss_is_the_bound_or_the_plain_sum_over_masked_tokens(weighting: We
         assert float(terms.loss) == pytest.approx(beside, rel=1e-6) and int(terms.count) == 8 * L
     else:
         uniform = MaskedObjective(weighting)(
-            lambda x, t, s: torch.full((int(s.sum()), K), -math.log(K)), PROCESS, x0_BL, draws()
+            FunctionDenoiser(lambda inputs: torch.full((int(inputs.wanted_BL.sum()), K), -math.log(K))),
+            PROCESS,
+            x0_BL,
+            draws(),
         )
         assert float(uniform.loss) == pytest.approx(int(terms.predicted) * math.log(K), rel=1e-6)
         assert int(terms.count) == int(terms.predicted)
@@ -155,13 +164,13 @@ def test_elbo_and_ce_draw_every_count_equally_often_and_the_bell_does_not() -> N
     for weighting in (Elbo(), CrossEntropy(), Bell(3)):
         seen: list[torch.Tensor] = []
 
-        def spy(
-            xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor, to: list[torch.Tensor] = seen
-        ) -> torch.Tensor:
-            to.append(select_BL.sum(1))
-            return torch.zeros(int(select_BL.sum()), K)
+        def spy(inputs: NetworkInput, to: list[torch.Tensor] = seen) -> torch.Tensor:
+            to.append(inputs.wanted_BL.sum(1))
+            return torch.zeros(int(inputs.wanted_BL.sum()), K)
 
-        MaskedObjective(weighting)(spy, PROCESS, x0_BL, stratified_draws(("count",), range(rows), rows))
+        MaskedObjective(weighting)(
+            FunctionDenoiser(spy), PROCESS, x0_BL, stratified_draws(("count",), range(rows), rows)
+        )
         counts[weighting.name] = torch.bincount(seen[0], minlength=L + 1).tolist()
     # One number on each thousandth: the counts are even to within one.
     assert all(abs(n - rows / L) <= 1 for n in counts["elbo"][1:]) and counts["elbo"] == counts["ce"]
@@ -299,7 +308,7 @@ def test_alpha_prime_is_the_derivative(schedule: Schedule) -> None:
 
 def test_subs_never_predicts_what_no_text_holds_and_renormalises_the_rest() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
-    log_p = Subs(lambda x, t, s: logits, [3, 1])(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1))
+    log_p = ask(X0Denoiser(FunctionNetwork(lambda _: logits), [3, 1]), torch.zeros(1, 1), None, torch.ones(1, 1))
     torch.testing.assert_close(log_p[0].exp()[[0, 2]], torch.tensor([1.0, 3.0]).softmax(0))
     assert log_p[0, 1] == log_p[0, 3] == -torch.inf
     assert logits[0, 3] == 9.0  # the network's own tensor is left alone
@@ -307,7 +316,7 @@ def test_subs_never_predicts_what_no_text_holds_and_renormalises_the_rest() -> N
 
 def test_log_probabilities_are_float32_whatever_the_network_computes_in() -> None:
     logits = torch.randn(3, 500, generator=generator("bf16")).bfloat16()
-    log_p = Subs(lambda x, t, s: logits, [0])(torch.zeros(1, 3), torch.zeros(1), torch.ones(1, 3))
+    log_p = ask(X0Denoiser(FunctionNetwork(lambda _: logits), [0]), torch.zeros(1, 3), None, torch.ones(1, 3))
     assert log_p.dtype == torch.float32
     torch.testing.assert_close(log_p.double().exp().sum(1), torch.ones(3, dtype=torch.float64), atol=1e-5, rtol=0)
 

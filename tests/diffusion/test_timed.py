@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.bound import LEVEL_POWER, edge_nats, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser, PlugIn, Subs
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import Draws, generator, stratified_draws
 from dlm.diffusion.exact import Joint, exact_bound
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.objective import (
     AnyWeighting,
@@ -39,6 +40,7 @@ from tests.diffusion.joints import (
     discrete_nelbo,
     marginal,
 )
+from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()
@@ -67,7 +69,7 @@ def moments(denoiser: Clocked, process: Process, t: float, s: float | None = Non
     pairs = [(x0, z) for x0, z in pairs if z == VOCABULARY.mask_id or not process.absorbing]
     x0_N, z_N = torch.tensor(pairs).unbind(1)
     t_N = torch.full((len(pairs),), t, dtype=torch.float64)
-    log_p_NV = denoiser(z_N[:, None], t_N, torch.ones(len(pairs), 1, dtype=torch.bool))
+    log_p_NV = ask(denoiser, z_N[:, None], t_N, torch.ones(len(pairs), 1, dtype=torch.bool))
     if s is None:
         nats_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N)
     else:
@@ -202,7 +204,7 @@ def test_the_loss_is_the_bound_without_its_ends_or_plain_cross_entropy_or_both(
     denoiser, draws = Clocked(process, mix=1.0), stratified_draws(("loss",), range(10), 10)
     terms = TimedObjective(weighting, steps)(denoiser, process, x0_BL, draws)
     ((xt_BL, t_B, select_BL),) = denoiser.told
-    ce = -float(denoiser(xt_BL, t_B, select_BL).gather(-1, x0_BL[select_BL][:, None]).sum())
+    ce = -float(ask(denoiser, xt_BL, t_B, select_BL).gather(-1, x0_BL[select_BL][:, None]).sum())
     assert torch.equal(select_BL, process.informative(xt_BL)) and int(terms.predicted) == int(select_BL.sum())
     assert int(terms.tokens) == 60
     if weighting.weighted:
@@ -212,15 +214,16 @@ def test_the_loss_is_the_bound_without_its_ends_or_plain_cross_entropy_or_both(
         assert float(terms.loss) == pytest.approx(ce) and int(terms.count) == int(terms.predicted)
 
 
-class Learner:
+class Learner(Denoiser):
     """Free logits at each position of a row, behind a log-softmax over the symbols."""
 
     def __init__(self, length: int) -> None:
         start = torch.randn(length, VOCABULARY.size, generator=generator("learner"))
         self.logits_LV = start.requires_grad_()
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-        barred_LV = self.logits_LV.index_fill(-1, torch.tensor(VOCABULARY.never), -math.inf)
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
+        barred_LV = self.logits_LV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf)
         return barred_LV.expand(len(xt_BL), -1, -1)[select_BL].log_softmax(-1)
 
 
@@ -236,7 +239,7 @@ def test_the_loss_has_a_finite_gradient_and_what_is_reported_has_none(
     (slope_LV,) = torch.autograd.grad(terms.loss, learner.logits_LV)
     assert slope_LV.dtype == torch.float32 and slope_LV.isfinite().all()
     assert (slope_LV[:, 4] < 0).all()  # towards the only symbol there is
-    assert not slope_LV[:, list(VOCABULARY.never)].any()
+    assert not slope_LV[:, list(VOCABULARY.forbidden)].any()
 
 
 @pytest.mark.parametrize("steps", [None, 4])
@@ -347,13 +350,15 @@ def test_a_network_that_doubts_what_it_sees_has_no_finite_bound_in_continuous_ti
     """In the mixture form alone: with ever more steps its bound grows like their logarithm."""
     process, x0_L = Process(noise, Linear(), Vocabulary.plain(3)), torch.tensor([1])
 
-    def nothing(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionNetwork
+    def nothing(inputs: NetworkInput) -> Tensor:
+        select_BL = inputs.wanted_BL
         return torch.zeros(int(select_BL.sum()), 4, dtype=torch.float64)
 
     steps = (1, 16, 64, 256)
-    mixture = [exact_bound(Subs(nothing, [3]), process, x0_L, t) for t in steps]
+    mixture = [exact_bound(X0Denoiser(nothing, [3]), process, x0_L, t) for t in steps]
     assert mixture[0] == pytest.approx(math.log(3)) and mixture[3] - mixture[2] > 0.8 * (mixture[2] - mixture[1]) > 0.3
-    plug_in = [exact_bound(PlugIn(nothing, [3], process), process, x0_L, t) for t in steps]
+    plug_in = [exact_bound(LeaveOneOutDenoiser(nothing, [3], process), process, x0_L, t) for t in steps]
     assert plug_in == pytest.approx([math.log(3)] * 4)
 
 
@@ -450,7 +455,9 @@ def _given(joint: Joint, process: Process, context: int) -> Denoiser:
     """p(x0 of the first token | its noisy self, the second being clean for certain), by Bayes."""
     log_p_K = joint.table[:, context].log()
 
-    def exact(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionDenoiser
+    def exact(inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B = inputs.ids_BL, inputs.time_B
         shares = process.shares(t_B)
         noise_N1 = (shares.random / joint.symbols)[:, None]
         q_NK = noise_N1 + shares.clean[:, None] * torch.eye(joint.symbols, dtype=torch.float64)[xt_BL[:, 0]]

@@ -20,6 +20,7 @@ from dlm.settings import parse_config
 from dlm.train.optim import build_optimizers
 from tests.conftest import MakeLM, Refused
 from tests.model.test_backbone import ENCODERS, LENGTH, SIZES, SPECIAL, build, text
+from tests.support.networks import ask
 
 EVERY = torch.ones(3, LENGTH, dtype=torch.bool)
 
@@ -52,7 +53,7 @@ def logits(backbone: Backbone, t_B: Tensor | None, padded: bool = False) -> Tens
     x_BL = text(3, LENGTH)
     if padded:
         x_BL[1, 10:] = SPECIAL["pad_token_id"]
-    found: Tensor = backbone(x_BL, t_B, EVERY & (x_BL != SPECIAL["pad_token_id"]))
+    found: Tensor = ask(backbone, x_BL, t_B, EVERY & (x_BL != SPECIAL["pad_token_id"]))
     return found
 
 
@@ -102,7 +103,7 @@ def test_a_fresh_clock_can_learn(architecture: str) -> None:
     """It begins as zero, and not at a point that it cannot leave."""
     model = build(architecture)
     backbone = Backbone(model, SPECIAL["pad_token_id"], build_clock(model, 0))
-    backbone(text(3, LENGTH), times(0.1, 0.5, 0.9), EVERY).logsumexp(-1).sum().backward()
+    ask(backbone, text(3, LENGTH), times(0.1, 0.5, 0.9), EVERY).logsumexp(-1).sum().backward()
     assert backbone.clock is not None and backbone.clock.fall.weight.grad is not None
     assert backbone.clock.fall.weight.grad.any() and backbone.clock.fall.bias.grad is not None
 
@@ -139,13 +140,15 @@ def test_plain_transformers_refuses_the_folder(architecture: str, tmp_path: Path
 
 def test_a_saved_model_is_the_same_model(uniform_lm: DiffusionLM, saved: Path) -> None:
     again = DiffusionLM.from_pretrained(saved, attention="eager")
-    assert again.clock is not None and again.recipe == uniform_lm.recipe and again.process == uniform_lm.process
+    assert (
+        again.clock is not None and again.formulation == uniform_lm.formulation and again.process == uniform_lm.process
+    )
     x_BL = torch.randint(256, (2, 12), generator=generator("again"))
     select_BL, t_B = torch.ones_like(x_BL, dtype=torch.bool), times(0.3, 0.8)
     with torch.inference_mode():
-        one, other = (lm.denoiser(x_BL, t_B, select_BL) for lm in (uniform_lm, again))
+        one, other = (ask(lm.denoiser, x_BL, t_B, select_BL) for lm in (uniform_lm, again))
         assert torch.equal(one, other)
-        assert not torch.equal(one, again.denoiser(x_BL, times(0.3, 0.5), select_BL))
+        assert not torch.equal(one, ask(again.denoiser, x_BL, times(0.3, 0.5), select_BL))
     again.save_pretrained(saved.parent / "twice")
     for name in (WEIGHTS, "model.safetensors", SIDECAR, "config.json"):
         assert (saved.parent / "twice" / name).read_bytes() == (saved / name).read_bytes()
@@ -187,5 +190,5 @@ def test_a_sidecar_of_before_there_was_a_choice_of_noise(
     del tree["config"]["model"]["time_conditioning"]
     file.write_text(yaml.safe_dump(tree))
     old = DiffusionLM.from_pretrained(tmp_path / "old", attention="eager")
-    assert old.config == tiny_lm.config and old.clock is None and old.recipe == tiny_lm.recipe
+    assert old.config == tiny_lm.config and old.clock is None and old.formulation == tiny_lm.formulation
     assert old.generate(num=1, length=8) == tiny_lm.generate(num=1, length=8)
