@@ -19,7 +19,7 @@ def selftest(
 
     Example:  dlm selftest
     """
-    from dlm.diffusion.truths import truths
+    from dlm.selftest.truths import truths
 
     began = time.perf_counter()
     if not as_json:

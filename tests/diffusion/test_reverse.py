@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.exact import Joint
 from dlm.diffusion.generate import State, generate
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.reverse import reverse
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule
 from dlm.diffusion.unmask import Ancestral, Random, TokenChoice
+from dlm.selftest.joints import Joint
 from tests.diffusion.joints import Clocked, Lopsided, Straight, every_noisy, marginal
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
-from dlm.diffusion import truths
-from dlm.diffusion.truths import TRUTHS, Check
+from dlm.selftest import truths
+from dlm.selftest.truths import TRUTHS, Check
 
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=lambda truth: truth.__name__.strip("_"))

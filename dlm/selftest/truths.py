@@ -15,7 +15,6 @@ from torch import Tensor
 from dlm.diffusion.bound import edge_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser, PlugIn, Subs
 from dlm.diffusion.draws import generator
-from dlm.diffusion.exact import Joint, exact_bound
 from dlm.diffusion.generate import generate
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
@@ -23,6 +22,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.reverse import reverse
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
 from dlm.diffusion.unmask import Ancestral, Budget, LeftToRight, OneAtATime, Predictions, Random, TokenChoice
+from dlm.selftest.joints import Joint, exact_bound
 
 SIGMAS = 4.5
 """Standard errors that a random figure may be off: right code fails one in 150,000 seeds, and the seed is fixed."""

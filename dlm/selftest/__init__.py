@@ -1,0 +1,1 @@
+"""Checks of the mathematics against known answers, on any machine."""
