@@ -46,7 +46,7 @@ def train(folder: Path, *settings: str) -> None:
 
 CHECK_PROCESS = """
 import math, torch
-from dlm.diffusion.exact import Joint, exact_bound
+from dlm.selftest.joints import Joint, exact_bound
 from dlm.diffusion.noise import Zipf
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine

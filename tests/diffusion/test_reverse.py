@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.exact import Joint
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.sample import State
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule
 from dlm.diffusion.unmask import Ancestral, Random, TokenChoice
+from dlm.selftest.joints import Joint
 from tests.diffusion.joints import Clocked, Lopsided, Straight, every_noisy, marginal
 from tests.support.networks import ask, reverse, unmask
 

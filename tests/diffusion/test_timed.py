@@ -11,7 +11,6 @@ from torch import Tensor
 from dlm.diffusion.bound import LEVEL_POWER, edge_nats, rate_of_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import Draws, generator, stratified_draws
-from dlm.diffusion.exact import Joint, exact_bound
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
@@ -29,6 +28,7 @@ from dlm.diffusion.objective import (
 )
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
+from dlm.selftest.joints import Joint, exact_bound
 from tests.diffusion.joints import (
     ByCount,
     Clocked,
