@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 
 from dlm.config import Config
 from dlm.diffusion.denoiser import Denoiser, Network, PlugIn, Shifted, Subs
+from dlm.diffusion.levels import Levels
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.noise import Absorbing, Noise
-from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective, Weighting
+from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Linear, NoiseSchedule
+from dlm.diffusion.weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Recipe:
         """What a run's configuration asks for; the default where there is no run."""
         if config is None:
             return cls()
-        randomises, asked = config.process.randomises, config.model.time_conditioning
+        randomises, asked = config.noise.randomises, config.model.time_conditioning
         return cls(
-            noise=config.process,
+            noise=config.noise,
             schedule=config.schedule,
             steps=config.time.steps,
             plug_in=randomises and config.parameterization != "mixture",
@@ -61,10 +63,11 @@ class Recipe:
             return PlugIn(network, never, process, chunked=True)
         return Subs(network, never, chunked=True)
 
-    def objective(self, weighting: Weighting) -> Objective:
+    def objective(self, weighting: Weighting, levels: Levels) -> Objective:
         """The training loss: by exact counts of masks where they are all that the network is told."""
         counts = not self.timed and not self.noise.randomises
-        return MaskedObjective(weighting, self.steps) if counts else TimedObjective(weighting, self.steps)
+        kind = MaskedObjective if counts else TimedObjective
+        return kind(weighting, levels, self.steps)
 
     def estimator(self, draws: int) -> Estimator:
         """The estimator of the bound of this model's own chain."""

@@ -85,7 +85,7 @@ class Trainer:
         never = never_emitted(self.tokenizer, self.backbone.vocabulary)
         self.process = recipe.process(self.backbone.vocabulary, ids.mask, never)
         self.denoiser = recipe.denoiser(_in_precision(self.network, self.accelerator), never, self.process, ids.end)
-        self.objective = recipe.objective(self.config.objective)
+        self.objective = recipe.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._learned = Learned(self.backbone, self.optimizers, self.ema, adapter)
         if at:
@@ -175,7 +175,9 @@ class Trainer:
         self._check_finite("loss", loss, step)
         # With clean context, or a tail, it would be the bound of something else than validation's.
         data = self.config.data
-        complete = self.config.objective.complete and not data.context and not (data.train.supervised and data.tail)
+        complete = (
+            self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
+        )
         nelbo = (sums[2] / sums[3]).item() if complete else None
         self._check_finite("bound", nelbo or 0.0, step)
 
