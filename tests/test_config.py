@@ -32,7 +32,7 @@ CHANGED = {
     "tokenizer": {"name": "bpe", "size": 300},
     "model": {"architecture": "bert", "sizes": {"hidden_size": 64, "rope": {"theta": 1e-9}}, "attention": "eager"}
     | {"time_conditioning": True},
-    "process": {"name": "hybrid", "share": 0.3},
+    "noise": {"name": "hybrid", "share": 0.3},
     "schedule": {"name": "geometric", "sigma_min": 0.01, "sigma_max": 10.0},
     "time": {"steps": 50},
     "parameterization": "mixture",
@@ -271,7 +271,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refus
     ],
 )
 def test_auto_is_what_suits_the_noise(process: str, parameterization: str, plug_in: bool) -> None:
-    tree = {**LEAST, "process": {"name": process}, "parameterization": parameterization, "time": {"steps": 9}}
+    tree = {**LEAST, "noise": {"name": process}, "parameterization": parameterization, "time": {"steps": 9}}
     recipe = Recipe.of(parse_config(tree))
     assert recipe.plug_in == plug_in and recipe.timed == (process != "absorbing")
     for asked in (False, True):

@@ -22,10 +22,10 @@ from tests.train.test_resume import PlugPulledError, PullsPlug, same
 from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, resume, train, weights
 
 KINDS: dict[str, dict[str, Any]] = {
-    "uniform": {"process": {"name": "uniform"}},
-    "hybrid": {"process": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
-    "clip": {"process": {"name": "uniform"}, "objective": {"name": "clip"}},
-    "chain": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "uniform": {"noise": {"name": "uniform"}},
+    "hybrid": {"noise": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
+    "clip": {"noise": {"name": "uniform"}, "objective": {"name": "clip"}},
+    "chain": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
     "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
 }
 
@@ -96,14 +96,14 @@ def test_another_noise_is_another_run(whole: tuple[Config, Path], tmp_path: Path
     with pytest.raises(ConfigError, match="was begun with another configuration"):
         resume(
             tmp_path / "run",
-            of(config, process={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
+            of(config, noise={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
         )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "keys",
-    [{"process": {"name": "uniform"}}, {"process": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
+    [{"noise": {"name": "uniform"}}, {"noise": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
     ids=["uniform", "hybrid", "timed masks"],
 )
 def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> 
 
 
 def test_the_first_weights_of_the_clock_follow_from_the_seed(tmp_path: Path) -> None:
-    config = of(describe(tmp_path), process={"name": "uniform"})
+    config = of(describe(tmp_path), noise={"name": "uniform"})
     first = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         clock = Trainer(RunFolder.create(tmp_path / name, replace(config, seed=seed)), Silent()).backbone.clock
