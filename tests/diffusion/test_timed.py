@@ -168,7 +168,7 @@ def test_at_levels_that_are_not_even_a_weighted_loss_is_the_same_bound(objective
         assert exact_bound(joint.denoiser(process), process, x0_L, None) == pytest.approx(likelihood)
 
 
-def noise_levels(weighting: Weighting, levels: Levels, process: Process) -> Tensor:
+def seen_levels(weighting: Weighting, levels: Levels, process: Process) -> Tensor:
     """The noise levels of two thousand even draws."""
     spy, grid = Clocked(process), (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     draws = Draws(grid, [generator(b) for b in range(2000)])
@@ -182,15 +182,15 @@ def test_what_is_trained_on_is_the_same_under_any_schedule(noise: Noise, schedul
     process = Process(noise, schedule, VOCABULARY)
     quantiles = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     for levels in (Even(), Bell(3), Clip(0.2, 0.8)):
-        seen = noise_levels(CrossEntropy(), levels, process)
+        seen = seen_levels(CrossEntropy(), levels, process)
         torch.testing.assert_close(levels.cdf(seen), quantiles, atol=1e-9, rtol=0)
     for levels in (Even(), Bell(3)):
-        seen = noise_levels(Elbo(), levels, process) ** (1.0 / LEVEL_POWER)
+        seen = seen_levels(Elbo(), levels, process) ** (1.0 / LEVEL_POWER)
         torch.testing.assert_close(levels.cdf(seen), quantiles, atol=1e-9, rtol=0)
 
 
 def test_clipped_levels_are_seen_alone_and_claim_no_bound(noise: Noise) -> None:
-    seen = noise_levels(CrossEntropy(), Clip(0.25, 0.5), Process(noise, Cosine(), VOCABULARY))
+    seen = seen_levels(CrossEntropy(), Clip(0.25, 0.5), Process(noise, Cosine(), VOCABULARY))
     assert 0.25 < float(seen.min()) < 0.251 and 0.499 < float(seen.max()) < 0.5
     for steps in (None, 4):
         terms = TimedObjective(CrossEntropy(), Clip(), steps)(

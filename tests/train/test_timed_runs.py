@@ -23,8 +23,12 @@ from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, resum
 
 KINDS: dict[str, dict[str, Any]] = {
     "uniform": {"noise": {"name": "uniform"}},
-    "hybrid": {"noise": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
-    "clip": {"noise": {"name": "uniform"}, "objective": {"name": "clip"}},
+    "hybrid": {
+        "noise": {"name": "hybrid"},
+        "schedule": {"name": "cosine"},
+        "objective": {"loss": "hybrid-ce", "levels": "even"},
+    },
+    "clip": {"noise": {"name": "uniform"}, "objective": {"loss": "ce", "levels": "clip"}},
     "chain": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
     "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
 }
@@ -82,7 +86,7 @@ def test_every_step_reports_its_bound_but_where_levels_are_left_out(whole: tuple
     config, run = whole
     bounds = [line["nelbo"] for line in lines(run) if "loss" in line]
     assert len(bounds) == STEPS
-    if config.objective.complete:
+    if config.objective.levels.complete:
         assert all(math.isfinite(bound) and bound > 0 for bound in bounds)
     else:
         assert bounds == [None] * STEPS
@@ -142,7 +146,7 @@ def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_p
     config = of(
         describe(tmp_path, batch_size=1, sample_length=0),
         model={"time_conditioning": True},
-        objective={"name": "clip", "low": 0.0, "high": 1e-6},
+        objective={"levels": {"name": "clip", "low": 0.0, "high": 1e-6}},
     )
     run = train(tmp_path / "run", config)
     assert set(losses(run).values()) == {0.0}
