@@ -34,11 +34,11 @@ from tests.evaluate.test_corpus_likelihood import DOCUMENTS, Packing, assert_clo
 from tests.support.networks import ask
 
 KINDS: dict[str, dict[str, Any]] = {
-    "uniform": {"process": {"name": "uniform"}},
-    "uniform-mixture": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
-    "hybrid": {"process": {"name": "hybrid", "share": 0.3}, "schedule": {"name": "cosine"}},
-    "geometric": {"process": {"name": "hybrid"}, "schedule": {"name": "geometric"}, "time": {"steps": 20}},
-    "timeless": {"process": {"name": "uniform"}, "model": {"time_conditioning": False}},
+    "uniform": {"noise": {"name": "uniform"}},
+    "uniform-mixture": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "hybrid": {"noise": {"name": "hybrid", "share": 0.3}, "schedule": {"name": "cosine"}},
+    "geometric": {"noise": {"name": "hybrid"}, "schedule": {"name": "geometric"}, "time": {"steps": 20}},
+    "timeless": {"noise": {"name": "uniform"}, "model": {"time_conditioning": False}},
     "timed-masks": {"model": {"time_conditioning": True}, "schedule": {"name": "cosine"}},
 }
 MIXING = [kind for kind in KINDS if kind != "timed-masks"]

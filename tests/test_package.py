@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import dlm
-from dlm.settings import default_config_path, load_config
+from dlm.settings import default_config_path
 
 REPOSITORY = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "numpy", "pyarrow")
@@ -51,11 +51,6 @@ def test_an_unknown_attribute_is_an_error() -> None:
     with pytest.raises(AttributeError, match="nothing_like_this"):
         _ = dlm.nothing_like_this
     assert dlm.DiffusionLM.__name__ == "DiffusionLM"
-
-
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_configuration_is_valid(path: Path) -> None:
-    load_config(path)
 
 
 def test_the_default_configuration_of_a_clone() -> None:

@@ -67,7 +67,7 @@ for steps in (None, 3):
 def test_a_process_is_one_class(tmp_path: Path) -> None:
     folder = extended(tmp_path, "Zipf", "dlm/diffusion/noise.py")
     run(folder, "-c", CHECK_PROCESS)
-    train(folder, "process=zipf")
+    train(folder, "noise=zipf")
     assert "zipf noise" in run(folder, "-m", "dlm", "eval", "run")
     assert len(run(folder, "-m", "dlm", "sample", "run", "--length", "4", "--steps", "3")) > 1
     assert run(folder, "-m", "dlm", "infill", "run", "a [MASK:2] b").startswith("a ")

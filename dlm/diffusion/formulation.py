@@ -5,14 +5,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
+from dlm.diffusion.levels import Levels
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.network import Network, ShiftedNetwork
 from dlm.diffusion.noise import Absorbing, AnyNoise, counts_suffice
-from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective, Weighting
+from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
 from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, OneAtATime, Order, Random, TokenChoice
+from dlm.diffusion.weighting import Weighting
 
 FEWEST_STEPS = 64
 """Steps of a reverse chain for short texts, where one a token would be too coarse: its error falls like 1/T at best."""
@@ -65,9 +67,10 @@ class Formulation:
             return LeaveOneOutDenoiser(network, forbidden, process)
         return X0Denoiser(network, forbidden)
 
-    def objective(self, weighting: Weighting) -> Objective:
+    def objective(self, weighting: Weighting, levels: Levels) -> Objective:
         """The training loss."""
-        return MaskedObjective(weighting, self.steps) if self.counts else TimedObjective(weighting, self.steps)
+        kind = MaskedObjective if self.counts else TimedObjective
+        return kind(weighting, levels, self.steps)
 
     def estimator(self, draws: int) -> Estimator:
         """The estimator of the bound of this model's own chain."""

@@ -84,7 +84,7 @@ class Trainer:
         self._end_id = ids.end
         # Accelerate itself sees to the precision only where weights are not sharded.
         self.denoiser = self._denoiser(in_precision(self.network, self.device, self.precision))
-        self.objective = formulation.objective(self.config.objective)
+        self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._learned = Learned(self.backbone, self.optimizers, self.ema, adapter)
         if at:
@@ -179,7 +179,9 @@ class Trainer:
         self._check_finite("loss", loss, step)
         # With clean context, or a tail, it would be the bound of something else than validation's.
         data = self.config.data
-        complete = self.config.objective.complete and not data.context and not (data.train.supervised and data.tail)
+        complete = (
+            self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
+        )
         nelbo = (sums[2] / sums[3]).item() if complete else None
         self._check_finite("bound", nelbo or 0.0, step)
 

@@ -32,7 +32,7 @@ def lms(tiny_lm: DiffusionLM) -> dict[str, DiffusionLM]:
     """Models of every noise, with the same weights."""
 
     def make(noise: str) -> DiffusionLM:
-        tree = {"data": {"train": {"format": "text", "path": "none.txt"}, "length": 32}, "process": {"name": noise}}
+        tree = {"data": {"train": {"format": "text", "path": "none.txt"}, "length": 32}, "noise": {"name": noise}}
         sidecar = Sidecar(parse_config(tree), tiny_lm.process.mask_id, 0)
         clock = None if noise == "absorbing" else build_clock(tiny_lm.model, 0)
         return DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=sidecar, clock=clock)

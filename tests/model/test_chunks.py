@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
+from dlm.diffusion.levels import Bell, Even
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.noise import Absorbing, Hybrid
-from dlm.diffusion.objective import Bell, Elbo, HybridCrossEntropy, MaskedObjective, Objective, TimedObjective
+from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Linear
+from dlm.diffusion.weighting import CrossEntropy, Elbo, HybridCrossEntropy
 from dlm.model import chunks
 from dlm.model.backbone import Backbone
 from tests.model.test_backbone import LENGTH, VOCABULARY, build, text
@@ -58,12 +60,12 @@ def wrapped(network: Backbone, plug_in: bool) -> tuple[Denoiser, Process]:
 
 
 OBJECTIVES: dict[str, tuple[Objective, bool]] = {
-    "masks": (MaskedObjective(Elbo()), False),
-    "masks, cross-entropy": (MaskedObjective(Bell()), False),
-    "chain": (MaskedObjective(HybridCrossEntropy(), 8), False),
-    "times": (TimedObjective(Elbo()), True),
-    "times, cross-entropy": (TimedObjective(Bell()), True),
-    "times, chain": (TimedObjective(HybridCrossEntropy(), 8), True),
+    "masks": (MaskedObjective(Elbo(), Even()), False),
+    "masks, cross-entropy": (MaskedObjective(CrossEntropy(), Bell()), False),
+    "chain": (MaskedObjective(HybridCrossEntropy(), Even(), 8), False),
+    "times": (TimedObjective(Elbo(), Even()), True),
+    "times, cross-entropy": (TimedObjective(CrossEntropy(), Bell()), True),
+    "times, chain": (TimedObjective(HybridCrossEntropy(), Even(), 8), True),
 }
 
 
@@ -158,7 +160,7 @@ def test_a_scaled_sum_scales_the_gradients(small_chunks: Callable[[bool], None])
     denoiser, process = wrapped(network, False)
     found = []
     for scale in (1.0, 4.0):  # a power of two, which rounds nothing
-        terms = MaskedObjective(Elbo())(denoiser, process, text(4, LENGTH), stratified_draws((1,), range(4), 4))
+        terms = MaskedObjective(Elbo(), Even())(denoiser, process, text(4, LENGTH), stratified_draws((1,), range(4), 4))
         found.append(gradients(network, terms.loss * scale))
     for key, gradient in found[0].items():
         torch.testing.assert_close(found[1][key], 4.0 * gradient, rtol=0, atol=0)

@@ -33,7 +33,7 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def uniform_lm(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
-    return make_lm(byte_tokenizer, 32, process={"name": "uniform"})
+    return make_lm(byte_tokenizer, 32, noise={"name": "uniform"})
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_a_sidecar_of_before_there_was_a_choice_of_noise(
     tiny_lm.save_pretrained(tmp_path / "old")
     file = tmp_path / "old" / SIDECAR
     tree = yaml.safe_load(file.read_text())
-    for key in ("process", "schedule", "time", "parameterization"):
+    for key in ("noise", "schedule", "time", "parameterization"):
         del tree["config"][key]
     del tree["config"]["model"]["time_conditioning"]
     file.write_text(yaml.safe_dump(tree))

@@ -53,6 +53,7 @@ def describe(path: Path, *, length: int = 26, **changes: Any) -> Config:
             "packing": "pad",
         },
         "model": {"sizes": TINY},
+        "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"warmup": 10, "lr": 0.01, "muon_lr": 0.02},
         "train": {
             "steps": 6,

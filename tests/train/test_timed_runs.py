@@ -22,10 +22,14 @@ from tests.train.test_resume import PlugPulledError, PullsPlug, same
 from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, resume, train, weights
 
 KINDS: dict[str, dict[str, Any]] = {
-    "uniform": {"process": {"name": "uniform"}},
-    "hybrid": {"process": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
-    "clip": {"process": {"name": "uniform"}, "objective": {"name": "clip"}},
-    "chain": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "uniform": {"noise": {"name": "uniform"}},
+    "hybrid": {
+        "noise": {"name": "hybrid"},
+        "schedule": {"name": "cosine"},
+        "objective": {"loss": "hybrid-ce", "levels": "even"},
+    },
+    "clip": {"noise": {"name": "uniform"}, "objective": {"loss": "ce", "levels": "clip"}},
+    "chain": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
     "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
 }
 
@@ -82,7 +86,7 @@ def test_every_step_reports_its_bound_but_where_levels_are_left_out(whole: tuple
     config, run = whole
     bounds = [line["nelbo"] for line in lines(run) if "loss" in line]
     assert len(bounds) == STEPS
-    if config.objective.complete:
+    if config.objective.levels.complete:
         assert all(math.isfinite(bound) and bound > 0 for bound in bounds)
     else:
         assert bounds == [None] * STEPS
@@ -96,14 +100,14 @@ def test_another_noise_is_another_run(whole: tuple[Config, Path], tmp_path: Path
     with pytest.raises(ConfigError, match="was begun with another configuration"):
         resume(
             tmp_path / "run",
-            of(config, process={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
+            of(config, noise={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
         )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "keys",
-    [{"process": {"name": "uniform"}}, {"process": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
+    [{"noise": {"name": "uniform"}}, {"noise": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
     ids=["uniform", "hybrid", "timed masks"],
 )
 def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -129,7 +133,7 @@ def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> 
 
 
 def test_the_first_weights_of_the_clock_follow_from_the_seed(tmp_path: Path) -> None:
-    config = of(describe(tmp_path), process={"name": "uniform"})
+    config = of(describe(tmp_path), noise={"name": "uniform"})
     first = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         clock = Trainer(RunFolder.create(tmp_path / name, replace(config, seed=seed)), Silent()).backbone.clock
@@ -142,7 +146,7 @@ def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_p
     config = of(
         describe(tmp_path, batch_size=1, sample_length=0),
         model={"time_conditioning": True},
-        objective={"name": "clip", "low": 0.0, "high": 1e-6},
+        objective={"levels": {"name": "clip", "low": 0.0, "high": 1e-6}},
     )
     run = train(tmp_path / "run", config)
     assert set(losses(run).values()) == {0.0}
