@@ -22,9 +22,9 @@ from dlm.diffusion.unmask import Budget, Margin, Order, Random, TokenChoice
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
-from dlm.model.clock import TimeEmbedding, load_clock
 from dlm.model.lora import is_adapter, load_merged
 from dlm.model.precision import Precision, in_precision
+from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
 from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, pieces, special_ids, vocabulary_of
 from dlm.template import Hole, Template, parse_template
 
@@ -118,7 +118,7 @@ class DiffusionLM:
         model: The HuggingFace model.
         tokenizer: Its tokenizer.
         sidecar: What its run left beside it; None for a model that `dlm` did not train.
-        clock: What tells the model the time; None for a model that takes no time.
+        time_embedding: What tells the model the time; None for a model that takes no time.
         formulation: The choices it was trained with.
         context: The longest sequence, in tokens.
         process: The forward process.
@@ -134,7 +134,7 @@ class DiffusionLM:
         *,
         sidecar: Sidecar | None = None,
         precision: Precision = "fp32",
-        clock: TimeEmbedding | None = None,
+        time_embedding: TimeEmbedding | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         """Puts a model and its tokenizer together.
@@ -144,15 +144,20 @@ class DiffusionLM:
             tokenizer: A tokenizer with distinct mask, padding and end-of-text tokens.
             sidecar: What its run left beside it.
             precision: What the network computes in; the log-probabilities are float32 or wider in any case.
-            clock: What tells the model the time.
+            time_embedding: What tells the model the time.
             backbone: The network made of both, where there is one already, such as one in training.
 
         Raises:
             CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
         """
         ids = special_ids(tokenizer)
-        self._backbone = backbone or Backbone(model, ids.pad, clock)
-        self.model, self.tokenizer, self.sidecar, self.clock = model, tokenizer, sidecar, self._backbone.clock
+        self._backbone = backbone or Backbone(model, ids.pad, time_embedding)
+        self.model, self.tokenizer, self.sidecar, self.time_embedding = (
+            model,
+            tokenizer,
+            sidecar,
+            self._backbone.time_embedding,
+        )
         self.precision = precision
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
@@ -207,8 +212,8 @@ class DiffusionLM:
         how = attention_implementation(attention, where, length)
         network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
         timed = sidecar is not None and sidecar.config.formulation.timed
-        clock = load_clock(path, network).to(where) if timed else None
-        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, clock=clock)  # type: ignore[arg-type]
+        time_embedding = load_time_embedding(path, network).to(where) if timed else None
+        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=time_embedding)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -230,7 +235,7 @@ class DiffusionLM:
             CheckpointError: Something stands there already, or it cannot be written.
         """
         with whole_folder(Path(folder)) as draft:
-            write_model(draft, self.model, self.tokenizer, self.sidecar, self.clock)
+            write_model(draft, self.model, self.tokenizer, self.sidecar, self.time_embedding)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Uploads the model to the Hub; needs a login (`hf auth login`).
@@ -245,7 +250,7 @@ class DiffusionLM:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.clock)
+            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.time_embedding)
             return str(api.upload_folder(repo_id=name, folder_path=folder))
 
     def generate(

@@ -113,7 +113,7 @@ def test_steps_are_the_steps_of_the_reverse_chain(mixing: DiffusionLM) -> None:
         assert steps_of(mixing, length=5, sampler=Sampler(budget=FixedSteps(steps))) == steps
 
 
-def test_the_network_is_told_the_clocks_time_in_a_reverse_chain(mixing: DiffusionLM) -> None:
+def test_the_network_is_told_the_time_of_the_chain_in_a_reverse_chain(mixing: DiffusionLM) -> None:
     told: list[Tensor] = []
     inner: Network = mixing.sampling_denoiser.network  # type: ignore[attr-defined]
 
@@ -168,7 +168,7 @@ def test_orders_and_blocks_are_refused_where_no_token_is_settled(
 @pytest.mark.parametrize(
     "sampler", [Sampler(Confidence(), Ancestral(4)), Sampler(None, Ancestral(4), block_length=2)], ids=repr
 )
-def test_with_a_clock_a_reverse_chain_of_masks_has_no_order_and_no_blocks_either(
+def test_with_a_time_embedding_a_reverse_chain_of_masks_has_no_order_and_no_blocks_either(
     timed_masks: DiffusionLM, refused: Refused, sampler: Sampler
 ) -> None:
     with refused(ConfigError, "reverse chain", "--order", "--block-length"):
@@ -182,7 +182,7 @@ def test_token_choices_are_taken(mixing: DiffusionLM) -> None:
     assert ids != mixing.generate(num=2, length=6, sampler=Sampler(budget=Ancestral(1)), seed=3)
 
 
-def test_masks_with_a_clock_are_unmasked_in_any_order(timed_masks: DiffusionLM) -> None:
+def test_masks_with_a_time_embedding_are_unmasked_in_any_order(timed_masks: DiffusionLM) -> None:
     for sampler in (
         Sampler(),
         Sampler(LeftToRight(), FixedSteps(4)),

@@ -26,7 +26,7 @@ class TrainingSpeed:
     Attributes:
         machine: Its limits, in the precision that is trained in.
         parameters: Of the network.
-        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no clock.
+        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no time embedding.
         vocabulary: Number of ids.
         every_row: Whether the vocabulary was projected at every position.
         batch_size: Sequences a step.

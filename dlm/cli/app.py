@@ -61,13 +61,13 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
             if several and not shared:
                 raise ConfigError("train and eval alone run on several processes: start this one without a launcher")
             command(*args, debug=debug, **kwargs)
-            _part(several)
+            _leave(several)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             _fail("interrupted", 130, debug)
         except DlmError as error:
-            _part(several and isinstance(error, InterruptedRunError))  # which is after the same step on all of them
+            _leave(several and isinstance(error, InterruptedRunError))  # which is after the same step on all of them
             _fail(str(error), error.exit_code, debug)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -87,11 +87,11 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
     return run
 
 
-def _part(wanted: bool) -> None:
+def _leave(wanted: bool) -> None:
     if wanted:
-        from dlm.processes import part
+        from dlm.distributed import leave_process_group
 
-        part()
+        leave_process_group()
 
 
 def _fail(message: str, code: int, debug: bool) -> None:

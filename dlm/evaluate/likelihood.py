@@ -19,10 +19,10 @@ from dlm.data.batches import Sequences, Tokens
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
+from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
 from dlm.model.tokenizer import encode, encode_given, fingerprint, special_ids
 from dlm.pipeline import DiffusionLM
-from dlm.processes import processes
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30
@@ -193,7 +193,7 @@ def evaluate_likelihood(
     extra = torch.zeros(3, dtype=torch.float64)  # prior, reconstruction, unknown tokens
     estimator = _estimator(lm, draws, time)
     unknown_id = special_ids(lm.tokenizer).unknown
-    team = processes()
+    team = process_state()
     batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
     rounds = math.ceil(len(batches) / team.num_processes)
     for number in range(team.process_index, rounds * team.num_processes, team.num_processes):

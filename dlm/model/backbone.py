@@ -22,7 +22,7 @@ from transformers import (
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.chunks import reduce_in_chunks
-from dlm.model.clock import TIMED, UNDERLYING, TimeEmbedding
+from dlm.model.time_embedding import TIMED, UNDERLYING, TimeEmbedding
 
 HEADS = (
     ("cls",),  # BERT
@@ -54,16 +54,18 @@ class Backbone(nn.Module):
 
     Attributes:
         model: The HuggingFace model, unchanged; its `save_pretrained` is the checkpoint.
-        clock: What tells it the time; None for a network that takes no time.
+        time_embedding: What tells it the time; None for a network that takes no time.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_id: int | None = None, clock: TimeEmbedding | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pad_id: int | None = None, time_embedding: TimeEmbedding | None = None
+    ) -> None:
         """Finds the model's head and checks that the network can serve.
 
         Args:
             model: A masked-LM model, or a causal-LM model whose config says `is_causal: false`.
             pad_id: The id that attention does not see; None where no batch is padded.
-            clock: What tells it the time.
+            time_embedding: What tells it the time.
 
         Raises:
             ConfigError: The architecture's head is not where any known one is, or it does more to the
@@ -73,7 +75,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.pad_id = pad_id
-        self.clock = clock
+        self.time_embedding = time_embedding
         self._compiled: Callable[..., Any] | None = None
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
@@ -82,24 +84,24 @@ class Backbone(nn.Module):
         """Logits of the wanted positions, or what a reducer makes of them.
 
         Args:
-            inputs: The noisy text; its time counts only with a clock.
+            inputs: The noisy text; its time counts only with a time embedding.
             reducer: Takes the logits a chunk at a time, so that they never exist all at once; see `reduce_in_chunks`.
 
         Returns:
             Logits, shape (N, V); with a reducer the sum of its totals, and its values, shape (N,).
         """
-        rows_ND = self._rows(inputs, self.clock)
+        rows_ND = self._rows(inputs, self.time_embedding)
         if reducer is None:
             return self._project(rows_ND)
         learned = {id(p): p for name in self._head for p in getattr(self.model, name).parameters()}
         return reduce_in_chunks(self._project, rows_ND, reducer, self.vocabulary, list(learned.values()))
 
-    def _rows(self, inputs: NetworkInput, clock: TimeEmbedding | None) -> Tensor:
+    def _rows(self, inputs: NetworkInput, time_embedding: TimeEmbedding | None) -> Tensor:
         """The last hidden states of the wanted positions, shape (N, D)."""
         read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._attend(inputs), **self._extra()}
-        if clock is not None:
+        if time_embedding is not None:
             embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
-            read["inputs_embeds"] = embedded_BLD + clock(inputs.time_B)[:, None]
+            read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None]
         cached = 0 if inputs.cache is None else inputs.cache.get_seq_length()
         if inputs.cache is not None:
             read |= {"past_key_values": inputs.cache, "use_cache": True}
@@ -137,7 +139,7 @@ class Backbone(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of layers, as transformers calls them, that are sharded one by one."""
-        # Not what holds the embeddings: they may be tied to the head, and the clock's vector is added outside of it.
+        # Not what holds the embeddings: they may be tied to the head, and the vector of the time is added outside of it.
         table = self.model.get_input_embeddings()
         present = {type(module).__name__ for module in self.model.modules() if table not in set(module.modules())}
         return sorted(present & set(self.model._no_split_modules or ()))

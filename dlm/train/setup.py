@@ -18,6 +18,7 @@ from dlm.config import Config, Pretrained
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.sources import read_splits
 from dlm.data.streaming import StreamingBatches, open_stream
+from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import corpus
 from dlm.model.adapt import check_length, is_decoder, make_room
@@ -26,7 +27,6 @@ from dlm.model.checkpoint import CHECKPOINTS, check_there, resolve
 from dlm.model.lora import add_adapter, is_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
 from dlm.model.tokenizer import build_tokenizer, encode, new_ids, special_ids
-from dlm.processes import without_accelerator
 from dlm.train.sharding import sharding
 
 if TYPE_CHECKING:

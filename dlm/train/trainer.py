@@ -22,8 +22,8 @@ from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.model.adapt import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
-from dlm.model.clock import build_clock
 from dlm.model.precision import Precision, in_precision
+from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import fingerprint, special_ids, vocabulary_of
 from dlm.pipeline import DiffusionLM
 from dlm.train.ema import Ema
@@ -72,8 +72,8 @@ class Trainer:
 
         formulation = self.config.formulation
         model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
-        clock = build_clock(model, self.config.seed) if formulation.timed else None
-        self.backbone = Backbone(model, ids.pad, clock)
+        time_embedding = build_time_embedding(model, self.config.seed) if formulation.timed else None
+        self.backbone = Backbone(model, ids.pad, time_embedding)
         if self.config.train.gradient_checkpointing:
             checkpoint_gradients(model)
         if self.config.train.compile:
