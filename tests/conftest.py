@@ -1,8 +1,8 @@
 """What every test shares: no network, one thread, a cache that vanishes, and a tiny model that learned nothing."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,8 @@ from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.pipeline import DiffusionLM
 from dlm.recipe import Recipe
 from dlm.settings import parse_config
-
-TINY = {
-    "num_hidden_layers": 2,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-"""A qwen3 that takes a millisecond."""
-
-MakeLM = Callable[..., DiffusionLM]
-"""(tokenizer, context, keys of the configuration=..) -> a random model.
-
-It has wide weights, so that its predictions are far from uniform, and those of its clock, if it has one, are too.
-"""
-
-
-Refused = Callable[..., AbstractContextManager[None]]
-"""(kind of error, words...) -> a context in which that error is raised, in one line that holds the words."""
+from tests.support.fixtures import MakeLM, Refused
+from tests.support.tiny_models import TINY
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from dlm.errors import CheckpointError, DataError
 from dlm.model.tokenizer import build_tokenizer, decode, encode, pieces
 from dlm.pipeline import DiffusionLM, Infilling, Sampler
 from dlm.template import Hole, Template, parse_template
-from tests.conftest import MakeLM, Refused
+from tests.support.fixtures import MakeLM, Refused
 
 PROSE = "the cat sat on the mat and the mat sat on the cat, then the theatre "
 FIXED = Sampler(budget=FixedSteps(4))

@@ -14,7 +14,7 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
-from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
+from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()

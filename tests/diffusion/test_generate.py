@@ -27,7 +27,7 @@ from dlm.diffusion.unmask import (
     Threshold,
     TokenChoice,
 )
-from tests.diffusion.joints import Narrow, Wrong, random_joint
+from tests.support.joints import Narrow, Wrong, random_joint
 
 K, L = 3, 7
 MASK = K

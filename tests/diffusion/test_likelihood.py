@@ -10,7 +10,7 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
 from dlm.diffusion.schedule import Linear
 from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Chain,
     Joint,

@@ -13,7 +13,7 @@ from dlm.diffusion.denoiser import Subs
 from dlm.diffusion.draws import Draws, generator, largest, random_subset, stratified_draws, uniforms
 from dlm.diffusion.objective import AnyWeighting, Bell, CrossEntropy, Elbo, MaskedObjective, Weighting
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
-from tests.diffusion.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
+from tests.support.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
 
 K, L = 3, 5
 PROCESS = absorbing(Linear(), K)

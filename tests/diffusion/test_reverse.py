@@ -18,7 +18,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.reverse import reverse
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule
 from dlm.diffusion.unmask import Ancestral, Random, TokenChoice
-from tests.diffusion.joints import Clocked, Lopsided, Straight, every_noisy, marginal
+from tests.support.joints import Clocked, Lopsided, Straight, every_noisy, marginal
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()

@@ -28,7 +28,7 @@ from dlm.diffusion.objective import (
 )
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Clocked,
     Lopsided,

@@ -13,7 +13,7 @@ from dlm.errors import CheckpointError
 from dlm.model import checkpoint
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, resolve, whole_folder
 from dlm.pipeline import DiffusionLM
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 
 @pytest.fixture

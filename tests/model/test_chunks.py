@@ -18,7 +18,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Linear
 from dlm.model import chunks
 from dlm.model.backbone import Backbone
-from tests.model.test_backbone import LENGTH, VOCABULARY, build, text
+from tests.support.tiny_models import LENGTH, VOCABULARY, build, text
 
 NEVER = (37, 39)
 ROWS_A_CHUNK = 3
