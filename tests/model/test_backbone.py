@@ -19,12 +19,13 @@ from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from tests.support.fixtures import Refused
+from tests.support.networks import ask
 from tests.support.tiny_models import ENCODERS, GROUPED, LENGTH, SIZES, SMALL, SPECIAL, VOCABULARY, build, text
 
 
 def rows(model: PreTrainedModel, x_BL: Tensor, select_BL: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = Backbone(model, SPECIAL["pad_token_id"])(x_BL, None, select_BL)
+        found: Tensor = ask(Backbone(model, SPECIAL["pad_token_id"]), x_BL, None, select_BL)
     return found
 
 
@@ -129,7 +130,7 @@ def test_training_reaches_every_weight_from_the_rows(architecture: str) -> None:
     model = build(architecture)
     x_BL = text(2, LENGTH)
     select_BL = torch.ones_like(x_BL, dtype=torch.bool)
-    Backbone(model, None)(x_BL, None, select_BL).square().sum().backward()
+    ask(Backbone(model, None), x_BL, None, select_BL).square().sum().backward()
     idle = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert idle == []
 
@@ -168,7 +169,7 @@ def test_the_fill_mask_pipeline_of_transformers_agrees_with_ours(
 
 def rows_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, x_BL: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = Backbone(model, tokenizer.pad_token_id)(x_BL, None, x_BL == tokenizer.mask_token_id)
+        found: Tensor = ask(Backbone(model, tokenizer.pad_token_id), x_BL, None, x_BL == tokenizer.mask_token_id)
     return found
 
 

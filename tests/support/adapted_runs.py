@@ -29,7 +29,7 @@ def describe(folder: Path, source: Path | None, /, **changes: dict[str, Any]) ->
         },
         "tokenizer": {"name": "pretrained", "path": str(speller)},
         "model": begin,
-        "objective": {"name": "elbo"},
+        "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"name": "adamw", "lr": 2e-3, "warmup": 4, "decay": "constant"},
         "train": {
             "steps": 60,

@@ -8,7 +8,7 @@ from dlm.pipeline import DiffusionLM
 MakeLM = Callable[..., DiffusionLM]
 """(tokenizer, context, keys of the configuration=..) -> a random model.
 
-It has wide weights, so that its predictions are far from uniform, and those of its clock, if it has one, are too.
+Its weights are wide, so that its predictions are far from uniform; so are those of its time embedding, if it has one.
 """
 
 Refused = Callable[..., AbstractContextManager[None]]

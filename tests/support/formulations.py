@@ -6,10 +6,14 @@ from dlm.config import Config
 from dlm.settings import dump_config, parse_config
 
 TIMED: dict[str, dict[str, Any]] = {
-    "uniform": {"process": {"name": "uniform"}},
-    "hybrid": {"process": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
-    "clip": {"process": {"name": "uniform"}, "objective": {"name": "clip"}},
-    "chain": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "uniform": {"noise": {"name": "uniform"}},
+    "hybrid": {
+        "noise": {"name": "hybrid"},
+        "schedule": {"name": "cosine"},
+        "objective": {"loss": "hybrid-ce", "levels": "even"},
+    },
+    "clip": {"noise": {"name": "uniform"}, "objective": {"loss": "ce", "levels": "clip"}},
+    "chain": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
     "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
 }
 """Every one of them has a network that takes the time."""

@@ -37,6 +37,7 @@ def describe(folder: Path, text: str | None = None, **train: Any) -> Config:
             "length": 16,
         },
         "model": {"sizes": {**SMALLEST, "attention_dropout": 0.1}},
+        "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"warmup": 2},
         "train": {
             "steps": STEPS,

@@ -48,7 +48,7 @@ def tensors(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
 
 
 def timed(folder: Path) -> Config:
-    return chosen(describe(folder, micro_batch_size=2, ema=0.1), **TIMED["hybrid"])
+    return chosen(altered(describe(folder, micro_batch_size=2, ema=0.1), "optim", **ROUNDED), **TIMED["hybrid"])
 
 
 def adapters(folder: Path) -> Config:
