@@ -16,7 +16,7 @@ from dlm.bench.training import bench_training, predict_every_row
 from dlm.config import HeldOut
 from dlm.data.streaming import StreamingBatches
 from dlm.diffusion.unmask import FixedSteps
-from dlm.pipeline import DiffusionLM, Sampler
+from dlm.lm import DiffusionLM, Sampler
 from dlm.settings import dump_config, parse_config
 from tests.support.commands import dlm, refusal
 from tests.support.tiny_models import SIZES, VOCABULARY, build

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.settings import load_config
 from tests.support.choices import names
 from tests.support.commands import answer, dlm, refusal

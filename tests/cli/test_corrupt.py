@@ -10,8 +10,8 @@ import pytest
 
 from dlm.cli.film import MASK
 from dlm.diffusion.noise import AnyNoise
+from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import Sidecar
-from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
 from tests.support.choices import names
 from tests.support.commands import answer, dlm
@@ -213,7 +213,7 @@ def model(tiny_lm: DiffusionLM, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "model": {"time_conditioning": False},
         "time": {"steps": 4},
     }
-    sidecar = Sidecar(parse_config(tree), tiny_lm.process.mask_id, 0)
+    sidecar = Sidecar.of_run(parse_config(tree), tiny_lm.process.mask_id, 0)
     lm = DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=sidecar)
     lm.save_pretrained(run / "checkpoints/best")
     (run / "checkpoints/best/model.safetensors").unlink()

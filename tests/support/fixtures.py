@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 
 MakeLM = Callable[..., DiffusionLM]
 """(tokenizer, context, keys of the configuration=..) -> a random model.

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from dlm.config import Config, Model
 from dlm.diffusion.noise import AnyNoise
 from dlm.errors import ConfigError
+from dlm.lm import DiffusionLM
 from dlm.model.time_embedding import WEIGHTS
-from dlm.pipeline import DiffusionLM
 from tests.support.choices import names
 from tests.support.formulations import TIMED, chosen
 from tests.support.reporters import PlugPulledError, PullsPlug
