@@ -6,8 +6,6 @@ import os
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +19,8 @@ from dlm.config import Data, HeldOut, Source
 from dlm.data.sources import READERS, read, read_splits, source_of, texts_of
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
+from tests.support.fixtures import Refused
 
-Refused = Callable[..., AbstractContextManager[None]]
 Documents = Literal["file", "paragraph", "line"]
 
 HOSTILE = [

@@ -16,7 +16,7 @@ from dlm.data.sources import read
 from dlm.data.streaming import Stream, StreamingBatches, open_stream
 from dlm.errors import ConfigError, DataError, DlmError
 from dlm.settings import parse_config
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 END, PAD = 256, 257
 LENGTH = 8
