@@ -1,4 +1,4 @@
-"""What can go wrong through no bug of ours, as exceptions that carry one clear line."""
+"""The errors that a user can mend, each with a message of one line."""
 
 
 class DlmError(Exception):
@@ -39,3 +39,16 @@ class InterruptedRunError(DlmError):
     """The user stopped a run, which was saved first."""
 
     exit_code = 130
+
+
+def one_line(error: BaseException | str, limit: int | None = 200) -> str:
+    """The message of an error that another library raised, as one line.
+
+    Args:
+        error: The error, or its message.
+        limit: The most characters that are kept; None for all of them.
+
+    Returns:
+        The message with every run of white space made one space; the name of the error's class where it has none.
+    """
+    return " ".join(str(error).split())[:limit] or type(error).__name__

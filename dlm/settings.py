@@ -16,7 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dlm.config import Config
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, one_line
 
 CHOICES = ("tokenizer", "process", "schedule", "objective")
 """Keys whose value is `{name: ..., ...}`; `--set` takes the bare name for them."""
@@ -48,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error, limit=None)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
     for override in overrides:

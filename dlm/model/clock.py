@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dlm.errors import CheckpointError
+from dlm.model.locate import file_of
+from dlm.model.tensors import read_tensors, write_tensors
 
 WEIGHTS = "time.safetensors"
 FEATURES = 128
@@ -67,7 +65,7 @@ def build_clock(model: PreTrainedModel, seed: int) -> TimeEmbedding:
 
 def write_clock(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Puts the module's weights beside a model, and marks the model's config.json so that only `dlm` loads it."""
-    save_file({name: value.detach().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    write_tensors(weights, folder / WEIGHTS)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config[UNDERLYING], config["model_type"] = config["model_type"], TIMED
@@ -87,11 +85,8 @@ def load_clock(path: str, model: PreTrainedModel) -> TimeEmbedding:
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    try:
-        file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(hf_hub_download(path, WEIGHTS))
-        clock = build_clock(model, 0)
-        clock.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"this model takes the time, and its {WEIGHTS} cannot be read: {reason}") from error
+    clock = build_clock(model, 0)
+    file = file_of(path, WEIGHTS) or Path(path) / WEIGHTS
+    complaint = f"this model takes the time, and its {WEIGHTS} cannot be read"
+    read_tensors(file, clock.load_state_dict, complaint=complaint)
     return clock.eval()

@@ -2,25 +2,25 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Lora
-from dlm.errors import CheckpointError, ConfigError
-from dlm.model.adapt import make_room
-from dlm.model.backbone import load_model
+from dlm.errors import CheckpointError, ConfigError, one_line
+from dlm.model.adapt import init_new_token_rows
+from dlm.model.loading import load_model
+from dlm.model.locate import ADAPTER
+from dlm.model.tensors import read_tensors
 from dlm.model.tokenizer import new_ids
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -58,7 +58,7 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[i
             torch.manual_seed(seed)
             adapter = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"model.lora: {one_line(error)}") from error
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     return cast("PeftModel", adapter)
 
@@ -88,17 +88,7 @@ def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
     """
     from peft import set_peft_model_state_dict
 
-    try:
-        set_peft_model_state_dict(adapter, load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged, remove its checkpoint to go on from the one before: {error}"
-        ) from error
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a checkpoint folder holds adapters, not a model."""
-    return (Path(path) / ADAPTER).is_file()
+    read_tensors(folder / WEIGHTS, partial(set_peft_model_state_dict, adapter))
 
 
 def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
@@ -127,11 +117,11 @@ def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -
         raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
     try:
         model = load_model(base, attention)
-        make_room(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
+        init_new_token_rows(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error
     try:
         merged = PeftModel.from_pretrained(model, path).merge_and_unload()
     except Exception as error:  # peft, safetensors and torch each raise their own
-        raise CheckpointError(f"the adapters in {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"the adapters in {path} cannot be read: {one_line(error)}") from error
     return cast(PreTrainedModel, merged.eval())

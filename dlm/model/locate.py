@@ -1,0 +1,104 @@
+"""Which model a string means: a run folder, a checkpoint folder or the name of a model on the Hub."""
+
+from pathlib import Path
+
+from dlm import hub
+from dlm.errors import CheckpointError
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+ADAPTER = "adapter_config.json"
+"""The file by which `peft` knows a folder of adapters."""
+
+
+def resolve(model: str | Path) -> str:
+    """Finds the checkpoint that a user means.
+
+    Args:
+        model: A run folder (its best checkpoint, or its last where there is no best), a checkpoint folder,
+            or the name of a model on the Hub.
+
+    Returns:
+        A folder with a model or adapters of one, or the Hub name as it was given.
+
+    Raises:
+        CheckpointError: It is a path with no checkpoint, or neither a path nor a Hub name.
+    """
+    path = Path(model)
+    for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
+        if (folder / "config.json").is_file() or is_adapter(str(folder)):
+            return str(folder)
+    if (path / CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {path}"
+        )
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
+    check_name(str(model))
+    return str(model)
+
+
+def check_name(path: str) -> None:
+    """Refuses what is neither a path to something, nor a name that a model on the Hub could have.
+
+    Args:
+        path: What was given.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    if not Path(path).exists() and not hub.is_name(path):
+        raise CheckpointError(
+            f"no model at {path}: there is no such folder, and it is no Hub name; "
+            "give a run folder, a checkpoint folder or a Hub name"
+        )
+
+
+def check_there(path: str) -> None:
+    """Refuses a model that is neither a folder, nor in the Hub's cache, where the Hub does not answer.
+
+    Args:
+        path: A folder, or a Hub name.
+
+    Raises:
+        CheckpointError: There is no such model to be had.
+    """
+    check_name(path)
+    if not Path(path).exists() and not hub.is_cached(path, ("config.json", "tokenizer_config.json")):
+        if not hub.answers(path):
+            raise _unreachable(path)
+
+
+def file_of(path: str, name: str) -> Path | None:
+    """A file of a model, in its folder or downloaded from the Hub.
+
+    Args:
+        path: A folder, or a Hub name.
+        name: The file's name.
+
+    Returns:
+        The file; None where the model has no such file.
+
+    Raises:
+        CheckpointError: The model cannot be had from the Hub.
+    """
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.exists() else None
+    try:
+        return hub.download(path, name)
+    except (OSError, ValueError) as error:
+        raise _unreachable(path) from error
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a checkpoint folder holds adapters, not a model."""
+    return (Path(path) / ADAPTER).is_file()
+
+
+def _unreachable(path: str) -> CheckpointError:
+    return CheckpointError(
+        f"no model at {path}: there is no such folder, and no such model could be had from the Hub "
+        "(is the name right, is the network there, is the model public?)"
+    )
