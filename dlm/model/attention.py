@@ -1,7 +1,12 @@
-"""How attention is computed, and which keys each query sees while a decoder becomes bidirectional."""
+"""How attention is computed, and how a decoder's causal attention is opened: at once, or a share more each step."""
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
+
+from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
 
 
 def attention_implementation(
@@ -29,6 +34,11 @@ def attention_implementation(
     return "eager" if device.type == "cpu" and length <= (512 if bf16 and learns else 256) else "sdpa"
 
 
+def open_attention(config: PreTrainedConfig) -> None:
+    """Makes a decoder's attention bidirectional; transformers >= 5.2 reads `is_causal` and stores it."""
+    config.is_causal = False
+
+
 def attention_annealing_mask(length: int, share: float, stream: torch.Generator) -> Tensor:
     """A mask between causal and full attention: each pair of a query and a later key is open with one probability.
 
@@ -44,3 +54,13 @@ def attention_annealing_mask(length: int, share: float, stream: torch.Generator)
     """
     past_LL = torch.ones(length, length, dtype=torch.bool).tril()
     return past_LL | (torch.rand(length, length, generator=stream) < share)
+
+
+def with_attention(network: Network, attention: Tensor) -> Network:
+    """A network in which each query sees what a mask says; see `NetworkInput`."""
+
+    def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        masked = replace(inputs, attention=attention)
+        return network(masked) if reducer is None else network(masked, reducer)
+
+    return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned

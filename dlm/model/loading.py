@@ -17,8 +17,9 @@ from transformers import (
 )
 
 from dlm.errors import CheckpointError, ConfigError, one_line
-from dlm.model.clock import TIMED, UNDERLYING
+from dlm.model.attention import open_attention
 from dlm.model.locate import check_name
+from dlm.model.time_embedding import TIMED, UNDERLYING
 
 PAD_OFFSET_POSITIONS = {
     "roberta",
@@ -68,7 +69,9 @@ def build_model(
             torch.manual_seed(seed)
             model = factory.from_config(config, attn_implementation=attention, trust_remote_code=False)
     except Exception as error:  # each architecture fails in its own way
-        raise ConfigError(f"model: {architecture} cannot be built with these sizes: {one_line(error, LIMIT)}") from error
+        raise ConfigError(
+            f"model: {architecture} cannot be built with these sizes: {one_line(error, LIMIT)}"
+        ) from error
     return cast(PreTrainedModel, model)
 
 
@@ -178,10 +181,10 @@ def _stored_config(path: str) -> PreTrainedConfig:
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:
-    """Encoders as they are; decoders with `is_causal: false`, which transformers >= 5.2 honours and stores."""
+    """The class of an architecture's models; a decoder's attention is opened."""
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         return AutoModelForMaskedLM
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        config.is_causal = False
+        open_attention(config)
         return AutoModelForCausalLM
     raise ConfigError(f"the architecture {config.model_type} has neither a masked-LM nor a causal-LM head")

@@ -35,7 +35,8 @@ def resolve(model: str | Path) -> str:
         )
     if path.exists():
         raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
-    check_name(str(model))
+    if not hub.is_name(str(model)):
+        raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
     return str(model)
 
 
@@ -49,10 +50,7 @@ def check_name(path: str) -> None:
         CheckpointError: It is neither.
     """
     if not Path(path).exists() and not hub.is_name(path):
-        raise CheckpointError(
-            f"no model at {path}: there is no such folder, and it is no Hub name; "
-            "give a run folder, a checkpoint folder or a Hub name"
-        )
+        raise CheckpointError(f"no model at {path}: there is no such folder, and it is no Hub name")
 
 
 def check_there(path: str) -> None:
@@ -65,9 +63,9 @@ def check_there(path: str) -> None:
         CheckpointError: There is no such model to be had.
     """
     check_name(path)
-    if not Path(path).exists() and not hub.is_cached(path, ("config.json", "tokenizer_config.json")):
-        if not hub.answers(path):
-            raise _unreachable(path)
+    known = Path(path).exists() or hub.is_cached(path, ("config.json", "tokenizer_config.json"))
+    if not known and not hub.answers(path):
+        raise _unreachable(path)
 
 
 def file_of(path: str, name: str) -> Path | None:

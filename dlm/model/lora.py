@@ -15,13 +15,11 @@ from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.adapt import init_new_token_rows
 from dlm.model.loading import load_model
 from dlm.model.locate import ADAPTER
-from dlm.model.tensors import read_tensors
+from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors
 from dlm.model.tokenizer import new_ids
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[int], seed: int) -> "PeftModel":
@@ -88,7 +86,7 @@ def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
     """
     from peft import set_peft_model_state_dict
 
-    read_tensors(folder / WEIGHTS, partial(set_peft_model_state_dict, adapter))
+    read_tensors(folder / ADAPTER_WEIGHTS, partial(set_peft_model_state_dict, adapter))
 
 
 def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dlm.config import Bpe, Bytes, Characters, Pretrained
+from dlm.diffusion.process import Vocabulary
 from dlm.errors import CheckpointError, ConfigError, DataError, one_line
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
@@ -152,6 +153,20 @@ def forbidden_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
     # Not from len(tokenizer) on: the ids of a pretrained vocabulary may have gaps, and text beyond its length.
     forbidden = all_special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))
     return sorted(forbidden - {tokenizer.eos_token_id, tokenizer.unk_token_id})
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequence[int] = ()) -> Vocabulary:
+    """A tokenizer's ids as the states of a diffusion process.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: The number of ids the network has a logit for.
+        besides: Ids to forbid besides those that no text holds.
+
+    Returns:
+        The states, the mask and the forbidden ids among them.
+    """
+    return Vocabulary(size, special_ids(tokenizer).mask, (*forbidden_ids(tokenizer, size), *besides))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from dlm.config import Optim
-from dlm.train.sharding import spread, whole
+from dlm.train.sharding import full_tensor, shard_like
 
 PEAK = "peak_lr"
 """The key of an optimizer's parameter groups that keeps the learning rate at its peak."""
@@ -76,14 +76,14 @@ class WholeMuon(Muon):
 
     def _step_whole(self, p: Tensor, settings: dict[str, Any]) -> None:
         assert p.grad is not None
-        matrix = nn.Parameter(whole(p.detach()))
-        matrix.grad = whole(p.grad)
+        matrix = nn.Parameter(full_tensor(p.detach()))
+        matrix.grad = full_tensor(p.grad)
         optimizer = Muon([{"params": [matrix], **settings}])
         if state := self.state[p]:
-            optimizer.state[matrix] = {key: whole(value) for key, value in state.items()}
+            optimizer.state[matrix] = {key: full_tensor(value) for key, value in state.items()}
         optimizer.step()
-        p.copy_(spread(matrix.detach(), p))
-        self.state[p] = {key: spread(value, p) for key, value in optimizer.state[matrix].items()}
+        p.copy_(shard_like(matrix.detach(), p))
+        self.state[p] = {key: shard_like(value, p) for key, value in optimizer.state[matrix].items()}
 
 
 def rate_factor(step: int, steps: int, config: Optim) -> float:
@@ -135,14 +135,14 @@ def restore_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tenso
             owner, index, key = name.split(".", 2)
             if int(owner) == i:
                 like = parameters[int(index)]
-                state.setdefault(int(index), {})[key] = spread(value, like if value.shape == like.shape else value)
+                state.setdefault(int(index), {})[key] = shard_like(value, like if value.shape == like.shape else value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
     """Scales the gradients down to a global norm of `limit`, and returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
-from dlm.model.checkpoint import CHECKPOINTS, point, whole_folder
+from dlm.model.checkpoint import point, whole_folder
+from dlm.model.locate import CHECKPOINTS
 from dlm.settings import dump_config, load_config
 
 TRAINER = "trainer"
@@ -216,31 +214,6 @@ class RunFolder:
             self._folder(step).rename(self.checkpoints / f".step-{step:06d}.doomed")
         for left_by_a_kill in (*self.checkpoints.glob(".step-*.doomed"), *self.checkpoints.glob(".step-*.draft")):
             shutil.rmtree(left_by_a_kill, ignore_errors=True)
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes tensors as safetensors."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads tensors from a safetensors file into the processor's memory.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors by name.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, remove its checkpoint to go on from the one before: {error}"
-        ) from error
 
 
 def _check_same(path: Path, begun: Config, asked: Config) -> None:

@@ -35,12 +35,12 @@ def sharding() -> FullyShardedDataParallelPlugin | None:
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor on every process, all of which must ask for it; one that is not spread is itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A copy of a tensor that every process has whole, spread as another is; nothing is sent."""
     copy = tensor.to(like.device, copy=True)
     if not isinstance(like, DTensor):
@@ -62,13 +62,13 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """
     found: dict[int, Tensor] = {}
     for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
-        made = whole(tensor.detach())
+        made = full_tensor(tensor.detach())
         if keep:  # one by one into the processor's memory: the accelerator's need not hold them all
             found[id(tensor)] = made.cpu() if isinstance(tensor, DTensor) else made
     return {name: found[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
-def let_go(network: nn.Module) -> None:
+def reshard(network: nn.Module) -> None:
     """Lets each process hold its own part alone again, as after a step; a forward without a backward leaves more."""
     for module in network.modules():
         if isinstance(module, FSDPModule):

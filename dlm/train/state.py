@@ -9,23 +9,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerBase
 
-from dlm.model.backbone import Backbone, load_model
+from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, write_model
-from dlm.model.clock import load_clock
+from dlm.model.loading import load_model
+from dlm.model.tensors import OPTIMIZER_STATE, RAW_WEIGHTS, read_tensors, write_tensors
+from dlm.model.time_embedding import load_time_embedding, present_name
 from dlm.train.ema import Ema, copy_weights, trainable
 from dlm.train.optim import optimizer_tensors, restore_optimizers
-from dlm.train.run import TRAINER, load_tensors, save_tensors
-from dlm.train.sharding import gathered, spread
+from dlm.train.run import TRAINER
+from dlm.train.sharding import gathered, shard_like
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-WEIGHTS = "weights.safetensors"
-OPTIMIZER = "optimizer.safetensors"
-
 
 @dataclass(frozen=True)
-class Learned:
+class TrainingState:
     """What training changes.
 
     Attributes:
@@ -79,15 +78,15 @@ class Learned:
         else:
             # Through transformers, which alone knows under which of their names it stored tied weights.
             model = load_model(str(folder), self.backbone.model.config._attn_implementation)
-            clock = load_clock(str(folder), model) if self.backbone.clock else None
-            stored: dict[str, Tensor] = dict(Backbone(model, self.backbone.pad_id, clock).named_parameters())
-            weights = {name: spread(stored[name].detach(), p) for name, p in learns.items()}
+            time_embedding = load_time_embedding(str(folder), model) if self.backbone.time_embedding else None
+            stored: dict[str, Tensor] = dict(Backbone(model, self.backbone.pad_id, time_embedding).named_parameters())
+            weights = {name: shard_like(stored[name].detach(), p) for name, p in learns.items()}
         if self.ema:
             self.ema.weights = weights
-            stored = load_tensors(folder / TRAINER / WEIGHTS)
-            weights = {name: spread(stored[name].detach(), p) for name, p in learns.items()}
+            stored = {present_name(name): value for name, value in read_tensors(folder / TRAINER / RAW_WEIGHTS).items()}
+            weights = {name: shard_like(stored[name].detach(), p) for name, p in learns.items()}
         copy_weights(weights, self.backbone)
-        restore_optimizers(self.optimizers, load_tensors(folder / TRAINER / OPTIMIZER))
+        restore_optimizers(self.optimizers, read_tensors(folder / TRAINER / OPTIMIZER_STATE))
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,14 @@ class Snapshot:
     def write(self, folder: Path, tokenizer: PreTrainedTokenizerBase, sidecar: Sidecar) -> None:
         """Writes the model into a folder, and what only a resumed run reads into `trainer/` in it."""
         write_model(
-            folder, self.backbone.model, tokenizer, sidecar, self.backbone.clock, self.adapter, weights=self.model
+            folder,
+            self.backbone.model,
+            tokenizer,
+            sidecar,
+            self.backbone.time_embedding,
+            self.adapter,
+            weights=self.model,
         )
         if self.own is not None:
-            save_tensors(self.own, folder / TRAINER / WEIGHTS)
-        save_tensors(self.optimizers, folder / TRAINER / OPTIMIZER)
+            write_tensors(self.own, folder / TRAINER / RAW_WEIGHTS)
+        write_tensors(self.optimizers, folder / TRAINER / OPTIMIZER_STATE)

@@ -11,7 +11,8 @@ import yaml
 from dlm.config import Config
 from dlm.errors import CheckpointError
 from dlm.model import checkpoint
-from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, resolve, whole_folder
+from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder
+from dlm.model.locate import resolve
 from dlm.pipeline import DiffusionLM
 from tests.conftest import Refused
 

@@ -9,7 +9,9 @@ from torch import nn
 from torch.optim import AdamW, Muon
 
 from dlm.config import Optim
-from dlm.model.backbone import Backbone, build_model
+from dlm.model.backbone import Backbone
+from dlm.model.loading import build_model
+from dlm.model.tensors import read_tensors, write_tensors
 from dlm.train.optim import (
     build_optimizers,
     clip_gradients,
@@ -18,7 +20,6 @@ from dlm.train.optim import (
     restore_optimizers,
     set_rate,
 )
-from dlm.train.run import load_tensors, save_tensors
 
 QWEN3 = {
     "num_hidden_layers": 2,
@@ -132,12 +133,12 @@ def test_optimizers_go_on_from_the_disk(tmp_path: Path, name: Any) -> None:
     model, optimizers = built()
     for _ in range(3):
         step(model, optimizers)
-    save_tensors(optimizer_tensors(optimizers), tmp_path / "o.safetensors")
+    write_tensors(optimizer_tensors(optimizers), tmp_path / "o.safetensors")
     other, restored = built()
     other.load_state_dict(model.state_dict())
     fresh_model, fresh = built()
     fresh_model.load_state_dict(model.state_dict())
-    restore_optimizers(restored, load_tensors(tmp_path / "o.safetensors"))
+    restore_optimizers(restored, read_tensors(tmp_path / "o.safetensors"))
     for each in ((model, optimizers), (other, restored), (fresh_model, fresh)):
         step(*each)
     pairs = list(zip(model.parameters(), other.parameters(), fresh_model.parameters(), strict=True))
