@@ -46,7 +46,7 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if hidden:
         optimizers.append(
-            WholeMuon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum)
+            FullMatrixMuon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -54,12 +54,12 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
     return optimizers
 
 
-class WholeMuon(Muon):
-    """Muon whose update sees whole matrices, where they are spread over processes too.
+class FullMatrixMuon(Muon):
+    """Muon whose update sees full matrices, also where they are sharded.
 
-    An orthogonal update is one of the whole matrix. Left to themselves, sharded tensors exchange partial products
-    in bfloat16 eleven times for each; here each matrix is gathered, one at a time, takes torch's own step on every
-    process, and is spread again, so that the step is bit for bit the one it would have taken whole.
+    Orthogonalisation needs the full matrix. By itself, torch would exchange partial products of a sharded one in
+    bfloat16 eleven times. Here each matrix is gathered, one at a time. Every process takes torch's own step on it and
+    keeps its shard, so the step is bit for bit that of a matrix that is not sharded.
     """
 
     @torch.no_grad()
@@ -71,10 +71,10 @@ class WholeMuon(Muon):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._step_whole(p, {key: value for key, value in group.items() if key != "params"})
+                    self._step_full(p, {key: value for key, value in group.items() if key != "params"})
         return None
 
-    def _step_whole(self, p: Tensor, settings: dict[str, Any]) -> None:
+    def _step_full(self, p: Tensor, settings: dict[str, Any]) -> None:
         assert p.grad is not None
         matrix = nn.Parameter(full_tensor(p.detach()))
         matrix.grad = full_tensor(p.grad)
@@ -86,7 +86,7 @@ class WholeMuon(Muon):
         self.state[p] = {key: shard_like(value, p) for key, value in optimizer.state[matrix].items()}
 
 
-def rate_factor(step: int, steps: int, config: Optim) -> float:
+def learning_rate_factor(step: int, steps: int, config: Optim) -> float:
     """The learning rate of a step relative to its peak.
 
     Args:
@@ -95,7 +95,8 @@ def rate_factor(step: int, steps: int, config: Optim) -> float:
         config: Warm-up and decay.
 
     Returns:
-        Rises in a line to 1 at the end of the warm-up and falls towards 0, which step `steps + 1` would reach.
+        The factor. It rises linearly to 1 at the end of the warm-up and falls towards 0, which step `steps + 1` would
+        reach.
     """
     if step <= config.warmup:
         return step / config.warmup
@@ -109,7 +110,7 @@ def rate_factor(step: int, steps: int, config: Optim) -> float:
             return 1.0
 
 
-def set_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
+def set_learning_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
     """Sets every learning rate to `factor` of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -117,7 +118,7 @@ def set_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
 
 
 def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' states, by a name of its own."""
+    """Every tensor of the optimizers' states, by a unique name."""
     return {
         f"{i}.{index}.{key}": value
         for i, optimizer in enumerate(optimizers)
@@ -127,7 +128,7 @@ def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` took, into optimizers built from the same model and configuration."""
+    """Loads what `optimizer_tensors` gave into optimizers built from the same model and configuration."""
     for i, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
