@@ -1,4 +1,4 @@
-"""The errors that a user can mend, each with a message of one line."""
+"""Errors that a user can act on, each with a message of one line."""
 
 
 class DlmError(Exception):
@@ -42,13 +42,13 @@ class InterruptedRunError(DlmError):
 
 
 def one_line(error: BaseException | str, limit: int | None = 200) -> str:
-    """The message of an error that another library raised, as one line.
+    """The message of another library's error, as one line.
 
     Args:
         error: The error, or its message.
-        limit: The most characters that are kept; None for all of them.
+        limit: The most characters to keep; None for all.
 
     Returns:
-        The message with every run of white space made one space; the name of the error's class where it has none.
+        The message, with single spaces for all white space; the name of the error's class if it has no message.
     """
     return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: whether it answers, files that are downloaded from it, and models that are uploaded to it.
+"""The Hugging Face Hub: whether it answers, downloads of single files, and uploads.
 
-Everything in `dlm` that talks to the Hub itself is here; transformers and datasets download what they load.
+All of `dlm`'s own requests to the Hub are made here. The libraries transformers and datasets download what they load.
 """
 
 import re
@@ -14,35 +14,35 @@ from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
-"""What a repository on the Hub may be called."""
+"""The pattern of a repository's name."""
 
 
 def is_name(text: str) -> bool:
-    """Whether a repository on the Hub could be called this."""
+    """Whether this could be the name of a repository on the Hub."""
     return re.fullmatch(NAME, text) is not None
 
 
 def ask(name: str, kind: Literal["model", "dataset"] = "model") -> None:
-    """Asks the Hub once for a repository, where a download would try for half a minute.
+    """Asks the Hub once for a repository, because a download without a network would try for half a minute.
 
-    Any answer will do, such as that there is no such repository: the download says so better.
+    Every answer is accepted, also that there is no such repository: the download reports that better.
 
     Args:
         name: The repository.
-        kind: What is in it.
+        kind: What the repository holds.
 
     Raises:
-        Exception: The Hub does not answer; each of its network libraries raises its own.
+        Exception: The Hub does not answer; its network libraries raise different types.
     """
     with suppress(HfHubHTTPError, ValueError):
         HfApi().repo_exists(name, repo_type=kind)
 
 
 def answers(name: str) -> bool:
-    """Whether the Hub answers when it is asked for a model."""
+    """Whether the Hub answers a request for a model."""
     try:
         ask(name)
-    except Exception:  # each of its network libraries raises its own
+    except Exception:  # its network libraries raise different types
         return False
     return True
 
@@ -53,34 +53,34 @@ def is_cached(name: str, files: Iterable[str]) -> bool:
 
 
 def download(name: str, file: str) -> Path | None:
-    """Downloads a file of a model, or finds it in the cache where the Hub does not answer.
+    """Downloads a file of a model, or finds it in the cache if the Hub does not answer.
 
     Args:
         name: The model.
         file: The file's name in it.
 
     Returns:
-        Where it is now; None where the model has no such file.
+        The local path; None if the model has no such file.
 
     Raises:
-        OSError: The model cannot be reached, or the Hub refuses it.
-        ValueError: The Hub allows no such name.
+        OSError: The Hub does not answer or refuses, and the file is not in the cache.
+        ValueError: The Hub does not allow such a name.
     """
     try:
         return Path(hf_hub_download(name, file, local_files_only=not answers(name)))
-    except LocalEntryNotFoundError:  # a kind of the next one, but it means that there is no network
+    except LocalEntryNotFoundError:  # a subclass of the next, but it means that there is no network
         raise
     except EntryNotFoundError:
         return None
 
 
 def upload(name: str, write: Callable[[Path], None], *, private: bool) -> str:
-    """Uploads a model, and makes its repository if there is none.
+    """Uploads a model, and creates its repository if there is none.
 
     Args:
         name: The repository, as in `owner/name`.
         write: Writes the model into a folder.
-        private: Whether a repository made now is private.
+        private: Whether a newly created repository is private.
 
     Returns:
         The address of the commit.

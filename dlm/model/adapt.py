@@ -38,7 +38,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
     Args:
         model: A pretrained model.
-        length: Tokens that it is to see.
+        length: Tokens a sequence.
 
     Raises:
         ConfigError: It has fewer positions.
@@ -61,7 +61,7 @@ def is_decoder(model: PreTrainedModel) -> bool:
 
 
 def _rows(table: nn.Module | None) -> list[Tensor]:
-    """The parameters with a row a token: a table's weight, and its bias if it has one."""
+    """The parameters with one row for each token: a table's weight, and its bias if it has one."""
     if table is None:
         return []
     return [p for p in (getattr(table, "weight", None), getattr(table, "bias", None)) if isinstance(p, Tensor)]

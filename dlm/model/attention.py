@@ -1,4 +1,4 @@
-"""How attention is computed, and how a decoder's causal attention is opened: at once, or a share more each step."""
+"""How attention is computed, and how a decoder's causal attention is opened: at once, or step by step."""
 
 from dataclasses import replace
 

@@ -29,23 +29,22 @@ class Backbone(nn.Module):
 
     Attributes:
         model: The HuggingFace model, unchanged; its `save_pretrained` is the checkpoint.
-        time_embedding: What tells it the time; None for a network that takes no time.
+        time_embedding: Embeds the time; None for a network that takes no time.
     """
 
     def __init__(
         self, model: PreTrainedModel, pad_id: int | None = None, time_embedding: TimeEmbedding | None = None
     ) -> None:
-        """Finds the model's head and checks that the network can serve.
+        """Finds the model's head and checks that the model is supported.
 
         Args:
             model: A masked-LM model, or a causal-LM model whose config says `is_causal: false`.
-            pad_id: The id that attention does not see; None where no batch is padded.
-            time_embedding: What tells it the time.
+            pad_id: The id that attention ignores; None where no batch is padded.
+            time_embedding: Embeds the time; None for a network that takes no time.
 
         Raises:
-            ConfigError: The architecture's head is not where any known one is, or it does more to the
-                logits than its modules do, so that the rows alone would differ from the whole; or a token
-                does not see what stands to its right.
+            ConfigError: The architecture's head is not known; or its logits are not the output of the head's
+                modules alone, so that single rows would differ from the model's own logits; or attention is causal.
         """
         super().__init__()
         self.model = model
@@ -88,15 +87,15 @@ class Backbone(nn.Module):
         return rows_ND
 
     def compile_body(self) -> None:
-        """Compiles everything below the head, for training alone: there shapes stay as they are."""
+        """Compiles everything below the head, for training only: there shapes are constant."""
         self._compiled = torch.compile(self.model.base_model.forward)
 
     def _attend(self, inputs: NetworkInput) -> Tensor | None:
-        """What is seen: None for everything, the tokens that are no padding, or what is added to each pair's logit."""
-        xt_BL, seen_BM = inputs.ids_BL, None  # the common case, and the fastest: nothing is padded
+        """The attention mask: None for all tokens, the ones that are no padding, or what is added to each logit."""
+        xt_BL, seen_BM = inputs.ids_BL, None  # nothing is padded: the common case, and the fastest
         if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
             seen_BM = ~padding_BL
-            if inputs.cache is not None:  # cached tokens are no padding
+            if inputs.cache is not None:  # cached tokens are not padding
                 seen_BM = torch.nn.functional.pad(seen_BM, (inputs.cache.get_seq_length(), 0), value=True)
         if inputs.attention is None:
             return None if seen_BM is None else seen_BM.long()
@@ -125,12 +124,12 @@ class Backbone(nn.Module):
         return int(self.model.config.vocab_size)
 
     def _extra(self) -> dict[str, Any]:
-        """Decoders keep keys and values for a next token unless told not to."""
+        """Turns off the cache of keys and values that decoders return by default."""
         return {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Two forwards of two tokens: are rows the rows of the whole, and does the first token see the last?"""
+        """Checks on two tokens that rows equal the model's own logits, and that the first token sees the last."""
         kind = self.model.config.model_type
         if not self._head:
             raise ConfigError(

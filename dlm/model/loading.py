@@ -32,7 +32,7 @@ PAD_OFFSET_POSITIONS = {
 """Architectures that number positions from the padding id on, and so need that many more position embeddings."""
 
 LIMIT = 300
-"""The most characters that are kept of a message of transformers, which are long."""
+"""The most characters to keep of an error message of transformers."""
 
 
 def build_model(
@@ -68,7 +68,7 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = factory.from_config(config, attn_implementation=attention, trust_remote_code=False)
-    except Exception as error:  # each architecture fails in its own way
+    except Exception as error:  # architectures raise different types
         raise ConfigError(
             f"model: {architecture} cannot be built with these sizes: {one_line(error, LIMIT)}"
         ) from error
@@ -81,7 +81,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     Args:
         path: A folder with config.json and safetensors weights, or a Hub name.
         attention: As in `attention_implementation`.
-        sizes: Keys of its configuration that are to be other than stored, such as dropout.
+        sizes: Keys of its configuration that replace the stored ones, such as dropout.
 
     Returns:
         The model in evaluation mode, float32.
@@ -96,7 +96,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         factory = _auto_class(config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except Exception as error:  # json, the Hub and transformers each raise their own
+    except Exception as error:  # json, the Hub and transformers raise different types
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if sizes:
         _check_keys(config.model_type, config, sizes)
@@ -111,7 +111,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except Exception as error:  # safetensors, json, the Hub and transformers each raise their own
+    except Exception as error:  # safetensors, json, the Hub and transformers raise different types
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(
@@ -121,14 +121,14 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
 
 
 def position_offset(architecture: str, pad_id: int) -> int:
-    """The number of position embeddings that no token of a text has, where positions are counted from the padding id.
+    """The number of position embeddings that no token uses, because positions are numbered from the padding id on.
 
     Args:
         architecture: A `model_type`.
         pad_id: The id of the padding.
 
     Returns:
-        0 for most architectures.
+        The number; 0 for most architectures.
     """
     return pad_id + 1 if architecture in PAD_OFFSET_POSITIONS else 0
 
@@ -136,7 +136,7 @@ def position_offset(architecture: str, pad_id: int) -> int:
 def _model_config(
     architecture: str, sizes: Mapping[str, Any], vocabulary: int, length: int, special_ids: Mapping[str, int]
 ) -> PreTrainedConfig:
-    """The architecture's configuration, after a look at every key."""
+    """The architecture's configuration, once every key is checked."""
     try:
         blank = AutoConfig.for_model(architecture)
     except ValueError:
@@ -152,13 +152,13 @@ def _model_config(
     given = {"max_position_embeddings": length + offset, **unset, **special_ids, **sizes, "vocab_size": vocabulary}
     try:
         config = AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if k in names})
-    except Exception as error:  # each architecture checks its own sizes in its own way
+    except Exception as error:  # architectures raise different types
         raise ConfigError(f"model.sizes: {architecture} refuses these sizes: {one_line(error, LIMIT)}") from error
     return config
 
 
 def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str, Any]) -> list[str]:
-    """The keys that an architecture's configuration has, once all of `sizes` are among them."""
+    """Checks that an architecture's configuration has the keys of `sizes`; returns all of its keys."""
     names = sorted(set(config.to_dict()) | set(config.attribute_map))
     for key in sizes:
         if key not in names:
@@ -171,7 +171,7 @@ def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str,
 
 
 def _stored_config(path: str) -> PreTrainedConfig:
-    """A checkpoint's configuration; that of a time-conditioned one is under its architecture's own name again."""
+    """A checkpoint's configuration; a time-conditioned one gets its architecture's own name back."""
     tree, _ = PreTrainedConfig.get_config_dict(path)
     if tree.get("model_type") != TIMED:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

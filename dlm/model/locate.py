@@ -1,4 +1,4 @@
-"""Which model a string means: a run folder, a checkpoint folder or the name of a model on the Hub."""
+"""From a string to a model: a run folder, a checkpoint folder or the name of a model on the Hub."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
 
 ADAPTER = "adapter_config.json"
-"""The file by which `peft` knows a folder of adapters."""
+"""The file that marks a folder of adapters, written by `peft`."""
 
 
 def resolve(model: str | Path) -> str:
-    """Finds the checkpoint that a user means.
+    """Finds the checkpoint that a string names.
 
     Args:
         model: A run folder (its best checkpoint, or its last where there is no best), a checkpoint folder,
@@ -23,7 +23,7 @@ def resolve(model: str | Path) -> str:
         A folder with a model or adapters of one, or the Hub name as it was given.
 
     Raises:
-        CheckpointError: It is a path with no checkpoint, or neither a path nor a Hub name.
+        CheckpointError: There is no checkpoint at the path, or it is neither a path nor a Hub name.
     """
     path = Path(model)
     for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
@@ -41,10 +41,10 @@ def resolve(model: str | Path) -> str:
 
 
 def check_name(path: str) -> None:
-    """Refuses what is neither a path to something, nor a name that a model on the Hub could have.
+    """Refuses a string that is neither a path that exists nor a possible name on the Hub.
 
     Args:
-        path: What was given.
+        path: A path, or a Hub name.
 
     Raises:
         CheckpointError: It is neither.
@@ -54,13 +54,13 @@ def check_name(path: str) -> None:
 
 
 def check_there(path: str) -> None:
-    """Refuses a model that is neither a folder, nor in the Hub's cache, where the Hub does not answer.
+    """Refuses a model that is neither a folder nor in the Hub's cache, if the Hub does not answer.
 
     Args:
         path: A folder, or a Hub name.
 
     Raises:
-        CheckpointError: There is no such model to be had.
+        CheckpointError: The model is not available.
     """
     check_name(path)
     known = Path(path).exists() or hub.is_cached(path, ("config.json", "tokenizer_config.json"))
@@ -69,17 +69,17 @@ def check_there(path: str) -> None:
 
 
 def file_of(path: str, name: str) -> Path | None:
-    """A file of a model, in its folder or downloaded from the Hub.
+    """A file of a model, from its folder or from the Hub.
 
     Args:
         path: A folder, or a Hub name.
         name: The file's name.
 
     Returns:
-        The file; None where the model has no such file.
+        Its local path; None if the model has no such file.
 
     Raises:
-        CheckpointError: The model cannot be had from the Hub.
+        CheckpointError: The Hub does not give the file, and it is not in the cache.
     """
     if Path(path).is_dir():
         file = Path(path) / name
@@ -91,7 +91,7 @@ def file_of(path: str, name: str) -> Path | None:
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a checkpoint folder holds adapters, not a model."""
+    """Whether a checkpoint folder holds adapters instead of a model."""
     return (Path(path) / ADAPTER).is_file()
 
 

@@ -1,4 +1,4 @@
-"""Text to ids and back, with nothing of the text lost or taken for a special token."""
+"""Text to ids and back: no text is lost, and none is taken for a special token."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
-        # The backend itself: the wrapper would warn of long texts, and cuts and pads as it was last told.
+        # The backend, because the wrapper warns of long texts, and keeps its last settings of truncation and padding.
         backend.no_truncation()
         backend.no_padding()
         rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
@@ -28,17 +28,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[lis
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """A chat as the tokenizer's own template writes it, up to where the assistant's next message begins.
+    """The ids of a chat in the tokenizer's own template, up to the beginning of the assistant's next message.
 
     Args:
         tokenizer: A tokenizer with a chat template.
-        messages: `{role, content}`, the last of them not the assistant's.
+        messages: `{role, content}`; the last one is not the assistant's.
 
     Returns:
-        Ids, the template's special tokens among them.
+        Ids, including the template's special tokens.
 
     Raises:
-        DataError: There is no template, or it refuses these messages.
+        DataError: The tokenizer has no template, or the template refuses these messages.
     """
     if not tokenizer.chat_template:
         raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
@@ -46,13 +46,13 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         ids: Any = tokenizer.apply_chat_template(
             [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
         )
-    except Exception as error:  # a template is a program, and says in its own way what it refuses
+    except Exception as error:  # a template is a program that may raise any type
         raise DataError(f"the chat template refuses these messages: {one_line(error)}") from error
     return list(ids)
 
 
 def encode_given(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str | None]]) -> list[list[int]]:
-    """What stands before each response: the column `prompt`, or `messages`; see `dlm.data.sources.read`."""
+    """The ids before each response, from the column `prompt` or `messages`; see `dlm.data.sources.read`."""
     if "messages" in batch:
         return [encode_chat(tokenizer, json.loads(messages or "[]")) for messages in batch["messages"]]
     return encode(tokenizer, [prompt or "" for prompt in batch["prompt"]])
@@ -67,8 +67,8 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """The text that each token adds; together they are the decoded text.
 
-    A token that only begins a character adds nothing yet, and the one that completes it adds it whole;
-    what is still incomplete at the end, or never becomes a character, adds U+FFFD.
+    A token that only begins a character adds nothing; the token that completes the character adds it. Bytes that are
+    incomplete at the end, or are no character, add U+FFFD.
 
     Args:
         tokenizer: The tokenizer.
@@ -78,11 +78,11 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
         One piece an id.
     """
     parts: list[str] = []
-    start = done = 0  # the window that is decoded begins at `start`, the next one at `done`: never inside a character
-    given = ""  # of the window's text, what has been given out
+    start = done = 0  # the decoded window begins at `start`, the next at `done`; neither is inside a character
+    given = ""  # the part of the window's text that is in `parts`
     for end in range(1, len(ids) + 1):
         now = decode(tokenizer, ids[start:end])
-        # An incomplete character shows as one U+FFFD at the end; one that is meant comes with the next token.
+        # An incomplete character shows as one U+FFFD at the end; a real U+FFFD there is added with the next token.
         sure = now if end == len(ids) else now.removesuffix("\ufffd")
         parts.append(sure[len(given) :])
         given = sure
@@ -98,7 +98,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
 
 
 def _spelled_out(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:
-    """The rows with special ids spelled by their characters, but for the unknown character.
+    """The rows with special ids spelled by their characters, except for the unknown character.
 
     A model of whole pieces (Unigram, words) holds `</s>` in its own vocabulary and finds it in a text.
     """

@@ -18,13 +18,13 @@ END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The ids that stand for no text, all different.
+    """The ids of the special tokens, all different.
 
     Attributes:
         mask: The mask.
         pad: The padding.
         end: The end of a text.
-        unknown: What the tokenizer cannot spell; None where it can spell everything.
+        unknown: Stands for characters that the tokenizer does not know; None if it knows all.
     """
 
     mask: int
@@ -40,13 +40,13 @@ def build_tokenizer(
 
     Args:
         spec: Which one.
-        texts: Gives the training documents, for the tokenizers that learn from them.
+        texts: Gives the training documents, for the tokenizers that are trained on them.
 
     Returns:
         A HuggingFace tokenizer with mask, padding and end-of-text tokens.
 
     Raises:
-        DataError: The training documents hold nothing to learn from.
+        DataError: The training documents are empty.
         CheckpointError: A pretrained tokenizer cannot be loaded.
     """
     match spec:
@@ -88,17 +88,17 @@ def build_tokenizer(
 
 
 def new_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
-    """The ids that a pretrained tokenizer was given here, and that its model has not been trained with.
+    """The ids that `build_tokenizer` added to a pretrained tokenizer, which its model was not trained with.
 
     Args:
         tokenizer: What `build_tokenizer` made.
-        path: What of.
+        path: The folder or Hub name of the pretrained tokenizer.
 
     Returns:
-        Such as a decoder's mask; nothing for most encoders.
+        The added ids, such as a decoder's mask; none for most encoders.
 
     Raises:
-        ConfigError: It is made of another tokenizer, whose ids the model knows by other tokens.
+        ConfigError: It was made from another tokenizer, which has other tokens under the same ids.
     """
     before, now = _load(path).get_vocab(), tokenizer.get_vocab()
     for token, id_ in before.items():
@@ -117,7 +117,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
         tokenizer: Any HuggingFace tokenizer.
 
     Returns:
-        Three different ids.
+        The ids, all different.
 
     Raises:
         CheckpointError: One is missing, or two are the same.
@@ -140,17 +140,17 @@ def all_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 
 def forbidden_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
-    """The ids that no text holds and a network must never predict.
+    """The ids that are in no text, and that a network must not predict.
 
     Args:
         tokenizer: The tokenizer.
         size: The number of ids the network has a logit for.
 
     Returns:
-        The mask, the padding, every other special token but the end of text and the unknown character, which
-        texts do hold, and ids beyond the tokenizer's.
+        The mask, the padding, ids that the tokenizer does not have, and every other special token except the end of
+        text and the unknown character, which are in texts.
     """
-    # Not from len(tokenizer) on: the ids of a pretrained vocabulary may have gaps, and text beyond its length.
+    # Not all ids from len(tokenizer) on: a pretrained vocabulary may have gaps, and tokens beyond its length.
     forbidden = all_special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))
     return sorted(forbidden - {tokenizer.eos_token_id, tokenizer.unk_token_id})
 
@@ -161,17 +161,17 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequen
     Args:
         tokenizer: The tokenizer.
         size: The number of ids the network has a logit for.
-        besides: Ids to forbid besides those that no text holds.
+        besides: Ids to forbid in addition to `forbidden_ids`.
 
     Returns:
-        The states, the mask and the forbidden ids among them.
+        The number of states, the mask and the forbidden ids.
     """
     return Vocabulary(size, special_ids(tokenizer).mask, (*forbidden_ids(tokenizer, size), *besides))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that decides which ids a text becomes."""
-    # How the last call truncated and padded is kept in there too, and decides nothing.
+    """A hash of everything that decides the ids of a text."""
+    # It also keeps the truncation and padding of the last call, which do not matter here.
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     content = json.dumps([backend, tokenizer.special_tokens_map, tokenizer.chat_template], sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
@@ -194,20 +194,20 @@ def _byte_alphabet() -> list[str]:
 def _load(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # the Hub, json, tokenizers and transformers each raise their own
+    except Exception as error:  # the Hub, json, tokenizers and transformers raise different types
         raise CheckpointError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer in {path} has no fast version, which dlm needs")
     if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
-        # Where the files are missing, transformers makes an empty one from the model's type.
+        # If the files are missing, transformers makes an empty tokenizer from the model's type.
         raise CheckpointError(f"{path} holds no tokenizer, or one without a vocabulary: copy its files there")
     return tokenizer
 
 
 def _complete(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Adds the special tokens that are missing, under names that stand for no text."""
+    """Adds the special tokens that are missing, under names that the vocabulary does not have."""
     if tokenizer.eos_token_id is None:
-        # An encoder ends a text by its separator, which is special already.
+        # An encoder ends a text with its separator, which is already special.
         tokenizer.eos_token = tokenizer.sep_token or _free_name(tokenizer, END)
     if tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": _special(_free_name(tokenizer, MASK))})
@@ -221,7 +221,7 @@ def _complete(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def _free_name(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """`name`, or the like of it that the vocabulary does not hold yet."""
+    """`name`, or a variant of it that the vocabulary does not have."""
     vocabulary = tokenizer.get_vocab()
     while name in vocabulary:
         name = name.replace("|>", "_|>")
