@@ -74,7 +74,7 @@ def download(name: str, file: str) -> Path | None:
         return None
 
 
-def upload(name: str, write: Callable[[Path], None], *, private: bool) -> str:
+def upload(name: str, write: Callable[[Path], object], *, private: bool) -> str:
     """Uploads a model, and creates its repository if there is none.
 
     Args:
