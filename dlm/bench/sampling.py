@@ -9,7 +9,7 @@ from dlm.bench.machine import Machine, measure_machine, peak_memory, peak_tensor
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
 from dlm.diffusion.sample import State
-from dlm.pipeline import DiffusionLM, Sample, Sampler
+from dlm.lm import DiffusionLM, Sample, Sampler
 
 
 @dataclass(frozen=True)

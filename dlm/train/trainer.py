@@ -19,13 +19,13 @@ from dlm.diffusion.network import Network
 from dlm.diffusion.objective import LossTerms
 from dlm.errors import InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
+from dlm.lm import DiffusionLM
 from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import Precision, in_precision
 from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import special_ids, vocabulary_of
-from dlm.pipeline import DiffusionLM
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
@@ -228,7 +228,7 @@ class Trainer:
         rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
         self.network.eval()
         with self.ema.applied(self.backbone) if self.ema else nullcontext():
-            lm = self._pipeline()
+            lm = self.lm()
             report = evaluate_likelihood(
                 lm,
                 self.validation,
@@ -252,7 +252,7 @@ class Trainer:
         if text:
             self.reporter.sample(step, text)
 
-    def _pipeline(self) -> DiffusionLM:
+    def lm(self) -> DiffusionLM:
         """The present model as a `DiffusionLM`, to score and to sample."""
         return DiffusionLM(
             self.backbone.model,
@@ -263,7 +263,7 @@ class Trainer:
         )
 
     def _sidecar(self) -> Sidecar:
-        return Sidecar(self.config, self.process.mask_id, self.progress.step)
+        return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step)
 
     def _save(self) -> None:
         if self.config.data.streaming:  # each process has its own position in its share of the stream

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dlm.cli.app import app
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
@@ -91,7 +91,7 @@ def test_a_checkpoint_scores_as_its_trainer_did(adapted: Path) -> None:
     trainer = Trainer(RunFolder.reopen(adapted), Silent())
     assert trainer.ema
     with trainer.ema.applied(trainer.backbone):
-        inside = trainer._pipeline()
+        inside = trainer.lm()
         texts = ["the cat sat on a mat", "dog ran far"]
         assert lm.nelbo(texts) == pytest.approx(inside.nelbo(texts), rel=1e-4)
 

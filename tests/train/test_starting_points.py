@@ -12,9 +12,9 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.lm import DiffusionLM
 from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.loading import build_model
-from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
@@ -65,7 +65,7 @@ def start(folder: Path, config: Config) -> Trainer:
 
 
 def initial_bound(trainer: Trainer) -> float:
-    return evaluate_likelihood(trainer._pipeline(), trainer.validation, rows=range(64), draws=8).nats_per_token
+    return evaluate_likelihood(trainer.lm(), trainer.validation, rows=range(64), draws=8).nats_per_token
 
 
 @pytest.fixture(scope="module")
