@@ -51,4 +51,5 @@ def one_line(error: BaseException | str, limit: int | None = 200) -> str:
     Returns:
         The message, with single spaces for all white space; the name of the error's class if it has no message.
     """
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    line = " ".join(str(error).split())[:limit]
+    return line or ("" if isinstance(error, str) else type(error).__name__)

@@ -38,6 +38,6 @@ def test_tensors_that_do_not_fit(refused: Refused, tmp_path: Path) -> None:
 
 def test_one_line() -> None:
     assert one_line(ValueError("two\n  lines\tand a tab ")) == "two lines and a tab"
-    assert one_line(KeyError()) == "KeyError"
+    assert one_line(KeyError()) == "KeyError" and one_line("") == ""
     assert one_line("x" * 300) == "x" * 200
     assert one_line("x" * 300, limit=None) == "x" * 300
