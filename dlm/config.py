@@ -1,20 +1,22 @@
-"""What a run may be told: one typed, frozen tree, its defaults, and what does not go together.
+"""The configuration of a run: one typed, frozen tree with its defaults and the combinations that it refuses.
 
-The parts that are themselves small dataclasses (an objective, a tokenizer) are written `{name: ..., ...}`.
+A choice between classes (a tokenizer, a noise, a loss) is written `{name: ..., ...}`, or as the bare name.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from dlm.diffusion.noise import AnyNoise
-from dlm.diffusion.objective import AnyWeighting
-from dlm.diffusion.schedule import Schedule
+from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.levels import AnyLevels, Clip
+from dlm.diffusion.noise import Absorbing, AnyNoise
+from dlm.diffusion.schedule import Linear, Schedule
+from dlm.diffusion.weighting import AnyWeighting, CrossEntropy
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
-Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,10 @@ class Source:
         split: Which split of a `saved` or `hub` dataset; files are all `train`.
         subset: The configuration name of a `hub` dataset, where it has several.
         documents: For `text`: one document a `file`, a `paragraph` or a `line`.
-        prompt: The column of what is given, for supervised fine-tuning; goes with `response`.
-        response: The column of what is to be learned, given the prompt.
-        messages: The column of chats, lists of `{role, content}`: each of the assistant's messages is to be learned,
-            given those before it as the tokenizer's chat template writes them.
+        prompt: For supervised fine-tuning, the column of prompts; goes with `response`.
+        response: The column of responses, which are learned given their prompts.
+        messages: The column of chats, lists of `{role, content}`: each message of the assistant is learned, given
+            those before it as the tokenizer's chat template formats them.
     """
 
     format: str
@@ -53,18 +55,18 @@ class Source:
 
     @property
     def supervised(self) -> bool:
-        """Whether its documents are responses, each with what it responds to."""
+        """Whether its documents are prompts with responses, or chats."""
         return self.prompt is not None or self.messages is not None
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The share kept back for validation when there is no validation source.
+    """The share of the training documents that is held out for validation when there is no validation source.
 
     Attributes:
-        by: `documents` keeps whole documents, or chats, back, by a stable hash of their text; `tail` keeps the last
-            share of the characters of every document, which suits one long text.
-        share: How much is kept back.
+        by: `documents` holds out whole documents, or chats, by a stable hash of their text; `tail` holds out the end
+            of every document, which suits one long text.
+        share: The share of the documents, or of the characters of each document.
     """
 
     by: Literal["documents", "tail"] = "documents"
@@ -73,22 +75,23 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Data:
-    """What is trained on, and how it is cut into sequences.
+    """The training and validation text, and how it is cut into sequences.
 
     Attributes:
         train: The documents to train on.
-        validation: The documents to validate on; without it, `held_out` of `train`.
-        held_out: What is kept back of `train` when there is no `validation`.
-        length: Tokens a sequence: the context.
+        validation: The documents to validate on; null for `held_out` of `train`.
+        held_out: The share of `train` that is held out when there is no `validation`.
+        length: Tokens in a sequence: the context length.
         packing: `pack` joins documents by an end-of-text token and cuts the stream into full sequences;
-            `pad` keeps one document a row, cut at `length`, and neither attention nor loss sees the rest.
+            `pad` keeps one document in each row, truncates it at `length`, and excludes the padding from attention
+            and loss.
         context: The share of training sequences that keep a random prefix, suffix or both clean, outside the loss;
             for prompts and infilling. Validation and evaluation always bound the whole text.
         tail: Whether a response is followed, in training, by a random number of end-of-text tokens that are learned,
-            so that a text may end anywhere on a canvas that is longer.
-        streaming: Read, tokenise and pack the training documents while training goes on, for those that do not fit
-            on the disk; a run then goes on from the dataset's own cursor, on as many processes as it had.
-        buffer: A stream is shuffled in blocks of so many rows.
+            so that a text may end anywhere on a longer canvas.
+        streaming: Read, tokenise and pack the training documents during training, for data that does not fit on the
+            disk; a run then resumes from the dataset's own cursor, on the same number of processes.
+        buffer: The number of rows in which a stream is shuffled.
     """
 
     train: Source
@@ -118,14 +121,14 @@ class Data:
 
 @dataclass(frozen=True)
 class Bytes:
-    """One token a byte: nothing to train, no text is unknown."""
+    """One token for each byte: needs no training and encodes any text."""
 
     name: Literal["bytes"] = "bytes"
 
 
 @dataclass(frozen=True)
 class Characters:
-    """One token a character that occurs in the data."""
+    """One token for each character that occurs in the data."""
 
     name: Literal["characters"] = "characters"
 
@@ -135,7 +138,7 @@ class Bpe:
     """Byte-level byte-pair encoding, trained on the training documents.
 
     Attributes:
-        size: The vocabulary's size, special tokens included.
+        size: The vocabulary size, special tokens included.
     """
 
     name: Literal["bpe"] = "bpe"
@@ -144,7 +147,7 @@ class Bpe:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer from a folder or from the Hub; the mask, pad and end-of-text tokens it lacks are added."""
+    """A tokenizer from a folder or from the Hub; missing mask, padding and end-of-text tokens are added."""
 
     path: str
     name: Literal["pretrained"] = "pretrained"
@@ -155,13 +158,13 @@ Tokenizer = Annotated[Bytes | Characters | Bpe | Pretrained, Field(discriminator
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (2106.09685) of a pretrained model, which is frozen itself; needs the extra `lora`.
+    """Low-rank adapters (2106.09685) of a frozen pretrained model; needs the extra `lora`.
 
     Attributes:
-        rank: Of each adapter.
+        rank: The rank of each adapter.
         alpha: An adapter's output is scaled by alpha/rank.
-        targets: Names of the modules that get one, such as q_proj; null for every linear one but the head.
-        dropout: Of an adapter's input.
+        targets: Names of the modules that get an adapter, such as q_proj; null for every linear layer but the head.
+        dropout: The dropout rate of an adapter's input.
     """
 
     rank: Positive = 16
@@ -175,20 +178,20 @@ class Model:
     """The network that predicts the clean tokens.
 
     Attributes:
-        init: `random` weights, or those of a `pretrained` model, whose tokenizer must be the run's.
+        init: `random` weights, or those of a `pretrained` model, which needs its own tokenizer.
         path: For `pretrained`: a folder or a Hub name of a model with a masked-LM or causal-LM head.
         architecture: Any HuggingFace `model_type` with a masked-LM or causal-LM head: qwen3, llama,
-            modernbert, bert, ...; a pretrained model has its own.
-        sizes: Keys of that architecture's own configuration, such as `hidden_size`; of a pretrained model those
-            that are to change, such as `attention_dropout`.
-        shift: Whether each prediction is read one position earlier, as of a decoder that was trained to predict
-            the next token.
-        annealing: Steps in which a pretrained decoder's attention opens from causal to full; 0 for full at once.
-        lora: Train adapters alone, and the rows of tokens that are new; null to train every weight.
+            modernbert, bert, ...; not used for a pretrained model.
+        sizes: Keys of that architecture's own configuration, such as `hidden_size`; for a pretrained model the keys
+            to change, such as `attention_dropout`.
         attention: `eager`, `sdpa`, another implementation that transformers knows, or `auto`, which
             chooses by device, precision and length.
-        time_conditioning: Whether the network is told the time; `auto` where the process needs it, which is
-            where a token that is seen may be noise.
+        time_conditioning: Whether the network takes the time; `auto`: only if the noise turns tokens into other
+            tokens.
+        shift: Whether each prediction is read one position earlier, for a decoder that was trained to predict
+            the next token.
+        annealing: Steps in which a pretrained decoder's attention opens from causal to full; 0 for full at once.
+        lora: Train only adapters and the embedding rows of new tokens; null to train every weight.
     """
 
     init: Literal["random", "pretrained"] = "random"
@@ -207,32 +210,55 @@ class Time:
     """Continuous time, or a chain of steps.
 
     Attributes:
-        steps: T, the chain's steps, at t = 1/T, 2/T, .. 1; null for continuous time.
+        steps: T, the number of steps of a chain with t = 1/T, 2/T, .. 1; null for continuous time.
     """
 
     steps: Positive | None = None
 
 
 @dataclass(frozen=True)
-class Optim:
-    """The optimizer and its schedule.
+class ObjectiveConfig:
+    """The training objective: what is minimised, and at which noise levels.
 
     Attributes:
-        name: `muon` updates the hidden matrices with Muon and everything else with AdamW; `adamw` all.
+        loss: `ce`, the cross-entropy of the predicted tokens; `elbo`, the bound; `hybrid-ce`, the bound plus a little
+            cross-entropy.
+        levels: How often each noise level is trained on: `even`, all alike; `bell`, mostly near one half; `clip`, only
+            those in an interval.
+    """
+
+    loss: Annotated[AnyWeighting, Field(discriminator="name")] = field(default_factory=CrossEntropy)
+    levels: Annotated[AnyLevels, Field(discriminator="name")] = field(default_factory=Clip)
+
+    def __post_init__(self) -> None:
+        if self.loss.weighted and not self.levels.complete:
+            raise ValueError(
+                f"loss {self.loss.name} is a bound only if every noise level is trained on, and levels "
+                f"{self.levels.name} leaves some out; set levels to even, or loss to ce"
+            )
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer and its learning rate.
+
+    Attributes:
+        name: `muon` updates the hidden matrices with Muon and everything else with AdamW; `adamw` updates everything
+            with AdamW.
         lr: AdamW's peak learning rate.
         muon_lr: Muon's peak learning rate.
         weight_decay: Decoupled weight decay of every matrix.
         betas: AdamW's moment decays.
         momentum: Muon's momentum.
         warmup: Steps of linear warm-up.
-        decay: The shape of the way from the peak to zero after the warm-up.
-        clip: Largest global gradient norm; null for none.
+        decay: How the learning rate falls from the peak to zero after the warm-up.
+        clip: Largest global gradient norm; null for no clipping.
     """
 
     name: Literal["muon", "adamw"] = "muon"
-    lr: Rate = 3e-3
-    muon_lr: Rate = 2e-2
-    weight_decay: Rate = 0.0
+    lr: NonNegative = 3e-3
+    muon_lr: NonNegative = 2e-2
+    weight_decay: NonNegative = 0.0
     betas: tuple[Share, Share] = (0.9, 0.95)
     momentum: Share = 0.95
     warmup: Annotated[int, Field(ge=0)] = 100
@@ -242,25 +268,25 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    """The loop.
+    """The training loop.
 
     Attributes:
         steps: Optimizer steps in the whole run.
-        batch_size: Sequences a step, over all processes.
-        micro_batch_size: Sequences of one forward on one process; null for as many as `batch_size` asks.
+        batch_size: Sequences in a step, over all processes.
+        micro_batch_size: Sequences in one forward pass on one process; null for all of a process's share at once.
         precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes in it.
-        compile: Compile the network by torch.compile: half a minute at the start, faster steps after it; wants a
-            C++ compiler on processors.
-        gradient_checkpointing: Keep the activations of layer boundaries alone and compute the rest again: less memory,
+        compile: Compile the network by torch.compile: half a minute at the start, faster steps after it; on CPUs it
+            needs a C++ compiler.
+        gradient_checkpointing: Keep only the activations at layer boundaries and recompute the rest: less memory,
             about a third more time.
-        ema: Width of the exponential moving average relative to the steps taken so far; 0 for none.
+        ema: Width of the exponential moving average relative to the steps taken so far; 0 for no average.
         log_every: Steps between two lines on the screen; the metrics file has every step.
         validate_every: Steps between two validations, each followed by a checkpoint.
         validate_sequences: How many sequences a validation scores.
-        validate_draws: Masked copies of each that it scores.
-        save_every: Steps between two further checkpoints; null for those at validations alone.
-        keep: How many checkpoints are kept, `best` and `last` apart.
-        sample_length: Tokens of the short sample after a validation; 0 for none.
+        validate_draws: How many noisy copies of each sequence it scores.
+        save_every: Steps between two further checkpoints; null for checkpoints at validations only.
+        keep: How many checkpoints are kept besides `best` and `last`.
+        sample_length: Tokens of the short sample after a validation; 0 for no sample.
         trackers: Accelerate trackers by name, such as tensorboard or wandb.
     """
 
@@ -283,21 +309,21 @@ class Train:
 
 @dataclass(frozen=True)
 class Config:
-    """One run, whole.
+    """One run.
 
     Attributes:
-        data: What is trained on.
+        data: The training and validation text.
         tokenizer: How text becomes ids.
         model: The network.
-        process: What noise does to a token: absorbing, uniform or hybrid.
-        schedule: How fast: alpha(t).
-        time: Continuous, or a chain of steps.
+        noise: What a corrupted token becomes: absorbing, uniform or hybrid.
+        schedule: alpha(t), the probability that a token is still clean.
+        time: Continuous time, or a chain of steps.
         parameterization: What the network's softmax is. For absorbing noise `subs`; for the others `mixture`,
-            p(x0 | xt), or `plug-in`, the prediction from all other tokens, which `auto` takes.
-        objective: The weighting of the training loss; evaluation always reports the true bound.
+            p(x0 | xt), or `plug-in`, the prediction from all other tokens; `auto` takes `subs` or `plug-in`.
+        objective: The training loss and its noise levels; evaluation always reports the true bound.
         optim: The optimizer.
-        train: The loop.
-        seed: Everything random in the run follows from it.
+        train: The training loop.
+        seed: Determines everything random in the run.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # reaches every dataclass below
@@ -305,11 +331,11 @@ class Config:
     data: Data
     tokenizer: Tokenizer = field(default_factory=Bytes)
     model: Model = field(default_factory=Model)
-    process: Annotated[AnyNoise, Field(discriminator="name")] = field(default_factory=get_args(AnyNoise)[0])
-    schedule: Annotated[Schedule, Field(discriminator="name")] = field(default_factory=get_args(Schedule)[0])
+    noise: Annotated[AnyNoise, Field(discriminator="name")] = field(default_factory=Absorbing)
+    schedule: Annotated[Schedule, Field(discriminator="name")] = field(default_factory=Linear)
     time: Time = field(default_factory=Time)
     parameterization: Literal["auto", "subs", "mixture", "plug-in"] = "auto"
-    objective: Annotated[AnyWeighting, Field(discriminator="name")] = field(default_factory=get_args(AnyWeighting)[0])
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     seed: int = 0
@@ -329,10 +355,10 @@ class Config:
         for key in ("annealing", "lora"):
             if getattr(model, key) and model.init == "random":
                 raise ValueError(f"model.{key}: it is for a pretrained model; set model.init and model.path")
-        valid = ("auto", "mixture", "plug-in") if self.process.randomises else ("auto", "subs")
+        valid = ("auto", "mixture", "plug-in") if self.noise.randomises else ("auto", "subs")
         if self.parameterization not in valid:
             raise ValueError(
-                f"parameterization: {self.parameterization!r} is not one of {self.process.name} noise; "
+                f"parameterization: {self.parameterization!r} is not one of {self.noise.name} noise; "
                 f"valid: {', '.join(valid)}"
             )
         if self.parameterization == "mixture" and self.time.steps is None:
@@ -340,3 +366,17 @@ class Config:
                 "parameterization: the mixture form has no finite bound in continuous time, but for a network that is "
                 "certain of what it sees as t falls to 0; give time.steps, or take plug-in"
             )
+
+    @property
+    def formulation(self) -> Formulation:
+        """The mathematics that this run asks for."""
+        randomises, asked = self.noise.randomises, self.model.time_conditioning
+        auto: Literal["plug-in", "subs"] = "plug-in" if randomises else "subs"
+        return Formulation(
+            noise=self.noise,
+            schedule=self.schedule,
+            steps=self.time.steps,
+            parameterization=auto if self.parameterization == "auto" else self.parameterization,
+            timed=randomises if asked == "auto" else asked,
+            shift=self.model.shift,
+        )

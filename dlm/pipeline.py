@@ -2,9 +2,9 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeGuard
+from typing import Self
 
 import torch
 from huggingface_hub import HfApi
@@ -14,24 +14,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm.config import Config, Pretrained
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.generate import State, generate
-from dlm.diffusion.reverse import reverse
-from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Margin, OneAtATime, Order, Random, TokenChoice
+from dlm.diffusion.formulation import NO_ORDER, Formulation
+from dlm.diffusion.process import Process
+from dlm.diffusion.rules import ReverseChain, Rule
+from dlm.diffusion.sample import State, sample
+from dlm.diffusion.unmask import Budget, Margin, Order, Random, TokenChoice
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.model.backbone import Backbone, attention_implementation, load_model
 from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
-from dlm.model.chunks import Read
-from dlm.model.clock import TimeEmbedding, load_clock
 from dlm.model.lora import is_adapter, load_merged
-from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, never_emitted, pieces, special_ids
-from dlm.recipe import Recipe
+from dlm.model.precision import Precision, in_precision
+from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
+from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, pieces, special_ids, vocabulary_of
 from dlm.template import Hole, Template, parse_template
 
 Watch = Callable[[State], None]
 """Called with every state of a sampler."""
-
-FEWEST_STEPS = 64
-"""Steps of a reverse chain for short texts, where one a token would be too coarse: its error falls like 1/T at best."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Sampler:
     """A point in the grid of samplers; see `dlm/diffusion/unmask.py`.
 
     Attributes:
-        order: Which masked positions first; None for what suits the task.
+        order: Which masked positions first; None for the budget's own, or else for what suits the task.
         budget: How many of them a step; None for one, or for the reverse chain where seen tokens may be noise.
         token: Which token each gets.
         block_length: Tokens a block, written from left to right; None for one block.
@@ -49,6 +47,31 @@ class Sampler:
     budget: Budget | None = None
     token: TokenChoice = field(default_factory=TokenChoice)
     block_length: int | None = None
+
+    def rule(self, formulation: Formulation, process: Process, suits: Order, tokens: int) -> Rule:
+        """What this asks of a model; see `Formulation.rule`.
+
+        Args:
+            formulation: The model's.
+            process: Its forward process.
+            suits: The order that suits the task.
+            tokens: How many are to be written.
+
+        Returns:
+            The rule.
+
+        Raises:
+            ConfigError: The model's noise knows no such order, budget or blocks.
+        """
+        try:
+            rule = formulation.rule(
+                process, self.token, order=self.order, budget=self.budget, suits=suits, tokens=tokens
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if isinstance(rule, ReverseChain) and self.block_length is not None:
+            raise ConfigError(NO_ORDER)
+        return rule
 
 
 @dataclass(frozen=True)
@@ -95,13 +118,13 @@ class DiffusionLM:
         model: The HuggingFace model.
         tokenizer: Its tokenizer.
         sidecar: What its run left beside it; None for a model that `dlm` did not train.
-        clock: What tells the model the time; None for a model that takes no time.
-        recipe: The choices it was trained with.
+        time_embedding: What tells the model the time; None for a model that takes no time.
+        formulation: The choices it was trained with.
         context: The longest sequence, in tokens.
         process: The forward process.
         denoiser: Predicts clean tokens; scores texts.
-        writer: The same without the unknown character; writes texts, which may end.
-        filler: The same without the end of text too; writes the inside of a text.
+        sampling_denoiser: The same with the unknown character forbidden; writes texts, which may end.
+        infilling_denoiser: The same with the end of text forbidden too; writes the inside of a text.
     """
 
     def __init__(
@@ -110,8 +133,8 @@ class DiffusionLM:
         tokenizer: PreTrainedTokenizerBase,
         *,
         sidecar: Sidecar | None = None,
-        precision: Literal["fp32", "bf16"] = "fp32",
-        clock: TimeEmbedding | None = None,
+        precision: Precision = "fp32",
+        time_embedding: TimeEmbedding | None = None,
         backbone: Backbone | None = None,
     ) -> None:
         """Puts a model and its tokenizer together.
@@ -121,15 +144,20 @@ class DiffusionLM:
             tokenizer: A tokenizer with distinct mask, padding and end-of-text tokens.
             sidecar: What its run left beside it.
             precision: What the network computes in; the log-probabilities are float32 or wider in any case.
-            clock: What tells the model the time.
+            time_embedding: What tells the model the time.
             backbone: The network made of both, where there is one already, such as one in training.
 
         Raises:
             CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
         """
         ids = special_ids(tokenizer)
-        self._backbone = backbone or Backbone(model, ids.pad, clock)
-        self.model, self.tokenizer, self.sidecar, self.clock = model, tokenizer, sidecar, self._backbone.clock
+        self._backbone = backbone or Backbone(model, ids.pad, time_embedding)
+        self.model, self.tokenizer, self.sidecar, self.time_embedding = (
+            model,
+            tokenizer,
+            sidecar,
+            self._backbone.time_embedding,
+        )
         self.precision = precision
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
@@ -141,13 +169,14 @@ class DiffusionLM:
         self.context = (
             sidecar.config.data.length if sidecar else int(getattr(model.config, "max_position_embeddings", 512))
         )
-        never = never_emitted(tokenizer, self._backbone.vocabulary)
-        self.recipe = Recipe.of(sidecar.config if sidecar else None)
-        self.process = self.recipe.process(self._backbone.vocabulary, ids.mask, never)
-        unknown = [] if ids.unknown is None else [ids.unknown]
-        barred: list[Sequence[int]] = [never, [*never, *unknown], [*never, *unknown, ids.end]]
-        self.denoiser, self.writer, self.filler = (
-            self.recipe.denoiser(self._network, unseen, self.process, ids.end) for unseen in barred
+        self.formulation = sidecar.config.formulation if sidecar else Formulation()
+        self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary))
+        network = in_precision(self._backbone, self.device, precision)
+        forbidden = self.process.vocabulary.forbidden
+        unspelled = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
+        self.denoiser, self.sampling_denoiser, self.infilling_denoiser = (
+            self.formulation.denoiser(network, self.process, ids_, ids.end)
+            for ids_ in (forbidden, unspelled, (*unspelled, ids.end))
         )
         self._end_id, self._pad_id = ids.end, ids.pad
 
@@ -158,7 +187,7 @@ class DiffusionLM:
         *,
         device: str | torch.device | None = None,
         attention: str = "auto",
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
     ) -> Self:
         """Loads a model.
 
@@ -182,9 +211,9 @@ class DiffusionLM:
         tokenizer = build_tokenizer(Pretrained(path), lambda: ())
         how = attention_implementation(attention, where, length)
         network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
-        timed = sidecar is not None and Recipe.of(sidecar.config).timed
-        clock = load_clock(path, network).to(where) if timed else None
-        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, clock=clock)  # type: ignore[arg-type]
+        timed = sidecar is not None and sidecar.config.formulation.timed
+        time_embedding = load_time_embedding(path, network).to(where) if timed else None
+        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=time_embedding)  # type: ignore[arg-type]
 
     @property
     def device(self) -> torch.device:
@@ -206,7 +235,7 @@ class DiffusionLM:
             CheckpointError: Something stands there already, or it cannot be written.
         """
         with whole_folder(Path(folder)) as draft:
-            write_model(draft, self.model, self.tokenizer, self.sidecar, self.clock)
+            write_model(draft, self.model, self.tokenizer, self.sidecar, self.time_embedding)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:
         """Uploads the model to the Hub; needs a login (`hf auth login`).
@@ -221,7 +250,7 @@ class DiffusionLM:
         api = HfApi()
         api.create_repo(name, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.clock)
+            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.time_embedding)
             return str(api.upload_folder(repo_id=name, folder_path=folder))
 
     def generate(
@@ -269,16 +298,18 @@ class DiffusionLM:
         length = room if length is None else length
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
-        sampler = self._suit(sampler or Sampler(), Random(), length)
+        sampler = sampler or Sampler()
+        rule = sampler.rule(self.formulation, self.process, Random(), length)
         row = given + [self.process.mask_id] * length
         samples = []
         for start in range(0, num, batch_size):
             indices = range(start, min(start + batch_size, num))
             final = self._write(
-                self.writer,
+                rule,
+                self.sampling_denoiser,
                 [row] * len(indices),
                 [[False] * len(given) + [True] * length] * len(indices),
-                sampler,
+                sampler.block_length,
                 [generator(seed, "sample", i) for i in indices],
                 self._end_id if prompt else None,
                 watch,
@@ -355,7 +386,8 @@ class DiffusionLM:
         """
         canvases = [self._lay_out(template) for template in templates]
         widest = max((sum(canvas.editable) for canvas in canvases), default=1)
-        sampler = self._suit(sampler or Sampler(), Margin(), widest)
+        sampler = sampler or Sampler()
+        rule = sampler.rule(self.formulation, self.process, Margin(), widest)
         jobs = [(text, alternative) for text in range(len(templates)) for alternative in range(num)]
         results: list[list[Infilling]] = [[] for _ in templates]
         for start in range(0, len(jobs), batch_size):
@@ -363,7 +395,8 @@ class DiffusionLM:
             rows = [canvases[text].ids for text, _ in part]
             editable = [canvases[text].editable for text, _ in part]
             streams = [generator(seed, "infill", *job) for job in part]
-            final = self._write(self.filler, rows, editable, sampler, streams, None, watch)
+            denoiser, blocks = self.infilling_denoiser, sampler.block_length
+            final = self._write(rule, denoiser, rows, editable, blocks, streams, None, watch)
             nats_B = self._conditional(final.x_BL, editable, draws, seed)
             for (text, _), ids, calls, nats in zip(
                 part, final.x_BL.tolist(), final.calls_B.tolist(), nats_B, strict=True
@@ -386,6 +419,7 @@ class DiffusionLM:
         Returns:
             Nats a text.
         """
+        self.model.eval()
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows: list[tuple[int, list[int]]] = []
         for index, ids in enumerate(encode(self.tokenizer, texts)):
@@ -396,21 +430,18 @@ class DiffusionLM:
             part = rows[start : start + batch_size]
             x0_BL, where_BL = self._pad([ids for _, ids in part], [[True] * len(ids) for _, ids in part])
             streams = [generator(seed, "nelbo", start + i) for i in range(len(part))]
-            terms_RBL = self.recipe.estimator(draws)(self.denoiser, self.process, x0_BL, streams, where_BL)
+            terms_RBL = self.formulation.estimator(draws)(self.denoiser, self.process, x0_BL, streams, where_BL)
             for (index, _), value in zip(part, terms_RBL.mean(0).sum(1).tolist(), strict=True):
                 nats[index] += value
         return nats
 
-    def _network(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, read: Read | None = None) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self._backbone(xt_BL, t_B, select_BL, read)
-
     def _write(
         self,
+        rule: Rule,
         denoiser: Denoiser,
         rows: Sequence[list[int]],
         editable: Sequence[list[bool]],
-        sampler: Sampler,
+        block_length: int | None,
         generators: Sequence[torch.Generator],
         stop_id: int | None,
         watch: Watch | None,
@@ -418,71 +449,25 @@ class DiffusionLM:
         """Runs the sampler to its end and returns the last state."""
         self.model.eval()
         canvas_BL, editable_BL = self._pad(rows, editable)
-        assert sampler.order and sampler.budget
-        if self._by_clock(sampler.budget):
-            steps = sampler.budget.steps
-            states = reverse(
-                denoiser, self.process, canvas_BL, editable_BL, steps=steps, token=sampler.token, generators=generators
-            )
-        else:
-            states = generate(
-                self._by_share(denoiser) if self.recipe.timed else denoiser,
-                canvas_BL,
-                editable_BL,
-                mask_id=self.process.mask_id,
-                order=sampler.order,
-                budget=sampler.budget,
-                token=sampler.token,
-                generators=generators,
-                block_length=sampler.block_length,
-                stop_id=stop_id,
-            )
-        for state in states:
+        for state in sample(
+            rule,
+            denoiser,
+            canvas_BL,
+            editable_BL,
+            generators=generators,
+            block_length=block_length,
+            stop_id=stop_id,
+        ):
             if watch:
                 watch(state)
         return state
-
-    def _suit(self, sampler: Sampler, order: Order, tokens: int) -> Sampler:
-        """Fills in what the sampler leaves open, and refuses what cannot work with this process."""
-        budget = sampler.budget
-        if self.process.absorbing:
-            own = self.recipe.steps if isinstance(order, Random) and sampler.order is None else None
-            budget = budget or (Ancestral(own) if own else OneAtATime())
-        else:
-            name = self.process.noise.name
-            if isinstance(budget, FixedSteps) and budget.grid == "linear":
-                budget = Ancestral(budget.steps)
-            budget = budget or Ancestral(self.recipe.steps or max(tokens, FEWEST_STEPS))
-            if not isinstance(budget, Ancestral):
-                raise ConfigError(f"this model's noise is {name}: the only budget for it is --steps N, evenly spaced")
-        if self._by_clock(budget) and (sampler.order is not None or sampler.block_length is not None):
-            raise ConfigError(
-                "the reverse chain, by which this model writes here, goes by the clock: it has no order and no blocks; "
-                "leave --order and --block-length out"
-            )
-        if isinstance(budget, Ancestral) and budget.schedule is None:
-            budget = replace(budget, schedule=self.process.schedule)
-        return replace(sampler, order=sampler.order or order, budget=budget)
-
-    def _by_clock(self, budget: Budget) -> TypeGuard[Ancestral]:
-        """Whether the reverse chain writes, and not the loop that goes by what is masked."""
-        return isinstance(budget, Ancestral) and (self.recipe.timed or not self.process.absorbing)
-
-    def _by_share(self, denoiser: Denoiser) -> Denoiser:
-        """Tells the denoiser the time at which as many tokens are masked as there are, where no clock runs."""
-
-        def timed(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-            # What stands for t here is the share; alpha may not reach 0 or 1.
-            return denoiser(xt_BL, self.process.schedule.inverse(1.0 - t_B).clamp(0.0, 1.0), select_BL)
-
-        return timed
 
     @torch.inference_mode()
     def _conditional(self, x0_BL: Tensor, editable: Sequence[list[bool]], draws: int, seed: int) -> list[float]:
         """Bounds of -log p(written | given), in nats, the same masks for every alternative."""
         _, where_BL = self._pad([[]] * len(editable), editable)
         streams = [generator(seed, "rank") for _ in editable]
-        terms_RBL = self.recipe.estimator(draws)(self.filler, self.process, x0_BL, streams, where_BL)
+        terms_RBL = self.formulation.estimator(draws)(self.infilling_denoiser, self.process, x0_BL, streams, where_BL)
         nats: list[float] = terms_RBL.mean(0).sum(1).tolist()
         return nats
 

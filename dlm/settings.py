@@ -1,4 +1,4 @@
-"""YAML and overrides become a configuration, or one line that says what is wrong.
+"""Reads a configuration from YAML and overrides; a mistake is one line that names the key.
 
 A run has one complete file; there is no inheritance and nothing is read from the environment.
 """
@@ -17,13 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from dlm.config import Config
 from dlm.errors import ConfigError
+from dlm.spellings import translate_override, translate_tree
 
-CHOICES = ("tokenizer", "process", "schedule", "objective")
-"""Keys whose value is `{name: ..., ...}`; `--set` takes the bare name for them."""
+CHOICES = ("tokenizer", "noise", "schedule", "objective.loss", "objective.levels")
+"""Keys whose value is `{name: ..., ...}`; files and `--set` may give the bare name for them."""
 
 
 def default_config_path() -> Path:
-    """The configuration that `dlm train` uses when it is given none: `configs/tiny.yaml`, in a wheel or a clone."""
+    """The default configuration of `dlm train`: `configs/tiny.yaml`, in a wheel or a clone."""
     package = Path(__file__).parent
     return next(p for p in (package / "configs/tiny.yaml", package.parent / "configs/tiny.yaml") if p.exists())
 
@@ -51,8 +52,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
+    tree = _normalise(tree)
     for override in overrides:
-        _set(tree, override)
+        tree = _override(tree, override)
     return parse_config(tree)
 
 
@@ -60,7 +62,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     """Validates a tree of plain values, as YAML gives it.
 
     Args:
-        tree: Keys and values in the shape of `Config`.
+        tree: Keys and values in the shape of `Config`, or in an older spelling of it. It is left unchanged.
 
     Returns:
         The validated configuration.
@@ -68,6 +70,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: A key or a value is not valid.
     """
+    tree = _normalise(tree)
     try:
         config = _adapter().validate_python(tree)
     except ValidationError as error:
@@ -83,7 +86,7 @@ def dump_config(config: Config) -> dict[str, Any]:
 
 
 def _check_booleans(given: Any, taken: Any, key: str) -> None:
-    """Refuses true and false where a number is wanted, which Python takes for 1 and 0."""
+    """Refuses true and false for a number, because Python takes them for 1 and 0."""
     if isinstance(given, Mapping) and isinstance(taken, Mapping):
         for name in given:
             _check_booleans(given[name], taken.get(name), f"{key}.{name}".lstrip("."))
@@ -95,7 +98,7 @@ def _check_booleans(given: Any, taken: Any, key: str) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `3e-4` as text; this reads it as the number it is in YAML 1.2."""
+    """Reads `3e-4` as a number, as YAML 1.2 does; YAML 1.1 reads it as text."""
 
 
 _Loader.add_implicit_resolver(
@@ -108,8 +111,18 @@ def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
 
 
-def _set(tree: dict[str, Any], override: str) -> None:
-    """Puts `dotted.key=value` into the tree."""
+def _normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree in the present spelling, where every choice is `{name: ..., ...}`."""
+    normal = translate_tree(tree)
+    for choice in CHOICES:
+        keys = choice.split(".")
+        if isinstance(name := _get(normal, keys), str):
+            normal = _put(normal, keys, {"name": name})
+    return normal
+
+
+def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """The tree with `dotted.key=value` put in."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set takes key=value, got {override!r}; for example --set optim.lr=3e-4")
@@ -117,18 +130,30 @@ def _set(tree: dict[str, Any], override: str) -> None:
         value = yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML") from error
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        child = tree.get(parent)
-        tree[parent] = dict(child) if isinstance(child, dict) else {}
-        tree = tree[parent]
-    if isinstance(value, str) and key.strip() in CHOICES:
-        value = {"name": value}  # `--set tokenizer=bytes` swaps the choice, and with it its settings
-    tree[last] = value
+    changed = dict(tree)
+    for name, part in translate_override(key.strip(), value):
+        changed = _put(changed, name.split("."), part)
+    return _normalise(changed)  # so that the next one finds a bare name spelled out
+
+
+def _get(tree: Any, keys: Sequence[str]) -> Any:
+    """What stands at a key of a tree, or None."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _put(tree: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of the tree with a value at a key; parents that are not trees are replaced."""
+    first, *rest = keys
+    if rest:
+        child = tree.get(first)
+        value = _put(child if isinstance(child, Mapping) else {}, rest, value)
+    return {**tree, first: value}
 
 
 def _explain(error: ValidationError) -> str:
-    """The first complaint in one line: the dotted key, what it got, what it takes."""
+    """The first error in one line: the dotted key, the value received and the valid ones."""
     first = error.errors()[0]
     parts, names = _walk(first["loc"])
     key, got = ".".join(parts), f"{first['input']!r:.80}"
@@ -170,7 +195,7 @@ def _walk(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
 
 
 def _dataclasses(hint: Any) -> Iterator[Any]:
-    """Every dataclass in a type: itself, or the members of a union."""
+    """The dataclasses in a type: itself, or the members of a union."""
     if dataclasses.is_dataclass(hint):
         yield hint
     elif get_origin(hint) in (Union, types.UnionType, Annotated):

@@ -18,10 +18,9 @@ from dlm.diffusion.draws import generator
 from dlm.errors import DlmError
 from dlm.model.backbone import build_model
 from dlm.model.checkpoint import Sidecar
-from dlm.model.clock import build_clock
+from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.pipeline import DiffusionLM
-from dlm.recipe import Recipe
 from dlm.settings import parse_config
 
 TINY = {
@@ -37,7 +36,7 @@ TINY = {
 MakeLM = Callable[..., DiffusionLM]
 """(tokenizer, context, keys of the configuration=..) -> a random model.
 
-It has wide weights, so that its predictions are far from uniform, and those of its clock, if it has one, are too.
+Its weights are wide, so that its predictions are far from uniform; so are those of its time embedding, if it has one.
 """
 
 
@@ -93,11 +92,11 @@ def make_lm(tiny_config: Config) -> MakeLM:
             seed=0,
         )
         config = parse_config({"data": {"train": {"format": "text", "path": "none.txt"}, "length": length}, **keys})
-        clock = None
-        if Recipe.of(config).timed:
-            clock = build_clock(model, 0)
-            torch.nn.init.normal_(clock.fall.weight, std=0.3, generator=generator("clock"))
-        return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0), clock=clock)
+        time_embedding = None
+        if config.formulation.timed:
+            time_embedding = build_time_embedding(model, 0)
+            torch.nn.init.normal_(time_embedding.down.weight, std=0.3, generator=generator("clock"))
+        return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0), time_embedding=time_embedding)
 
     return make
 

@@ -8,8 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Characters, Time
-from dlm.diffusion.generate import State
+from dlm.diffusion.formulation import FEWEST_STEPS
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import FunctionNetwork, Network, NetworkInput
+from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import (
     Ancestral,
     Budget,
@@ -26,16 +28,17 @@ from dlm.diffusion.unmask import (
 from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
 from dlm.model.tokenizer import build_tokenizer
-from dlm.pipeline import FEWEST_STEPS, DiffusionLM, Sampler
+from dlm.pipeline import DiffusionLM, Sampler
 from tests.conftest import MakeLM, Refused
 from tests.evaluate.test_corpus_likelihood import DOCUMENTS, Packing, assert_close, cut
+from tests.support.networks import ask
 
 KINDS: dict[str, dict[str, Any]] = {
-    "uniform": {"process": {"name": "uniform"}},
-    "uniform-mixture": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
-    "hybrid": {"process": {"name": "hybrid", "share": 0.3}, "schedule": {"name": "cosine"}},
-    "geometric": {"process": {"name": "hybrid"}, "schedule": {"name": "geometric"}, "time": {"steps": 20}},
-    "timeless": {"process": {"name": "uniform"}, "model": {"time_conditioning": False}},
+    "uniform": {"noise": {"name": "uniform"}},
+    "uniform-mixture": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "hybrid": {"noise": {"name": "hybrid", "share": 0.3}, "schedule": {"name": "cosine"}},
+    "geometric": {"noise": {"name": "hybrid"}, "schedule": {"name": "geometric"}, "time": {"steps": 20}},
+    "timeless": {"noise": {"name": "uniform"}, "model": {"time_conditioning": False}},
     "timed-masks": {"model": {"time_conditioning": True}, "schedule": {"name": "cosine"}},
 }
 MIXING = [kind for kind in KINDS if kind != "timed-masks"]
@@ -96,7 +99,7 @@ def test_the_prompt_and_what_stands_outside_the_holes_are_never_touched(lm: Diff
 
 
 def test_by_default_the_reverse_chain_takes_the_models_own_steps(mixing: DiffusionLM) -> None:
-    assert steps_of(mixing, length=5) == (mixing.recipe.steps or FEWEST_STEPS)
+    assert steps_of(mixing, length=5) == (mixing.formulation.steps or FEWEST_STEPS)
 
 
 def test_by_default_a_long_text_takes_a_step_a_token(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> None:
@@ -110,19 +113,20 @@ def test_steps_are_the_steps_of_the_reverse_chain(mixing: DiffusionLM) -> None:
         assert steps_of(mixing, length=5, sampler=Sampler(budget=FixedSteps(steps))) == steps
 
 
-def test_the_network_is_told_the_clocks_time_in_a_reverse_chain(mixing: DiffusionLM) -> None:
+def test_the_network_is_told_the_time_of_the_chain_in_a_reverse_chain(mixing: DiffusionLM) -> None:
     told: list[Tensor] = []
-    inner = mixing._network
+    inner: Network = mixing.sampling_denoiser.network  # type: ignore[attr-defined]
 
-    def spy(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def spy(inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         told.append(t_B)
-        return inner(xt_BL, t_B, select_BL)
+        return ask(inner, xt_BL, t_B, select_BL)
 
-    mixing.writer.network = spy  # type: ignore[attr-defined]
+    mixing.sampling_denoiser.network = FunctionNetwork(spy)  # type: ignore[attr-defined]
     try:
         mixing.generate(num=2, length=6, sampler=FEW)
     finally:
-        mixing.writer.network = inner  # type: ignore[attr-defined]
+        mixing.sampling_denoiser.network = inner  # type: ignore[attr-defined]
     assert [t_B.tolist() for t_B in told] == [[k / 4] * 2 for k in (4, 3, 2, 1)]
 
 
@@ -164,7 +168,7 @@ def test_orders_and_blocks_are_refused_where_no_token_is_settled(
 @pytest.mark.parametrize(
     "sampler", [Sampler(Confidence(), Ancestral(4)), Sampler(None, Ancestral(4), block_length=2)], ids=repr
 )
-def test_with_a_clock_a_reverse_chain_of_masks_has_no_order_and_no_blocks_either(
+def test_with_a_time_embedding_a_reverse_chain_of_masks_has_no_order_and_no_blocks_either(
     timed_masks: DiffusionLM, refused: Refused, sampler: Sampler
 ) -> None:
     with refused(ConfigError, "reverse chain", "--order", "--block-length"):
@@ -178,7 +182,7 @@ def test_token_choices_are_taken(mixing: DiffusionLM) -> None:
     assert ids != mixing.generate(num=2, length=6, sampler=Sampler(budget=Ancestral(1)), seed=3)
 
 
-def test_masks_with_a_clock_are_unmasked_in_any_order(timed_masks: DiffusionLM) -> None:
+def test_masks_with_a_time_embedding_are_unmasked_in_any_order(timed_masks: DiffusionLM) -> None:
     for sampler in (
         Sampler(),
         Sampler(LeftToRight(), FixedSteps(4)),
@@ -188,17 +192,18 @@ def test_masks_with_a_clock_are_unmasked_in_any_order(timed_masks: DiffusionLM) 
         (sample,) = timed_masks.generate(length=9, sampler=sampler)
         assert len(sample.ids) == 9 and 1 <= sample.calls <= 9
     told: list[Tensor] = []
-    inner = timed_masks._network
+    inner: Network = timed_masks.sampling_denoiser.network  # type: ignore[attr-defined]
 
-    def spy(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def spy(inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         told.append(timed_masks.process.schedule.alpha(t_B) - (xt_BL != timed_masks.process.mask_id).double().mean(1))
-        return inner(xt_BL, t_B, select_BL)
+        return ask(inner, xt_BL, t_B, select_BL)
 
-    timed_masks.writer.network = spy  # type: ignore[attr-defined]
+    timed_masks.sampling_denoiser.network = FunctionNetwork(spy)  # type: ignore[attr-defined]
     try:
         timed_masks.generate(length=9)
     finally:
-        timed_masks.writer.network = inner  # type: ignore[attr-defined]
+        timed_masks.sampling_denoiser.network = inner  # type: ignore[attr-defined]
     assert len(told) == 9  # and each time the share of clean tokens is what the schedule says for it
     torch.testing.assert_close(torch.cat(told), torch.zeros(9, dtype=torch.float64), atol=1e-6, rtol=0)
 
@@ -222,7 +227,7 @@ def test_alternatives_are_ranked_by_their_own_bound(lm: DiffusionLM) -> None:
 
 
 def test_a_score_is_the_estimators_own(lm: DiffusionLM) -> None:
-    assert lm.recipe.estimator(8) == Estimator(8, lm.recipe.steps, lm.recipe.timed)
+    assert lm.formulation.estimator(8) == Estimator(8, lm.formulation.steps, lm.formulation.timed)
     nats = lm.nelbo(["a text", "another, which is longer than one row of the context"], draws=8)
     assert all(n > 0 for n in nats) and nats[1] > nats[0]
     assert nats == pytest.approx(
@@ -238,7 +243,7 @@ def test_a_report_is_the_pipelines_own_score(lm: DiffusionLM) -> None:
     mean = sum(nats) / len(nats)
     assert abs(mean - report.nats_per_token) < 6.0 * max(report.monte_carlo_se, spread)
     assert report.estimator == "times" and report.process == lm.process.noise.name
-    assert (report.schedule, report.steps) == (lm.process.schedule.name, lm.recipe.steps)
+    assert (report.schedule, report.steps) == (lm.process.schedule.name, lm.formulation.steps)
 
 
 def test_a_report_says_what_the_ends_cost(lm: DiffusionLM) -> None:
@@ -254,7 +259,7 @@ def test_a_report_says_what_the_ends_cost(lm: DiffusionLM) -> None:
 
 def test_the_chain_of_a_report_can_be_chosen(lm: DiffusionLM, refused: Refused) -> None:
     sequences = cut(lm.tokenizer, DOCUMENTS, "pack")
-    mixture = lm.recipe.noise.randomises and not lm.recipe.plug_in
+    mixture = lm.formulation.parameterization == "mixture"
     if mixture:
         with refused(ConfigError, "no finite bound in continuous time", "a number of steps"):
             evaluate_likelihood(lm, sequences, draws=4, time=Time(None))
@@ -262,7 +267,7 @@ def test_the_chain_of_a_report_can_be_chosen(lm: DiffusionLM, refused: Refused) 
         report = evaluate_likelihood(lm, sequences, draws=4, time=Time(steps))
         assert report.steps == steps and report.estimator == "times"
     own = evaluate_likelihood(lm, sequences, draws=4)
-    assert own == evaluate_likelihood(lm, sequences, draws=4, time=Time(lm.recipe.steps))
+    assert own == evaluate_likelihood(lm, sequences, draws=4, time=Time(lm.formulation.steps))
 
 
 @pytest.mark.parametrize("packing", ["pack", "pad"])

@@ -8,15 +8,18 @@ import pytest
 import torch
 import yaml
 
-from dlm.config import Bpe, Bytes, Config, Optim, Pretrained, Source, Time
-from dlm.diffusion.denoiser import PlugIn, Subs
+from dlm.config import Bpe, Bytes, Config, ObjectiveConfig, Optim, Pretrained, Source, Time
+from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser
+from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.levels import Bell, Clip, Even
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import FunctionNetwork
 from dlm.diffusion.noise import Absorbing, Hybrid, Uniform
-from dlm.diffusion.objective import Bell, Clip, Elbo, MaskedObjective, TimedObjective
+from dlm.diffusion.objective import MaskedObjective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Polynomial
+from dlm.diffusion.weighting import CrossEntropy, Elbo, HybridCrossEntropy
 from dlm.errors import ConfigError
-from dlm.recipe import Recipe
 from dlm.settings import dump_config, load_config, parse_config
 from tests.conftest import Refused
 
@@ -32,11 +35,11 @@ CHANGED = {
     "tokenizer": {"name": "bpe", "size": 300},
     "model": {"architecture": "bert", "sizes": {"hidden_size": 64, "rope": {"theta": 1e-9}}, "attention": "eager"}
     | {"time_conditioning": True},
-    "process": {"name": "hybrid", "share": 0.3},
+    "noise": {"name": "hybrid", "share": 0.3},
     "schedule": {"name": "geometric", "sigma_min": 0.01, "sigma_max": 10.0},
     "time": {"steps": 50},
     "parameterization": "mixture",
-    "objective": {"name": "bell", "concentration": 5},
+    "objective": {"loss": {"name": "hybrid-ce", "coefficient": 0.5}, "levels": {"name": "bell", "concentration": 5}},
     "optim": {"name": "adamw", "lr": 3e-4, "betas": [0.8, 0.9], "clip": None, "decay": "cosine", "warmup": 0},
     "train": {"steps": 7, "micro_batch_size": 2, "ema": 0.1, "trackers": ["tensorboard", "wandb"]},
     "seed": -3,
@@ -64,12 +67,13 @@ def test_what_the_file_does_not_say_is_the_default() -> None:
 def test_every_value_of_the_file_arrives_with_its_type(book: Path) -> None:
     config = load_config(book)
     assert config.data.validation == Source("hub", "owner/name", split="test", subset="en")
-    assert config.tokenizer == Bpe(size=300) and config.objective == Bell(5)
+    assert config.tokenizer == Bpe(size=300)
+    assert config.objective == ObjectiveConfig(HybridCrossEntropy(0.5), Bell(5))
     assert config.optim == Optim("adamw", lr=3e-4, betas=(0.8, 0.9), clip=None, decay="cosine", warmup=0)
     assert config.train.trackers == ("tensorboard", "wandb")
     assert config.model.sizes == {"hidden_size": 64, "rope": {"theta": 1e-9}}
     assert (config.data.packing, config.data.length, config.seed) == ("pad", 77, -3)
-    assert config.process == Hybrid(0.3) and config.schedule == Geometric(0.01, 10.0) and config.time == Time(50)
+    assert config.noise == Hybrid(0.3) and config.schedule == Geometric(0.01, 10.0) and config.time == Time(50)
     assert config.parameterization == "mixture" and config.model.time_conditioning is True
 
 
@@ -89,7 +93,7 @@ def test_what_is_written_is_complete() -> None:
     plain = dump_config(parse_config(LEAST))
     assert set(plain) == {f.name for f in dataclasses.fields(Config)}
     assert set(plain["optim"]) == {f.name for f in dataclasses.fields(Optim)}
-    assert plain["objective"] == {"name": "elbo"}
+    assert plain["objective"] == {"loss": {"name": "ce"}, "levels": {"name": "clip", "low": 0.2, "high": 0.8}}
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -141,15 +145,17 @@ def test_an_override_may_hold_equals_signs_and_spaces(book: Path) -> None:
 
 def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(book: Path) -> None:
     assert load_config(book, ["tokenizer=bytes"]).tokenizer == Bytes()
-    assert load_config(book, ["objective=elbo"]).objective == Elbo()
-    assert load_config(book, ["objective=bell"]).objective == Bell()
+    assert load_config(book, ["objective.loss=elbo"]).objective == ObjectiveConfig(Elbo(), Bell(5))
+    assert load_config(book, ["objective.levels=even"]).objective == ObjectiveConfig(HybridCrossEntropy(0.5), Even())
     assert load_config(book, ["tokenizer={name: pretrained, path: gpt2}"]).tokenizer == Pretrained("gpt2")
-    assert load_config(book, ["objective.concentration=7"]).objective == Bell(7)
-    assert load_config(book, ["objective=clip", "objective.low=0.4"]).objective == Clip(low=0.4)
-    assert load_config(book, ["process=uniform"]).process == Uniform()
-    assert load_config(book, ["process=hybrid"]).process == Hybrid()
-    assert load_config(book, ["process.share=0.7"]).process == Hybrid(0.7)
-    assert load_config(book, ["process=absorbing", "parameterization=auto"]).process == Absorbing()
+    assert load_config(book, ["objective.levels={name: bell, concentration: 3}"]).objective.levels == Bell(3)
+    assert load_config(book, ["objective.levels.concentration=7"]).objective.levels == Bell(7)
+    clipped = load_config(book, ["objective.loss=ce", "objective.levels=clip", "objective.levels.low=0.4"])
+    assert clipped.objective == ObjectiveConfig(CrossEntropy(), Clip(low=0.4))
+    assert load_config(book, ["noise=uniform"]).noise == Uniform()
+    assert load_config(book, ["noise=hybrid"]).noise == Hybrid()
+    assert load_config(book, ["noise.share=0.7"]).noise == Hybrid(0.7)
+    assert load_config(book, ["noise=absorbing", "parameterization=auto"]).noise == Absorbing()
     assert load_config(book, ["schedule=cosine"]).schedule == Cosine()
     assert load_config(book, ["schedule=polynomial", "schedule.power=3"]).schedule == Polynomial(power=3.0)
 
@@ -164,7 +170,10 @@ def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(boo
         ("data.train.feild=x", ["unknown configuration key data.train.feild", "did you mean field?"]),
         ("data.validation.splitt=x", ["unknown configuration key data.validation.splitt", "did you mean split?"]),
         ("tokenizer.sise=300", ["unknown configuration key tokenizer.sise", "did you mean size?"]),
-        ("objective.consentration=3", ["unknown configuration key objective.consentration", "concentration?"]),
+        ("objective.levels.consentration=3", ["key objective.levels.consentration", "did you mean concentration?"]),
+        ("objective.loss.coeficient=3", ["key objective.loss.coeficient", "did you mean coefficient?"]),
+        ("objective.lose=ce", ["unknown configuration key objective.lose", "did you mean loss?", "loss, levels"]),
+        ("objective.weighting=ce", ["unknown configuration key objective.weighting", "valid here: loss, levels"]),
         ("train.zzz=3", ["unknown configuration key train.zzz", "valid here: steps, batch_size"]),
         # a bad value: its key, what it got, what it takes
         ("optim.lr=fast", ["optim.lr:", "number", "'fast'"]),
@@ -194,22 +203,31 @@ def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(boo
         ("data.packing=fold", ["data.packing:", "'pack'", "'pad'"]),
         ("data.held_out.by=luck", ["data.held_out.by:", "'documents'", "'tail'"]),
         ("tokenizer=words", ["tokenizer.name:", "unknown choice 'words'", "bytes, characters, bpe, pretrained"]),
-        ("objective.name=mse", ["objective.name:", "unknown choice 'mse'", "elbo, ce, bell"]),
+        ("objective.loss=mse", ["objective.loss.name:", "unknown choice 'mse'", "elbo, ce, hybrid-ce"]),
+        ("objective.loss.name=mse", ["objective.loss.name:", "unknown choice 'mse'", "elbo, ce, hybrid-ce"]),
+        ("objective.levels=low", ["objective.levels.name:", "unknown choice 'low'", "even, bell, clip"]),
+        ("objective.levels={low: 0.3}", ["objective.levels:", "{name: ...}"]),
+        ("objective.levels=3", ["objective.levels:", "3"]),
+        ("objective=3", ["objective:", "3"]),
+        ("objective.levels.concentration=true", ["objective.levels.concentration: expected a number, got True"]),
         ("tokenizer={size: 300}", ["tokenizer:", "{name: ...}"]),
-        ("process=gaussian", ["process.name:", "unknown choice 'gaussian'", "absorbing, uniform, hybrid"]),
+        ("noise=gaussian", ["noise.name:", "unknown choice 'gaussian'", "absorbing, uniform, hybrid"]),
         ("schedule=steep", ["schedule.name:", "unknown choice 'steep'", "linear, cosine, polynomial, geometric"]),
-        ("process.shar=0.2", ["unknown configuration key process.shar", "did you mean share?"]),
-        ("process.share=1", ["process: share must be above 0 and below 1, got 1.0"]),
+        ("noise.shar=0.2", ["unknown configuration key noise.shar", "did you mean share?"]),
+        ("noise.share=1", ["noise: share must be above 0 and below 1, got 1.0"]),
         ("schedule.sigma_min=30", ["schedule: 0 < sigma_min < sigma_max must hold, got 30.0 and 10.0"]),
         ("schedule={name: polynomial, power: 0}", ["schedule: power must be above 0, got 0.0"]),
-        ("objective={name: clip, low: 0.9, high: 0.1}", ["objective: 0 <= low < high <= 1", "0.9 and 0.1"]),
-        ("objective={name: hybrid-ce, coefficient: 0}", ["objective: coefficient must be above 0, got 0.0"]),
+        ("objective.levels={name: clip, low: 0.9, high: 0.1}", ["objective.levels: 0 <= low < high", "0.9 and 0.1"]),
+        ("objective.levels.concentration=0", ["objective.levels: concentration must be from 1 to 16, got 0"]),
+        ("objective.loss.coefficient=0", ["objective.loss: coefficient must be above 0, got 0.0"]),
+        # a bound at some noise levels alone
+        ("objective.levels=clip", ["objective: loss hybrid-ce", "levels clip", "set levels to even, or loss to ce"]),
         ("time.steps=0", ["time.steps:", "greater than 0"]),
         ("time=50", ["time:", "50"]),
         ("model.time_conditioning=maybe", ["model.time_conditioning", "'maybe'"]),
         # a parameterization of another kind of noise
         ("parameterization=subs", ["parameterization: 'subs' is not one of hybrid noise", "auto, mixture, plug-in"]),
-        ("process=absorbing", ["parameterization: 'mixture' is not one of absorbing noise; valid: auto, subs"]),
+        ("noise=absorbing", ["parameterization: 'mixture' is not one of absorbing noise; valid: auto, subs"]),
         ("parameterization=x0", ["parameterization:", "'x0'"]),
         ("time.steps=null", ["no finite bound in continuous time", "give time.steps, or take plug-in"]),
         # a missing key
@@ -259,7 +277,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refus
 
 
 @pytest.mark.parametrize(
-    ("process", "parameterization", "plug_in"),
+    ("noise", "parameterization", "plug_in"),
     [
         ("absorbing", "auto", False),
         ("absorbing", "subs", False),
@@ -270,32 +288,39 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path, refus
         ("hybrid", "mixture", False),
     ],
 )
-def test_auto_is_what_suits_the_noise(process: str, parameterization: str, plug_in: bool) -> None:
-    tree = {**LEAST, "process": {"name": process}, "parameterization": parameterization, "time": {"steps": 9}}
-    recipe = Recipe.of(parse_config(tree))
-    assert recipe.plug_in == plug_in and recipe.timed == (process != "absorbing")
+def test_auto_is_what_suits_the_noise(noise: str, parameterization: str, plug_in: bool) -> None:
+    tree = {**LEAST, "noise": {"name": noise}, "parameterization": parameterization, "time": {"steps": 9}}
+    formulation = parse_config(tree).formulation
+    assert (formulation.parameterization == "plug-in") == plug_in and formulation.timed == (noise != "absorbing")
     for asked in (False, True):
-        assert Recipe.of(parse_config({**tree, "model": {"time_conditioning": asked}})).timed == asked
+        assert parse_config({**tree, "model": {"time_conditioning": asked}}).formulation.timed == asked
 
 
-def test_a_recipe_is_the_mathematics_that_the_configuration_asks_for() -> None:
-    plain = Recipe.of(parse_config(LEAST))
-    assert plain == Recipe.of(None) == Recipe()
-    assert plain.objective(Elbo()) == MaskedObjective(Elbo()) and plain.estimator(8) == Estimator(8)
-    recipe = Recipe.of(parse_config(CHANGED))
-    assert recipe == Recipe(Hybrid(0.3), Geometric(0.01, 10.0), steps=50, plug_in=False, timed=True)
-    assert recipe.objective(Bell(5)) == TimedObjective(Bell(5), 50) and recipe.estimator(8) == Estimator(8, 50, True)
-    chain = Recipe.of(parse_config({**LEAST, "time": {"steps": 7}}))
-    assert chain.objective(Elbo()) == MaskedObjective(Elbo(), 7) and chain.estimator(4) == Estimator(4, 7, False)
-    timed = Recipe.of(parse_config({**LEAST, "model": {"time_conditioning": True}}))
-    assert timed.objective(Elbo()) == TimedObjective(Elbo()) and timed.estimator(4) == Estimator(4, None, True)
-    process = recipe.process(7, 2, [0, 2, 5])
+def test_a_formulation_is_the_mathematics_that_the_configuration_asks_for() -> None:
+    plain = parse_config(LEAST).formulation
+    assert plain == Formulation()
+    assert plain.objective(Elbo(), Even()) == MaskedObjective(Elbo(), Even()) and plain.estimator(8) == Estimator(8)
+    mixture = parse_config(CHANGED).formulation
+    assert mixture == Formulation(Hybrid(0.3), Geometric(0.01, 10.0), 50, "mixture", timed=True)
+    assert mixture.objective(CrossEntropy(), Bell(5)) == TimedObjective(
+        CrossEntropy(), Bell(5), 50
+    ) and mixture.estimator(8) == Estimator(8, 50, True)
+    chain = parse_config({**LEAST, "time": {"steps": 7}}).formulation
+    assert chain.objective(Elbo(), Even()) == MaskedObjective(Elbo(), Even(), 7) and chain.estimator(4) == Estimator(
+        4, 7, False
+    )
+    timed = parse_config({**LEAST, "model": {"time_conditioning": True}}).formulation
+    assert timed.objective(Elbo(), Even()) == TimedObjective(Elbo(), Even()) and timed.estimator(4) == Estimator(
+        4, None, True
+    )
+    process = mixture.process(Vocabulary(7, 2, (0, 2, 5)))
     assert process == Process(Hybrid(0.3), Geometric(0.01, 10.0), Vocabulary(7, 2, (0, 2, 5)))
+    network = FunctionNetwork(lambda inputs: torch.zeros(1, 7))
     kinds = [
-        type(each.denoiser(lambda x, t, s: torch.zeros(1, 7), [2], process, 0))
-        for each in (Recipe(plug_in=True), Recipe())
+        type(each.denoiser(network, process, [2], 0))
+        for each in (Formulation(Hybrid(0.3), parameterization="plug-in"), Formulation())
     ]
-    assert kinds == [PlugIn, Subs]
+    assert kinds == [LeaveOneOutDenoiser, X0Denoiser]
 
 
 def test_neither_the_tree_nor_the_overrides_are_touched() -> None:

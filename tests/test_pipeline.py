@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Bpe, Characters
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.generate import State
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import (
     Ancestral,
     Budget,
@@ -33,6 +35,7 @@ from dlm.model.tokenizer import build_tokenizer, decode, encode, pieces
 from dlm.pipeline import DiffusionLM, Infilling, Sampler
 from dlm.template import Hole, Template, parse_template
 from tests.conftest import MakeLM, Refused
+from tests.support.networks import ask
 
 PROSE = "the cat sat on the mat and the mat sat on the cat, then the theatre "
 FIXED = Sampler(budget=FixedSteps(4))
@@ -135,7 +138,7 @@ def test_one_token_is_scored_by_the_models_own_probability(tiny_lm: DiffusionLM)
     ids = [*before.encode(), tiny_lm.process.mask_id, *after.encode()]
     x_BL = torch.tensor([ids])
     with torch.inference_mode():
-        log_p_V = tiny_lm.filler(x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
+        log_p_V = ask(tiny_lm.infilling_denoiser, x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
     for found in tiny_lm.infill(f"{before}[MASK:1]{after}", num=5):
         assert found.log_likelihood == pytest.approx(float(log_p_V[found.ids[0][0]]), abs=1e-5)
 
@@ -143,7 +146,7 @@ def test_one_token_is_scored_by_the_models_own_probability(tiny_lm: DiffusionLM)
 def test_greedy_infilling_takes_the_most_probable_token(tiny_lm: DiffusionLM) -> None:
     x_BL = torch.tensor([[*b"abc", tiny_lm.process.mask_id, *b"def"]])
     with torch.inference_mode():
-        log_p_V = tiny_lm.filler(x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
+        log_p_V = ask(tiny_lm.infilling_denoiser, x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
     (found,) = tiny_lm.infill("abc[MASK:1]def", sampler=Sampler(token=TokenChoice(temperature=0.0)))
     assert found.ids == ((int(log_p_V.argmax()),),)
 
@@ -217,13 +220,14 @@ def test_a_sample_fills_the_context_by_default(tiny_lm: DiffusionLM) -> None:
     assert bytes(states[-1].x_BL[0, :4].tolist()) == b"abcd"
 
 
-class Fixed:
+class Fixed(Denoiser):
     """A denoiser that is sure of one text."""
 
     def __init__(self, ids: Sequence[int], vocabulary: int) -> None:
         self.ids, self.vocabulary = torch.tensor(ids), vocabulary
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
         wanted_BL = self.ids[: xt_BL.shape[1]].expand(xt_BL.shape)
         one_hot_NV = torch.nn.functional.one_hot(wanted_BL[select_BL], self.vocabulary)
         return one_hot_NV.float().log()
@@ -233,7 +237,7 @@ class Fixed:
 def sure_lm(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
     """Sure of `ab`, the end of text, and `cd` after it."""
     lm = make_lm(byte_tokenizer, 5)
-    lm.writer = Fixed([*b"ab", int(byte_tokenizer.eos_token_id or 0), *b"cd"], len(byte_tokenizer))
+    lm.sampling_denoiser = Fixed([*b"ab", int(byte_tokenizer.eos_token_id or 0), *b"cd"], len(byte_tokenizer))
     return lm
 
 
@@ -309,7 +313,7 @@ def test_a_score_does_not_depend_on_the_batch(tiny_lm: DiffusionLM) -> None:
 def test_the_empty_text_costs_its_end_exactly(tiny_lm: DiffusionLM) -> None:
     x_BL = torch.tensor([[tiny_lm.process.mask_id]])
     with torch.inference_mode():
-        log_p_V = tiny_lm.denoiser(x_BL, torch.ones(1), torch.ones_like(x_BL, dtype=torch.bool))[0]
+        log_p_V = ask(tiny_lm.denoiser, x_BL, torch.ones(1), torch.ones_like(x_BL, dtype=torch.bool))[0]
     expected = -float(log_p_V[tiny_lm.tokenizer.eos_token_id])
     assert tiny_lm.nelbo("", draws=2, seed=5) == pytest.approx([expected], rel=1e-5)
 

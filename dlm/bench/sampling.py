@@ -8,7 +8,7 @@ import torch
 from dlm.bench.machine import Machine, held_by, measure_machine, most_held
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
-from dlm.diffusion.generate import State
+from dlm.diffusion.sample import State
 from dlm.pipeline import DiffusionLM, Sample, Sampler
 
 
@@ -19,7 +19,7 @@ class SamplingSpeed:
     Attributes:
         machine: Its limits, in the precision that is computed in.
         parameters: Of the network.
-        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no clock.
+        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no time embedding.
         vocabulary: Number of ids.
         num: Texts side by side.
         length: Tokens a text.
@@ -114,7 +114,7 @@ def bench_sampling(
     hidden = hidden_parameters(lm.model)
     speed = 2.0 * hidden * text_calls * length / seconds
     machine = measure_machine(lm.device, torch.bfloat16 if lm.precision == "bf16" else torch.float32)
-    weights = [*lm.model.parameters(), *(lm.clock.parameters() if lm.clock else ())]
+    weights = [*lm.model.parameters(), *(lm.time_embedding.parameters() if lm.time_embedding else ())]
     return SamplingSpeed(
         machine=machine,
         parameters=sum(p.numel() for p in weights),

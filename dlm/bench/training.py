@@ -12,7 +12,8 @@ from dlm.bench.machine import Machine, held_by, measure_machine, most_held
 from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Config
-from dlm.diffusion.denoiser import Subs
+from dlm.diffusion.denoiser import X0Denoiser
+from dlm.diffusion.network import NetworkInput, Reduced, Reducer
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
@@ -25,7 +26,7 @@ class TrainingSpeed:
     Attributes:
         machine: Its limits, in the precision that is trained in.
         parameters: Of the network.
-        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no clock.
+        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no time embedding.
         vocabulary: Number of ids.
         every_row: Whether the vocabulary was projected at every position.
         batch_size: Sequences a step.
@@ -145,14 +146,15 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
 def predict_every_row(trainer: Trainer) -> None:
     """Makes a trainer project every position at once, and only then take the rows that are wanted."""
     denoiser = trainer.denoiser
-    assert isinstance(denoiser, Subs)
-    rows_of = denoiser.network
+    assert isinstance(denoiser, X0Denoiser)
+    network = denoiser.network
 
-    def every_row(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor, *reader: Any) -> Any:
-        logits_NV = rows_of(xt_BL, t_B, torch.ones_like(select_BL))[select_BL.flatten()]
-        return reader[0](logits_NV, slice(None)) if reader else logits_NV
+    def every_row(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        whole = replace(inputs, wanted_BL=torch.ones_like(inputs.wanted_BL))
+        logits_NV = network(whole)[inputs.wanted_BL.flatten()]
+        return reducer(logits_NV, slice(None)) if reducer else logits_NV
 
-    denoiser.network = every_row
+    denoiser.network = every_row  # type: ignore[assignment]  # a closure cannot say that a reducer decides the type
 
 
 def _data_seconds(trainer: Trainer, steps: range) -> float:

@@ -13,6 +13,7 @@ import typer
 
 from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
+from dlm.cli.options import SamplerCommand
 from dlm.errors import ConfigError, DlmError, InterruptedRunError
 
 app = typer.Typer(
@@ -60,13 +61,13 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
             if several and not shared:
                 raise ConfigError("train and eval alone run on several processes: start this one without a launcher")
             command(*args, debug=debug, **kwargs)
-            _part(several)
+            _leave(several)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             _fail("interrupted", 130, debug)
         except DlmError as error:
-            _part(several and isinstance(error, InterruptedRunError))  # which is after the same step on all of them
+            _leave(several and isinstance(error, InterruptedRunError))  # which is after the same step on all of them
             _fail(str(error), error.exit_code, debug)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -86,11 +87,11 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
     return run
 
 
-def _part(wanted: bool) -> None:
+def _leave(wanted: bool) -> None:
     if wanted:
-        from dlm.processes import part
+        from dlm.distributed import leave_process_group
 
-        part()
+        leave_process_group()
 
 
 def _fail(message: str, code: int, debug: bool) -> None:
@@ -117,9 +118,10 @@ for _name, _command in (
     ("merge", merge.merge),
     ("selftest", selftest.selftest),
 ):
-    app.command(_name)(_guarded(_command, shared=_name in ("train", "eval")))
+    _kind = SamplerCommand if _name in ("sample", "infill") else None
+    app.command(_name, cls=_kind)(_guarded(_command, shared=_name in ("train", "eval")))
 
 _bench = typer.Typer(help="Measure the speed of training and of sampling against the machine's own limits.")
 _bench.command("train")(_guarded(bench.train))
-_bench.command("sample")(_guarded(bench.sample))
+_bench.command("sample", cls=SamplerCommand)(_guarded(bench.sample))
 app.add_typer(_bench, name="bench", no_args_is_help=True)

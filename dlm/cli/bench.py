@@ -45,14 +45,13 @@ def train(
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_training(speed)), None)
 
 
-@options.with_sampler
 def sample(
+    context: typer.Context,
     model: options.Model,
     num: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 8,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a text.", show_default="the context")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 5,
     *,
-    sampler: options.SamplerOptions,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     device: options.Device = None,
     as_json: options.Json = False,
@@ -67,7 +66,7 @@ def sample(
     from dlm.bench.sampling import bench_sampling
     from dlm.pipeline import DiffusionLM
 
-    how = sampler.build()
+    how = options.build_sampler(context.obj)
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)

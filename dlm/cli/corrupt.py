@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from dlm.cli.film import Frame
-    from dlm.diffusion.noise import Noise
+    from dlm.diffusion.formulation import Formulation
+    from dlm.diffusion.noise import AnyNoise
     from dlm.diffusion.process import Process
-    from dlm.recipe import Recipe
 
 
 def corrupt(
@@ -89,23 +89,24 @@ def corrupt(
     asked = _times(at)
     quiet_libraries()
     from dlm.diffusion.schedule import Schedule
-    from dlm.model.tokenizer import encode, special_ids
+    from dlm.model.tokenizer import encode, special_ids, vocabulary_of
 
-    known, recipe, barred = _known_by(model) if model is not None else _made_for(text, tokenizer)
-    recipe = replace(
-        recipe,
-        noise=_noise(recipe.noise, process, share),
-        schedule=options.named("--schedule", Schedule, schedule)() if schedule else recipe.schedule,
-        steps=steps or recipe.steps,
+    known, formulation, forbidden = _known_by(model) if model is not None else _made_for(text, tokenizer)
+    formulation = replace(
+        formulation,
+        noise=_noise(formulation.noise, process, share),
+        schedule=options.named("--schedule", Schedule, schedule)() if schedule else formulation.schedule,
+        steps=steps or formulation.steps,
     )
-    forward = _process(recipe, known, barred)
-    times = _on_the_chain(asked, recipe.steps)
+    size = max(known.get_vocab().values()) + 1
+    forward = formulation.process(vocabulary_of(known, size, forbidden))
+    times = _on_the_chain(asked, formulation.steps)
     (x0,) = encode(known, [text])
     if not x0:
         raise DataError("the text has no token for this tokenizer: there is nothing to corrupt")
     moments = list(_moments(forward, known, x0, times, seed))
 
-    noise, rate, symbols = recipe.noise.name, recipe.schedule.name, len(forward.vocabulary.symbols_K)
+    noise, rate, symbols = formulation.noise.name, formulation.schedule.name, len(forward.vocabulary.symbols_K)
     if as_json:
         facts = {"process": noise, "schedule": rate, "tokens": len(x0), "symbols": symbols}
         found = {**facts, "states": [asdict(moment) for moment in moments]}
@@ -117,8 +118,8 @@ def corrupt(
 
         write_styled(draw, output, overwrite=overwrite)
         told = f"{len(x0)} tokens over {symbols} symbols, {noise} noise, {rate} schedule"
-        if recipe.steps:
-            told += f", a chain of {recipe.steps} steps"
+        if formulation.steps:
+            told += f", a chain of {formulation.steps} steps"
         if times != asked:
             told += f": {_listed(asked)} rounded to {_listed(times)}"
         errors.print(told, style="dim", highlight=False, markup=False, soft_wrap=True)
@@ -229,10 +230,10 @@ def _on_the_chain(times: list[float], steps: int | None) -> list[float]:
     return times if steps is None else sorted({round(time * steps) / steps for time in times})
 
 
-def _noise(default: "Noise", name: str | None, share: float | None) -> "Noise":
+def _noise(default: "AnyNoise", name: str | None, share: float | None) -> "AnyNoise":
     from dlm.diffusion.noise import AnyNoise, Hybrid
 
-    noise = options.named("--process", AnyNoise, name)() if name else default
+    noise: AnyNoise = options.named("--process", AnyNoise, name)() if name else default
     if share is None:
         return noise
     if not isinstance(noise, Hybrid):
@@ -245,35 +246,29 @@ def _noise(default: "Noise", name: str | None, share: float | None) -> "Noise":
         raise ConfigError(f"--{error}") from error
 
 
-def _known_by(model: str) -> tuple["PreTrainedTokenizerBase", "Recipe", list[int]]:
-    """A model's tokenizer and recipe, without its weights; no id is barred that the model may meet."""
+def _known_by(model: str) -> tuple["PreTrainedTokenizerBase", "Formulation", list[int]]:
+    """A model's tokenizer and formulation, without its weights; no id is forbidden that the model may meet."""
     from dlm.config import Pretrained
+    from dlm.diffusion.formulation import Formulation
     from dlm.model.checkpoint import read_sidecar, resolve
     from dlm.model.tokenizer import build_tokenizer
-    from dlm.recipe import Recipe
 
     path = resolve(model)
     sidecar = read_sidecar(path)
-    return build_tokenizer(Pretrained(path), lambda: ()), Recipe.of(sidecar.config if sidecar else None), []
+    formulation = sidecar.config.formulation if sidecar else Formulation()
+    return build_tokenizer(Pretrained(path), lambda: ()), formulation, []
 
 
-def _made_for(text: str, name: str | None) -> tuple["PreTrainedTokenizerBase", "Recipe", list[int]]:
-    """A tokenizer for this one text, the default recipe, and the ids that are of no use inside a text."""
+def _made_for(text: str, name: str | None) -> tuple["PreTrainedTokenizerBase", "Formulation", list[int]]:
+    """A tokenizer for this one text, the default formulation, and the ids that are of no use inside a text."""
     from dlm.config import Bytes, Characters
+    from dlm.diffusion.formulation import Formulation
     from dlm.model.tokenizer import build_tokenizer, special_ids
-    from dlm.recipe import Recipe
 
     spec = options.named("--tokenizer", Bytes | Characters, name)() if name else Characters()
     tokenizer = build_tokenizer(spec, lambda: [text])
     ids = special_ids(tokenizer)
-    return tokenizer, Recipe(), [ids.end] if ids.unknown is None else [ids.end, ids.unknown]
-
-
-def _process(recipe: "Recipe", tokenizer: "PreTrainedTokenizerBase", barred: list[int]) -> "Process":
-    from dlm.model.tokenizer import never_emitted, special_ids
-
-    size = max(tokenizer.get_vocab().values()) + 1
-    return recipe.process(size, special_ids(tokenizer).mask, [*never_emitted(tokenizer, size), *barred])
+    return tokenizer, Formulation(), [ids.end] if ids.unknown is None else [ids.end, ids.unknown]
 
 
 def _listed(times: list[float]) -> str:

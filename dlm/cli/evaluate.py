@@ -58,12 +58,12 @@ def evaluate(
     computed_in = options.check_precision(precision)
     chain = _time(time)
     quiet_libraries()
+    from dlm.distributed import process_state
     from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
     from dlm.pipeline import DiffusionLM
-    from dlm.processes import processes
 
     options.check_device(device)
-    team = processes()
+    team = process_state()
     device = device or (str(team.device) if team.num_processes > 1 else None)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     documents = _documents(lm, data, split, field)
@@ -73,7 +73,9 @@ def evaluate(
     report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
-        exact = evaluate_chain_rule(lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed)
+        exact = evaluate_chain_rule(
+            lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed, draws=draws, time=chain
+        )
     if not is_first():
         return
     if as_json:

@@ -12,8 +12,8 @@ from dlm.cli.console import check_free, errors, quiet_libraries, read_text, writ
 from dlm.errors import ConfigError, DataError
 
 
-@options.with_sampler
 def infill(
+    context: typer.Context,
     model: options.Model,
     text: Annotated[
         str | None, typer.Argument(help="Text with spans such as [MASK:12]; - reads stdin.", show_default=False)
@@ -28,7 +28,6 @@ def infill(
     marker: Annotated[str, typer.Option(help="The word that marks a span.")] = "MASK",
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
-    sampler: options.SamplerOptions,
     seed: options.Seed = 0,
     device: options.Device = None,
     output: options.Output = None,
@@ -53,7 +52,7 @@ def infill(
     from dlm.template import parse_template
 
     check_suffix(export)
-    how = sampler.build()
+    how = options.build_sampler(context.obj)
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device)

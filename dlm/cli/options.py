@@ -1,14 +1,16 @@
 """Options that commands share, and the sampler that they describe."""
 
-import functools
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
+from typing_extensions import override
 
 from dlm.errors import ConfigError
 
@@ -17,15 +19,8 @@ if TYPE_CHECKING:
     from dlm.pipeline import Sampler
 
 
-class Grid(StrEnum):
-    """How `--steps` are laid out."""
-
-    LINEAR = "linear"
-    COSINE = "cosine"
-    BINOMIAL = "binomial"
-
-
 HOW = "How it writes"
+OWN_STEPS = "one token a step; of a reverse chain the model's own, or 64 and more"
 
 Model = Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a Hub name.", show_default=False)]
 Settings = Annotated[
@@ -60,136 +55,121 @@ def check_precision(name: str) -> Literal["fp32", "bf16"]:
     return "bf16" if name == "bf16" else "fp32"
 
 
-@dataclass(frozen=True)
-class SamplerOptions:
-    """The options that describe a sampler, each with its help; `with_sampler` gives them to a command."""
+class SamplerCommand(TyperCommand):
+    """A command with the options of a sampler.
 
-    order: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which masked positions first: random, confidence, margin, entropy, left-to-right.",
-            rich_help_panel=HOW,
-            show_default=False,
-        ),
-    ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Budget: this many steps; with noise that is not masks alone (uniform, hybrid), those of the "
-            "reverse chain.",
-            rich_help_panel=HOW,
-            show_default="one token a step; of a reverse chain the model's own, or 64 and more",
-        ),
-    ] = None
-    grid: Annotated[
-        Grid,
-        typer.Option(
-            help="How --steps are laid out; binomial reveals each token on its own (ancestral sampling).",
-            rich_help_panel=HOW,
-        ),
-    ] = Grid.LINEAR
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="Budget: every token above this probability.", rich_help_panel=HOW, show_default=False),
-    ] = None
-    factor: Annotated[
-        float | None,
-        typer.Option(help="Budget: the most n with (n+1)(1-p_n) below this.", rich_help_panel=HOW, show_default=False),
-    ] = None
-    entropy_bound: Annotated[
-        float | None,
-        typer.Option(
-            help="Budget: as many as keep the joint entropy error below this, in nats.",
-            rich_help_panel=HOW,
-            show_default=False,
-        ),
-    ] = None
-    block_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Write blocks of this many tokens from left to right.", rich_help_panel=HOW, show_default=False
-        ),
-    ] = None
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.", rich_help_panel=HOW)] = 1.0
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="Draw from the k likeliest tokens.", rich_help_panel=HOW, show_default=False),
-    ] = None
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw from the likeliest tokens that reach this probability together.",
-            rich_help_panel=HOW,
-            show_default=False,
-        ),
-    ] = None
+    They come from the unions of `dlm/diffusion/unmask.py`, which load torch, so they are made when they are asked for.
+    The command finds their values in `context.obj`, for `build_sampler`.
+    """
 
-    def build(self) -> "Sampler":
-        """The sampler, in which the budget suggests the order where there is none.
+    _own: list[Any] | None = None
 
-        Returns:
-            The sampler.
+    @override
+    def get_params(self, ctx: Any) -> Any:
+        if self._own is None:
+            described = typer.Typer(add_completion=False)
+            described.command()(_described_by_options())
+            self._own = list(self.params)
+            self.params.extend(get_command(described).params)
+        return super().get_params(ctx)
 
-        Raises:
-            ConfigError: More than one budget is given, or a number is out of its range.
-        """
-        from dlm.diffusion.unmask import AnyOrder, TokenChoice
-        from dlm.pipeline import Sampler
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        own = {param.name for param in self._own or self.params}
+        ctx.obj = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
+        return super().invoke(ctx)
 
-        _check("--temperature", self.temperature, 0.0 <= self.temperature < float("inf"), "at least 0")
-        _check("--top-p", self.top_p, self.top_p is None or 0.0 < self.top_p <= 1.0, "above 0 and at most 1")
-        _check("--threshold", self.threshold, self.threshold is None or 0.0 <= self.threshold <= 1.0, "from 0 to 1")
-        _check("--factor", self.factor, self.factor is None or self.factor > 0.0, "above 0")
-        bound = self.entropy_bound
-        _check("--entropy-bound", bound, bound is None or bound >= 0.0, "at least 0")
-        suggestions = {"steps": None, "threshold": "confidence", "factor": "confidence", "entropy_bound": "entropy"}
-        given = [name for name in suggestions if getattr(self, name) is not None]
-        if len(given) > 1:
-            names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ConfigError(f"{names} are different budgets: give one of them")
-        order = self.order or (suggestions[given[0]] if given else None)
+
+def build_sampler(given: Mapping[str, Any]) -> "Sampler":
+    """The sampler that options describe; a budget is chosen by the options that are its fields.
+
+    Args:
+        given: Values by the options' names, None where an option was not given.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: More than one budget is given, an option has no budget to go with, or a number is out of range.
+    """
+    from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
+    from dlm.pipeline import Sampler
+
+    asked = {name: value for name, value in given.items() if value is not None}
+    order = asked.pop("order", None)
+    block_length = asked.pop("block_length", None)
+    token = {f.name: asked.pop(f.name) for f in fields(TokenChoice) if f.name in asked}
+    try:
         return Sampler(
             order=named("--order", AnyOrder, order)() if order else None,
-            budget=self._budget(),
-            token=TokenChoice(self.temperature, self.top_k, self.top_p),
-            block_length=self.block_length,
+            budget=_budget(get_args(AnyBudget), asked),
+            token=TokenChoice(**token),
+            block_length=block_length,
         )
-
-    def _budget(self) -> "Budget | None":
-        from dlm.diffusion import unmask
-
-        if self.steps is not None:
-            if self.grid is Grid.BINOMIAL:
-                return unmask.Ancestral(self.steps)
-            return unmask.FixedSteps(self.steps, "linear" if self.grid is Grid.LINEAR else "cosine")
-        if self.threshold is not None:
-            return unmask.Threshold(self.threshold)
-        if self.factor is not None:
-            return unmask.Factor(self.factor)
-        if self.entropy_bound is not None:
-            return unmask.EntropyBound(self.entropy_bound)
-        return None
+    except ValueError as error:  # it begins with the field's name
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"{_flag(name)} {rest}") from error
 
 
-def with_sampler(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that has the fields of `SamplerOptions` for options, in the place of its parameter `sampler`."""
-    signature = inspect.signature(command)
-    described = [
-        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
-        for f in fields(SamplerOptions)
-    ]
+def _budget(budgets: "Sequence[type[Budget]]", asked: Mapping[str, Any]) -> "Budget | None":
+    """The budget whose fields were given."""
+    fit = [b for b in budgets if any(f.default is MISSING and f.name in asked for f in fields(b))]  # type: ignore[arg-type]
+    if len(numbers := sorted({f.name for b in fit for f in fields(b) if f.default is MISSING})) > 1:  # type: ignore[arg-type]
+        given = [name for name in asked if name in numbers]
+        raise ConfigError(f"{' and '.join(map(_flag, given))} are different budgets: give one of them")
+    for budget in fit:
+        hints = get_type_hints(budget)
+        allowed = {f.name: get_args(hints[f.name]) for f in fields(budget) if f.name != "name"}  # type: ignore[arg-type]
+        if all(name in allowed and (not allowed[name] or value in allowed[name]) for name, value in asked.items()):
+            return budget(**asked)
+    return None
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        command(sampler=SamplerOptions(**{p.name: given.pop(p.name) for p in described}), **given)
 
-    own = list(signature.parameters.values())
-    place = list(signature.parameters).index("sampler")
-    whole = signature.replace(parameters=[*own[:place], *described, *own[place + 1 :]])
-    run.__signature__ = whole  # type: ignore[attr-defined]  # what typer reads
-    return run
+def _described_by_options() -> Callable[..., None]:
+    """A function with a parameter for the order, for each field of a budget and of the token choice, and for blocks."""
+    from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
+
+    orders = ", ".join(order.name for order in get_args(AnyOrder))
+    options = [_option("order", str, help=f"Which masked positions first: {orders}.", metavar="NAME")]
+    numbers: dict[str, tuple[Any, str]] = {}
+    choices: dict[str, list[str]] = {}
+    for budget in get_args(AnyBudget):
+        hints = get_type_hints(budget)
+        for f in fields(budget):
+            if get_origin(hints[f.name]) is Literal and f.name != "name":
+                choices.setdefault(f.name, []).extend(get_args(hints[f.name]))
+            if "help" in f.metadata:
+                numbers[f.name] = hints[f.name], f.metadata["help"]
+    for name, (kind, told) in numbers.items():
+        if name in choices:
+            members = [(choice.upper(), choice) for choice in choices[name]]
+            options.append(_option(name, StrEnum("Choices", members), help=told, show_default=choices[name][0]))
+        elif kind is int:
+            options.append(_option(name, kind, help=told, min=1, show_default=OWN_STEPS if name == "steps" else False))
+        else:
+            options.append(_option(name, kind, help=told))
+    blocks = "Write blocks of this many tokens from left to right."
+    options.append(_option("block_length", int, help=blocks, min=1))
+    for f in fields(TokenChoice):
+        least = 1 if f.name == "top_k" else None
+        shown = False if f.default is None else str(f.default)
+        options.append(_option(f.name, int if least else float, help=f.metadata["help"], min=least, show_default=shown))
+
+    def described() -> None:
+        pass
+
+    described.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # what typer reads
+    return described
+
+
+def _option(name: str, kind: Any, **told: Any) -> inspect.Parameter:
+    option = typer.Option(_flag(name), rich_help_panel=HOW, **{"show_default": False, **told})
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def named(option: str, union: Any, name: str) -> Any:
@@ -211,8 +191,3 @@ def named(option: str, union: Any, name: str) -> Any:
         valid = ", ".join(classes)
         raise ConfigError(f"{option}: there is no {option.removeprefix('--')} {name!r}; valid: {valid}")
     return classes[name]
-
-
-def _check(name: str, value: float | None, good: bool, wanted: str) -> None:
-    if not good:
-        raise ConfigError(f"{name} must be {wanted}, got {value}")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.cli.console import errors
 from dlm.cli.export import export
 from dlm.cli.film import Cell, Film, Frame, Watch
-from dlm.diffusion.generate import State
+from dlm.diffusion.sample import State
 from dlm.errors import ConfigError
 from dlm.model.tokenizer import pieces
 from dlm.pipeline import DiffusionLM

@@ -11,8 +11,8 @@ from dlm.cli.console import check_free, errors, quiet_libraries, write_data
 from dlm.errors import ConfigError
 
 
-@options.with_sampler
 def sample(
+    context: typer.Context,
     model: options.Model,
     num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     length: Annotated[
@@ -24,7 +24,6 @@ def sample(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
-    sampler: options.SamplerOptions,
     seed: options.Seed = 0,
     device: options.Device = None,
     output: options.Output = None,
@@ -48,7 +47,7 @@ def sample(
     from dlm.pipeline import DiffusionLM
 
     check_suffix(export)
-    how = sampler.build()
+    how = options.build_sampler(context.obj)
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device)
     began = time.perf_counter()

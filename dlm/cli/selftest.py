@@ -15,11 +15,12 @@ def selftest(
 ) -> None:
     """Check the mathematics on this machine against answers that are known.
 
-    Each line is a claim, the exact value, the value computed here and how far apart they may be.
+    Each line is a claim, the exact value, the value computed here and how far apart they may be. A claim begins with
+    the number of its truth in dlm/diffusion/README.md.
 
     Example:  dlm selftest
     """
-    from dlm.diffusion.truths import truths
+    from dlm.selftest import truths
 
     began = time.perf_counter()
     if not as_json:

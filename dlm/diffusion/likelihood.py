@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser, read
+from dlm.diffusion.bound import LEVEL_POWER, count_weights, cross_entropy, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import largest, random_subset, uniforms
+from dlm.diffusion.network import NetworkInput, Reduced
+from dlm.diffusion.noise import counts_suffice
 from dlm.diffusion.process import Process
+from dlm.diffusion.schedule import noise_levels
 from dlm.diffusion.unmask import Order, Predictions
 
 
@@ -33,7 +36,7 @@ class Estimator:
 
     def counts(self, process: Process) -> bool:
         """Whether exact counts of masks are drawn, and no times."""
-        return process.absorbing and not self.timed
+        return counts_suffice(process.noise, timed=self.timed)
 
     def __call__(
         self,
@@ -154,7 +157,7 @@ def timed_nelbo(
             u_B = (j + shift_B) / size
             s_B = None
             if steps is None:
-                t_B = process.schedule.inverse(1.0 - start - (end - start) * u_B**LEVEL_POWER)
+                t_B = process.time_at(u_B**LEVEL_POWER)
                 density_B = 1.0 / (LEVEL_POWER * u_B ** (LEVEL_POWER - 1.0) * (end - start))
             else:
                 index_B = (u_B**LEVEL_POWER * steps).floor()
@@ -223,17 +226,16 @@ def position_nats(
     if where_BL is not None:
         select_BL = select_BL & where_BL
     nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
-    t_B = t_B.to(x0_BL.device)
-    row_N = select_BL.nonzero()[:, 0]
-    x0_N, z_N, t_N = x0_BL[select_BL], xt_BL[select_BL], t_B[row_N]
-    s_N = None if s_B is None else s_B.to(x0_BL.device)[row_N]
+    inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
+    x0_N, z_N, t_N = x0_BL[select_BL], xt_BL[select_BL], inputs.of_wanted(t_B)
+    s_N = None if s_B is None else inputs.of_wanted(s_B)
 
-    def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
         seen = process, log_p0_CV, x0_N[rows], z_N[rows]
         nats_C = rate_of_nats(*seen, t_N[rows]) if s_N is None else step_nats(*seen, s_N[rows], t_N[rows])
-        return nats_C.sum(), nats_C
+        return Reduced(nats_C.sum(), nats_C)
 
-    nats_BL[select_BL] = read(denoiser, xt_BL, t_B, select_BL, reader)[1].double()
+    nats_BL[select_BL] = denoiser.reduce(inputs, reducer).values_N.double()
     return nats_BL
 
 
@@ -266,7 +268,8 @@ def chain_rule_nll(
     nll_B = torch.zeros(len(x0_BL), dtype=torch.float64, device=x0_BL.device)
     while (rows := masked_BL.any(1).nonzero()[:, 0]).numel():
         t_B = masked_BL[rows].double().mean(1)
-        predictions = Predictions(denoiser(x_BL[rows], t_B, masked_BL[rows]), masked_BL[rows])
+        inputs = NetworkInput(x_BL[rows], masked_BL[rows], t_B, rows_B=rows)
+        predictions = Predictions(denoiser(inputs), masked_BL[rows])
         scores_BL = order.score(masked_BL[rows], predictions, ())
         first_BL = largest(scores_BL, torch.ones(len(rows), dtype=torch.long))
         position_B = first_BL.int().argmax(1)
@@ -290,10 +293,10 @@ def _cross_entropy(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_B
     t_B = masked_BL.double().mean(1)
     x0_N = x0_BL[masked_BL]
 
-    def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-        ce_C = -log_p0_CV.gather(-1, x0_N[rows, None])[:, 0]
-        return ce_C.sum(), ce_C
+    def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
+        ce_C = cross_entropy(log_p0_CV, x0_N[rows])
+        return Reduced(ce_C.sum(), ce_C)
 
-    xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
-    ce_BL[masked_BL] = read(denoiser, xt_BL, t_B, masked_BL, reader)[1].double()
+    inputs = NetworkInput(x0_BL.masked_fill(masked_BL, process.mask_id), masked_BL, t_B)
+    ce_BL[masked_BL] = denoiser.reduce(inputs, reducer).values_N.double()
     return ce_BL

@@ -130,3 +130,18 @@ class Hybrid:
 
 
 AnyNoise = Absorbing | Uniform | Hybrid
+
+
+def counts_suffice(noise: Noise, *, timed: bool) -> bool:
+    """Whether the number of masks tells all that the time could: masks alone, and no time conditioning.
+
+    Then losses, bounds and samplers count masks, and time is integrated out.
+
+    Args:
+        noise: What a corrupted token becomes.
+        timed: Whether the denoiser takes the time.
+
+    Returns:
+        Whether no time need be drawn.
+    """
+    return not noise.randomises and not timed

@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import LEVEL_POWER, count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser, read
+from dlm.diffusion.bound import LEVEL_POWER, count_weights, cross_entropy, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
+from dlm.diffusion.levels import Levels
+from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.process import Process
+from dlm.diffusion.schedule import noise_levels
+from dlm.diffusion.weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class LossTerms:
     Attributes:
         loss: A differentiable sum in nats.
         count: What `loss` is divided by, once summed over the global batch.
-        nelbo: Sum of an unbiased estimate of the true bound, in nats, detached; nan where the weighting leaves
-            noise levels out that the bound needs.
+        nelbo: Sum of an unbiased estimate of the true bound, in nats, detached; nan where noise levels
+            that the bound needs are never drawn.
         tokens: Number of tokens that the bound is over.
         predicted: Number of tokens that were predicted.
     """
@@ -31,183 +35,6 @@ class LossTerms:
     nelbo: Tensor
     tokens: Tensor
     predicted: Tensor
-
-
-class Weighting(Protocol):
-    """The distribution of the noise level that is trained on, and what is minimised there.
-
-    Attributes:
-        weighted: True: the loss is the bound. False: plain cross-entropy a predicted token.
-        auxiliary: How much plain cross-entropy is added to the loss.
-        complete: Whether every noise level may occur, which an estimate of the bound needs.
-    """
-
-    @property
-    def weighted(self) -> bool:
-        """See the class."""
-        ...
-
-    @property
-    def auxiliary(self) -> float:
-        """See the class."""
-        ...
-
-    @property
-    def complete(self) -> bool:
-        """See the class."""
-        ...
-
-    def rate(self, u_B: Tensor) -> Tensor:
-        """The noise level in [0, 1) at quantile `u_B`: the inverse of `cdf`."""
-        ...
-
-    def cdf(self, rate_B: Tensor) -> Tensor:
-        """The probability of a level below `rate_B`."""
-        ...
-
-    def density(self, rate_B: Tensor) -> Tensor:
-        """The derivative of `cdf`."""
-        ...
-
-
-class Even:
-    """Every noise level equally often."""
-
-    def rate(self, u_B: Tensor) -> Tensor:
-        """The quantile itself."""
-        return u_B
-
-    def cdf(self, rate_B: Tensor) -> Tensor:
-        """The level itself."""
-        return rate_B
-
-    def density(self, rate_B: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(rate_B)
-
-
-@dataclass(frozen=True)
-class Elbo(Even):
-    """The bound itself, at even noise levels."""
-
-    name: Literal["elbo"] = "elbo"
-    weighted: ClassVar[bool] = True
-    auxiliary: ClassVar[float] = 0.0
-    complete: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class CrossEntropy(Even):
-    """Unweighted cross-entropy of the predicted tokens, at even levels (2602.15014 reports it ahead of the bound)."""
-
-    name: Literal["ce"] = "ce"
-    weighted: ClassVar[bool] = False
-    auxiliary: ClassVar[float] = 0.0
-    complete: ClassVar[bool] = True
-
-
-@dataclass(frozen=True)
-class HybridCrossEntropy(Even):
-    """The bound with a little cross-entropy beside it: L_vb + lambda L_ce (D3PM, 2107.03006, eq. 5).
-
-    Attributes:
-        coefficient: lambda.
-    """
-
-    coefficient: float = 0.01
-    name: Literal["hybrid-ce"] = "hybrid-ce"
-    weighted: ClassVar[bool] = True
-    complete: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.coefficient < math.inf:
-            raise ValueError(f"coefficient must be above 0, got {self.coefficient}")
-
-    @property
-    def auxiliary(self) -> float:
-        """The coefficient."""
-        return self.coefficient
-
-
-@dataclass(frozen=True)
-class Clip:
-    """Unweighted cross-entropy at noise levels from an interval (clipped schedules, 2503.09573, section 5.3).
-
-    The levels near 0 and near 1, where there is little or nothing to predict from, are left out.
-
-    Attributes:
-        low: The lowest level.
-        high: The highest.
-    """
-
-    low: float = 0.2
-    high: float = 0.8
-    name: Literal["clip"] = "clip"
-    weighted: ClassVar[bool] = False
-    auxiliary: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.low < self.high <= 1.0:
-            raise ValueError(f"0 <= low < high <= 1 must hold, got {self.low} and {self.high}")
-
-    @property
-    def complete(self) -> bool:
-        """Only if nothing is clipped."""
-        return self.low == 0.0 and self.high == 1.0
-
-    def rate(self, u_B: Tensor) -> Tensor:
-        """Even between the two: low + (high - low) u."""
-        return self.low + (self.high - self.low) * u_B
-
-    def cdf(self, rate_B: Tensor) -> Tensor:
-        """(r - low)/(high - low), within 0 and 1."""
-        return ((rate_B - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
-
-    def density(self, rate_B: Tensor) -> Tensor:
-        """1/(high - low) inside the interval."""
-        return ((rate_B >= self.low) & (rate_B <= self.high)) / torch.full_like(rate_B, self.high - self.low)
-
-
-@dataclass(frozen=True)
-class Bell:
-    """Unweighted cross-entropy with rates from Beta(a, a), most of them near one half (2605.13026).
-
-    Attributes:
-        concentration: a, a whole number; 1 is uniform, more is narrower.
-    """
-
-    concentration: int = 2
-    name: Literal["bell"] = "bell"
-    weighted: ClassVar[bool] = False
-    auxiliary: ClassVar[float] = 0.0
-    complete: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.concentration <= 16:
-            raise ValueError(f"concentration must be from 1 to 16, got {self.concentration}")
-
-    def rate(self, u_B: Tensor) -> Tensor:
-        """The root of cdf(r) = u, by bisection to the last bit of float64."""
-        low_B, high_B = torch.zeros_like(u_B), torch.ones_like(u_B)
-        for _ in range(53):
-            middle_B = (low_B + high_B) / 2
-            below_B = self.cdf(middle_B) <= u_B
-            low_B, high_B = torch.where(below_B, middle_B, low_B), torch.where(below_B, high_B, middle_B)
-        return low_B
-
-    def cdf(self, rate_B: Tensor) -> Tensor:
-        """The chance that at least a of 2a - 1 uniform numbers lie below the rate: for a = 2, 3r^2 - 2r^3."""
-        n = 2 * self.concentration - 1
-        terms = (math.comb(n, j) * rate_B**j * (1.0 - rate_B) ** (n - j) for j in range(self.concentration, n + 1))
-        return torch.stack(list(terms)).sum(0)
-
-    def density(self, rate_B: Tensor) -> Tensor:
-        """(2a - 1)! / (a - 1)!^2 (r (1 - r))^(a - 1)."""
-        a = self.concentration
-        return math.factorial(2 * a - 1) / math.factorial(a - 1) ** 2 * (rate_B * (1.0 - rate_B)) ** (a - 1)
-
-
-AnyWeighting = Elbo | CrossEntropy | Bell | Clip | HybridCrossEntropy
 
 
 class Objective(Protocol):
@@ -242,11 +69,13 @@ class MaskedObjective:
     time, and no epsilon near t = 0.
 
     Attributes:
-        weighting: Which shares of masks are trained on, and what is minimised.
+        weighting: What is minimised.
+        levels: Which shares of masks are trained on.
         steps: T, for a chain of that many steps; None for continuous time.
     """
 
     weighting: Weighting
+    levels: Levels
     steps: int | None = None
 
     def __call__(
@@ -255,26 +84,26 @@ class MaskedObjective:
         """One masked copy of each sequence; see `Objective`."""
         where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
         length_B = where_BL.sum(1).double()
-        rate_B = self.weighting.rate(draws.u_B).to(x0_BL.device)
-        # An empty row masks nothing; a rate that rounds up to 1 must not ask for one token too many.
-        count_B = torch.minimum((rate_B * length_B).floor() + 1.0, length_B)
+        level_B = self.levels.level(draws.u_B).to(x0_BL.device)
+        # An empty row masks nothing; a level that rounds up to 1 must not ask for one token too many.
+        count_B = torch.minimum((level_B * length_B).floor() + 1.0, length_B)
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, where_BL)
         masked_BL = (xt_BL == process.mask_id) & where_BL
 
-        x0_N = x0_BL[masked_BL]
-        weight_N = self._weight(process, count_B, length_B)[masked_BL.nonzero()[:, 0]]
+        inputs = NetworkInput(xt_BL, masked_BL, count_B / length_B.clamp(min=1.0))
+        x0_N, weight_N = x0_BL[masked_BL], inputs.of_wanted(self._weight(process, count_B, length_B))
 
-        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            ce_C = _cross_entropy(log_p0_CV, x0_N[rows])
+        def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
+            ce_C = cross_entropy(log_p0_CV, x0_N[rows])
             nats_C = weight_N[rows].to(ce_C) * ce_C
-            return _to_minimise(self.weighting, ce_C, nats_C), nats_C.detach()
+            return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        loss, nats_N = read(denoiser, xt_BL, count_B / length_B.clamp(min=1.0), masked_BL, reader)
-        return _terms(self.weighting, process, loss, nats_N, x0_BL, where_BL)
+        loss, nats_N = denoiser.reduce(inputs, reducer)
+        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, where_BL)
 
     def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
-        """w_l / (l q(l)), with q(l) the probability that the weighting gives this count."""
-        share_B = self.weighting.cdf(count_B / length_B) - self.weighting.cdf((count_B - 1.0) / length_B)
+        """w_l / (l q(l)), with q(l) the probability that a drawn level gives this count."""
+        share_B = self.levels.cdf(count_B / length_B) - self.levels.cdf((count_B - 1.0) / length_B)
         weight_B = 1.0 / (count_B * share_B)
         if self.steps is None and noise_levels(process.schedule) == (0.0, 1.0):
             return weight_B  # every w_l is 1
@@ -288,15 +117,17 @@ class TimedObjective:
     """Any noise, with a time drawn for each sequence; in continuous time, or on a chain of T steps.
 
     The noise level is drawn and the time follows from it, so that what is trained on is the same under any
-    schedule. Where the loss is the bound, the level is what the weighting draws to the power of `LEVEL_POWER`:
+    schedule. Where the loss is the bound, the level is a draw from `levels` to the power of `LEVEL_POWER`:
     even levels would have infinite variance.
 
     Attributes:
-        weighting: Which noise levels are trained on, and what is minimised.
+        weighting: What is minimised.
+        levels: Which noise levels are trained on.
         steps: T, for a chain of that many steps; None for continuous time.
     """
 
     weighting: Weighting
+    levels: Levels
     steps: int | None = None
 
     def __call__(
@@ -307,44 +138,38 @@ class TimedObjective:
         s_B, t_B, weight_B = self._times(process, draws.u_B)
         xt_BL = process.corrupt(x0_BL, t_B, draws.generators, where_BL)
         select_BL = process.informative(xt_BL) & where_BL
-        row_N = select_BL.nonzero()[:, 0]
-        s_N, t_N, weight_N = (x.to(x0_BL.device)[row_N] for x in (s_B, t_B, weight_B))
-
+        inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
+        s_N, t_N, weight_N = (inputs.of_wanted(x) for x in (s_B, t_B, weight_B))
         x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]
 
-        def reader(log_p0_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            ce_C = _cross_entropy(log_p0_CV, x0_N[rows])
-            if not (self.weighting.weighted or self.weighting.complete):
-                return _to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan)
+        def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
+            ce_C = cross_entropy(log_p0_CV, x0_N[rows])
+            if not (self.weighting.weighted or self.levels.complete):
+                return Reduced(_to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan))
             seen = process, log_p0_CV, x0_N[rows], z_N[rows]
             with torch.set_grad_enabled(self.weighting.weighted and torch.is_grad_enabled()):
                 if self.steps is None:
                     nats_C = weight_N[rows] * rate_of_nats(*seen, t_N[rows])
                 else:
                     nats_C = weight_N[rows] * step_nats(*seen, s_N[rows], t_N[rows])
-            return _to_minimise(self.weighting, ce_C, nats_C), nats_C.detach()
+            return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        loss, nats_N = read(denoiser, xt_BL, t_B.to(x0_BL.device), select_BL, reader)
-        return _terms(self.weighting, process, loss, nats_N, x0_BL, where_BL)
+        loss, nats_N = denoiser.reduce(inputs, reducer)
+        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, where_BL)
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two times of each sequence, s <= t, and one over the probability of them."""
         power = LEVEL_POWER if self.weighting.weighted else 1.0
-        rate_B = self.weighting.rate(u_B)
+        level_B = self.levels.level(u_B)
         start, end = noise_levels(process.schedule)
-        t_B = process.schedule.inverse(1.0 - start - (end - start) * rate_B**power)
+        t_B = process.time_at(level_B**power)
         if self.steps is None:
-            return t_B, t_B, power * rate_B ** (power - 1.0) * (end - start) / self.weighting.density(rate_B)
+            return t_B, t_B, power * level_B ** (power - 1.0) * (end - start) / self.levels.density(level_B)
         index_B = (t_B * self.steps).floor().clamp(0, self.steps - 1)
         s_B, t_B = index_B / self.steps, (index_B + 1.0) / self.steps
-        levels = (((1.0 - process.schedule.alpha(x) - start) / (end - start)).clamp(0.0, 1.0) for x in (s_B, t_B))
-        below_B, above_B = (level_B ** (1.0 / power) for level_B in levels)
-        return s_B, t_B, 1.0 / (self.weighting.cdf(above_B) - self.weighting.cdf(below_B))
-
-
-def _cross_entropy(log_p0_CV: Tensor, x0_C: Tensor) -> Tensor:
-    """-log p of the clean tokens."""
-    return -log_p0_CV.gather(-1, x0_C[:, None])[:, 0]
+        reached = (((1.0 - process.schedule.alpha(x) - start) / (end - start)).clamp(0.0, 1.0) for x in (s_B, t_B))
+        below_B, above_B = (reached_B ** (1.0 / power) for reached_B in reached)
+        return s_B, t_B, 1.0 / (self.levels.cdf(above_B) - self.levels.cdf(below_B))
 
 
 def _to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:
@@ -354,13 +179,19 @@ def _to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:
 
 
 def _terms(
-    weighting: Weighting, process: Process, loss: Tensor, nats_N: Tensor, x0_BL: Tensor, where_BL: Tensor
+    weighting: Weighting,
+    levels: Levels,
+    process: Process,
+    loss: Tensor,
+    nats_N: Tensor,
+    x0_BL: Tensor,
+    where_BL: Tensor,
 ) -> LossTerms:
     """The sums, from the loss and each predicted token's term of the bound."""
     tokens, predicted = where_BL.sum().double(), torch.tensor(float(len(nats_N)), device=nats_N.device).double()
     with torch.no_grad():
         nelbo = nats_N.sum()
-        bound = nelbo + (edge_nats(process, x0_BL) * where_BL).sum() if weighting.complete else nelbo * math.nan
+        bound = nelbo + (edge_nats(process, x0_BL) * where_BL).sum() if levels.complete else nelbo * math.nan
     return LossTerms(
         loss=loss,
         count=tokens if weighting.weighted else predicted,

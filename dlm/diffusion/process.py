@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, random_subset
 from dlm.diffusion.noise import Noise, Shares
-from dlm.diffusion.schedule import NoiseSchedule
+from dlm.diffusion.schedule import NoiseSchedule, noise_levels
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Vocabulary:
     Attributes:
         size: S, the number of ids, the mask among them.
         mask_id: The id of the mask.
-        never: The ids that no text holds, the mask among them; the K others are the symbols.
+        forbidden: The ids that no text holds, the mask among them; the K others are the symbols.
     """
 
     size: int
     mask_id: int
-    never: tuple[int, ...]
+    forbidden: tuple[int, ...]
 
     @classmethod
     def plain(cls, symbols: int) -> "Vocabulary":
@@ -40,8 +40,8 @@ class Vocabulary:
     @cached_property
     def symbols_K(self) -> Tensor:
         """The ids that text is made of, ascending."""
-        barred = set(self.never)
-        return torch.tensor([i for i in range(self.size) if i not in barred])
+        forbidden = set(self.forbidden)
+        return torch.tensor([i for i in range(self.size) if i not in forbidden])
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Process:
     def pi_S(self) -> Tensor:
         """The distribution of a random symbol over all ids, zero where no text has them, float64."""
         symbols_K = self.vocabulary.symbols_K
-        with torch.inference_mode(False):  # whoever asks first, a loss may ask next
+        with torch.inference_mode(False):  # a tensor made in inference mode could not be used in a later loss
             pi_S = torch.zeros(self.vocabulary.size, dtype=torch.float64)
             return pi_S.index_copy(0, symbols_K, self.noise.symbols(len(symbols_K)))
 
@@ -88,6 +88,18 @@ class Process:
     @cached_property
     def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
         return {}
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The time whose noise level is this share of the way from that at t = 0 to that at t = 1.
+
+        Args:
+            level: From 0 to 1, any shape; for most schedules 1 - alpha itself.
+
+        Returns:
+            Times in [0, 1], of that shape.
+        """
+        start, end = noise_levels(self.schedule)
+        return self.schedule.inverse(1.0 - start - (end - start) * level)
 
     def shares(self, t: Tensor) -> Shares:
         """The shares of q(xt | x0).

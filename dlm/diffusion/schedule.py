@@ -3,6 +3,7 @@
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import torch
@@ -133,3 +134,10 @@ class Geometric:
 
 
 Schedule = Linear | Cosine | Polynomial | Geometric
+
+
+@lru_cache(maxsize=64)
+def noise_levels(schedule: NoiseSchedule) -> tuple[float, float]:
+    """The noise level 1 - alpha at t = 0 and at t = 1."""
+    start, end = (1.0 - schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))).tolist()
+    return start, end

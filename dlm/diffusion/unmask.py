@@ -1,13 +1,13 @@
 """The choices of a sampler: which masked positions first, how many this step, which token.
 
-Each is a small frozen dataclass that knows nothing of the loop in `generate.py`. Published samplers are
+Each is a small frozen dataclass that knows nothing of the loop in `sample.py`. Published samplers are
 points in this grid: first-hitting is `Random` with `OneAtATime`, LLaDA's is `Confidence` with `FixedSteps`,
 Fast-dLLM's is `Confidence` with `Threshold` or `Factor`, EB-Sampler's is `Entropy` with `EntropyBound`.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal, Protocol
 
@@ -73,6 +73,11 @@ class Order(Protocol):
 
     informed: ClassVar[bool]
     draws: ClassVar[bool]
+
+    @property
+    def name(self) -> str:
+        """What `--order` calls it."""
+        ...
 
     def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """A score for each position of `where_BL`, higher first, and -inf or less than any score elsewhere."""
@@ -156,11 +161,12 @@ class Step:
     """Where a sampler stands when it asks a budget.
 
     Attributes:
-        index: The step's number in this run, from 1.
+        index: The step's number in this block, from 1.
         masked_B: How many positions are masked now.
         start_B: How many were masked before the first step.
         scores_BL: The order's scores; None where the budget is not informed.
         predictions: The predictions; None where the budget is not informed.
+        schedule: alpha(t) of the model's process.
     """
 
     index: int
@@ -168,17 +174,28 @@ class Step:
     start_B: Tensor
     scores_BL: Tensor | None = None
     predictions: Predictions | None = None
+    schedule: NoiseSchedule = field(default_factory=Linear)
 
 
 class Budget(Protocol):
     """How many masked positions are revealed in a step.
 
+    The fields of a budget are its options: `--threshold 0.9` on the command line is `Threshold(0.9)`. A field's
+    metadata has its help.
+
     Attributes:
         informed: Whether it looks at the predictions. One that does not is asked first, and a step in
             which it reveals nothing costs no network call.
+        order: The order that goes with it where none is asked for; None for the order that suits the task.
     """
 
     informed: ClassVar[bool]
+    order: ClassVar[Order | None]
+
+    @property
+    def name(self) -> str:
+        """What messages and tables call it."""
+        ...
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """How many positions each row reveals, integers of shape (B,), at most `masked_B`."""
@@ -194,10 +211,19 @@ class FixedSteps:
         grid: `linear` leaves 1 - k/S of the masks after step k, `cosine` cos(pi/2 k/S) (MaskGIT, 2202.04200).
     """
 
-    steps: int
-    grid: Literal["linear", "cosine"] = "linear"
+    steps: int = field(
+        metadata={
+            "help": "Budget: this many steps; with noise that is not masks alone (uniform, hybrid), those of the "
+            "reverse chain."
+        }
+    )
+    grid: Literal["linear", "cosine"] = field(
+        default="linear",
+        metadata={"help": "How --steps are laid out; binomial reveals each token on its own (ancestral sampling)."},
+    )
     name: Literal["fixed"] = "fixed"
     informed: ClassVar[bool] = False
+    order: ClassVar[Order | None] = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -218,6 +244,7 @@ class OneAtATime:
 
     name: Literal["one"] = "one"
     informed: ClassVar[bool] = False
+    order: ClassVar[Order | None] = None
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """1 where anything is masked; see `Budget`."""
@@ -232,14 +259,15 @@ class Ancestral:
     order this is ancestral sampling (MDLM, 2406.07524, eq. 6); the last step reveals everything.
 
     Attributes:
-        steps: Steps of the grid from t = 1 to t = 0.
-        schedule: The noise schedule whose times the grid divides; the model's own by default, linear without one.
+        steps: Steps of the grid from t = 1 to t = 0 of the model's own schedule.
+        grid: What the command line calls it.
     """
 
     steps: int
-    schedule: NoiseSchedule | None = None
+    grid: Literal["binomial"] = "binomial"
     name: Literal["ancestral"] = "ancestral"
     informed: ClassVar[bool] = False
+    order: ClassVar[Order | None] = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -250,7 +278,7 @@ class Ancestral:
         if step.index >= self.steps:
             return step.masked_B
         ends = 1.0 - torch.tensor([step.index, step.index - 1], dtype=torch.float64) / self.steps
-        alpha_s, alpha_t = (self.schedule or Linear()).alpha(ends)
+        alpha_s, alpha_t = step.schedule.alpha(ends)
         reveal = (alpha_s - alpha_t) / (1.0 - alpha_t)
         drawn = uniforms(generators, step.masked_B.tolist())
         return torch.stack([(u < reveal).sum() for u in drawn]).to(step.masked_B.device)
@@ -266,9 +294,14 @@ class Threshold:
         threshold: A probability.
     """
 
-    threshold: float
+    threshold: float = field(metadata={"help": "Budget: every token above this probability."})
     name: Literal["threshold"] = "threshold"
     informed: ClassVar[bool] = True
+    order: ClassVar[Order | None] = Confidence()
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold must be from 0 to 1, got {self.threshold}")
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """The number above the threshold, at least one; see `Budget`."""
@@ -286,9 +319,14 @@ class Factor:
         factor: f; larger reveals more at once.
     """
 
-    factor: float
+    factor: float = field(metadata={"help": "Budget: the most n with (n+1)(1-p_n) below this."})
     name: Literal["factor"] = "factor"
     informed: ClassVar[bool] = True
+    order: ClassVar[Order | None] = Confidence()
+
+    def __post_init__(self) -> None:
+        if not self.factor > 0.0:
+            raise ValueError(f"factor must be above 0, got {self.factor}")
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """The largest such n, at least one; see `Budget`."""
@@ -305,19 +343,26 @@ class EntropyBound:
     """The longest prefix of the order whose summed entropy, less its largest, stays within a bound (2505.24857).
 
     Attributes:
-        bound: gamma, in nats.
+        entropy_bound: gamma, in nats.
     """
 
-    bound: float
+    entropy_bound: float = field(
+        metadata={"help": "Budget: as many as keep the joint entropy error below this, in nats."}
+    )
     name: Literal["entropy-bound"] = "entropy-bound"
     informed: ClassVar[bool] = True
+    order: ClassVar[Order | None] = Entropy()
+
+    def __post_init__(self) -> None:
+        if not self.entropy_bound >= 0.0:
+            raise ValueError(f"entropy_bound must be at least 0, got {self.entropy_bound}")
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """The length of that prefix, at least one; see `Budget`."""
         assert step.predictions is not None and step.scores_BL is not None
         entropy_BL, n_L = _in_order(step.predictions.entropy_BL, step.scores_BL)
         excess_BL = entropy_BL.cumsum(1) - entropy_BL.cummax(1).values  # never falls along the order
-        holds_BL = (excess_BL <= self.bound) & (n_L <= step.masked_B[:, None])
+        holds_BL = (excess_BL <= self.entropy_bound) & (n_L <= step.masked_B[:, None])
         return holds_BL.sum(1).clamp(min=1)
 
 
@@ -340,9 +385,11 @@ class TokenChoice:
         top_p: Keep only the fewest tokens whose probabilities reach p together (after temperature and top_k).
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: float = field(default=1.0, metadata={"help": "0 takes the likeliest token."})
+    top_k: int | None = field(default=None, metadata={"help": "Draw from the k likeliest tokens."})
+    top_p: float | None = field(
+        default=None, metadata={"help": "Draw from the likeliest tokens that reach this probability together."}
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:

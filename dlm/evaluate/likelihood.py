@@ -19,10 +19,10 @@ from dlm.data.batches import Sequences, Tokens
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
+from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
 from dlm.model.tokenizer import encode, encode_given, fingerprint, special_ids
 from dlm.pipeline import DiffusionLM
-from dlm.processes import processes
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30
@@ -191,13 +191,9 @@ def evaluate_likelihood(
     tokens_D = torch.zeros(documents, dtype=torch.float64)
     nats_S, tokens_S, mc_S = torch.zeros(3, len(rows), dtype=torch.float64)
     extra = torch.zeros(3, dtype=torch.float64)  # prior, reconstruction, unknown tokens
-    estimator = lm.recipe.estimator(draws)
-    if time is not None:
-        if time.steps is None and lm.recipe.noise.randomises and not lm.recipe.plug_in:
-            raise ConfigError("the mixture form has no finite bound in continuous time: give a number of steps")
-        estimator = replace(estimator, steps=time.steps)
+    estimator = _estimator(lm, draws, time)
     unknown_id = special_ids(lm.tokenizer).unknown
-    team = processes()
+    team = process_state()
     batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
     rounds = math.ceil(len(batches) / team.num_processes)
     for number in range(team.process_index, rounds * team.num_processes, team.num_processes):
@@ -277,7 +273,14 @@ def evaluate_likelihood(
 
 @torch.inference_mode()
 def evaluate_chain_rule(
-    lm: DiffusionLM, sequences: Sequences, *, count: int, batch_size: int, seed: int
+    lm: DiffusionLM,
+    sequences: Sequences,
+    *,
+    count: int,
+    batch_size: int,
+    seed: int,
+    draws: int = 16,
+    time: Time | None = None,
 ) -> ChainRuleReport:
     """Compares the bound with exact likelihoods, which take as many network calls as a sequence has tokens.
 
@@ -287,6 +290,8 @@ def evaluate_chain_rule(
         count: How many of its sequences, drawn at random.
         batch_size: Sequences a forward.
         seed: Which sequences, and the masks of the bound.
+        draws: Noisy copies of each sequence for the bound; even, at least 4.
+        time: The chain that the bound is of; the one the model was trained for by default.
 
     Returns:
         The report.
@@ -294,12 +299,13 @@ def evaluate_chain_rule(
     Raises:
         ConfigError: The model's process does not reveal one token at a time, or its network takes the time.
     """
-    if not lm.process.absorbing or lm.recipe.timed:
+    if not lm.formulation.counts:
         raise ConfigError(
             "the chain rule is that of samplers that reveal one token at a time, from a network that takes no time; "
             f"this model's noise is {lm.process.noise.name}: leave --chain-rule out"
         )
     lm.model.eval()
+    estimator = _estimator(lm, draws, time)
     rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()
     totals = dict.fromkeys(("left", "confidence", "bound", "tokens"), 0.0)
     for start in range(0, len(rows), batch_size):
@@ -309,7 +315,7 @@ def evaluate_chain_rule(
         streams = [generator(seed, "evaluate", row) for row in part]
         totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), where_BL).sum())
         totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), where_BL).sum())
-        bound_RBL = Estimator(16)(lm.denoiser, lm.process, x0_BL, streams, where_BL)
+        bound_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL)
         totals["bound"] += float(bound_RBL.mean(0).sum())
         totals["tokens"] += float(where_BL.sum())
     return ChainRuleReport(
@@ -319,6 +325,16 @@ def evaluate_chain_rule(
         sequences=len(rows),
         tokens=int(totals["tokens"]),
     )
+
+
+def _estimator(lm: DiffusionLM, draws: int, time: Time | None) -> Estimator:
+    """The estimator of the bound of the model's own chain, or of the one asked for."""
+    estimator = lm.formulation.estimator(draws)
+    if time is None:
+        return estimator
+    if time.steps is None and lm.formulation.parameterization == "mixture":
+        raise ConfigError("the mixture form has no finite bound in continuous time: give a number of steps")
+    return replace(estimator, steps=time.steps)
 
 
 @dataclass(frozen=True)

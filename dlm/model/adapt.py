@@ -1,11 +1,13 @@
-"""Pretrained models as starting points: a row for each new token, room for the text, and eyes that open slowly."""
+"""Pretrained models as starting points: rows for new tokens, enough positions, and attention that opens slowly."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
+from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
 from dlm.errors import ConfigError
 from dlm.model.backbone import PAD_OFFSET_POSITIONS
 
@@ -60,7 +62,7 @@ def is_decoder(model: PreTrainedModel) -> bool:
     return type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def visible(length: int, share: float, stream: torch.Generator) -> Tensor:
+def attention_annealing_mask(length: int, share: float, stream: torch.Generator) -> Tensor:
     """A mask between causal and full attention: each pair of a query and a later key is open with one probability.
 
     From causal models to diffusion by such masks: 2410.17891, section 3.3.
@@ -75,6 +77,16 @@ def visible(length: int, share: float, stream: torch.Generator) -> Tensor:
     """
     past_LL = torch.ones(length, length, dtype=torch.bool).tril()
     return past_LL | (torch.rand(length, length, generator=stream) < share)
+
+
+def with_attention(network: Network, attention: Tensor) -> Network:
+    """A network in which each query sees what a mask says; see `NetworkInput`."""
+
+    def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        masked = replace(inputs, attention=attention)
+        return network(masked) if reducer is None else network(masked, reducer)
+
+    return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned
 
 
 def _rows(table: nn.Module | None) -> list[Tensor]:

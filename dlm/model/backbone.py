@@ -19,9 +19,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from dlm.diffusion.network import NetworkInput, Reduced, Reducer
 from dlm.errors import CheckpointError, ConfigError
-from dlm.model.chunks import Read, read_in_chunks
-from dlm.model.clock import TIMED, UNDERLYING, TimeEmbedding
+from dlm.model.chunks import reduce_in_chunks
+from dlm.model.time_embedding import TIMED, UNDERLYING, TimeEmbedding
 
 HEADS = (
     ("cls",),  # BERT
@@ -49,23 +50,22 @@ PAD_OFFSET_POSITIONS = {
 
 
 class Backbone(nn.Module):
-    """A HuggingFace model as a network for diffusion: (xt_BL, t_B, select_BL) -> logits_NV.
+    """A HuggingFace model as a network for diffusion; see `dlm.diffusion.network`.
 
     Attributes:
         model: The HuggingFace model, unchanged; its `save_pretrained` is the checkpoint.
-        clock: What tells it the time; None for a network that takes no time.
-        visible_LL: In training, what each query (the first dimension) sees; None for everything.
+        time_embedding: What tells it the time; None for a network that takes no time.
     """
 
-    visible_LL: Tensor | None = None
-
-    def __init__(self, model: PreTrainedModel, pad_id: int | None = None, clock: TimeEmbedding | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pad_id: int | None = None, time_embedding: TimeEmbedding | None = None
+    ) -> None:
         """Finds the model's head and checks that the network can serve.
 
         Args:
             model: A masked-LM model, or a causal-LM model whose config says `is_causal: false`.
             pad_id: The id that attention does not see; None where no batch is padded.
-            clock: What tells it the time.
+            time_embedding: What tells it the time.
 
         Raises:
             ConfigError: The architecture's head is not where any known one is, or it does more to the
@@ -75,58 +75,60 @@ class Backbone(nn.Module):
         super().__init__()
         self.model = model
         self.pad_id = pad_id
-        self.clock = clock
+        self.time_embedding = time_embedding
         self._compiled: Callable[..., Any] | None = None
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
 
-    def forward(
-        self, xt_BL: Tensor, t_B: Tensor | None, select_BL: Tensor, read: Read | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of the selected positions, or what a reader makes of them.
+    def forward(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        """Logits of the wanted positions, or what a reducer makes of them.
 
         Args:
-            xt_BL: Noisy ids.
-            t_B: The time of each sequence; not used, and may be None, without a clock.
-            select_BL: Boolean, the N positions wanted.
-            read: Takes the logits a chunk at a time, so that they never exist all at once; see `read_in_chunks`.
+            inputs: The noisy text; its time counts only with a time embedding.
+            reducer: Takes the logits a chunk at a time, so that they never exist all at once; see `reduce_in_chunks`.
 
         Returns:
-            Logits, shape (N, V); with `read` its sum and its values, shape (N,).
+            Logits, shape (N, V); with a reducer the sum of its totals, and its values, shape (N,).
         """
-        if self.clock is None or t_B is None:
-            rows_ND = self._rows(xt_BL, select_BL, input_ids=xt_BL)
-        else:
-            embedded_BLD = self.model.get_input_embeddings()(xt_BL)
-            rows_ND = self._rows(xt_BL, select_BL, inputs_embeds=embedded_BLD + self.clock(t_B)[:, None])
-        if read is None:
+        rows_ND = self._rows(inputs, self.time_embedding)
+        if reducer is None:
             return self._project(rows_ND)
         learned = {id(p): p for name in self._head for p in getattr(self.model, name).parameters()}
-        return read_in_chunks(self._project, rows_ND, read, self.vocabulary, list(learned.values()))
+        return reduce_in_chunks(self._project, rows_ND, reducer, self.vocabulary, list(learned.values()))
 
-    def _rows(self, xt_BL: Tensor, select_BL: Tensor, **inputs: Tensor) -> Tensor:
-        """The last hidden states of the selected positions, shape (N, D)."""
-        attend = self._attend(xt_BL)
+    def _rows(self, inputs: NetworkInput, time_embedding: TimeEmbedding | None) -> Tensor:
+        """The last hidden states of the wanted positions, shape (N, D)."""
+        read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._attend(inputs), **self._extra()}
+        if time_embedding is not None:
+            embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
+            read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None]
+        cached = 0 if inputs.cache is None else inputs.cache.get_seq_length()
+        if inputs.cache is not None:
+            read |= {"past_key_values": inputs.cache, "use_cache": True}
         body = self._compiled if self._compiled and self.training else self.model.base_model
-        hidden_BLD = body(**inputs, attention_mask=attend, **self._extra()).last_hidden_state
-        rows_ND: Tensor = hidden_BLD[select_BL]
+        hidden_BLD = body(**read).last_hidden_state
+        if inputs.cache is not None:
+            inputs.cache.crop(cached)  # the model adds the keys and values of these ids
+        rows_ND: Tensor = hidden_BLD[inputs.wanted_BL]
         return rows_ND
 
     def compile_body(self) -> None:
         """Compiles everything below the head, for training alone: there shapes stay as they are."""
         self._compiled = torch.compile(self.model.base_model.forward)
 
-    def _attend(self, xt_BL: Tensor) -> Tensor | None:
+    def _attend(self, inputs: NetworkInput) -> Tensor | None:
         """What is seen: None for everything, the tokens that are no padding, or what is added to each pair's logit."""
-        seen_BL = None  # the common case, and the fastest: nothing is padded
+        xt_BL, seen_BM = inputs.ids_BL, None  # the common case, and the fastest: nothing is padded
         if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
-            seen_BL = ~padding_BL
-        if self.visible_LL is None or not self.training:
-            return None if seen_BL is None else seen_BL.long()
-        open_BLL = self.visible_LL if seen_BL is None else self.visible_LL & seen_BL[:, None]
-        open_BLL = open_BLL.expand(len(xt_BL), -1, -1)
-        shut = torch.finfo(self.model.dtype).min
-        return torch.zeros(open_BLL.shape, device=xt_BL.device).masked_fill(~open_BLL, shut)[:, None]
+            seen_BM = ~padding_BL
+            if inputs.cache is not None:  # cached tokens are no padding
+                seen_BM = torch.nn.functional.pad(seen_BM, (inputs.cache.get_seq_length(), 0), value=True)
+        if inputs.attention is None:
+            return None if seen_BM is None else seen_BM.long()
+        open_BLM = inputs.attention if seen_BM is None else inputs.attention & seen_BM[:, None]
+        open_BLM = open_BLM.expand(len(xt_BL), -1, -1)
+        closed = torch.finfo(self.model.dtype).min
+        return torch.zeros(open_BLM.shape, device=xt_BL.device).masked_fill(~open_BLM, closed)[:, None]
 
     def _project(self, rows_ND: Tensor) -> Tensor:
         """Rows to logits, by the model's head."""
@@ -137,7 +139,7 @@ class Backbone(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of layers, as transformers calls them, that are sharded one by one."""
-        # Not what holds the embeddings: they may be tied to the head, and the clock's vector is added outside of it.
+        # Not what holds the embeddings: they may be tied to the head, and the vector of the time is added outside of it.
         table = self.model.get_input_embeddings()
         present = {type(module).__name__ for module in self.model.modules() if table not in set(module.modules())}
         return sorted(present & set(self.model._no_split_modules or ()))
@@ -167,7 +169,7 @@ class Backbone(nn.Module):
         x_BL = torch.tensor([[a, b], [a, c]], device=self.model.device)
         every_BL = torch.ones_like(x_BL, dtype=torch.bool)
         whole_BLV = self.model(input_ids=x_BL, attention_mask=every_BL.long(), **self._extra()).logits
-        rows_NV = self._project(self._rows(x_BL, every_BL, input_ids=x_BL))
+        rows_NV = self._project(self._rows(NetworkInput(x_BL, every_BL, torch.zeros(2, device=x_BL.device)), None))
         self.model.train(training)
         if not torch.allclose(whole_BLV.flatten(0, 1), rows_NV, rtol=1e-2, atol=1e-3, equal_nan=True):
             raise ConfigError(

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.backbone import HUB_NAME, check_name
-from dlm.model.clock import TimeEmbedding, write_clock
 from dlm.model.lora import is_adapter, write_adapter
-from dlm.recipe import Recipe
+from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
 from dlm.settings import dump_config, parse_config
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class Sidecar:
     def dump(self) -> str:
         """The file's text."""
         tree = {"format": FORMAT, "mask_id": self.mask_id, "step": self.step, "config": dump_config(self.config)}
-        if Recipe.of(self.config).timed:
+        if self.config.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
@@ -128,7 +127,7 @@ def write_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sidecar: Sidecar | None,
-    clock: TimeEmbedding | None = None,
+    time_embedding: TimeEmbedding | None = None,
     adapter: "PeftModel | None" = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -139,17 +138,19 @@ def write_model(
         model: The model; its config says that it is bidirectional.
         tokenizer: Its tokenizer.
         sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
-        clock: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
+        time_embedding: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
         adapter: The adapters of the model; with them, they alone are written, in the format of `peft`.
-        weights: Every tensor of it by the name it has in a `Backbone`; what the model and the clock hold by default.
+        weights: Every tensor of it by the name it has in a `Backbone`; by default what both of them hold.
     """
     of_model = None if weights is None else _part(weights, "model.")
     if adapter is not None:
         write_adapter(folder, adapter, of_model)
     else:
         model.save_pretrained(folder, state_dict=of_model)
-    if clock is not None:
-        write_clock(folder, clock.state_dict() if weights is None else _part(weights, "clock."))
+    if time_embedding is not None:
+        write_time_embedding(
+            folder, time_embedding.state_dict() if weights is None else _part(weights, "time_embedding.")
+        )
     tokenizer.save_pretrained(folder)
     if sidecar is not None:
         (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")

@@ -11,51 +11,53 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dlm.diffusion.network import Reduced, Reducer
+
 CHUNK = 2**22
 """Logits that exist at a time on a processor; with 32,768 ids, 128 rows. Larger chunks leave its caches."""
 
 ACCELERATOR_CHUNK = 2**26
 """Logits that exist at a time on an accelerator, where each chunk's gradient of the head is one more trip to memory."""
 
-Read = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(logits_CV, which of the N rows they are) -> (a sum to minimise, and a value a row that has no gradient)."""
 
-
-def read_in_chunks(
-    project: Callable[[Tensor], Tensor], rows_ND: Tensor, read: Read, vocabulary: int, parameters: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Projects rows on the vocabulary, and reads the logits a chunk at a time.
+def reduce_in_chunks(
+    project: Callable[[Tensor], Tensor],
+    rows_ND: Tensor,
+    reducer: Reducer,
+    vocabulary: int,
+    parameters: Sequence[Tensor],
+) -> Reduced:
+    """Projects rows on the vocabulary, and reduces the logits a chunk at a time.
 
     Args:
         project: Rows to logits.
         rows_ND: Hidden states.
-        read: What becomes of the logits; the rows must not depend on each other.
+        reducer: What becomes of the logits.
         vocabulary: V.
         parameters: Everything that `project` has to learn.
 
     Returns:
-        The sum, differentiable by the rows and the parameters, and the values, shape (N,).
+        The total, differentiable by the rows and the parameters, and the values, shape (N,).
     """
     size = max((CHUNK if rows_ND.device.type == "cpu" else ACCELERATOR_CHUNK) // vocabulary, 1)
     chunks = [slice(start, start + size) for start in range(0, len(rows_ND), size)]
     if len(chunks) <= 1:
-        return read(project(rows_ND), slice(None))
+        return reducer(project(rows_ND), slice(None))
     if torch.is_grad_enabled():
         learned = [p for p in parameters if p.requires_grad]
-        total, values_N = _Read.apply(project, read, chunks, rows_ND, *learned)
-        return total, values_N
-    read_chunks = [read(project(rows_ND[chunk]), chunk) for chunk in chunks]
-    return torch.stack([total for total, _ in read_chunks]).sum(), torch.cat([values for _, values in read_chunks])
+        return Reduced(*_ReduceChunks.apply(project, reducer, chunks, rows_ND, *learned))
+    parts = [reducer(project(rows_ND[chunk]), chunk) for chunk in chunks]
+    return Reduced(torch.stack([part.total for part in parts]).sum(), torch.cat([part.values_N for part in parts]))
 
 
-class _Read(torch.autograd.Function):
+class _ReduceChunks(torch.autograd.Function):
     """The sum over all chunks, with its gradient ready."""
 
     @staticmethod
     def forward(
         ctx: Any,
         project: Callable[[Tensor], Tensor],
-        read: Read,
+        reducer: Reducer,
         chunks: Sequence[slice],
         rows_ND: Tensor,
         *parameters: Tensor,
@@ -65,7 +67,7 @@ class _Read(torch.autograd.Function):
         for chunk in chunks:
             with torch.enable_grad():
                 rows_CD = rows_ND[chunk].detach().requires_grad_()
-                total, values_C = read(project(rows_CD), chunk)
+                total, values_C = reducer(project(rows_CD), chunk)
             row_gradient, *found = torch.autograd.grad(total, (rows_CD, *parameters), allow_unused=True)
             for i, gradient in enumerate(found):
                 so_far = gradients[i]
@@ -82,6 +84,6 @@ class _Read(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # In place, and let go of: a copy of the head's gradient would be the most memory of the whole step.
+        # In place: a copy of the head's gradient would be the most memory of the whole step.
         gradients, ctx.gradients = ctx.gradients, None
         return None, None, None, *(None if gradient is None else gradient.mul_(scale) for gradient in gradients)

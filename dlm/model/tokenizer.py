@@ -11,6 +11,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dlm.config import Bpe, Bytes, Characters, Pretrained
+from dlm.diffusion.process import Vocabulary
 from dlm.errors import CheckpointError, ConfigError, DataError
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
@@ -220,20 +221,34 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     return parts
 
 
-def never_emitted(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+def forbidden_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
     """The ids that no text holds and a network must never predict.
 
     Args:
         tokenizer: The tokenizer.
-        vocabulary: The number of ids the network has a logit for.
+        size: The number of ids the network has a logit for.
 
     Returns:
         The mask, the padding, every other special token but the end of text and the unknown character, which
         texts do hold, and ids beyond the tokenizer's.
     """
     # Not from len(tokenizer) on: the ids of a pretrained vocabulary may have gaps, and text beyond its length.
-    never = _special_ids(tokenizer) | (set(range(vocabulary)) - set(tokenizer.get_vocab().values()))
-    return sorted(never - {tokenizer.eos_token_id, tokenizer.unk_token_id})
+    forbidden = _special_ids(tokenizer) | (set(range(size)) - set(tokenizer.get_vocab().values()))
+    return sorted(forbidden - {tokenizer.eos_token_id, tokenizer.unk_token_id})
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequence[int] = ()) -> Vocabulary:
+    """A tokenizer's ids as the states of a diffusion process.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: The number of ids the network has a logit for.
+        besides: Ids to forbid besides those that no text holds.
+
+    Returns:
+        The states, the mask and the forbidden ids among them.
+    """
+    return Vocabulary(size, special_ids(tokenizer).mask, (*forbidden_ids(tokenizer, size), *besides))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

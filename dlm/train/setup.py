@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
@@ -19,15 +18,15 @@ from dlm.config import Config, Pretrained
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.sources import read_splits
 from dlm.data.streaming import StreamingBatches, open_stream
+from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import corpus
 from dlm.model.adapt import check_length, is_decoder, make_room
 from dlm.model.backbone import attention_implementation, build_model, load_model
 from dlm.model.checkpoint import CHECKPOINTS, check_there, resolve
 from dlm.model.lora import add_adapter, is_adapter, restore_adapter
+from dlm.model.precision import bf16_is_native
 from dlm.model.tokenizer import build_tokenizer, encode, new_ids, special_ids
-from dlm.processes import without_accelerator
-from dlm.recipe import Recipe
 from dlm.train.sharding import sharding
 
 if TYPE_CHECKING:
@@ -35,14 +34,6 @@ if TYPE_CHECKING:
 
 PATIENCE = timedelta(days=1)
 """How long the other processes wait for the first, which may have a corpus to download and to tokenise."""
-
-
-def bf16_is_native() -> bool:
-    """Whether this machine computes in bfloat16, rather than emulating it."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def join(config: Config, folder: Path) -> Accelerator:
@@ -249,7 +240,7 @@ def run_model(
             seed=config.seed,
         )
         return model, None
-    if lora and Recipe.of(config).timed:
+    if lora and config.formulation.timed:
         raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
     fresh: list[int] = []
     source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.model.backbone import Backbone, load_model
 from dlm.model.checkpoint import Sidecar, write_model
-from dlm.model.clock import load_clock
+from dlm.model.time_embedding import load_time_embedding, present_name
 from dlm.train.ema import Ema, copy_weights, trainable
 from dlm.train.optim import optimizer_tensors, restore_optimizers
 from dlm.train.run import TRAINER, load_tensors, save_tensors
@@ -79,12 +79,12 @@ class Learned:
         else:
             # Through transformers, which alone knows under which of their names it stored tied weights.
             model = load_model(str(folder), self.backbone.model.config._attn_implementation)
-            clock = load_clock(str(folder), model) if self.backbone.clock else None
-            stored: dict[str, Tensor] = dict(Backbone(model, self.backbone.pad_id, clock).named_parameters())
+            time_embedding = load_time_embedding(str(folder), model) if self.backbone.time_embedding else None
+            stored: dict[str, Tensor] = dict(Backbone(model, self.backbone.pad_id, time_embedding).named_parameters())
             weights = {name: spread(stored[name].detach(), p) for name, p in learns.items()}
         if self.ema:
             self.ema.weights = weights
-            stored = load_tensors(folder / TRAINER / WEIGHTS)
+            stored = {present_name(name): value for name, value in load_tensors(folder / TRAINER / WEIGHTS).items()}
             weights = {name: spread(stored[name].detach(), p) for name, p in learns.items()}
         copy_weights(weights, self.backbone)
         restore_optimizers(self.optimizers, load_tensors(folder / TRAINER / OPTIMIZER))
@@ -111,7 +111,13 @@ class Snapshot:
     def write(self, folder: Path, tokenizer: PreTrainedTokenizerBase, sidecar: Sidecar) -> None:
         """Writes the model into a folder, and what only a resumed run reads into `trainer/` in it."""
         write_model(
-            folder, self.backbone.model, tokenizer, sidecar, self.backbone.clock, self.adapter, weights=self.model
+            folder,
+            self.backbone.model,
+            tokenizer,
+            sidecar,
+            self.backbone.time_embedding,
+            self.adapter,
+            weights=self.model,
         )
         if self.own is not None:
             save_tensors(self.own, folder / TRAINER / WEIGHTS)

@@ -7,27 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import nn
 
 from dlm.data.prefetch import Prefetched
 from dlm.diffusion.context import editable_part
-from dlm.diffusion.denoiser import Network
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
+from dlm.diffusion.network import Network
 from dlm.diffusion.objective import LossTerms
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
-from dlm.model.adapt import visible
+from dlm.model.adapt import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
-from dlm.model.clock import build_clock
-from dlm.model.tokenizer import fingerprint, never_emitted, special_ids
+from dlm.model.precision import Precision, in_precision
+from dlm.model.time_embedding import build_time_embedding
+from dlm.model.tokenizer import fingerprint, special_ids, vocabulary_of
 from dlm.pipeline import DiffusionLM
-from dlm.recipe import Recipe
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
@@ -63,7 +61,7 @@ class Trainer:
         self.accelerator = join(self.config, run.path)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
         self.device = self.accelerator.device
-        self.precision: Literal["bf16", "fp32"] = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
+        self.precision: Precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
             texts = read_texts(self.config, self.accelerator, at[0] if at else None)
@@ -72,20 +70,21 @@ class Trainer:
         self._agree(texts)
         ids = special_ids(self.tokenizer)
 
-        recipe = Recipe.of(self.config)
+        formulation = self.config.formulation
         model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
-        clock = build_clock(model, self.config.seed) if recipe.timed else None
-        self.backbone = Backbone(model, ids.pad, clock)
+        time_embedding = build_time_embedding(model, self.config.seed) if formulation.timed else None
+        self.backbone = Backbone(model, ids.pad, time_embedding)
         if self.config.train.gradient_checkpointing:
             checkpoint_gradients(model)
         if self.config.train.compile:
             self.backbone.compile_body()
         optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
-        never = never_emitted(self.tokenizer, self.backbone.vocabulary)
-        self.process = recipe.process(self.backbone.vocabulary, ids.mask, never)
-        self.denoiser = recipe.denoiser(_in_precision(self.network, self.accelerator), never, self.process, ids.end)
-        self.objective = recipe.objective(self.config.objective)
+        self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
+        self._end_id = ids.end
+        # Accelerate itself sees to the precision only where weights are not sharded.
+        self.denoiser = self._denoiser(in_precision(self.network, self.device, self.precision))
+        self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._learned = Learned(self.backbone, self.optimizers, self.ema, adapter)
         if at:
@@ -93,6 +92,11 @@ class Trainer:
             self.batches.restore(self.progress.places or [])
         self.micros = micro_batches(self.config, self.accelerator)
         self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps)
+
+    def _denoiser(self, network: Network) -> Denoiser:
+        """The network in training as a denoiser."""
+        forbidden = self.process.vocabulary.forbidden
+        return self.config.formulation.denoiser(network, self.process, forbidden, self._end_id)
 
     def _agree(self, texts: Texts) -> None:
         """Refuses to go on where the text is another than before, or where machines see other files."""
@@ -159,14 +163,14 @@ class Trainer:
         began = time.perf_counter()
         config, world = self.config.train, self.accelerator.num_processes
         self.network.train()
-        self._open_eyes(step)
+        denoiser = self._annealed(step)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for micro, positions in enumerate(self.micros):
             last = micro == len(self.micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 # The same for one process that takes these sequences in turn.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
-                terms, seen = self._terms(step, micro)
+                terms, seen = self._terms(denoiser, step, micro)
                 terms.loss.backward()  # not by Accelerate, which divides by a number of its own environment
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, seen]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
@@ -175,7 +179,9 @@ class Trainer:
         self._check_finite("loss", loss, step)
         # With clean context, or a tail, it would be the bound of something else than validation's.
         data = self.config.data
-        complete = self.config.objective.complete and not data.context and not (data.train.supervised and data.tail)
+        complete = (
+            self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
+        )
         nelbo = (sums[2] / sums[3]).item() if complete else None
         self._check_finite("bound", nelbo or 0.0, step)
 
@@ -196,14 +202,15 @@ class Trainer:
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
 
-    def _open_eyes(self, step: int) -> None:
-        """Between causal and full attention; see `visible`."""
+    def _annealed(self, step: int) -> Denoiser:
+        """The denoiser of this step, whose attention may still be between causal and full."""
         model = self.config.model
-        self.backbone.visible_LL = None
-        if step <= model.annealing:
-            length = self.config.data.length + model.shift
-            open_LL = visible(length, (step - 1) / model.annealing, generator(self.config.seed, "attention", step))
-            self.backbone.visible_LL = open_LL.to(self.device)
+        if step > model.annealing:
+            return self.denoiser
+        length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
+        open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
+        network = in_precision(self.network, self.device, self.precision)
+        return self._denoiser(with_attention(network, open_LL.to(self.device)))
 
     def _any(self, mine: bool) -> bool:
         """Whether it is so on any process: all of them must stop after the same step."""
@@ -220,7 +227,7 @@ class Trainer:
                 f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
             )
 
-    def _terms(self, step: int, micro: int) -> tuple[LossTerms, torch.Tensor]:
+    def _terms(self, denoiser: Denoiser, step: int, micro: int) -> tuple[LossTerms, torch.Tensor]:
         """The loss of part of the global batch, and the number of tokens in it."""
         batch, positions = self.upcoming.batch(step, micro), self.micros[micro]
         draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
@@ -230,7 +237,7 @@ class Trainer:
             where_BL = editable_part(where_BL, share, streams)
         x0_BL, where_BL = batch.x0_BL.to(self.device), where_BL.to(self.device)
         seen = (batch.document_BL >= 0).sum().to(self.device)
-        return self.objective(self.denoiser, self.process, x0_BL, draws, where_BL), seen
+        return self.objective(denoiser, self.process, x0_BL, draws, where_BL), seen
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the validation text's likelihood, and writes a short text."""
@@ -299,16 +306,6 @@ class Trainer:
             steps=self.config.train.steps,
             first=self.progress.step + 1,
         )
-
-
-def _in_precision(network: nn.Module, accelerator: Accelerator) -> Network:
-    """A network in the run's precision; Accelerate itself sees to that only where weights are not sharded."""
-
-    def call(*inputs: Any) -> Any:
-        with accelerator.autocast():
-            return network(*inputs)
-
-    return call
 
 
 @contextmanager

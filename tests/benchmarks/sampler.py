@@ -11,9 +11,11 @@ import time
 import torch
 from torch import Tensor
 
+from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.generate import generate
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.unmask import Confidence, Entropy, FixedSteps, Order, Random, TokenChoice
+from tests.support.networks import unmask
 
 
 def milliseconds(order: Order, token: TokenChoice, options: argparse.Namespace) -> float:
@@ -21,13 +23,15 @@ def milliseconds(order: Order, token: TokenChoice, options: argparse.Namespace) 
     shape = (options.batch, options.length)
     rows = torch.randn(options.batch * options.length, options.vocabulary).log_softmax(-1)
 
-    def free(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionDenoiser
+    def free(inputs: NetworkInput) -> Tensor:
+        select_BL = inputs.wanted_BL
         return rows[: int(select_BL.sum())]
 
     steps = options.length // options.reveal
     times = []
     for repeat in range(1 + options.repeats):
-        states = generate(
+        states = unmask(
             free,
             torch.zeros(shape, dtype=torch.long),
             torch.ones(shape, dtype=torch.bool),

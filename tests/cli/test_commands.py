@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
-from dlm.cli.options import SamplerOptions
+from dlm.diffusion.unmask import AnyBudget, TokenChoice
 from dlm.pipeline import DiffusionLM
 from dlm.settings import load_config
 
@@ -380,7 +380,8 @@ def test_sample_and_infill_take_the_same_sampler() -> None:
     """What their help says of how they write is the same to the letter, and every field of it is an option."""
     panels = [dlm(command, "--help")[0].partition("How it writes")[2] for command in ("sample", "infill")]
     assert panels[0] == panels[1]
-    assert [f.name for f in fields(SamplerOptions) if f"--{f.name.replace('_', '-')} " not in panels[0]] == []
+    names = {f.name for choice in (*get_args(AnyBudget), TokenChoice) for f in fields(choice)} - {"name"}
+    assert [name for name in names | {"order"} if f"--{name.replace('_', '-')} " not in panels[0]] == []
 
 
 def test_version() -> None:

@@ -215,7 +215,7 @@ def model(tiny_lm: DiffusionLM, tmp_path_factory: pytest.TempPathFactory) -> Pat
     run = tmp_path_factory.mktemp("runs") / "hybrid"
     tree = {
         "data": {"train": {"format": "text", "path": "none.txt"}},
-        "process": {"name": "hybrid", "share": 0.3},
+        "noise": {"name": "hybrid", "share": 0.3},
         "schedule": {"name": "cosine"},
         "model": {"time_conditioning": False},
         "time": {"steps": 4},

@@ -277,11 +277,11 @@ import sys
 from dlm import pipeline
 from dlm.cli.app import main
 
-def tells(*args, real=pipeline.generate, **options):
+def tells(*args, real=pipeline.sample, **options):
     print("begun", file=sys.stderr, flush=True)
     return real(*args, **options)
 
-pipeline.generate = tells
+pipeline.sample = tells
 main()
 """
 

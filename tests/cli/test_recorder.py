@@ -17,7 +17,7 @@ from dlm.cli.app import app
 from dlm.cli.film import STYLES, Film, render
 from dlm.cli.recorder import Recorder
 from dlm.model.checkpoint import Sidecar
-from dlm.model.clock import build_clock
+from dlm.model.time_embedding import build_time_embedding
 from dlm.pipeline import DiffusionLM, Sampler
 from dlm.settings import parse_config
 from dlm.template import parse_template
@@ -32,10 +32,10 @@ def lms(tiny_lm: DiffusionLM) -> dict[str, DiffusionLM]:
     """Models of every noise, with the same weights."""
 
     def make(noise: str) -> DiffusionLM:
-        tree = {"data": {"train": {"format": "text", "path": "none.txt"}, "length": 32}, "process": {"name": noise}}
+        tree = {"data": {"train": {"format": "text", "path": "none.txt"}, "length": 32}, "noise": {"name": noise}}
         sidecar = Sidecar(parse_config(tree), tiny_lm.process.mask_id, 0)
-        clock = None if noise == "absorbing" else build_clock(tiny_lm.model, 0)
-        return DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=sidecar, clock=clock)
+        time_embedding = None if noise == "absorbing" else build_time_embedding(tiny_lm.model, 0)
+        return DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=sidecar, time_embedding=time_embedding)
 
     return {noise: make(noise) for noise in NOISES}
 

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser, with_own_token
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.noise import Absorbing, Shares
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import NoiseSchedule
+from tests.support.networks import ask
 
 
 def absorbing(schedule: NoiseSchedule, symbols: int) -> Process:
@@ -76,7 +78,7 @@ def count_nelbo(
 
 
 @dataclass
-class Joint:
+class Joint(Denoiser):
     """Every text of L tokens over K symbols with its probability; the mask has id K."""
 
     table: Tensor  # K x K x ... x K, float64, sums to 1
@@ -100,8 +102,9 @@ class Joint:
     def entropy(self) -> float:
         return float(torch.special.entr(self.table).sum())
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
         """The exact conditional of each selected position given the visible tokens, over K + 1 ids."""
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
         self.calls.append((xt_BL.clone(), select_BL.clone()))
         rows = [self._conditional(xt_BL[b].tolist(), i) for b, i in select_BL.nonzero().tolist()]
         return torch.stack(rows) if rows else torch.empty(0, self.symbols + 1, dtype=torch.float64)
@@ -131,20 +134,21 @@ def twins(symbols: int = 2) -> Joint:
     return Joint(torch.eye(symbols, dtype=torch.float64) / symbols)
 
 
-class Narrow:
+class Narrow(Denoiser):
     """A denoiser of the first columns only: what it is shown further to the right is padding."""
 
     def __init__(self, denoiser: Denoiser, length: int) -> None:
         self.denoiser, self.length = denoiser, length
         self.seen: list[Tensor] = []
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         self.seen.append(xt_BL.clone())
         assert not select_BL[:, self.length :].any()
-        return self.denoiser(xt_BL[:, : self.length], t_B, select_BL[:, : self.length])
+        return ask(self.denoiser, xt_BL[:, : self.length], t_B, select_BL[:, : self.length])
 
 
-class Wrong:
+class Wrong(Denoiser):
     """A denoiser of no joint at all: its answers depend on the visible tokens and contradict each other."""
 
     def __init__(self, symbols: int, length: int, seed: int = 0) -> None:
@@ -152,7 +156,8 @@ class Wrong:
         self.weight = torch.randn(length, length, symbols + 1, symbols, generator=random, dtype=torch.float64)
         self.symbols = symbols
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
         length = xt_BL.shape[1]
         positions = torch.arange(length)
         logits_BLK = torch.stack(
@@ -162,7 +167,7 @@ class Wrong:
         return torch.cat([log_p_NK, torch.full((len(log_p_NK), 1), -math.inf, dtype=torch.float64)], dim=1)
 
 
-class ByCount:
+class ByCount(Denoiser):
     """A denoiser that says only this: with l of the L tokens masked, the 0 at each has cross-entropy cost[l - 1].
 
     No joint is behind it. The bound of a text of zeros is the sum of the costs, and nothing but the number of
@@ -178,7 +183,8 @@ class ByCount:
     def bound(self) -> float:
         return float(self.cost.sum())
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
         count_B = (xt_BL == self.mask).sum(1)
         nats_N = self.cost[count_B[select_BL.nonzero()[:, 0]] - 1]
         return torch.stack([-nats_N, torch.log1p(-torch.exp(-nats_N)), torch.full_like(nats_N, -math.inf)], dim=1)
@@ -192,7 +198,7 @@ def urn(length: int) -> ByCount:
     return ByCount([math.log((length - masked + 2) / (length - masked + 1)) for masked in range(1, length + 1)])
 
 
-class Chain:
+class Chain(Denoiser):
     """A stationary Markov chain of any length with exact conditionals given any visible tokens.
 
     A symbol stays with probability `stay`, and else becomes any other with equal chances. The mask has id K.
@@ -210,8 +216,9 @@ class Chain:
         moves[:, 0] = torch.randint(self.mask, (rows,), generator=random)
         return moves.cumsum(1) % self.mask
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
         """P(x_i | nearest visible neighbours), by powers of the transition matrix."""
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
         length = xt_BL.shape[1]
         index_BL = torch.arange(length).expand(xt_BL.shape)
         seen_BL = xt_BL != self.mask
@@ -239,7 +246,7 @@ def masked_cross_entropy(denoiser: Denoiser, x0_L: Tensor, masked_L: Tensor, mas
     if not masked_L.any():
         return 0.0
     xt_1L = x0_L.masked_fill(masked_L, mask_id)[None]
-    log_p = denoiser(xt_1L, masked_L.double().mean()[None], masked_L[None])
+    log_p = ask(denoiser, xt_1L, masked_L.double().mean()[None], masked_L[None])
     return -float(log_p.gather(1, x0_L[masked_L][:, None]).sum())
 
 
@@ -277,7 +284,7 @@ def step_matrix(process: Process, s: float, t: float) -> Tensor:
     return torch.linalg.solve(marginal(process, s).T, marginal(process, t).T).T
 
 
-class Clocked:
+class Clocked(Denoiser):
     """A denoiser of no joint that reads the time, the token at each position, and with `mix` its neighbours.
 
     What the token says of itself is multiplied in, so that its bound is finite in continuous time.
@@ -288,14 +295,15 @@ class Clocked:
         self.own_SV, self.other_SV, self.late_V = (
             torch.randn(shape, generator=random, dtype=torch.float64) for shape in ((size, size), (size, size), (size,))
         )
-        self.process, self.never, self.mix = process, torch.tensor(process.vocabulary.never), mix
+        self.process, self.forbidden, self.mix = process, torch.tensor(process.vocabulary.forbidden), mix
         self.told: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         self.told.append((xt_BL.clone(), t_B.clone(), select_BL.clone()))
         other_BLV = self.other_SV[xt_BL].roll(1, dims=1) + 0.5 * self.other_SV[xt_BL].roll(-1, dims=1)
         logits_BLV = self.own_SV[xt_BL] + self.mix * other_BLV + 2.0 * t_B[:, None, None] * self.late_V
-        log_p_NV = logits_BLV[select_BL].index_fill(-1, self.never, -math.inf)
+        log_p_NV = logits_BLV[select_BL].index_fill(-1, self.forbidden, -math.inf)
         return with_own_token(log_p_NV, xt_BL[select_BL], self.process, t_B[select_BL.nonzero()[:, 0]])
 
 
@@ -324,7 +332,7 @@ def chain_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int) 
         p_MLV = torch.zeros(*seen_ML.shape, process.vocabulary.size, dtype=torch.float64)
         if everything.any():
             t_M = torch.full((len(seen_ML),), t, dtype=torch.float64)
-            p_MLV[everything] = denoiser(seen_ML, t_M, everything).exp()
+            p_MLV[everything] = ask(denoiser, seen_ML, t_M, everything).exp()
         p_MLV[~everything] = torch.nn.functional.one_hot(seen_ML, process.vocabulary.size)[~everything].double()
         joint_MLXS = step[seen_ML][:, :, None, :] * to_s.T
         back_MLXS = joint_MLXS / joint_MLXS.sum(-1, keepdim=True).clamp(min=1e-300)

@@ -8,13 +8,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights, edge_nats, noise_levels, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import PlugIn, Subs, leave_one_out, own_evidence, with_own_token
+from dlm.diffusion.bound import count_weights, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_out, own_evidence, with_own_token
 from dlm.diffusion.draws import generator
+from dlm.diffusion.network import FunctionNetwork
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
-from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
+from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, noise_levels
 from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
+from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()
@@ -47,7 +49,7 @@ def at(*t: float) -> Tensor:
 def guesses(rows: int, key: str = "guess") -> Tensor:
     """Predictions, one a row: log-probabilities, minus infinity where no text has the id."""
     logits_NV = 2.0 * torch.randn(rows, VOCABULARY.size, generator=generator(key), dtype=torch.float64)
-    return logits_NV.index_fill(-1, torch.tensor(VOCABULARY.never), -math.inf).log_softmax(-1)
+    return logits_NV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf).log_softmax(-1)
 
 
 def seen(process: Process, t: float) -> tuple[Tensor, Tensor]:
@@ -179,7 +181,7 @@ def test_terms_and_gradients_are_finite_in_float32(
     x0_N, z_N = seen(process, t)
     s_N, t_N = at(s).expand(len(z_N)), at(t).expand(len(z_N))
     logits_NV = (5.0 * torch.randn(len(z_N), VOCABULARY.size, generator=generator("logits"))).requires_grad_()
-    barred_NV = logits_NV.index_fill(-1, torch.tensor(VOCABULARY.never), -math.inf)
+    barred_NV = logits_NV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf)
     log_p_NV = with_own_token(barred_NV, z_N, process, t_N) if plug_in else barred_NV.log_softmax(-1)
     if span is None:
         nats_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N)
@@ -187,7 +189,7 @@ def test_terms_and_gradients_are_finite_in_float32(
         nats_N = step_nats(process, log_p_NV, x0_N, z_N, s_N, t_N)
     assert nats_N.dtype == torch.float64 and nats_N.isfinite().all() and float(nats_N.detach().min()) > -1e-5
     (slope_NV,) = torch.autograd.grad(nats_N.sum(), logits_NV)
-    assert slope_NV.isfinite().all() and not slope_NV[:, list(VOCABULARY.never)].any()
+    assert slope_NV.isfinite().all() and not slope_NV[:, list(VOCABULARY.forbidden)].any()
     exact_NV = barred_NV.detach().double()
     exact_NV = with_own_token(exact_NV, z_N, process, t_N) if plug_in else exact_NV.log_softmax(-1)
     exact_N = (
@@ -202,7 +204,7 @@ def test_terms_and_gradients_are_finite_in_float32(
 def test_terms_and_gradients_are_finite_near_the_ends(process: Process, t: float) -> None:
     x0_N, z_N = seen(process, t)
     logits_NV = torch.randn(len(z_N), VOCABULARY.size, generator=generator("ends")).requires_grad_()
-    barred_NV = logits_NV.index_fill(-1, torch.tensor(VOCABULARY.never), -math.inf)
+    barred_NV = logits_NV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf)
     nats_N = rate_of_nats(process, barred_NV.log_softmax(-1), x0_N, z_N, at(t).expand(len(z_N)))
     assert nats_N.isfinite().all() and torch.autograd.grad(nats_N.sum(), logits_NV)[0].isfinite().all()
 
@@ -281,9 +283,9 @@ def test_the_mixture_of_a_plug_in_network_is_the_plug_in_step(s: float, t: float
     """K alpha_t x(z) e_z + (alpha_ts - alpha_t) e_z + (alpha_s - alpha_t) x + (1 - alpha_ts)(1 - alpha_s)/K."""
     process, k = Process(Uniform(), Cosine(), VOCABULARY), len(SYMBOLS)
     logits_NV, xt_BL = guesses(4, "network"), torch.tensor([SYMBOLS])
-    denoiser = PlugIn(lambda x, t, select: logits_NV, VOCABULARY.never, process)
+    denoiser = LeaveOneOutDenoiser(FunctionNetwork(lambda _: logits_NV), VOCABULARY.forbidden, process)
     every_BL = torch.ones_like(xt_BL, dtype=torch.bool)
-    p0_BLS = denoiser(xt_BL, at(t), every_BL).exp()[None]
+    p0_BLS = ask(denoiser, xt_BL, at(t), every_BL).exp()[None]
     found_LS = process.posterior(xt_BL, p0_BLS, *at(s, t))[0]
     alpha_s, alpha_t = process.schedule.alpha(at(s, t)).tolist()
     ts, uniform_S = alpha_t / alpha_s, process.pi_S
@@ -293,7 +295,7 @@ def test_the_mixture_of_a_plug_in_network_is_the_plug_in_step(s: float, t: float
         step_S = step_S + (1 - ts) * (1 - alpha_s) * uniform_S
         torch.testing.assert_close(found_S, step_S / step_S.sum(), atol=1e-12, rtol=0)
     if t < 1:  # else xt says nothing; with the network's answer taken for p(x0 | xt) the step would be another
-        mixed_BLS = Subs(denoiser.network, VOCABULARY.never)(xt_BL, at(t), every_BL).exp()[None]
+        mixed_BLS = ask(X0Denoiser(denoiser.network, VOCABULARY.forbidden), xt_BL, at(t), every_BL).exp()[None]
         other_LS = process.posterior(xt_BL, mixed_BLS, *at(s, t))[0]
         assert float((other_LS - found_LS).abs().max()) > 0.1 * (t - s)
 
@@ -301,15 +303,22 @@ def test_the_mixture_of_a_plug_in_network_is_the_plug_in_step(s: float, t: float
 def test_where_all_noise_is_masks_the_two_forms_are_one() -> None:
     process, logits_NV = Process(Absorbing(), Cosine(), VOCABULARY), torch.randn(2, 7, generator=generator("same"))
     xt_BL, select_BL = torch.tensor([[2, 1, 2]]), torch.tensor([[True, False, True]])
-    one = PlugIn(lambda x, t, select: logits_NV, VOCABULARY.never, process)(xt_BL, at(0.5), select_BL)
-    other = Subs(lambda x, t, select: logits_NV, VOCABULARY.never)(xt_BL, at(0.5), select_BL)
+    one = ask(
+        LeaveOneOutDenoiser(FunctionNetwork(lambda _: logits_NV), VOCABULARY.forbidden, process),
+        xt_BL,
+        at(0.5),
+        select_BL,
+    )
+    other = ask(X0Denoiser(FunctionNetwork(lambda _: logits_NV), VOCABULARY.forbidden), xt_BL, at(0.5), select_BL)
     torch.testing.assert_close(one, other)
 
 
 def test_a_plug_in_network_is_told_the_time_of_each_row(mixing: Process) -> None:
     xt_BL, select_BL = torch.tensor([[1, 3], [4, 1]]), torch.tensor([[True, True], [False, True]])
     logits_NV, t_B = guesses(3, "rows"), at(0.2, 0.9)
-    found = PlugIn(lambda x, t, select: logits_NV, VOCABULARY.never, mixing)(xt_BL, t_B, select_BL)
+    found = ask(
+        LeaveOneOutDenoiser(FunctionNetwork(lambda _: logits_NV), VOCABULARY.forbidden, mixing), xt_BL, t_B, select_BL
+    )
     expected = with_own_token(logits_NV, torch.tensor([1, 3, 1]), mixing, at(0.2, 0.2, 0.9))
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 

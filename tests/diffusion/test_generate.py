@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.generate import State, generate
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import (
     Ancestral,
     Budget,
@@ -28,6 +29,7 @@ from dlm.diffusion.unmask import (
     TokenChoice,
 )
 from tests.diffusion.joints import Narrow, Wrong, random_joint
+from tests.support.networks import ask, unmask
 
 K, L = 3, 7
 MASK = K
@@ -57,7 +59,7 @@ def run(
 ) -> list[State]:
     keys = keys or list(range(len(canvas_BL)))
     return list(
-        generate(
+        unmask(
             denoiser or Wrong(K, 16),
             canvas_BL,
             editable_BL,
@@ -117,16 +119,17 @@ def test_columns_of_padding_change_nothing(order: Order, budget: Budget, block_l
 
 
 @dataclass
-class Recorder:
+class Recorder(Denoiser):
     """Keeps what a denoiser is asked."""
 
     denoiser: Denoiser
     asked: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         self.asked.append((xt_BL.clone(), select_BL.clone()))
         torch.testing.assert_close(t_B.float(), (xt_BL == MASK).float().mean(1))
-        return self.denoiser(xt_BL, t_B, select_BL)
+        return ask(self.denoiser, xt_BL, t_B, select_BL)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +202,9 @@ def test_blocks_are_finished_from_left_to_right() -> None:
 
 
 def test_text_before_the_stop_is_written_and_masks_after_it_are_not_asked_for() -> None:
-    def always_stop_at_2(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionDenoiser
+    def always_stop_at_2(inputs: NetworkInput) -> Tensor:
+        select_BL = inputs.wanted_BL
         at_N = select_BL.nonzero()[:, 1]
         best = torch.where(at_N == 2, 1, 0)
         return torch.where(torch.nn.functional.one_hot(best, K + 1).bool(), 0.0, -torch.inf).double()
@@ -247,7 +252,9 @@ def test_masks_that_were_given_are_context_and_never_filled() -> None:
 
 
 def test_a_stop_in_one_block_leaves_the_next_ones_nothing_to_write() -> None:
-    def stop_first(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionDenoiser
+    def stop_first(inputs: NetworkInput) -> Tensor:
+        select_BL = inputs.wanted_BL
         best = torch.where(select_BL.nonzero()[:, 1] == 2, 1, 0)  # the last of the first block is a stop
         return torch.where(torch.nn.functional.one_hot(best, K + 1).bool(), 0.0, -torch.inf).double()
 
@@ -271,7 +278,7 @@ def test_at_temperature_zero_with_an_order_that_is_not_drawn_nothing_is_random(o
     states = run(blank, every, order, budget, temperature=0.0)
     assert (states[-1].x_BL == states[-1].x_BL[0]).all()  # five streams, one text
     for before, state in pairwise(states):
-        log_p = Wrong(K, 16)(before.x_BL, torch.zeros(5), state.changed_BL)
+        log_p = ask(Wrong(K, 16), before.x_BL, torch.zeros(5), state.changed_BL)
         assert torch.equal(state.x_BL[state.changed_BL], log_p.argmax(1))
 
 

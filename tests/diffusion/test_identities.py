@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.generate import State, generate
 from dlm.diffusion.likelihood import chain_rule_nll
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.sample import State
 from dlm.diffusion.schedule import Cosine, Linear, Schedule
 from dlm.diffusion.unmask import (
     Ancestral,
@@ -33,6 +34,7 @@ from dlm.diffusion.unmask import (
     TokenChoice,
 )
 from tests.diffusion.joints import Joint, Narrow, Wrong, absorbing, count_nelbo, exact_nelbo, random_joint
+from tests.support.networks import ask, unmask
 
 K = 3
 PROCESS = absorbing(Linear(), K)
@@ -44,6 +46,7 @@ class Given:
     """The position with the largest of the given numbers first."""
 
     rank: tuple[int, ...]
+    name: str = "given"
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
@@ -66,9 +69,10 @@ def written(
     block_length: int | None = None,
     stop_id: int | None = None,
     temperature: float = 1.0,
+    schedule: Schedule | None = None,
 ) -> list[State]:
     return list(
-        generate(
+        unmask(
             denoiser,
             torch.zeros_like(editable_BL, dtype=torch.long),
             editable_BL,
@@ -79,6 +83,7 @@ def written(
             generators=[generator("identity", key) for key in (keys or range(len(editable_BL)))],
             block_length=block_length,
             stop_id=stop_id,
+            schedule=schedule,
         )
     )
 
@@ -126,14 +131,14 @@ def test_ancestral_sampling_is_the_chain_of_posteriors(schedule: Schedule) -> No
         for x_L, weight in zip(states, p, strict=True):
             p0 = torch.zeros(1, length, symbols + 1, dtype=torch.float64)
             masked = (x_L == symbols)[None]
-            p0[masked] = bits(x_L[None], t[None], masked).exp()
+            p0[masked] = ask(bits, x_L[None], t[None], masked).exp()
             left, right = process.posterior(x_L[None], p0, s, t)[0]
             after += weight * torch.outer(left, right).flatten()
         p = after
     clean = (states < symbols).all(1)
     assert float(p[clean].sum()) == pytest.approx(1.0, abs=1e-12)
     every = torch.ones(rows, length, dtype=torch.bool)
-    x_BL = written(bits, every, Random(), Ancestral(steps, schedule), symbols=symbols)[-1].x_BL
+    x_BL = written(bits, every, Random(), Ancestral(steps), symbols=symbols, schedule=schedule)[-1].x_BL
     found = torch.bincount((x_BL * torch.tensor([2, 1])).sum(1), minlength=4)
     assert stats.chisquare(found.numpy(), (p[clean] * rows).numpy()).pvalue > 1e-4
 
@@ -181,12 +186,13 @@ def test_texts_of_different_lengths_share_a_batch_and_are_scored_as_if_alone() -
     x0_BL = torch.randint(K, (4, 6), generator=generator("lengths"))
     where_BL = torch.arange(6) < torch.tensor(lengths)[:, None]
 
-    class Trimmed:
+    class Trimmed(Denoiser):
         """Each row alone, without its padding."""
 
-        def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        def __call__(self, inputs: NetworkInput) -> Tensor:
+            xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
             rows = zip(lengths, xt_BL, t_B, select_BL, strict=True)
-            return torch.cat([Narrow(wrong, n)(x[None], t[None], s[None]) for n, x, t, s in rows])
+            return torch.cat([ask(Narrow(wrong, n), x[None], t[None], s[None]) for n, x, t, s in rows])
 
     streams = [generator("alone", b) for b in range(4)]
     together = count_nelbo(Trimmed(), PROCESS, x0_BL, 6, streams, where_BL)

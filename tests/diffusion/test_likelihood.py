@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.schedule import Linear
 from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
 from tests.diffusion.joints import (
@@ -167,7 +169,9 @@ def test_on_a_wrong_denoiser_orders_are_different_distributions() -> None:
 def test_the_denoiser_is_told_the_share_that_is_masked() -> None:
     calls = 0
 
-    def listen(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionDenoiser
+    def listen(inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         nonlocal calls
         calls += 1
         torch.testing.assert_close(t_B, (xt_BL == K).double().mean(1))

@@ -9,119 +9,143 @@ import pytest
 import torch
 from scipy import stats
 
-from dlm.diffusion.denoiser import Subs
+from dlm.diffusion.denoiser import FunctionDenoiser, X0Denoiser
 from dlm.diffusion.draws import Draws, generator, largest, random_subset, stratified_draws, uniforms
-from dlm.diffusion.objective import AnyWeighting, Bell, CrossEntropy, Elbo, MaskedObjective, Weighting
+from dlm.diffusion.levels import AnyLevels, Bell, Clip, Even, Levels
+from dlm.diffusion.network import FunctionNetwork, NetworkInput
+from dlm.diffusion.objective import MaskedObjective
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
+from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, Weighting
 from tests.diffusion.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
+from tests.support.networks import ask
 
 K, L = 3, 5
 PROCESS = absorbing(Linear(), K)
-WEIGHTINGS: list[Weighting] = [*(choice() for choice in get_args(AnyWeighting)), Bell(4)]
-COMPLETE = [weighting for weighting in WEIGHTINGS if weighting.complete]
+WEIGHTINGS: list[Weighting] = [choice() for choice in get_args(AnyWeighting)]
+LEVELS: list[Levels] = [choice() for choice in get_args(AnyLevels)]
+PAIRS: list[tuple[Weighting, Levels]] = [(weighting, Even()) for weighting in WEIGHTINGS]
+PAIRS += [(CrossEntropy(), levels) for levels in LEVELS if levels != Even()] + [(Elbo(), Bell(4))]
+COMPLETE = [(weighting, levels) for weighting, levels in PAIRS if levels.complete]
 SCHEDULES: list[Schedule] = [Linear(), Cosine(), Polynomial(power=0.5), Polynomial(power=3.0)]
 
 
-@pytest.mark.parametrize("weighting", COMPLETE, ids=repr)
-def test_the_reported_bound_is_unbiased_whatever_is_minimised(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)
+def test_the_reported_bound_is_unbiased_whatever_is_minimised(weighting: Weighting, levels: Levels) -> None:
     wrong, x0_L, rows = Wrong(K, L), torch.tensor([0, 2, 1, 1, 0]), 4000
     values = []
     for part in range(4):
         draws = stratified_draws(("unbiased", part), range(rows), rows)
-        values.append(float(MaskedObjective(weighting)(wrong, PROCESS, x0_L.expand(rows, L), draws).nelbo) / rows)
+        terms = MaskedObjective(weighting, levels)(wrong, PROCESS, x0_L.expand(rows, L), draws)
+        values.append(float(terms.nelbo) / rows)
     assert sum(values) / 4 == pytest.approx(exact_nelbo(wrong, x0_L, K), rel=0.02)
 
 
-def beta_cdf(weighting: Weighting, rate: float) -> float:
-    a = weighting.concentration if isinstance(weighting, Bell) else 1
-    return float(stats.beta(a, a).cdf(rate))
+def beta_cdf(levels: Levels, level: float) -> float:
+    a = levels.concentration if isinstance(levels, Bell) else 1
+    return float(stats.beta(a, a).cdf(level))
 
 
-@pytest.mark.parametrize("weighting", COMPLETE, ids=repr)
-def test_over_all_counts_the_reported_bound_is_exact(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)
+def test_over_all_counts_the_reported_bound_is_exact(weighting: Weighting, levels: Levels) -> None:
     says = ByCount([0.4, 3.0, 0.1, 1.0, 0.7])
-    edge = [beta_cdf(weighting, count / L) for count in range(L + 1)]
+    edge = [beta_cdf(levels, count / L) for count in range(L + 1)]
     share = torch.tensor(edge).diff()  # how often each count is drawn
     middle = torch.tensor([(a + b) / 2 for a, b in itertools.pairwise(edge)], dtype=torch.float64)
     process, x0_BL = absorbing(Linear(), says.mask), torch.zeros(1, L, dtype=torch.long)
-    found = torch.stack(
-        [MaskedObjective(weighting)(says, process, x0_BL, Draws(u[None], [generator("exact")])).nelbo for u in middle]
-    )
+    objective = MaskedObjective(weighting, levels)
+    terms = [objective(says, process, x0_BL, Draws(u[None], [generator("exact")])) for u in middle]
+    found = torch.stack([each.nelbo for each in terms])
     torch.testing.assert_close(found * share, says.cost, atol=1e-6, rtol=0)  # count l contributes S_l / l
     assert float(found @ share.double()) == pytest.approx(says.bound, abs=1e-6)
+    if weighting.weighted:  # what is minimised is the bound, whatever the levels, and a share of the cross-entropy
+        minimised = torch.stack([each.loss for each in terms]) @ share.double()
+        counts = torch.arange(1, L + 1, dtype=torch.float64)
+        ce = (counts * says.cost * share.double()).sum()
+        assert float(minimised) == pytest.approx(says.bound + weighting.auxiliary * float(ce), abs=1e-6)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-def test_the_loss_has_a_gradient_and_what_is_reported_has_none(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
+def test_the_loss_has_a_gradient_and_what_is_reported_has_none(weighting: Weighting, levels: Levels) -> None:
     logits = torch.zeros(1, K, requires_grad=True)
 
-    def learner(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+    @FunctionDenoiser
+    def learner(inputs: NetworkInput) -> torch.Tensor:
+        select_BL = inputs.wanted_BL
         return logits.log_softmax(-1).expand(int(select_BL.sum()), K)
 
     x0_BL = torch.tensor([[0, 1, 1, 1, 1]] * 4)
-    terms = MaskedObjective(weighting)(learner, PROCESS, x0_BL, stratified_draws(("gradient",), range(4), 4))
+    terms = MaskedObjective(weighting, levels)(learner, PROCESS, x0_BL, stratified_draws(("gradient",), range(4), 4))
     assert not terms.nelbo.requires_grad
     (slope,) = torch.autograd.grad(terms.loss, logits)
     assert slope[0, 2] > 0 > slope[0, 1]  # away from the symbol that never occurs, towards the frequent one
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-def test_the_denoiser_is_told_the_share_that_is_masked(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
+def test_the_denoiser_is_told_the_share_that_is_masked(weighting: Weighting, levels: Levels) -> None:
     told: list[torch.Tensor] = []
 
-    def listen(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+    @FunctionDenoiser
+    def listen(inputs: NetworkInput) -> torch.Tensor:
+        xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         told.extend([t_B, (xt_BL == K).sum(1) / L, select_BL.sum(1) / L])
         return torch.zeros(int(select_BL.sum()), K)
 
     x0_BL = torch.zeros(16, L, dtype=torch.long)
-    MaskedObjective(weighting)(listen, PROCESS, x0_BL, stratified_draws(("told",), range(16), 16))
+    MaskedObjective(weighting, levels)(listen, PROCESS, x0_BL, stratified_draws(("told",), range(16), 16))
     t_B, masked_B, selected_B = told
     torch.testing.assert_close(t_B.float(), masked_B)
     torch.testing.assert_close(t_B.float(), selected_B)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-def test_the_loss_is_the_bound_or_the_plain_sum_over_masked_tokens(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
+def test_the_loss_is_the_bound_or_the_plain_sum_over_masked_tokens(weighting: Weighting, levels: Levels) -> None:
     wrong, x0_BL = Wrong(K, L), torch.randint(K, (8, L), generator=torch.Generator().manual_seed(0))
 
     def draws() -> Draws:
         return stratified_draws(("loss",), range(8), 8)
 
-    terms = MaskedObjective(weighting)(wrong, PROCESS, x0_BL, draws())
+    terms = MaskedObjective(weighting, levels)(wrong, PROCESS, x0_BL, draws())
     assert int(terms.tokens) == 8 * L
     if weighting.weighted:
-        plain = MaskedObjective(CrossEntropy())(wrong, PROCESS, x0_BL, draws()).loss  # at the same masks
+        plain = MaskedObjective(CrossEntropy(), levels)(wrong, PROCESS, x0_BL, draws()).loss  # at the same masks
         beside = float(terms.nelbo) + weighting.auxiliary * float(plain)
         assert float(terms.loss) == pytest.approx(beside, rel=1e-6) and int(terms.count) == 8 * L
     else:
-        uniform = MaskedObjective(weighting)(
-            lambda x, t, s: torch.full((int(s.sum()), K), -math.log(K)), PROCESS, x0_BL, draws()
+        uniform = MaskedObjective(weighting, levels)(
+            FunctionDenoiser(lambda inputs: torch.full((int(inputs.wanted_BL.sum()), K), -math.log(K))),
+            PROCESS,
+            x0_BL,
+            draws(),
         )
         assert float(uniform.loss) == pytest.approx(int(terms.predicted) * math.log(K), rel=1e-6)
         assert int(terms.count) == int(terms.predicted)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-def test_padding_changes_neither_loss_nor_masks(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
+def test_padding_changes_neither_loss_nor_masks(weighting: Weighting, levels: Levels) -> None:
     plain, padded = Narrow(Wrong(K, L), L), Narrow(Wrong(K, L), L)
     x0_BL = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
-    first = MaskedObjective(weighting)(plain, PROCESS, x0_BL, stratified_draws(("pad",), range(2), 2))
+    first = MaskedObjective(weighting, levels)(plain, PROCESS, x0_BL, stratified_draws(("pad",), range(2), 2))
     where_BL = torch.tensor([[True] * L + [False] * 3] * 2)
     # The padding here is the mask itself, which must not be taken for a masked token.
     wide_BL = torch.nn.functional.pad(x0_BL, (0, 3), value=K)
-    second = MaskedObjective(weighting)(padded, PROCESS, wide_BL, stratified_draws(("pad",), range(2), 2), where_BL)
+    second = MaskedObjective(weighting, levels)(
+        padded, PROCESS, wide_BL, stratified_draws(("pad",), range(2), 2), where_BL
+    )
     assert torch.equal(padded.seen[0][:, :L], plain.seen[0]) and (padded.seen[0][:, L:] == K).all()
     for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-def test_context_is_shown_and_never_masked_and_the_masks_do_not_feel_it(weighting: Weighting) -> None:
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
+def test_context_is_shown_and_never_masked_and_the_masks_do_not_feel_it(weighting: Weighting, levels: Levels) -> None:
     x0_BL, where_BL = torch.randint(K, (9, 7), generator=generator("text")), torch.zeros(9, 7, dtype=torch.bool)
     where_BL[:, 2:] = True
     with_context, without = Narrow(Wrong(K, 7), 7), Narrow(Wrong(K, 7), 7)
-    terms = MaskedObjective(weighting)(with_context, PROCESS, x0_BL, stratified_draws(("c",), range(9), 9), where_BL)
-    MaskedObjective(weighting)(without, PROCESS, x0_BL[:, 2:], stratified_draws(("c",), range(9), 9))
+    terms = MaskedObjective(weighting, levels)(
+        with_context, PROCESS, x0_BL, stratified_draws(("c",), range(9), 9), where_BL
+    )
+    MaskedObjective(weighting, levels)(without, PROCESS, x0_BL[:, 2:], stratified_draws(("c",), range(9), 9))
     assert torch.equal(with_context.seen[0][:, :2], x0_BL[:, :2])
     assert torch.equal(with_context.seen[0][:, 2:], without.seen[0])
     assert int(terms.tokens) == 9 * 5
@@ -129,16 +153,25 @@ def test_context_is_shown_and_never_masked_and_the_masks_do_not_feel_it(weightin
 
 def test_an_empty_row_adds_nothing_and_breaks_nothing() -> None:
     x0_BL, where_BL = torch.zeros(2, L, dtype=torch.long), torch.tensor([[True] * L, [False] * L])
-    terms = MaskedObjective(Elbo())(Wrong(K, L), PROCESS, x0_BL, stratified_draws(("e",), range(2), 2), where_BL)
+    terms = MaskedObjective(Elbo(), Even())(
+        Wrong(K, L), PROCESS, x0_BL, stratified_draws(("e",), range(2), 2), where_BL
+    )
     assert math.isfinite(float(terms.loss)) and int(terms.tokens) == L
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
-def test_the_rate_is_the_inverse_of_its_distribution(weighting: Weighting) -> None:
+@pytest.mark.parametrize("levels", LEVELS, ids=repr)
+def test_the_level_is_the_inverse_of_its_distribution(levels: Levels) -> None:
     u = torch.linspace(0, 1 - 1e-9, 1001, dtype=torch.float64)
-    rate = weighting.rate(u)
-    torch.testing.assert_close(weighting.cdf(rate), u, atol=1e-12, rtol=0)
-    assert (rate.diff() > 0).all() and float(rate.min()) >= 0 and float(rate.max()) < 1
+    level = levels.level(u)
+    torch.testing.assert_close(levels.cdf(level), u, atol=1e-12, rtol=0)
+    assert (level.diff() > 0).all() and float(level.min()) >= 0 and float(level.max()) < 1
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=repr)
+def test_the_density_is_the_slope_of_the_distribution(levels: Levels) -> None:
+    level = torch.linspace(0.25, 0.75, 101, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(levels.cdf(level).sum(), level)
+    torch.testing.assert_close(levels.density(level.detach()), slope)
 
 
 @pytest.mark.parametrize("a", [1, 2, 4])
@@ -149,22 +182,23 @@ def test_the_bell_is_a_beta_distribution(a: int) -> None:
         torch.testing.assert_close(Bell(a).cdf(r), 3 * r**2 - 2 * r**3)
 
 
-def test_elbo_and_ce_draw_every_count_equally_often_and_the_bell_does_not() -> None:
+def test_even_levels_draw_every_count_equally_often_and_the_others_do_not() -> None:
     rows, x0_BL = 1000, torch.zeros(1000, L, dtype=torch.long)
     counts = {}
-    for weighting in (Elbo(), CrossEntropy(), Bell(3)):
+    for levels in (Even(), Bell(3), Clip(0.2, 0.8)):
         seen: list[torch.Tensor] = []
 
-        def spy(
-            xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor, to: list[torch.Tensor] = seen
-        ) -> torch.Tensor:
-            to.append(select_BL.sum(1))
-            return torch.zeros(int(select_BL.sum()), K)
+        def spy(inputs: NetworkInput, to: list[torch.Tensor] = seen) -> torch.Tensor:
+            to.append(inputs.wanted_BL.sum(1))
+            return torch.zeros(int(inputs.wanted_BL.sum()), K)
 
-        MaskedObjective(weighting)(spy, PROCESS, x0_BL, stratified_draws(("count",), range(rows), rows))
-        counts[weighting.name] = torch.bincount(seen[0], minlength=L + 1).tolist()
+        MaskedObjective(CrossEntropy(), levels)(
+            FunctionDenoiser(spy), PROCESS, x0_BL, stratified_draws(("count",), range(rows), rows)
+        )
+        counts[levels.name] = torch.bincount(seen[0], minlength=L + 1).tolist()
     # One number on each thousandth: the counts are even to within one.
-    assert all(abs(n - rows / L) <= 1 for n in counts["elbo"][1:]) and counts["elbo"] == counts["ce"]
+    assert all(abs(n - rows / L) <= 1 for n in counts["even"][1:])
+    assert counts["clip"][1] == counts["clip"][5] == 0 and all(abs(n - rows / 3) <= 1 for n in counts["clip"][2:5])
     expected = [stats.beta(3, 3).cdf(n / L) * rows for n in range(L + 1)]
     assert all(abs(n - (b - a)) <= 1 for n, a, b in zip(counts["bell"][1:], expected, expected[1:], strict=False))
 
@@ -193,7 +227,7 @@ def test_different_keys_are_different_streams(one: tuple[int | str, ...], other:
 def test_nothing_reads_or_moves_the_global_random_state() -> None:
     def everything() -> tuple[torch.Tensor, ...]:
         draws, x0_BL = stratified_draws(("pure",), range(4), 4), torch.zeros(4, L, dtype=torch.long)
-        terms = MaskedObjective(Bell(3))(Wrong(K, L), PROCESS, x0_BL, draws)
+        terms = MaskedObjective(CrossEntropy(), Bell(3))(Wrong(K, L), PROCESS, x0_BL, draws)
         noisy = PROCESS.corrupt(x0_BL, torch.full((4,), 0.5), draws.generators)
         assert not x0_BL.any()  # what was handed over is as it was
         return terms.loss, noisy
@@ -299,7 +333,7 @@ def test_alpha_prime_is_the_derivative(schedule: Schedule) -> None:
 
 def test_subs_never_predicts_what_no_text_holds_and_renormalises_the_rest() -> None:
     logits = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
-    log_p = Subs(lambda x, t, s: logits, [3, 1])(torch.zeros(1, 1), torch.zeros(1), torch.ones(1, 1))
+    log_p = ask(X0Denoiser(FunctionNetwork(lambda _: logits), [3, 1]), torch.zeros(1, 1), None, torch.ones(1, 1))
     torch.testing.assert_close(log_p[0].exp()[[0, 2]], torch.tensor([1.0, 3.0]).softmax(0))
     assert log_p[0, 1] == log_p[0, 3] == -torch.inf
     assert logits[0, 3] == 9.0  # the network's own tensor is left alone
@@ -307,7 +341,7 @@ def test_subs_never_predicts_what_no_text_holds_and_renormalises_the_rest() -> N
 
 def test_log_probabilities_are_float32_whatever_the_network_computes_in() -> None:
     logits = torch.randn(3, 500, generator=generator("bf16")).bfloat16()
-    log_p = Subs(lambda x, t, s: logits, [0])(torch.zeros(1, 3), torch.zeros(1), torch.ones(1, 3))
+    log_p = ask(X0Denoiser(FunctionNetwork(lambda _: logits), [0]), torch.zeros(1, 3), None, torch.ones(1, 3))
     assert log_p.dtype == torch.float32
     torch.testing.assert_close(log_p.double().exp().sum(1), torch.ones(3, dtype=torch.float64), atol=1e-5, rtol=0)
 

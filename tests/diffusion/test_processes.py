@@ -201,7 +201,7 @@ def bayes(process: Process, x0: int, z: int, s: float, t: float) -> Tensor:
 @pytest.mark.parametrize(("s", "t"), [(0.3, 0.7), (0.0, 0.2), (0.9, 1.0), (0.5, 0.5001)])
 def test_the_posterior_is_bayes_rule(process: Process, s: float, t: float) -> None:
     guess_S = torch.rand(VOCABULARY.size, generator=generator("guess"), dtype=torch.float64)
-    guess_S[list(VOCABULARY.never)] = 0.0
+    guess_S[list(VOCABULARY.forbidden)] = 0.0
     guess_S /= guess_S.sum()
     for x0, z in pairs(process, t):
         found = process.posterior(torch.tensor([[z]]), one_hot(x0)[None, None], *at(s, t))[0, 0]

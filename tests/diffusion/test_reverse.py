@@ -11,14 +11,14 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.exact import Joint
-from dlm.diffusion.generate import State, generate
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
-from dlm.diffusion.reverse import reverse
+from dlm.diffusion.sample import State
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule
 from dlm.diffusion.unmask import Ancestral, Random, TokenChoice
+from dlm.selftest.joints import Joint
 from tests.diffusion.joints import Clocked, Lopsided, Straight, every_noisy, marginal
+from tests.support.networks import ask, reverse, unmask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()
@@ -82,7 +82,7 @@ def chain(denoiser: Denoiser, process: Process, length: int, steps: int) -> tupl
         s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
         select_ML = process.informative(texts_ML)
         p_MLS = torch.nn.functional.one_hot(texts_ML, process.vocabulary.size).double()
-        p_MLS[select_ML] = denoiser(texts_ML, t.expand(len(texts_ML)), select_ML).exp()
+        p_MLS[select_ML] = ask(denoiser, texts_ML, t.expand(len(texts_ML)), select_ML).exp()
         xs_MLS = p_MLS if k == 1 else process.posterior(texts_ML, p_MLS, s, t)
         after_M = torch.zeros_like(p_M)
         for p, xs_LS in zip(p_M, xs_MLS, strict=True):
@@ -146,13 +146,14 @@ def test_for_absorbing_noise_it_is_ancestral_unmasking(steps: int) -> None:
     process = Process(Absorbing(), Cosine(), VOCABULARY)
     denoiser, rows = Clocked(process, mix=1.0), 6000
     denoiser.late_V.zero_()  # unmasking tells the share of masks, not the time
-    *_, last = generate(
+    *_, last = unmask(
         denoiser,
         torch.zeros(rows, 2, dtype=torch.long),
         every(rows, 2),
         mask_id=VOCABULARY.mask_id,
         order=Random(),
-        budget=Ancestral(steps, Cosine()),
+        budget=Ancestral(steps),
+        schedule=Cosine(),
         token=TokenChoice(),
         generators=[generator("unmask", b) for b in range(rows)],
     )
@@ -231,7 +232,7 @@ def test_at_temperature_zero_the_last_step_takes_the_most_probable_token(process
     before, last = written(denoiser, process, every(20, 5), 4, token=TokenChoice(temperature=0.0))[-2:]
     xt_BL, t_B, select_BL = denoiser.told[-1]
     assert torch.equal(xt_BL, before.x_BL)
-    best_N = denoiser(xt_BL, t_B, select_BL).argmax(-1)
+    best_N = ask(denoiser, xt_BL, t_B, select_BL).argmax(-1)
     assert torch.equal(last.x_BL[select_BL], best_N)
 
 

@@ -9,25 +9,17 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.bound import LEVEL_POWER, edge_nats, rate_of_nats, step_nats
-from dlm.diffusion.denoiser import Denoiser, PlugIn, Subs
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import Draws, generator, stratified_draws
-from dlm.diffusion.exact import Joint, exact_bound
+from dlm.diffusion.levels import AnyLevels, Bell, Clip, Even, Levels
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
-from dlm.diffusion.objective import (
-    AnyWeighting,
-    Bell,
-    Clip,
-    CrossEntropy,
-    Elbo,
-    HybridCrossEntropy,
-    LossTerms,
-    MaskedObjective,
-    TimedObjective,
-    Weighting,
-)
+from dlm.diffusion.objective import LossTerms, MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
+from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, HybridCrossEntropy, Weighting
+from dlm.selftest.joints import Joint, exact_bound
 from tests.diffusion.joints import (
     ByCount,
     Clocked,
@@ -39,13 +31,17 @@ from tests.diffusion.joints import (
     discrete_nelbo,
     marginal,
 )
+from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()
 NOISES: list[Noise] = [Absorbing(), Uniform(), Hybrid(0.3), Lopsided()]
 SCHEDULES: list[NoiseSchedule] = [Linear(), Cosine(), Geometric(), Straight(0.9, 0.2)]
-WEIGHTINGS: list[Weighting] = [*(choice() for choice in get_args(AnyWeighting)), Bell(4)]
-COMPLETE = [weighting for weighting in WEIGHTINGS if weighting.complete]
+WEIGHTINGS: list[Weighting] = [choice() for choice in get_args(AnyWeighting)]
+LEVELS: list[Levels] = [choice() for choice in get_args(AnyLevels)]
+PAIRS: list[tuple[Weighting, Levels]] = [(weighting, Even()) for weighting in WEIGHTINGS]
+PAIRS += [(CrossEntropy(), levels) for levels in LEVELS if levels != Even()] + [(Elbo(), Bell(4))]
+COMPLETE = [(weighting, levels) for weighting, levels in PAIRS if levels.complete]
 EVERY = torch.tensor(SYMBOLS * 1000)
 """A row in which each symbol stands a thousand times."""
 
@@ -67,7 +63,7 @@ def moments(denoiser: Clocked, process: Process, t: float, s: float | None = Non
     pairs = [(x0, z) for x0, z in pairs if z == VOCABULARY.mask_id or not process.absorbing]
     x0_N, z_N = torch.tensor(pairs).unbind(1)
     t_N = torch.full((len(pairs),), t, dtype=torch.float64)
-    log_p_NV = denoiser(z_N[:, None], t_N, torch.ones(len(pairs), 1, dtype=torch.bool))
+    log_p_NV = ask(denoiser, z_N[:, None], t_N, torch.ones(len(pairs), 1, dtype=torch.bool))
     if s is None:
         nats_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N)
     else:
@@ -87,12 +83,12 @@ def at_quantile(objective: TimedObjective, process: Process, u: float) -> tuple[
     return terms, float(denoiser.told[0][1])
 
 
-@pytest.mark.parametrize("weighting", COMPLETE, ids=repr)
+@pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)
 def test_in_continuous_time_the_estimate_is_the_change_of_the_noise_level_times_its_term(
-    weighting: Weighting, process: Process
+    weighting: Weighting, levels: Levels, process: Process
 ) -> None:
     """So that, integrated over the draw, it is the bound, edges apart; and from draw 0 to draw 1 no level is missed."""
-    objective, edges = TimedObjective(weighting), float(edge_nats(process, EVERY).sum())
+    objective, edges = TimedObjective(weighting, levels), float(edge_nats(process, EVERY).sum())
 
     def level(u: float) -> float:
         return 1.0 - float(process.schedule.alpha(torch.tensor(at_quantile(objective, process, u)[1])))
@@ -104,17 +100,17 @@ def test_in_continuous_time_the_estimate_is_the_change_of_the_noise_level_times_
         assert abs(float(terms.nelbo) - edges - slope * mean) < 4.5 * slope * math.sqrt(variance)
         assert slope * math.sqrt(variance) < 0.1 * slope * mean
     start, end = (1.0 - float(process.schedule.alpha(torch.tensor(t, dtype=torch.float64))) for t in (0.0, 1.0))
-    levels = [level(u) for u in (1e-15, 0.2, 0.5, 0.7, 1 - 1e-15)]
-    assert all(a < b for a, b in pairwise(levels))
-    assert levels[0] == pytest.approx(start, abs=1e-3) and levels[-1] == pytest.approx(end, abs=1e-3)
+    reached = [level(u) for u in (1e-15, 0.2, 0.5, 0.7, 1 - 1e-15)]
+    assert all(a < b for a, b in pairwise(reached))
+    assert reached[0] == pytest.approx(start, abs=1e-3) and reached[-1] == pytest.approx(end, abs=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("weighting", COMPLETE, ids=repr)
+@pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)
 def test_on_a_chain_the_estimate_is_a_steps_term_over_its_probability(
-    weighting: Weighting, process: Process, steps: int
+    weighting: Weighting, levels: Levels, process: Process, steps: int
 ) -> None:
-    objective, edges = TimedObjective(weighting, steps), float(edge_nats(process, EVERY).sum())
+    objective, edges = TimedObjective(weighting, levels, steps), float(edge_nats(process, EVERY).sum())
     spy, grid = Clocked(process), (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     objective(spy, process, torch.full((20_000, 1), 3), Draws(grid, [generator(b) for b in range(20_000)]))
     index = (spy.told[0][1] * steps).round().long()
@@ -139,7 +135,7 @@ def test_over_many_draws_the_reported_bound_is_the_exact_one(
     found = []
     for batch in range(batches):
         draws = stratified_draws(("many", batch), range(rows), rows)
-        terms = TimedObjective(Elbo(), steps)(denoiser, process, x0_L.expand(rows, 2), draws)
+        terms = TimedObjective(Elbo(), Even(), steps)(denoiser, process, x0_L.expand(rows, 2), draws)
         found.append(float(terms.nelbo) / rows)
         assert int(terms.tokens) == 2 * rows
     exact = exact_bound(denoiser, process, x0_L, steps)
@@ -148,12 +144,38 @@ def test_over_many_draws_the_reported_bound_is_the_exact_one(
     assert abs(float(values.mean()) - exact) < 4.5 * error + 1e-9 and error < 0.06 * exact
 
 
-def noise_rate(weighting: Weighting, process: Process) -> Tensor:
+@pytest.mark.parametrize(
+    ("objective", "steps"),
+    [
+        (MaskedObjective(Elbo(), Bell(3)), None),
+        (MaskedObjective(Elbo(), Bell(3), 4), 4),
+        (TimedObjective(Elbo(), Bell(2), 4), 4),
+    ],
+    ids=["counts", "counts of a chain", "times of a chain"],
+)
+def test_at_levels_that_are_not_even_a_weighted_loss_is_the_same_bound(objective: Objective, steps: int | None) -> None:
+    """The exact denoiser of a small joint, and one of no joint: the mean of the loss is the exact bound."""
+    process, joint = Process(Absorbing(), Cosine(), Vocabulary.plain(3)), Joint.random(3, 3, generator("bell"))
+    x0_L, rows, batches = torch.tensor([2, 0, 1]), 64, 40
+    for denoiser in (joint.denoiser(process), Wrong(3, 3)):
+        losses = []
+        for batch in range(batches):
+            draws = stratified_draws(("bell", batch), range(rows), rows)
+            losses.append(float(objective(denoiser, process, x0_L.expand(rows, 3), draws).loss) / rows)
+        values, exact = torch.tensor(losses, dtype=torch.float64), exact_bound(denoiser, process, x0_L, steps)
+        error = float(values.std()) / math.sqrt(batches)
+        assert abs(float(values.mean()) - exact) < 4 * error < 0.1 * exact
+    if steps is None:
+        likelihood = -float(joint.table[tuple(x0_L.tolist())].log())
+        assert exact_bound(joint.denoiser(process), process, x0_L, None) == pytest.approx(likelihood)
+
+
+def seen_levels(weighting: Weighting, levels: Levels, process: Process) -> Tensor:
     """The noise levels of two thousand even draws."""
     spy, grid = Clocked(process), (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
     draws = Draws(grid, [generator(b) for b in range(2000)])
-    terms = TimedObjective(weighting)(spy, process, torch.full((2000, 1), 3), draws)
-    assert math.isfinite(float(terms.loss)) and math.isnan(float(terms.nelbo)) == (not weighting.complete)
+    terms = TimedObjective(weighting, levels)(spy, process, torch.full((2000, 1), 3), draws)
+    assert math.isfinite(float(terms.loss)) and math.isnan(float(terms.nelbo)) == (not levels.complete)
     return 1.0 - process.schedule.alpha(spy.told[0][1])
 
 
@@ -161,23 +183,26 @@ def noise_rate(weighting: Weighting, process: Process) -> Tensor:
 def test_what_is_trained_on_is_the_same_under_any_schedule(noise: Noise, schedule: NoiseSchedule) -> None:
     process = Process(noise, schedule, VOCABULARY)
     quantiles = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
-    for weighting in (CrossEntropy(), Bell(3), Clip(0.2, 0.8)):
-        torch.testing.assert_close(weighting.cdf(noise_rate(weighting, process)), quantiles, atol=1e-9, rtol=0)
-    torch.testing.assert_close(noise_rate(Elbo(), process), quantiles**LEVEL_POWER, atol=1e-9, rtol=0)
+    for levels in (Even(), Bell(3), Clip(0.2, 0.8)):
+        seen = seen_levels(CrossEntropy(), levels, process)
+        torch.testing.assert_close(levels.cdf(seen), quantiles, atol=1e-9, rtol=0)
+    for levels in (Even(), Bell(3)):
+        seen = seen_levels(Elbo(), levels, process) ** (1.0 / LEVEL_POWER)
+        torch.testing.assert_close(levels.cdf(seen), quantiles, atol=1e-9, rtol=0)
 
 
-def test_a_clipped_weighting_sees_its_levels_alone_and_claims_no_bound(noise: Noise) -> None:
-    levels = noise_rate(Clip(0.25, 0.5), Process(noise, Cosine(), VOCABULARY))
-    assert 0.25 < float(levels.min()) < 0.251 and 0.499 < float(levels.max()) < 0.5
+def test_clipped_levels_are_seen_alone_and_claim_no_bound(noise: Noise) -> None:
+    seen = seen_levels(CrossEntropy(), Clip(0.25, 0.5), Process(noise, Cosine(), VOCABULARY))
+    assert 0.25 < float(seen.min()) < 0.251 and 0.499 < float(seen.max()) < 0.5
     for steps in (None, 4):
-        terms = TimedObjective(Clip(), steps)(
+        terms = TimedObjective(CrossEntropy(), Clip(), steps)(
             Clocked(Process(noise, Cosine(), VOCABULARY)),
             Process(noise, Cosine(), VOCABULARY),
             EVERY.view(-1, 4),
             stratified_draws(("clip",), range(1000), 1000),
         )
         assert math.isnan(float(terms.nelbo)) and math.isfinite(float(terms.loss))
-    whole = TimedObjective(Clip(0.0, 1.0))
+    whole = TimedObjective(CrossEntropy(), Clip(0.0, 1.0))
     assert math.isfinite(float(at_quantile(whole, Process(noise, Linear(), VOCABULARY), 0.5)[0].nelbo))
 
 
@@ -194,15 +219,15 @@ def test_a_coefficient_that_adds_nothing_is_refused(coefficient: float) -> None:
 
 
 @pytest.mark.parametrize("steps", [None, 4])
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
 def test_the_loss_is_the_bound_without_its_ends_or_plain_cross_entropy_or_both(
-    noise: Noise, weighting: Weighting, steps: int | None
+    noise: Noise, weighting: Weighting, levels: Levels, steps: int | None
 ) -> None:
     process, x0_BL = Process(noise, Straight(0.9, 0.2), VOCABULARY), EVERY[:60].view(10, 6)
     denoiser, draws = Clocked(process, mix=1.0), stratified_draws(("loss",), range(10), 10)
-    terms = TimedObjective(weighting, steps)(denoiser, process, x0_BL, draws)
+    terms = TimedObjective(weighting, levels, steps)(denoiser, process, x0_BL, draws)
     ((xt_BL, t_B, select_BL),) = denoiser.told
-    ce = -float(denoiser(xt_BL, t_B, select_BL).gather(-1, x0_BL[select_BL][:, None]).sum())
+    ce = -float(ask(denoiser, xt_BL, t_B, select_BL).gather(-1, x0_BL[select_BL][:, None]).sum())
     assert torch.equal(select_BL, process.informative(xt_BL)) and int(terms.predicted) == int(select_BL.sum())
     assert int(terms.tokens) == 60
     if weighting.weighted:
@@ -212,31 +237,32 @@ def test_the_loss_is_the_bound_without_its_ends_or_plain_cross_entropy_or_both(
         assert float(terms.loss) == pytest.approx(ce) and int(terms.count) == int(terms.predicted)
 
 
-class Learner:
+class Learner(Denoiser):
     """Free logits at each position of a row, behind a log-softmax over the symbols."""
 
     def __init__(self, length: int) -> None:
         start = torch.randn(length, VOCABULARY.size, generator=generator("learner"))
         self.logits_LV = start.requires_grad_()
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
-        barred_LV = self.logits_LV.index_fill(-1, torch.tensor(VOCABULARY.never), -math.inf)
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        xt_BL, select_BL = inputs.ids_BL, inputs.wanted_BL
+        barred_LV = self.logits_LV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf)
         return barred_LV.expand(len(xt_BL), -1, -1)[select_BL].log_softmax(-1)
 
 
 @pytest.mark.parametrize("steps", [None, 4])
-@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+@pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
 def test_the_loss_has_a_finite_gradient_and_what_is_reported_has_none(
-    noise: Noise, weighting: Weighting, steps: int | None
+    noise: Noise, weighting: Weighting, levels: Levels, steps: int | None
 ) -> None:
     process, learner = Process(noise, Linear(), VOCABULARY), Learner(6)
     x0_BL, draws = torch.full((64, 6), 4), stratified_draws(("gradient",), range(64), 64)
-    terms = TimedObjective(weighting, steps)(learner, process, x0_BL, draws)
+    terms = TimedObjective(weighting, levels, steps)(learner, process, x0_BL, draws)
     assert terms.loss.requires_grad and not terms.nelbo.requires_grad
     (slope_LV,) = torch.autograd.grad(terms.loss, learner.logits_LV)
     assert slope_LV.dtype == torch.float32 and slope_LV.isfinite().all()
     assert (slope_LV[:, 4] < 0).all()  # towards the only symbol there is
-    assert not slope_LV[:, list(VOCABULARY.never)].any()
+    assert not slope_LV[:, list(VOCABULARY.forbidden)].any()
 
 
 @pytest.mark.parametrize("steps", [None, 4])
@@ -246,9 +272,9 @@ def test_context_and_padding_are_neither_corrupted_nor_scored(noise: Noise, step
     where_BL = where_BL.expand(8, 6)
     wide, narrow = Clocked(process), Clocked(process)
     draws = stratified_draws(("context",), range(8), 8)
-    terms = TimedObjective(Elbo(), steps)(wide, process, x0_BL, draws, where_BL)
+    terms = TimedObjective(Elbo(), Even(), steps)(wide, process, x0_BL, draws, where_BL)
     draws = stratified_draws(("context",), range(8), 8)
-    alone = TimedObjective(Elbo(), steps)(narrow, process, x0_BL[:, 1:4], draws)
+    alone = TimedObjective(Elbo(), Even(), steps)(narrow, process, x0_BL[:, 1:4], draws)
     ((xt_BL, _, select_BL),) = wide.told
     assert torch.equal(xt_BL[~where_BL], x0_BL[~where_BL]) and not (select_BL & ~where_BL).any()
     assert torch.equal(xt_BL[:, 1:4], narrow.told[0][0])
@@ -258,9 +284,11 @@ def test_context_and_padding_are_neither_corrupted_nor_scored(noise: Noise, step
 def test_an_empty_row_adds_nothing_and_breaks_nothing(noise: Noise) -> None:
     process, where_BL = Process(noise, Cosine(), VOCABULARY), torch.tensor([[True] * 3, [False] * 3])
     draws = stratified_draws(("empty",), range(2), 2)
-    terms = TimedObjective(Elbo())(Clocked(process), process, torch.full((2, 3), 4), draws, where_BL)
+    terms = TimedObjective(Elbo(), Even())(Clocked(process), process, torch.full((2, 3), 4), draws, where_BL)
     assert math.isfinite(float(terms.loss)) and int(terms.tokens) == 3
-    none = TimedObjective(Elbo())(Clocked(process), process, torch.full((2, 3), 4), draws, torch.zeros(2, 3).bool())
+    none = TimedObjective(Elbo(), Even())(
+        Clocked(process), process, torch.full((2, 3), 4), draws, torch.zeros(2, 3).bool()
+    )
     assert float(none.loss) == 0.0 and int(none.predicted) == 0
 
 
@@ -269,18 +297,18 @@ def test_an_empty_row_adds_nothing_and_breaks_nothing(noise: Noise) -> None:
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
 @pytest.mark.parametrize("schedule", [Linear(), Cosine(), Straight(0.9, 0.2)], ids=lambda schedule: schedule.name)
-@pytest.mark.parametrize("weighting", COMPLETE, ids=repr)
+@pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)
 def test_over_all_counts_the_masked_objective_is_the_T_step_bound(
-    weighting: Weighting, schedule: NoiseSchedule, steps: int
+    weighting: Weighting, levels: Levels, schedule: NoiseSchedule, steps: int
 ) -> None:
     says, length = ByCount([0.4, 3.0, 0.1, 1.0, 0.7]), 5
     process, x0_BL = absorbing(schedule, says.mask), torch.zeros(1, 5, dtype=torch.long)
     edges = float(edge_nats(process, x0_BL).sum())
     inner = 0.0
     for count in range(1, length + 1):
-        low, high = (float(weighting.cdf(torch.tensor(c / length, dtype=torch.float64))) for c in (count - 1, count))
+        low, high = (float(levels.cdf(torch.tensor(c / length, dtype=torch.float64))) for c in (count - 1, count))
         draws = Draws(torch.tensor([(low + high) / 2], dtype=torch.float64), [generator("count")])
-        terms = MaskedObjective(weighting, steps)(says, process, x0_BL, draws)
+        terms = MaskedObjective(weighting, levels, steps)(says, process, x0_BL, draws)
         inner += (high - low) * (float(terms.nelbo) - edges)
     assert inner == pytest.approx(discrete_nelbo(says, process, x0_BL[0], steps), rel=1e-9)
 
@@ -291,7 +319,7 @@ def test_the_masked_objective_of_a_chain_is_unbiased_for_a_denoiser_of_no_joint(
     found = torch.tensor(
         [
             float(
-                MaskedObjective(Elbo(), 3)(
+                MaskedObjective(Elbo(), Even(), 3)(
                     wrong, process, x0_L.expand(rows, 4), stratified_draws(("wrong", i), range(rows), rows)
                 ).nelbo
             )
@@ -347,13 +375,15 @@ def test_a_network_that_doubts_what_it_sees_has_no_finite_bound_in_continuous_ti
     """In the mixture form alone: with ever more steps its bound grows like their logarithm."""
     process, x0_L = Process(noise, Linear(), Vocabulary.plain(3)), torch.tensor([1])
 
-    def nothing(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionNetwork
+    def nothing(inputs: NetworkInput) -> Tensor:
+        select_BL = inputs.wanted_BL
         return torch.zeros(int(select_BL.sum()), 4, dtype=torch.float64)
 
     steps = (1, 16, 64, 256)
-    mixture = [exact_bound(Subs(nothing, [3]), process, x0_L, t) for t in steps]
+    mixture = [exact_bound(X0Denoiser(nothing, [3]), process, x0_L, t) for t in steps]
     assert mixture[0] == pytest.approx(math.log(3)) and mixture[3] - mixture[2] > 0.8 * (mixture[2] - mixture[1]) > 0.3
-    plug_in = [exact_bound(PlugIn(nothing, [3], process), process, x0_L, t) for t in steps]
+    plug_in = [exact_bound(LeaveOneOutDenoiser(nothing, [3], process), process, x0_L, t) for t in steps]
     assert plug_in == pytest.approx([math.log(3)] * 4)
 
 
@@ -450,7 +480,9 @@ def _given(joint: Joint, process: Process, context: int) -> Denoiser:
     """p(x0 of the first token | its noisy self, the second being clean for certain), by Bayes."""
     log_p_K = joint.table[:, context].log()
 
-    def exact(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    @FunctionDenoiser
+    def exact(inputs: NetworkInput) -> Tensor:
+        xt_BL, t_B = inputs.ids_BL, inputs.time_B
         shares = process.shares(t_B)
         noise_N1 = (shares.random / joint.symbols)[:, None]
         q_NK = noise_N1 + shares.clean[:, None] * torch.eye(joint.symbols, dtype=torch.float64)[xt_BL[:, 0]]

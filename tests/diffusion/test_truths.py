@@ -11,9 +11,10 @@ import torch
 from scipy import stats
 
 from dlm.diffusion.bound import edge_nats
+from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.generate import generate
 from dlm.diffusion.likelihood import chain_rule_nll, grid_nelbo
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
 from dlm.diffusion.unmask import (
     Ancestral,
@@ -38,11 +39,14 @@ from tests.diffusion.joints import (
     twins,
     urn,
 )
+from tests.support.networks import unmask
 
 
-def sampled(joint: Joint, rows: int, order: Order, budget: Budget, seed: int = 0) -> torch.Tensor:
+def sampled(
+    joint: Joint, rows: int, order: Order, budget: Budget, seed: int = 0, schedule: Schedule | None = None
+) -> torch.Tensor:
     shape = (rows, joint.length)
-    *_, last = generate(
+    *_, last = unmask(
         joint,
         torch.zeros(shape, dtype=torch.long),
         torch.ones(shape, dtype=torch.bool),
@@ -51,6 +55,7 @@ def sampled(joint: Joint, rows: int, order: Order, budget: Budget, seed: int = 0
         budget=budget,
         token=TokenChoice(),
         generators=[generator(seed, row) for row in range(rows)],
+        schedule=schedule,
     )
     return last.x_BL
 
@@ -74,7 +79,7 @@ def test_on_any_schedule_one_pass_disagrees_when_one_step_reveals_both(schedule:
     rows, steps = 20_000, 3
     alpha = schedule.alpha(torch.arange(steps + 1, dtype=torch.float64) / steps)
     expected = 0.5 * float((alpha.diff() ** 2).sum())  # each bit appears in step k with probability alpha_s - alpha_t
-    x_BL = sampled(twins(), rows, Random(), Ancestral(steps, schedule))
+    x_BL = sampled(twins(), rows, Random(), Ancestral(steps), schedule=schedule)
     wrong = int((x_BL[:, 0] != x_BL[:, 1]).sum())
     assert abs(expected - 1 / (2 * steps)) > 0.02  # the linear schedule's answer would be noticed
     assert stats.binomtest(wrong, rows, expected).pvalue > 1e-4
@@ -136,7 +141,9 @@ def test_every_schedule_weighs_each_number_of_masks_alike(schedule: Schedule) ->
 def test_the_denoiser_is_told_the_time_of_each_sequence() -> None:
     told: list[list[float]] = []
 
-    def listen(xt_BL: torch.Tensor, t_B: torch.Tensor, select_BL: torch.Tensor) -> torch.Tensor:
+    @FunctionDenoiser
+    def listen(inputs: NetworkInput) -> torch.Tensor:
+        t_B, select_BL = inputs.time_B, inputs.wanted_BL
         told.append(t_B.tolist())
         return torch.full((int(select_BL.sum()), 3), -math.log(3))
 
@@ -197,6 +204,7 @@ class Given:
     """The position with the largest of the given numbers first."""
 
     rank: tuple[int, ...]
+    name: str = "given"
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 

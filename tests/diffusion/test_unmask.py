@@ -160,7 +160,7 @@ def test_ancestral_steps_reveal_the_share_that_the_schedule_says(schedule: Sched
     masked = torch.full((rows,), 5)
     streams = [generator("share", row) for row in range(rows)]
     for k in range(1, steps + 1):
-        masked = masked - Ancestral(steps, schedule).count(Step(k, masked, masked), streams)
+        masked = masked - Ancestral(steps).count(Step(k, masked, masked, schedule=schedule), streams)
         noise = 1 - float(schedule.alpha(torch.tensor(1 - k / steps, dtype=torch.float64)))
         assert stats.binomtest(int(masked.sum()), 5 * rows, noise).pvalue > 1e-4
     assert not masked.any()

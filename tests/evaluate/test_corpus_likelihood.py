@@ -14,10 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Characters
 from dlm.data.batches import Sequences
-from dlm.diffusion.denoiser import Subs
+from dlm.diffusion.denoiser import X0Denoiser
+from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.errors import DataError
 from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport, corpus, evaluate_chain_rule, evaluate_likelihood
-from dlm.model.tokenizer import build_tokenizer, never_emitted
+from dlm.model.tokenizer import build_tokenizer, forbidden_ids
 from dlm.pipeline import DiffusionLM
 from tests.conftest import MakeLM, Refused
 
@@ -49,7 +50,8 @@ class Table:
     def __init__(self, logits_V: Tensor) -> None:
         self.logits_V = logits_V
 
-    def __call__(self, xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        select_BL = inputs.wanted_BL
         return self.logits_V.expand(int(select_BL.sum()), -1)
 
 
@@ -63,10 +65,10 @@ class Knows:
 
     def __init__(self, lm: DiffusionLM) -> None:
         self.lm = lm
-        self.never = never_emitted(lm.tokenizer, len(lm.tokenizer))
+        self.never = forbidden_ids(lm.tokenizer, len(lm.tokenizer))
 
     def of(self, logits_V: Tensor) -> DiffusionLM:
-        self.lm.denoiser = Subs(Table(logits_V), self.never)
+        self.lm.denoiser = X0Denoiser(FunctionNetwork(Table(logits_V)), self.never)
         return self.lm
 
 

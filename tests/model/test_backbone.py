@@ -20,6 +20,7 @@ from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
 from tests.conftest import Refused
+from tests.support.networks import ask
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
 GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16}
@@ -55,7 +56,7 @@ def text(*shape: int, key: str = "text") -> Tensor:
 
 def rows(model: PreTrainedModel, x_BL: Tensor, select_BL: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = Backbone(model, SPECIAL["pad_token_id"])(x_BL, None, select_BL)
+        found: Tensor = ask(Backbone(model, SPECIAL["pad_token_id"]), x_BL, None, select_BL)
     return found
 
 
@@ -160,7 +161,7 @@ def test_training_reaches_every_weight_from_the_rows(architecture: str) -> None:
     model = build(architecture)
     x_BL = text(2, LENGTH)
     select_BL = torch.ones_like(x_BL, dtype=torch.bool)
-    Backbone(model, None)(x_BL, None, select_BL).square().sum().backward()
+    ask(Backbone(model, None), x_BL, None, select_BL).square().sum().backward()
     idle = [name for name, weight in model.named_parameters() if weight.grad is None]
     assert idle == []
 
@@ -199,7 +200,7 @@ def test_the_fill_mask_pipeline_of_transformers_agrees_with_ours(
 
 def rows_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, x_BL: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = Backbone(model, tokenizer.pad_token_id)(x_BL, None, x_BL == tokenizer.mask_token_id)
+        found: Tensor = ask(Backbone(model, tokenizer.pad_token_id), x_BL, None, x_BL == tokenizer.mask_token_id)
     return found
 
 

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dlm.diffusion.denoiser import Denoiser, PlugIn, Subs
+from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
+from dlm.diffusion.levels import Bell, Even
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.noise import Absorbing, Hybrid
-from dlm.diffusion.objective import Bell, Elbo, HybridCrossEntropy, MaskedObjective, Objective, TimedObjective
+from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Linear
+from dlm.diffusion.weighting import CrossEntropy, Elbo, HybridCrossEntropy
 from dlm.model import chunks
 from dlm.model.backbone import Backbone
 from tests.model.test_backbone import LENGTH, VOCABULARY, build, text
@@ -39,6 +42,10 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return built
 
 
+def every(x_BL: Tensor) -> NetworkInput:
+    return NetworkInput(x_BL, torch.ones_like(x_BL, dtype=torch.bool), torch.zeros(len(x_BL)))
+
+
 def gradients(network: Backbone, loss: Tensor) -> dict[str, Tensor]:
     network.zero_grad()
     loss.backward()
@@ -48,17 +55,17 @@ def gradients(network: Backbone, loss: Tensor) -> dict[str, Tensor]:
 def wrapped(network: Backbone, plug_in: bool) -> tuple[Denoiser, Process]:
     process = Process(Hybrid(0.3) if plug_in else Absorbing(), Linear(), Vocabulary(VOCABULARY, 39, NEVER))
     if plug_in:
-        return PlugIn(network, NEVER, process, chunked=True), process
-    return Subs(network, NEVER, chunked=True), process
+        return LeaveOneOutDenoiser(network, NEVER, process), process
+    return X0Denoiser(network, NEVER), process
 
 
 OBJECTIVES: dict[str, tuple[Objective, bool]] = {
-    "masks": (MaskedObjective(Elbo()), False),
-    "masks, cross-entropy": (MaskedObjective(Bell()), False),
-    "chain": (MaskedObjective(HybridCrossEntropy(), 8), False),
-    "times": (TimedObjective(Elbo()), True),
-    "times, cross-entropy": (TimedObjective(Bell()), True),
-    "times, chain": (TimedObjective(HybridCrossEntropy(), 8), True),
+    "masks": (MaskedObjective(Elbo(), Even()), False),
+    "masks, cross-entropy": (MaskedObjective(CrossEntropy(), Bell()), False),
+    "chain": (MaskedObjective(HybridCrossEntropy(), Even(), 8), False),
+    "times": (TimedObjective(Elbo(), Even()), True),
+    "times, cross-entropy": (TimedObjective(CrossEntropy(), Bell()), True),
+    "times, chain": (TimedObjective(HybridCrossEntropy(), Even(), 8), True),
 }
 
 
@@ -104,22 +111,22 @@ def test_no_two_chunks_of_logits_are_alive_at_once(small_chunks: Callable[[bool]
     alive: list[weakref.ref[Tensor]] = []
     sizes = []
 
-    def read(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def reducer(logits_CV: Tensor, rows: slice) -> Reduced:
         assert [ref for ref in alive if ref() is not None] == []
         log_p_CV = logits_CV.log_softmax(-1)
         alive.extend(weakref.ref(tensor) for tensor in (logits_CV, log_p_CV))
         sizes.append(len(logits_CV))
         nll_C = -log_p_CV[:, 0]
-        return nll_C.sum(), nll_C
+        return Reduced(nll_C.sum(), nll_C)
 
     x_BL = text(2, LENGTH)
     select_BL = torch.ones_like(x_BL, dtype=torch.bool)
-    total, values_N = network(x_BL, None, select_BL, read)
+    total, values_N = network(NetworkInput(x_BL, select_BL, torch.zeros(len(x_BL))), reducer)
     total.backward()
     assert sum(sizes) == len(values_N) == x_BL.numel() and max(sizes) == ROWS_A_CHUNK
     torch.testing.assert_close(values_N.sum(), total.detach())
     with torch.no_grad():
-        network(x_BL, None, select_BL, read)
+        network(NetworkInput(x_BL, select_BL, torch.zeros(len(x_BL))), reducer)
 
 
 def test_chunks_compute_in_the_precision_of_autocast(small_chunks: Callable[[bool], None]) -> None:
@@ -128,16 +135,18 @@ def test_chunks_compute_in_the_precision_of_autocast(small_chunks: Callable[[boo
     x_BL = text(2, LENGTH)
     kinds = set()
 
-    def read(logits_CV: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+    def reducer(logits_CV: Tensor, rows: slice) -> Reduced:
         kinds.add(logits_CV.dtype)
         nll_C = -logits_CV.float().log_softmax(-1)[:, 0]
-        return nll_C.sum(), nll_C
+        return Reduced(nll_C.sum(), nll_C)
 
     found = []
     for small in (False, True):
         small_chunks(small)
         with torch.autocast("cpu", torch.bfloat16):
-            total, _ = network(x_BL, None, torch.ones_like(x_BL, dtype=torch.bool), read)
+            total, _ = network(
+                NetworkInput(x_BL, torch.ones_like(x_BL, dtype=torch.bool), torch.zeros(len(x_BL))), reducer
+            )
         found.append(gradients(network, total))
     assert kinds == {torch.bfloat16}
     for key, gradient in found[0].items():
@@ -150,8 +159,8 @@ def test_a_scaled_sum_scales_the_gradients(small_chunks: Callable[[bool], None])
     network = Backbone(build("bert"))
     denoiser, process = wrapped(network, False)
     found = []
-    for scale in (1.0, 3.0):
-        terms = MaskedObjective(Elbo())(denoiser, process, text(4, LENGTH), stratified_draws((1,), range(4), 4))
+    for scale in (1.0, 4.0):  # a power of two, which rounds nothing
+        terms = MaskedObjective(Elbo(), Even())(denoiser, process, text(4, LENGTH), stratified_draws((1,), range(4), 4))
         found.append(gradients(network, terms.loss * scale))
     for key, gradient in found[0].items():
-        torch.testing.assert_close(found[1][key], 3.0 * gradient)
+        torch.testing.assert_close(found[1][key], 4.0 * gradient, rtol=0, atol=0)

@@ -14,7 +14,7 @@ from dlm.model.tokenizer import (
     decode,
     encode,
     fingerprint,
-    never_emitted,
+    forbidden_ids,
     pieces,
     special_ids,
 )
@@ -117,9 +117,9 @@ def test_special_ids_differ_and_stand_outside_the_text(own: PreTrainedTokenizerB
     assert own.convert_ids_to_tokens([ids.end, ids.pad, ids.mask]) == ["<|endoftext|>", "<|pad|>", "<|mask|>"]
 
 
-def test_never_emitted_are_exactly_the_ids_that_no_text_holds(own: PreTrainedTokenizerBase) -> None:
+def test_forbidden_ids_are_exactly_the_ids_that_no_text_holds(own: PreTrainedTokenizerBase) -> None:
     ids = special_ids(own)
-    never = never_emitted(own, len(own) + 3)
+    never = forbidden_ids(own, len(own) + 3)
     assert {ids.mask, ids.pad, len(own), len(own) + 1, len(own) + 2} <= set(never)
     assert ids.end not in never
     held = {id_ for text in TRAINING for id_ in encode(own, [text])[0]}
@@ -145,7 +145,7 @@ def test_a_character_never_seen_is_unknown_and_only_it() -> None:
     tokenizer = build_tokenizer(Characters(), lambda: ["abc"])
     (ids,) = encode(tokenizer, ["a\u00e9c"])
     assert [id_ == tokenizer.unk_token_id for id_ in ids] == [False, True, False]
-    assert tokenizer.unk_token_id not in never_emitted(tokenizer, len(tokenizer))  # a text holds it, and it is scored
+    assert tokenizer.unk_token_id not in forbidden_ids(tokenizer, len(tokenizer))  # a text holds it, and it is scored
     assert decode(tokenizer, ids) == "a<|unknown|>c"
 
 
@@ -242,7 +242,7 @@ def test_a_tokenizer_like_berts_keeps_its_mask(word_piece: str) -> None:
     assert special_ids(tokenizer).pad == 0
     assert special_ids(tokenizer).end == before.sep_token_id == 3
     assert len(tokenizer) == len(before)
-    never = never_emitted(tokenizer, len(tokenizer))
+    never = forbidden_ids(tokenizer, len(tokenizer))
     assert never == [0, 2, 4]  # [SEP] ends a text, and [UNK] is in it
     (ids,) = encode(tokenizer, ["Headed a"])
     assert tokenizer.convert_ids_to_tokens(ids) == ["head", "##ed", "a"]  # no [CLS], no [SEP]
@@ -276,7 +276,7 @@ def test_a_vocabulary_with_gaps_and_reserved_tokens(tmp_path: Path) -> None:
     backend.add_special_tokens(["<|reserved|>"])
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(tmp_path)
     tokenizer = build_tokenizer(Pretrained(str(tmp_path)), lambda: ())
-    never = never_emitted(tokenizer, 512)
+    never = forbidden_ids(tokenizer, 512)
     assert encode(tokenizer, ["ab"]) == [[400]] and len(tokenizer) < 400
     assert 400 not in never
     assert tokenizer.convert_tokens_to_ids("<|reserved|>") in never

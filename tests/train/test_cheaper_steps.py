@@ -27,7 +27,7 @@ def saved_bytes(trainer: Trainer) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         trainer.network.train()
-        trainer._terms(1, 0)
+        trainer._terms(trainer.denoiser, 1, 0)
     return sum(kept.values())
 
 

@@ -24,6 +24,7 @@ from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.conftest import TINY, MakeLM, Refused
+from tests.support.networks import ask
 from tests.train.tiny_runs import cut_after, resume, train, weights
 
 TEMPLATE = (
@@ -52,6 +53,7 @@ def describe(path: Path, *, length: int = 26, **changes: Any) -> Config:
             "packing": "pad",
         },
         "model": {"sizes": TINY},
+        "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"warmup": 10, "lr": 0.01, "muon_lr": 0.02},
         "train": {
             "steps": 6,
@@ -143,7 +145,7 @@ def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, where_BL: torch.Tensor) -> floa
         masked_BL[0, masked] = True
         share = 1.0 / math.comb(len(places), len(masked)) / len(places)
         with torch.no_grad():
-            log_p_NV = lm.denoiser(x0_BL.masked_fill(masked_BL, lm.process.mask_id), torch.zeros(1), masked_BL)
+            log_p_NV = ask(lm.denoiser, x0_BL.masked_fill(masked_BL, lm.process.mask_id), torch.zeros(1), masked_BL)
         ce = -log_p_NV.gather(-1, x0_BL[masked_BL][:, None]).sum().item()
         nats += share * len(places) / len(masked) * ce
     return nats

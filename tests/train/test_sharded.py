@@ -64,7 +64,7 @@ def tensors(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
 
 
 def timed(folder: Path) -> Config:
-    return of(describe(folder, micro_batch_size=2, ema=0.1), **KINDS["hybrid"])
+    return of(altered(describe(folder, micro_batch_size=2, ema=0.1), "optim", **ROUNDED), **KINDS["hybrid"])
 
 
 def adapters(folder: Path) -> Config:

@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 
 from dlm.config import Config
 from dlm.diffusion.draws import generator
+from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
-from dlm.model.adapt import visible
+from dlm.model.adapt import attention_annealing_mask, with_attention
 from dlm.model.backbone import build_model
 from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
@@ -19,6 +20,7 @@ from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.conftest import Refused
+from tests.support.networks import ask
 from tests.train import pretrained
 from tests.train.pretrained import LENGTH, LETTERS, Kind, sentences
 from tests.train.tiny_runs import lines, losses, resume, train, weights
@@ -41,7 +43,7 @@ def describe(folder: Path, source: Path | None, /, **changes: dict[str, Any]) ->
         },
         "tokenizer": {"name": "pretrained", "path": str(speller)},
         "model": begin,
-        "objective": {"name": "elbo"},
+        "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"name": "adamw", "lr": 2e-3, "warmup": 4, "decay": "constant"},
         "train": {
             "steps": 60,
@@ -191,9 +193,9 @@ def _documents(config: Config) -> Any:
 
 def test_visible_goes_from_causal_to_full() -> None:
     past_LL = torch.ones(64, 64, dtype=torch.bool).tril()
-    assert torch.equal(visible(64, 0.0, generator(0)), past_LL)
-    assert visible(64, 1.0, generator(0)).all()
-    half_LL = visible(64, 0.5, generator(0))
+    assert torch.equal(attention_annealing_mask(64, 0.0, generator(0)), past_LL)
+    assert attention_annealing_mask(64, 1.0, generator(0)).all()
+    half_LL = attention_annealing_mask(64, 0.5, generator(0))
     assert half_LL[past_LL].all()
     ahead = half_LL[~past_LL].double().mean().item()
     assert abs(ahead - 0.5) < 5 * (0.25 / (64 * 63 / 2)) ** 0.5
@@ -202,31 +204,35 @@ def test_visible_goes_from_causal_to_full() -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_token_sees_what_is_visible_and_nothing_else(decoder: Path, tmp_path: Path, attention: str) -> None:
     backbone = start(tmp_path, describe(tmp_path, decoder, model={"attention": attention})).backbone.train()
-    backbone.visible_LL = visible(8, 0.3, generator(1))
+    open_LL = attention_annealing_mask(8, 0.3, generator(1))
+    network = with_attention(backbone, open_LL)
     x_BL = torch.arange(1, 9)[None]
     every_BL = torch.ones_like(x_BL, dtype=torch.bool)
     body: Any = backbone.model.base_model
     body.layers = body.layers[:1]  # through two layers a token sees further
     with torch.no_grad():
-        before = backbone(x_BL, None, every_BL)
+        before = ask(network, x_BL, None, every_BL)
         for changed in range(8):
             other_BL = x_BL.clone()
             other_BL[0, changed] = 9
-            moved_L = (backbone(other_BL, None, every_BL) - before).abs().amax(-1) > 1e-6
-            assert torch.equal(moved_L, backbone.visible_LL[:, changed]), changed
-        backbone.eval()
-        assert backbone._attend(x_BL) is None
+            moved_L = (ask(network, other_BL, None, every_BL) - before).abs().amax(-1) > 1e-6
+            assert torch.equal(moved_L, open_LL[:, changed]), changed
+        other_BL = x_BL.clone()
+        other_BL[0, 7] = 9
+        assert not torch.equal(ask(backbone, other_BL, None, every_BL)[0], ask(backbone, x_BL, None, every_BL)[0])
 
 
 def test_padding_stays_unseen_while_attention_opens(decoder: Path, tmp_path: Path) -> None:
     backbone = start(tmp_path, describe(tmp_path, decoder)).backbone.train()
-    backbone.visible_LL = visible(6, 0.5, generator(2))
+    open_LL = attention_annealing_mask(6, 0.5, generator(2))
     assert backbone.pad_id is not None
     x_BL = torch.tensor([[1, 2, 3, 4, backbone.pad_id, backbone.pad_id]])
-    seen = backbone._attend(x_BL)
+    seen = backbone._attend(
+        NetworkInput(x_BL, torch.ones_like(x_BL, dtype=torch.bool), torch.zeros(1), attention=open_LL)
+    )
     assert seen is not None
     assert (seen[0, 0, :, 4:] < -1e30).all()
-    assert torch.equal(seen[0, 0, :4, :4] == 0.0, backbone.visible_LL[:4, :4])
+    assert torch.equal(seen[0, 0, :4, :4] == 0.0, open_LL[:4, :4])
 
 
 # What is refused

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dlm.config import Config, Model
 from dlm.errors import ConfigError
-from dlm.model.clock import WEIGHTS
+from dlm.model.time_embedding import WEIGHTS
 from dlm.pipeline import DiffusionLM
 from dlm.settings import dump_config, parse_config
 from dlm.train.metrics import Silent
@@ -22,10 +22,14 @@ from tests.train.test_resume import PlugPulledError, PullsPlug, same
 from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, resume, train, weights
 
 KINDS: dict[str, dict[str, Any]] = {
-    "uniform": {"process": {"name": "uniform"}},
-    "hybrid": {"process": {"name": "hybrid"}, "schedule": {"name": "cosine"}, "objective": {"name": "hybrid-ce"}},
-    "clip": {"process": {"name": "uniform"}, "objective": {"name": "clip"}},
-    "chain": {"process": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
+    "uniform": {"noise": {"name": "uniform"}},
+    "hybrid": {
+        "noise": {"name": "hybrid"},
+        "schedule": {"name": "cosine"},
+        "objective": {"loss": "hybrid-ce", "levels": "even"},
+    },
+    "clip": {"noise": {"name": "uniform"}, "objective": {"loss": "ce", "levels": "clip"}},
+    "chain": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
     "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
 }
 
@@ -62,19 +66,21 @@ def test_the_seed_decides(whole: tuple[Config, Path], tmp_path: Path) -> None:
     assert all(other[name] != data for name, data in weights(undisturbed).items())
 
 
-def test_the_clock_learns_and_is_averaged_with_the_rest(whole: tuple[Config, Path]) -> None:
+def test_the_time_embedding_learns_and_is_averaged_with_the_rest(whole: tuple[Config, Path]) -> None:
     _, run = whole
     folder = run / "checkpoints" / f"step-{STEPS:06d}"
     averaged, raw = load_file(folder / WEIGHTS), load_file(folder / "trainer/weights.safetensors")
-    assert averaged["fall.weight"].any() and averaged["fall.bias"].any()
+    assert averaged["down.weight"].any() and averaged["down.bias"].any()
     for name, value in averaged.items():
-        assert not torch.equal(value, raw[f"clock.{name}"]) and torch.allclose(value, raw[f"clock.{name}"], atol=0.1)
+        assert not torch.equal(value, raw[f"time_embedding.{name}"]) and torch.allclose(
+            value, raw[f"time_embedding.{name}"], atol=0.1
+        )
 
 
 def test_the_best_checkpoint_writes_and_scores(whole: tuple[Config, Path]) -> None:
     config, run = whole
     lm = DiffusionLM.from_pretrained(run)
-    assert lm.config == config and lm.clock is not None
+    assert lm.config == config and lm.time_embedding is not None
     assert len(lm.generate(num=2, length=6)) == 2 and lm.nelbo("abc", draws=4)[0] > 0
 
 
@@ -82,7 +88,7 @@ def test_every_step_reports_its_bound_but_where_levels_are_left_out(whole: tuple
     config, run = whole
     bounds = [line["nelbo"] for line in lines(run) if "loss" in line]
     assert len(bounds) == STEPS
-    if config.objective.complete:
+    if config.objective.levels.complete:
         assert all(math.isfinite(bound) and bound > 0 for bound in bounds)
     else:
         assert bounds == [None] * STEPS
@@ -96,14 +102,14 @@ def test_another_noise_is_another_run(whole: tuple[Config, Path], tmp_path: Path
     with pytest.raises(ConfigError, match="was begun with another configuration"):
         resume(
             tmp_path / "run",
-            of(config, process={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
+            of(config, noise={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
         )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "keys",
-    [{"process": {"name": "uniform"}}, {"process": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
+    [{"noise": {"name": "uniform"}}, {"noise": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
     ids=["uniform", "hybrid", "timed masks"],
 )
 def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -128,13 +134,15 @@ def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> 
     assert len(right) == 20 * 15 and sum(right) > 0.9 * len(right)
 
 
-def test_the_first_weights_of_the_clock_follow_from_the_seed(tmp_path: Path) -> None:
-    config = of(describe(tmp_path), process={"name": "uniform"})
+def test_the_first_weights_of_the_time_embedding_follow_from_the_seed(tmp_path: Path) -> None:
+    config = of(describe(tmp_path), noise={"name": "uniform"})
     first = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        clock = Trainer(RunFolder.create(tmp_path / name, replace(config, seed=seed)), Silent()).backbone.clock
-        assert clock is not None
-        first.append(clock.rise.weight.detach())
+        time_embedding = Trainer(
+            RunFolder.create(tmp_path / name, replace(config, seed=seed)), Silent()
+        ).backbone.time_embedding
+        assert time_embedding is not None
+        first.append(time_embedding.up.weight.detach())
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
@@ -142,13 +150,13 @@ def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_p
     config = of(
         describe(tmp_path, batch_size=1, sample_length=0),
         model={"time_conditioning": True},
-        objective={"name": "clip", "low": 0.0, "high": 1e-6},
+        objective={"levels": {"name": "clip", "low": 0.0, "high": 1e-6}},
     )
     run = train(tmp_path / "run", config)
     assert set(losses(run).values()) == {0.0}
     assert [line["grad_norm"] for line in lines(run) if "loss" in line] == [0.0] * STEPS
 
 
-def test_a_model_of_masks_has_no_clock_unless_asked(tmp_path: Path) -> None:
+def test_a_model_of_masks_has_no_time_embedding_unless_asked(tmp_path: Path) -> None:
     run = train(tmp_path / "run", describe(tmp_path, steps=2, save_every=None, validate_every=2, sample_length=0))
     assert WEIGHTS not in weights(run, 2) and Model().time_conditioning == "auto"

@@ -43,6 +43,7 @@ def describe(folder: Path, text: str | None = None, **train: Any) -> Config:
                 "attention_dropout": 0.1,
             }
         },
+        "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"warmup": 2},
         "train": {
             "steps": STEPS,

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,20 +45,20 @@ class TimeEmbedding(nn.Module):
         half = FEATURES // 2
         frequencies = 1000.0 * torch.exp(-math.log(10_000.0) * torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.rise = nn.Linear(FEATURES, width)
-        self.fall = nn.Linear(width, width)
-        nn.init.zeros_(self.fall.weight)
-        nn.init.zeros_(self.fall.bias)
+        self.up = nn.Linear(FEATURES, width)
+        self.down = nn.Linear(width, width)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
 
     def forward(self, t_B: Tensor) -> Tensor:
         """Vectors of shape (B, D) for times in [0, 1]."""
         angle_BF = t_B[:, None].float() * self.frequencies
         features_BF = torch.cat([angle_BF.sin(), angle_BF.cos()], dim=-1)
-        vector_BD: Tensor = self.fall(nn.functional.silu(self.rise(features_BF)))
+        vector_BD: Tensor = self.down(nn.functional.silu(self.up(features_BF)))
         return vector_BD
 
 
-def build_clock(model: PreTrainedModel, seed: int) -> TimeEmbedding:
+def build_time_embedding(model: PreTrainedModel, seed: int) -> TimeEmbedding:
     """A fresh module that fits a model's input embeddings; its weights follow from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -65,7 +66,17 @@ def build_clock(model: PreTrainedModel, seed: int) -> TimeEmbedding:
         return TimeEmbedding(embeddings.weight.shape[1])
 
 
-def write_clock(folder: Path, weights: Mapping[str, Tensor]) -> None:
+def present_name(name: str) -> str:
+    """The present name of one of its tensors; earlier checkpoints have `clock.rise` and `clock.fall`."""
+    present = {"rise": "up", "fall": "down"}
+    return re.sub(
+        r"^(clock\.)?(rise|fall)\.",
+        lambda found: ("time_embedding." if found[1] else "") + f"{present[found[2]]}.",
+        name,
+    )
+
+
+def write_time_embedding(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Puts the module's weights beside a model, and marks the model's config.json so that only `dlm` loads it."""
     save_file({name: value.detach().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     path = folder / "config.json"
@@ -74,7 +85,7 @@ def write_clock(folder: Path, weights: Mapping[str, Tensor]) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_clock(path: str, model: PreTrainedModel) -> TimeEmbedding:
+def load_time_embedding(path: str, model: PreTrainedModel) -> TimeEmbedding:
     """Reads the module of a time-conditioned model.
 
     Args:
@@ -89,9 +100,9 @@ def load_clock(path: str, model: PreTrainedModel) -> TimeEmbedding:
     """
     try:
         file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(hf_hub_download(path, WEIGHTS))
-        clock = build_clock(model, 0)
-        clock.load_state_dict(load_file(file))
+        time_embedding = build_time_embedding(model, 0)
+        time_embedding.load_state_dict({present_name(name): value for name, value in load_file(file).items()})
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"this model takes the time, and its {WEIGHTS} cannot be read: {reason}") from error
-    return clock.eval()
+    return time_embedding.eval()

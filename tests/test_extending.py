@@ -1,4 +1,4 @@
-"""The README's examples of how to extend the project, built as it says: one class in one file."""
+"""The examples of the contributing page, built as it says: one class in one file, and its name in one union."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / ".github/CONTRIBUTING.md"
 TINY = ["tokenizer=bytes", "data.train.format=text", "data.length=8", "train.steps=2", "train.validate_every=2"]
 TINY += ["train.validate_sequences=2", "train.batch_size=2", "train.sample_length=0", "data.held_out.by=tail"]
 TINY += ["data.held_out.share=0.3", "model.sizes.hidden_size=16", "model.sizes.num_hidden_layers=1"]
@@ -17,8 +18,8 @@ TINY += ["model.sizes.head_dim=8", "model.sizes.num_attention_heads=2", "model.s
 
 
 def extended(folder: Path, example: str, file: str) -> Path:
-    """A copy of the package in which the README's class and union stand in `file`."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    """A copy of the package in which the page's class and union stand in `file`."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if f"class {example}:" in block]
     code, name, union = re.fullmatch(r"(.*?)^(\w+) = ([^\n]+)\n", block, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
     shutil.copytree(ROOT / "dlm", folder / "dlm")
@@ -46,7 +47,7 @@ def train(folder: Path, *settings: str) -> None:
 
 CHECK_PROCESS = """
 import math, torch
-from dlm.diffusion.exact import Joint, exact_bound
+from dlm.selftest.joints import Joint, exact_bound
 from dlm.diffusion.noise import Zipf
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine
@@ -67,7 +68,7 @@ for steps in (None, 3):
 def test_a_process_is_one_class(tmp_path: Path) -> None:
     folder = extended(tmp_path, "Zipf", "dlm/diffusion/noise.py")
     run(folder, "-c", CHECK_PROCESS)
-    train(folder, "process=zipf")
+    train(folder, "noise=zipf")
     assert "zipf noise" in run(folder, "-m", "dlm", "eval", "run")
     assert len(run(folder, "-m", "dlm", "sample", "run", "--length", "4", "--steps", "3")) > 1
     assert run(folder, "-m", "dlm", "infill", "run", "a [MASK:2] b").startswith("a ")
@@ -80,3 +81,27 @@ def test_an_order_is_one_class(tmp_path: Path) -> None:
     train(folder)
     done = run(folder, "-m", "dlm", "sample", "run", "--length", "6", "--order", "outside-in", "--json")
     assert '"network_calls": 6' in done
+
+
+CHECK_SCHEDULE = """
+import torch
+from dlm.diffusion.schedule import Hyperbolic
+
+t = torch.linspace(0, 1, 11, dtype=torch.float64, requires_grad=True)
+schedule = Hyperbolic(bend=3.0)
+alpha = schedule.alpha(t)
+assert alpha[0] == 1 and alpha[-1] == 0
+assert torch.allclose(schedule.inverse(alpha), t, atol=1e-12, rtol=0)
+(slope,) = torch.autograd.grad(alpha.sum(), t)
+assert torch.allclose(schedule.alpha_prime(t), slope, atol=1e-12, rtol=0)
+"""
+
+
+@pytest.mark.long
+def test_a_schedule_is_one_class(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "Hyperbolic", "dlm/diffusion/schedule.py")
+    run(folder, "-c", CHECK_SCHEDULE)
+    train(folder, "schedule=hyperbolic")
+    assert "hyperbolic schedule" in run(folder, "-m", "dlm", "eval", "run")
+    shown = run(folder, "-m", "dlm", "corrupt", "abcabc", "--schedule", "hyperbolic", "--at", "0.5")
+    assert "alpha 0.2500" in shown

@@ -13,12 +13,12 @@ def without_accelerator() -> bool:
     return found is not None and found.type == "mps"  # which has no float64, in which likelihoods are summed
 
 
-def processes() -> PartialState:
+def process_state() -> PartialState:
     """This process among those that `accelerate launch` or `torchrun` started; joined up at the first call."""
     return PartialState(cpu=without_accelerator())
 
 
-def part() -> None:
+def leave_process_group() -> None:
     """Leaves the other processes, once all is done; threads that still talk to them abort a program at its end."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Small distributions over texts, worked out by enumeration: what the rest is checked against."""
+"""Small distributions over texts, their exact denoisers and their exact bounds, by enumeration of every text."""
 
 import itertools
 import math
@@ -7,10 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import edge_nats, noise_levels
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.bound import edge_nats
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
+from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import position_nats
-from dlm.diffusion.process import Process
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
+from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.schedule import Linear, NoiseSchedule, noise_levels
+
+NOISES: tuple[Noise, ...] = (Absorbing(), Uniform(), Hybrid(0.3))
+"""One of each kind of noise."""
 
 NODES = 80
 """Nodes of the quadrature in time: what is smooth or logarithmic it integrates to 1e-12."""
@@ -61,9 +68,10 @@ class Joint:
         """The exact p(x0_i | xt) under a process over these symbols, by Bayes over every text."""
         texts_ML, log_p_M = self.texts(), self.table.flatten().log()
 
-        def exact(xt_BL: Tensor, t_B: Tensor, select_BL: Tensor) -> Tensor:
+        def exact(inputs: NetworkInput) -> Tensor:
+            xt_BL = inputs.ids_BL
             nats_BM = log_p_M.repeat(len(xt_BL), 1)
-            for row, (xt_L, t) in enumerate(zip(xt_BL, t_B.tolist(), strict=True)):
+            for row, (xt_L, t) in enumerate(zip(xt_BL, inputs.time_B.tolist(), strict=True)):
                 log_q_SS = process.transition_matrix(0.0, t).log()
                 nats_BM[row] += log_q_SS[xt_L, texts_ML].sum(-1)
             p_BM = nats_BM.softmax(-1)
@@ -71,9 +79,35 @@ class Joint:
             p_BLS = torch.zeros(shape, dtype=torch.float64)
             index_BLM = texts_ML.T.expand(len(xt_BL), -1, -1)
             p_BLS.scatter_add_(2, index_BLM, p_BM[:, None].expand(index_BLM.shape))
-            return p_BLS[select_BL].log()
+            return p_BLS[inputs.wanted_BL].log()
 
-        return exact
+        return FunctionDenoiser(exact)
+
+    def mask_denoiser(self) -> Denoiser:
+        """The exact p(x0_i | xt) where noise is masks, whatever the time; each noisy text is worked out once."""
+        exact, known = self.denoiser(small_process(Absorbing(), self.symbols)), {}
+        half_1 = torch.full((1,), 0.5, dtype=torch.float64)
+
+        def look_up(inputs: NetworkInput) -> Tensor:
+            rows = []
+            for xt_L, wanted_L in zip(inputs.ids_BL, inputs.wanted_BL, strict=True):
+                key = tuple(xt_L.tolist())
+                if key not in known:
+                    known[key] = exact(NetworkInput(xt_L[None], torch.ones_like(wanted_L)[None], half_1))
+                rows.append(known[key][wanted_L])
+            return torch.cat(rows)
+
+        return FunctionDenoiser(look_up)
+
+
+def random_joint(length: int, symbols: int) -> Joint:
+    """A random joint that is the same everywhere."""
+    return Joint.random(length, symbols, generator("joint", length, symbols))
+
+
+def small_process(noise: Noise, symbols: int, schedule: NoiseSchedule | None = None) -> Process:
+    """A process over the symbols of a joint; by default with the linear schedule."""
+    return Process(noise, schedule or Linear(), Vocabulary.plain(symbols))
 
 
 def every_text(states: int, length: int) -> Tensor:
@@ -109,9 +143,15 @@ def exact_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int |
     else:
         start, end = noise_levels(process.schedule)
         levels, weights = quadrature()
-        t = process.schedule.inverse(1.0 - start - (end - start) * torch.tensor(levels, dtype=torch.float64))
+        t = process.time_at(torch.tensor(levels, dtype=torch.float64))
         inner = (end - start) * sum(w * mean(when, None) for w, when in zip(weights, t.tolist(), strict=True))
     return inner + float(edge_nats(process, x0_L).sum())
+
+
+def mean_bound(joint: Joint, denoiser: Denoiser, process: Process, steps: int | None) -> float:
+    """The expectation of `exact_bound` over a joint."""
+    pairs = zip(joint.texts(), joint.table.flatten().tolist(), strict=True)
+    return sum(p * exact_bound(denoiser, process, x0_L, steps) for x0_L, p in pairs)
 
 
 def quadrature() -> tuple[Sequence[float], Sequence[float]]:

@@ -1,0 +1,132 @@
+"""A formulation of diffusion: from a few choices to the process, denoiser, objective and estimator they define."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
+from dlm.diffusion.levels import Levels
+from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import Network, ShiftedNetwork
+from dlm.diffusion.noise import Absorbing, AnyNoise, counts_suffice
+from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
+from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
+from dlm.diffusion.schedule import Linear, Schedule
+from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, OneAtATime, Order, Random, TokenChoice
+from dlm.diffusion.weighting import Weighting
+
+FEWEST_STEPS = 64
+"""Steps of a reverse chain for short texts, where one a token would be too coarse: its error falls like 1/T at best."""
+
+
+@dataclass(frozen=True)
+class Formulation:
+    """The choices that a model is trained with; by default those of plain masked diffusion.
+
+    Attributes:
+        noise: What a corrupted token becomes.
+        schedule: alpha(t).
+        steps: T of a chain of steps; None for continuous time.
+        parameterization: What the network's softmax is: for masks alone `subs`; else `mixture`, p(x0 | xt), or
+            `plug-in`, the leave-one-out prediction.
+        timed: Whether the network takes the time.
+        shift: Whether the network predicts the next token, not the one in place.
+    """
+
+    noise: AnyNoise = field(default_factory=Absorbing)
+    schedule: Schedule = field(default_factory=Linear)
+    steps: int | None = None
+    parameterization: Literal["subs", "mixture", "plug-in"] = "subs"
+    timed: bool = False
+    shift: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether losses, bounds and samplers count masks, and need no time; see `counts_suffice`."""
+        return counts_suffice(self.noise, timed=self.timed)
+
+    def process(self, vocabulary: Vocabulary) -> Process:
+        """The forward process over a vocabulary."""
+        return Process(self.noise, self.schedule, vocabulary)
+
+    def denoiser(self, network: Network, process: Process, forbidden: Sequence[int], first_id: int) -> Denoiser:
+        """The network as a denoiser.
+
+        Args:
+            network: Gives logits.
+            process: The forward process.
+            forbidden: The ids that are never predicted, the mask among them.
+            first_id: What a shifted network reads before the text: the end of the text before, as in training.
+
+        Returns:
+            What predicts p(x0 | xt).
+        """
+        network = ShiftedNetwork(network, first_id) if self.shift else network
+        if self.parameterization == "plug-in":
+            return LeaveOneOutDenoiser(network, forbidden, process)
+        return X0Denoiser(network, forbidden)
+
+    def objective(self, weighting: Weighting, levels: Levels) -> Objective:
+        """The training loss."""
+        kind = MaskedObjective if self.counts else TimedObjective
+        return kind(weighting, levels, self.steps)
+
+    def estimator(self, draws: int) -> Estimator:
+        """The estimator of the bound of this model's own chain."""
+        return Estimator(draws, self.steps, self.timed)
+
+    def rule(
+        self,
+        process: Process,
+        token: TokenChoice,
+        *,
+        order: Order | None = None,
+        budget: Budget | None = None,
+        suits: Order,
+        tokens: int,
+    ) -> Rule:
+        """The sampling rule that an order and a budget ask for; without them the model's own.
+
+        Where noise is masks alone, that is unmasking one token at a time in the order that suits the task, or by the
+        chain of T steps that the model was trained for; a timed network takes the steps of `Ancestral` on the
+        reverse chain. Where a token that is seen may be noise it is the reverse chain, in as many steps as the
+        budget says, or the model's own T, or one a token.
+
+        Args:
+            process: The forward process.
+            token: Which token each position gets.
+            order: Which masks first.
+            budget: How many a step.
+            suits: The order that suits the task.
+            tokens: How many are to be written.
+
+        Returns:
+            The rule.
+
+        Raises:
+            ValueError: This noise knows no such order or budget.
+        """
+        if process.absorbing:
+            own = self.steps if order is None and suits == Random() else None
+            budget = budget or (Ancestral(own) if own else OneAtATime())
+            if self.counts or not isinstance(budget, Ancestral):
+                return Unmasking(process, order or budget.order or suits, budget, token)
+            steps = budget.steps
+        elif budget is None:
+            steps = self.steps or max(tokens, FEWEST_STEPS)
+        elif isinstance(budget, Ancestral) or (isinstance(budget, FixedSteps) and budget.grid == "linear"):
+            steps = budget.steps
+        else:
+            raise ValueError(
+                f"this model's noise is {self.noise.name}: the only budget for it is --steps N, evenly spaced"
+            )
+        if order is not None:
+            raise ValueError(NO_ORDER)
+        return ReverseChain(process, steps, token)
+
+
+NO_ORDER = (
+    "the reverse chain, by which this model writes here, goes by the clock: it has no order and no blocks; "
+    "leave --order and --block-length out"
+)

@@ -1,0 +1,144 @@
+"""The seam to the network: what it is told, and what it gives back.
+
+Wrappers (a shift, guidance, a cache) are networks or denoisers around another; all that one may need is in its input.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, overload
+
+import torch
+from torch import Tensor
+
+
+class Cache(Protocol):
+    """Keys and values of clean tokens that stand before the ids, such as transformers' `DynamicCache`."""
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The number of tokens that are cached, M."""
+        ...
+
+    def crop(self, max_length: int) -> None:
+        """Drops every token after the first `max_length`."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """One call of a network.
+
+    Attributes:
+        ids_BL: Noisy ids.
+        wanted_BL: Boolean, the N positions whose predictions are wanted, counted row by row.
+        time_B: The time of each row in [0, 1]; a network without time conditioning ignores it.
+        rows_B: Which rows of the canvas these are, where a sampler passes some of them; None for all of them.
+        attention: Boolean, what each query sees, shape (L, M + L) or (B, L, M + L); None for every token.
+        cache: The M tokens that stand before the ids; None for none. A call leaves it as it was.
+    """
+
+    ids_BL: Tensor
+    wanted_BL: Tensor
+    time_B: Tensor
+    rows_B: Tensor | None = None
+    attention: Tensor | None = None
+    cache: Cache | None = None
+
+    def of_wanted(self, per_row_B: Tensor) -> Tensor:
+        """One value a row as one value a wanted position, shape (N,), where the ids are."""
+        row_N = self.wanted_BL.nonzero()[:, 0]
+        return per_row_B[row_N.to(per_row_B.device)].to(self.ids_BL.device)
+
+
+class Reduced(NamedTuple):
+    """What a reducer makes of N rows of predictions.
+
+    Attributes:
+        total: A scalar to minimise, differentiable.
+        values_N: A value for each row, which has no gradient.
+    """
+
+    total: Tensor
+    values_N: Tensor
+
+
+Reducer = Callable[[Tensor, slice], Reduced]
+"""(predictions_CV, which of the N rows they are) -> their share of the total, and their values, shape (C,).
+
+Rows must not depend on each other, so that a network may hand over a few at a time and never hold N x V numbers.
+"""
+
+
+class Network(Protocol):
+    """A network that projects on the vocabulary the wanted positions alone."""
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: Reducer) -> Reduced: ...
+
+    def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        """Computes logits of the wanted positions.
+
+        Args:
+            inputs: What to read, and which positions are wanted.
+            reducer: Takes the logits a chunk at a time; without one they are returned.
+
+        Returns:
+            Logits, shape (N, V); with a reducer the sum of its totals, and its values.
+        """
+        ...
+
+
+class FunctionNetwork:
+    """A network given by a function, such as one whose answers are known."""
+
+    def __init__(self, function: Callable[[NetworkInput], Tensor]) -> None:
+        """Wraps a function that gives logits_NV."""
+        self.function = function
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: Reducer) -> Reduced: ...
+
+    def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        """The function's logits, or what the reducer makes of them; see `Network`."""
+        logits_NV = self.function(inputs)
+        return logits_NV if reducer is None else reducer(logits_NV, slice(None))
+
+
+class ShiftedNetwork:
+    """A network that predicts the next token, as causal decoders were trained to, made to predict in place.
+
+    The prediction for a position is read one position earlier (2410.17891, section 3.3). One token stands before
+    the text, so that its first position has a prediction too.
+    """
+
+    def __init__(self, network: Network, first_id: int) -> None:
+        """Wraps a network.
+
+        Args:
+            network: Gives logits of the token after each wanted position.
+            first_id: The id that stands before every text.
+        """
+        self.network = network
+        self.first_id = first_id
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: Reducer) -> Reduced: ...
+
+    def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        """Logits of the wanted positions, or what the reducer makes of them; see `Network`."""
+        first_B1 = torch.full_like(inputs.ids_BL[:, :1], self.first_id)
+        unwanted_B1 = torch.zeros_like(inputs.wanted_BL[:, :1])
+        shifted = replace(
+            inputs,
+            ids_BL=torch.cat([first_B1, inputs.ids_BL], 1),
+            wanted_BL=torch.cat([inputs.wanted_BL, unwanted_B1], 1),
+        )
+        return self.network(shifted) if reducer is None else self.network(shifted, reducer)

@@ -1,0 +1,205 @@
+"""Sampling rules: what one step does to a canvas. The loop in `sample.py` takes the steps.
+
+Two rules serve every process: unmasking by an order and a budget, and the reverse chain.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.draws import largest, uniforms
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.process import Process
+from dlm.diffusion.unmask import Budget, Order, Predictions, Step, TokenChoice
+
+Generators = Sequence[torch.Generator]
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """What a rule is given for one step.
+
+    Attributes:
+        index: The step's number in this block, from 1.
+        x_BL: Ids, which the rule does not change in place.
+        open_BL: The positions that it may change.
+        open_at_start_B: How many were open before the first step of this block.
+    """
+
+    index: int
+    x_BL: Tensor
+    open_BL: Tensor
+    open_at_start_B: Tensor
+
+
+class Changes(NamedTuple):
+    """What one network call brought.
+
+    Attributes:
+        x_BL: The new ids.
+        changed_BL: Where they differ, or were written.
+        called_B: Boolean, on the CPU: the rows that took part in the call.
+    """
+
+    x_BL: Tensor
+    changed_BL: Tensor
+    called_B: Tensor
+
+
+class Rule(Protocol):
+    """One step of a sampler.
+
+    Attributes:
+        settles: Whether a token that was written stays as it is.
+        steps: The number of steps in a block; None where it goes on until nothing is open.
+    """
+
+    settles: ClassVar[bool]
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps in a block, or None."""
+        ...
+
+    def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
+        """The canvas with noise at every editable position."""
+        ...
+
+    def open(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+        """The positions of a block that may still change."""
+        ...
+
+    def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
+        """Takes one step.
+
+        Args:
+            given: The canvas, and where it may change.
+            denoiser: Predicts the clean tokens.
+            generators: One stream a row of the canvas.
+
+        Returns:
+            The new canvas; None where this step changes nothing and makes no network call.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """Reveals masks: those that the order puts first, as many as the budget says, each with a token of its own draw.
+
+    The network sees only the rows that are about to change, and the vocabulary is projected only on positions that
+    may be revealed. A denoiser with time conditioning is told the time at which as many tokens are masked on average.
+
+    Attributes:
+        process: Absorbing noise; gives the mask, and the time of a share of masks.
+        order: Which positions first.
+        budget: How many a step.
+        token: Which token each gets.
+    """
+
+    process: Process
+    order: Order
+    budget: Budget
+    token: TokenChoice
+    settles: ClassVar[bool] = True
+    steps: ClassVar[int | None] = None
+
+    def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
+        """Masks at every editable position; see `Rule`."""
+        return canvas_BL.masked_fill(editable_BL, self.process.mask_id)
+
+    def open(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+        """The masks; see `Rule`."""
+        return (x_BL == self.process.mask_id) & block_BL
+
+    def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
+        """Reveals what the budget allows, with one network call; see `Rule`."""
+        x_BL, open_BL = given.x_BL, given.open_BL
+        rows = open_BL.any(1).nonzero()[:, 0]
+        count_R = None
+        if not self.budget.informed:
+            streams = [generators[b] for b in rows.tolist()]
+            count_R = self.budget.count(self._budgeted(given, rows), streams)
+            rows, count_R = rows[count_R > 0], count_R[count_R > 0]
+            if not rows.numel():
+                return None
+
+        # From here on R stands for the rows that change in this step.
+        streams = [generators[b] for b in rows.tolist()]
+        x_RL, open_RL = x_BL[rows], open_BL[rows]
+        share_R = (x_RL == self.process.mask_id).double().mean(1)
+        inputs = NetworkInput(x_RL, open_RL, self._time(share_R), rows_B=rows)
+        predictions = None
+        if self.order.informed or self.budget.informed:
+            predictions = Predictions(denoiser(inputs), open_RL)
+        scores_RL = self.order.score(open_RL, predictions, streams)
+        if count_R is None:
+            count_R = self.budget.count(self._budgeted(given, rows, scores_RL, predictions), streams)
+        chosen_RL = largest(scores_RL, count_R)
+        log_p_NV = predictions.at(chosen_RL) if predictions else denoiser(replace(inputs, wanted_BL=chosen_RL))
+        u_N = torch.cat(uniforms(streams, count_R.tolist()))
+
+        changed_BL = torch.zeros_like(open_BL).index_copy(0, rows, chosen_RL)
+        new_BL = x_BL.index_copy(0, rows, x_RL.masked_scatter(chosen_RL, self.token.draw(log_p_NV, u_N)))
+        called_B = torch.zeros(len(x_BL), dtype=torch.bool).index_fill(0, rows.cpu(), True)
+        return Changes(new_BL, changed_BL, called_B)
+
+    def _budgeted(
+        self, given: StepInput, rows: Tensor, scores_RL: Tensor | None = None, predictions: Predictions | None = None
+    ) -> Step:
+        """What the budget is told of some rows."""
+        masked_R = given.open_BL[rows].sum(1)
+        return Step(
+            given.index, masked_R, given.open_at_start_B[rows], scores_RL, predictions, schedule=self.process.schedule
+        )
+
+    def _time(self, share_R: Tensor) -> Tensor:
+        """The time at which that share of tokens is masked on average; alpha may not reach 0 or 1."""
+        return self.process.schedule.inverse(1.0 - share_R).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ReverseChain:
+    """Ancestral sampling: the reverse chain of any process, on a grid of even times (D3PM, 2107.03006, eq. 4).
+
+    From t = k/T to s = (k-1)/T each token draws x0 from p(x0 | xt) and then xs from q(xs | xt, x0); the last step
+    keeps x0. A token of absorbing noise stays once it is revealed, one of uniform noise may change at each step.
+
+    Attributes:
+        process: The forward process.
+        steps: T, the network calls.
+        token: Which x0 each position draws.
+    """
+
+    process: Process
+    steps: int
+    token: TokenChoice
+    settles: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
+        """The noise at t = 1 at every editable position; see `Rule`."""
+        return self.process.prior(generators, editable_BL).to(canvas_BL.device).where(editable_BL, canvas_BL)
+
+    def open(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+        """Masks, and everything else that may be noise; see `Rule`."""
+        return self.process.informative(x_BL) & block_BL
+
+    def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
+        """Goes back by one time; see `Rule`."""
+        x_BL, open_BL, k = given.x_BL, given.open_BL, self.steps + 1 - given.index
+        s_B, t_B = (
+            torch.full((len(x_BL),), i / self.steps, dtype=torch.float64, device=x_BL.device) for i in (k - 1, k)
+        )
+        log_p_NV = denoiser(NetworkInput(x_BL, open_BL, t_B))
+        u_N = torch.cat(uniforms(generators, open_BL.sum(1).tolist()))
+        x0_BL = x_BL.masked_scatter(open_BL, self.token.draw(log_p_NV, u_N))
+        xs_BL = x0_BL if k == 1 else self.process.undo(x_BL, x0_BL, s_B, t_B, generators, open_BL)
+        return Changes(xs_BL, xs_BL != x_BL, open_BL.any(1).cpu())

@@ -1,0 +1,103 @@
+"""The sampling loop. It alone knows of blocks, stopping and counting; a rule (`rules.py`) decides what a step does."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.rules import Rule, StepInput
+
+
+@dataclass(frozen=True)
+class State:
+    """The canvas after a step that changed it.
+
+    Attributes:
+        x_BL: Ids; noise among them until the last state.
+        editable_BL: The positions that are being written, the same in every state.
+        changed_BL: The positions that changed since the state before.
+        calls: Network calls so far.
+        calls_B: Network calls so far in which each row took part.
+    """
+
+    x_BL: Tensor
+    editable_BL: Tensor
+    changed_BL: Tensor
+    calls: int
+    calls_B: Tensor
+
+
+@torch.inference_mode()
+def sample(
+    rule: Rule,
+    denoiser: Denoiser,
+    canvas_BL: Tensor,
+    editable_BL: Tensor,
+    *,
+    generators: Sequence[torch.Generator],
+    block_length: int | None = None,
+    stop_id: int | None = None,
+) -> Iterator[State]:
+    """Writes the editable positions of a canvas and leaves every other position as it is.
+
+    Prompting and infilling are one thing: positions that are not editable.
+
+    Args:
+        rule: What a step does.
+        denoiser: Predicts the clean tokens.
+        canvas_BL: Ids; what stands at editable positions does not matter.
+        editable_BL: Boolean, the positions to write.
+        generators: One stream a row; a row's text depends on its own stream and canvas alone.
+        block_length: Write blocks of this many positions from left to right, each with all of the rule's steps
+            (semi-autoregressive, as in LLaDA, 2502.09992). One block by default.
+        stop_id: Once this id is written and everything editable before it is, the row is done, and its
+            remaining positions are filled with this id. A rule that may change a written token ignores it.
+
+    Yields:
+        The noise before the first step, the state after every step that changed something, and the last state.
+    """
+    stop_id = stop_id if rule.settles else None
+    x_BL = rule.begin(canvas_BL, editable_BL, generators)
+    calls, calls_B, unchanged_BL = 0, torch.zeros(len(x_BL), dtype=torch.long), torch.zeros_like(editable_BL)
+    yield (last := State(x_BL, editable_BL, unchanged_BL, calls, calls_B))
+
+    for block_BL in _blocks(editable_BL, block_length):
+        open_at_start_B: Tensor | None = None
+        for index in range(1, rule.steps + 1) if rule.steps else itertools.count(1):
+            open_BL = rule.open(x_BL, block_BL) & ~_stopped(x_BL, editable_BL, stop_id)
+            if open_at_start_B is None:
+                open_at_start_B = open_BL.sum(1)
+            if not open_BL.any():
+                break
+            changes = rule.step(StepInput(index, x_BL, open_BL, open_at_start_B), denoiser, generators)
+            if changes is None:
+                continue
+            x_BL = changes.x_BL
+            calls, calls_B = calls + 1, calls_B + changes.called_B
+            if changes.changed_BL.any():
+                yield (last := State(x_BL, editable_BL, changes.changed_BL, calls, calls_B))
+
+    if stop_id is not None and (rest_BL := rule.open(x_BL, editable_BL)).any():
+        yield State(x_BL.masked_fill(rest_BL, stop_id), editable_BL, rest_BL, calls, calls_B)
+    elif calls > last.calls:
+        yield State(x_BL, editable_BL, unchanged_BL, calls, calls_B)
+
+
+def _blocks(editable_BL: Tensor, block_length: int | None) -> Iterator[Tensor]:
+    """The editable positions, `block_length` of each row at a time from the left."""
+    if block_length is None:
+        yield editable_BL
+        return
+    block_BL = (editable_BL.cumsum(1) - 1) // block_length
+    for block in range(int(block_BL.max()) + 1):
+        yield editable_BL & (block_BL == block)
+
+
+def _stopped(x_BL: Tensor, editable_BL: Tensor, stop_id: int | None) -> Tensor:
+    """The positions at or after a stop that was written."""
+    if stop_id is None:
+        return torch.zeros_like(editable_BL)
+    return ((x_BL == stop_id) & editable_BL).cumsum(1) > 0

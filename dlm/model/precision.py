@@ -1,0 +1,29 @@
+"""What a network computes in: float32, or bfloat16 by autocast."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
+
+Precision = Literal["fp32", "bf16"]
+
+
+def bf16_is_native() -> bool:
+    """Whether this machine computes in bfloat16, rather than emulating it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def in_precision(module: nn.Module, device: torch.device, precision: Precision) -> Network:
+    """A module as a network that computes in a precision; log-probabilities are float32 or wider in any case."""
+
+    def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            found: Tensor | Reduced = module(inputs, reducer)
+        return found
+
+    return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned
