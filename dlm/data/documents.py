@@ -1,24 +1,20 @@
-"""Documents on the disk, and their types: plain texts, prompts with responses, and chats."""
+"""The types of documents: plain texts, prompts with responses, and chats."""
 
 import difflib
 import hashlib
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-import datasets
 from datasets import Dataset
-from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
-from dlm.config import Data, HeldOut, Source
-from dlm.data.formats import FORMATS, format_of, line_of
+from dlm.config import HeldOut, Source
+from dlm.data.formats import FORMATS
 from dlm.data.tokens import EncodePrompts
 from dlm.errors import DataError
 from dlm.model.tokenizer import encode, encode_chat
@@ -165,68 +161,6 @@ class Chats(Documents):
         return lambda batch: [encode_chat(tokenizer, json.loads(before or "[]")) for before in batch["messages"]]
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The documents of a run.
-
-    Attributes:
-        train: What is learned from.
-        validation: What is kept back.
-    """
-
-    train: Documents
-    validation: Documents
-
-
-def read(source: Source, key: str) -> Documents:
-    """Reads the documents of a source.
-
-    Args:
-        source: Which.
-        key: Its place in the configuration, for messages, such as `data.train`.
-
-    Returns:
-        At least one document, none of them empty, in the type that the source's columns mean.
-
-    Raises:
-        ConfigError: The format, the path or the split is not valid.
-        DataError: The documents are missing, damaged, empty, or not where the source says.
-    """
-    chosen = format_of(source, key)
-    with _quiet():
-        documents = type_of(source).of(chosen.read(key), source, key).without_empty()
-    if not len(documents):
-        raise DataError(f"{key}: {source.path or source.format} holds no text at all")
-    return documents
-
-
-def read_splits(data: Data) -> Splits:
-    """Reads what to train on and what to validate on.
-
-    Args:
-        data: The sources, and what is held out where there is one only.
-
-    Returns:
-        Both, neither of them empty.
-
-    Raises:
-        ConfigError: A source is not valid.
-        DataError: A source cannot be read, or there is too little to hold any of it out.
-    """
-    documents = read(data.train, "data.train")
-    if data.validation is not None:
-        return Splits(documents, read(data.validation, "data.validation"))
-    with _quiet():
-        train, validation = documents.split(data.held_out)
-    if not len(train) or not len(validation):
-        raise DataError(
-            f"data.held_out: a share of {data.held_out.share} of {len(documents)} documents by {data.held_out.by} "
-            f"leaves {len(train)} to train on and {len(validation)} to validate on; hold out by tail, change the "
-            "share, or name a data.validation"
-        )
-    return Splits(train, validation)
-
-
 def type_of(source: Source) -> type[Documents]:
     """The type of documents that a source's columns mean."""
     if source.messages is not None:
@@ -306,22 +240,3 @@ def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:
     """The head or the tail of each text, cut at a share of its characters."""
     cuts = [int(len(text) * (1.0 - share)) for text in texts]
     return {"text": [text[cut:] if tail else text[:cut] for text, cut in zip(texts, cuts, strict=True)]}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without progress bars of `datasets`, which it has on a global switch, and with its errors in one line."""
-    shown = is_progress_bar_enabled()
-    level: Any = datasets.logging.get_verbosity()
-    disable_progress_bar()
-    datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    except datasets.exceptions.DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from error
-        raise DataError(f"the documents cannot be read: {line_of(error.__cause__ or error)}") from error
-    finally:
-        datasets.logging.set_verbosity(level)
-        if shown:
-            enable_progress_bar()
