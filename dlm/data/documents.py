@@ -118,7 +118,7 @@ class Documents(ABC):
 class Plain(Documents):
     """Texts, each learned and scored as a whole; the only column is `text`."""
 
-    columns = {"field": "text"}
+    columns: ClassVar[Mapping[str, str]] = {"field": "text"}
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -129,7 +129,7 @@ class Plain(Documents):
 class Pairs(Documents):
     """Prompts and responses: the column `text` is the response, which follows the column `prompt` as it is."""
 
-    columns = {"response": "text", "prompt": "prompt"}
+    columns: ClassVar[Mapping[str, str]] = {"response": "text", "prompt": "prompt"}
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
@@ -144,7 +144,7 @@ class Chats(Documents):
     writes; and `chat`, the whole chat as JSON, so that a chat is held out as a whole.
     """
 
-    columns = {"messages": "messages"}
+    columns: ClassVar[Mapping[str, str]] = {"messages": "messages"}
     identity = "chat"
 
     @override

@@ -85,9 +85,7 @@ def read_texts(files: Sequence[str], documents: TextUnit) -> Dataset:
 
 def stream_texts(files: Sequence[str], documents: TextUnit) -> IterableDataset:
     """Opens text files whose documents are read one at a time; processes share the files out."""
-    return IterableDataset.from_generator(
-        texts_of, gen_kwargs={"files": files, "documents": documents, "stamp": ""}
-    )
+    return IterableDataset.from_generator(texts_of, gen_kwargs={"files": files, "documents": documents, "stamp": ""})
 
 
 def stamp_of(files: Sequence[str]) -> str:

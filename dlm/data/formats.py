@@ -141,9 +141,7 @@ class Table(Format):
     @override
     def stream(self, key: str) -> IterableDataset:
         files = files_of(self.path, self.suffixes[0], key)
-        return load_dataset(
-            self.builder, data_files=_escaped(files), split="train", streaming=True, **self.options()
-        )
+        return load_dataset(self.builder, data_files=_escaped(files), split="train", streaming=True, **self.options())
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.corpus import corpus
-from dlm.data.documents import read_splits
-from dlm.data.streaming import StreamingBatches, open_stream
+from dlm.data.reading import read_splits
+from dlm.data.streaming import open_stream
+from dlm.data.streaming_batches import StreamingBatches
 from dlm.model.tokenizer import build_tokenizer, encode, special_ids
 
 

@@ -129,9 +129,7 @@ def _rows(documents: IterableDataset, key: str, name: str) -> Iterator[dict[str,
     except DataError:
         raise
     except Exception as error:  # as in `_open`
-        raise DataError(
-            f"{key}: the stream of {name} cannot be read: {line_of(error.__cause__ or error)}"
-        ) from error
+        raise DataError(f"{key}: the stream of {name} cannot be read: {line_of(error.__cause__ or error)}") from error
 
 
 def _is_held_out(text: str, share: float) -> bool:

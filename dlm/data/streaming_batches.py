@@ -18,11 +18,11 @@ from dlm.errors import ConfigError, DataError
 class StreamingBatches:
     """Endless batches of one process's share of every epoch of a stream.
 
-    Rows are shuffled in blocks: so many are filled, given out in an order that follows from the seed, and the next
-    are filled. Where the stream stands is the dataset's own cursor at the beginning of a block, and a place in it.
+    Rows are shuffled in blocks: a block is filled and given out in an order that follows from the seed, then the next
+    one is filled. The place in the stream is the dataset's own cursor at the beginning of a block, and a row of it.
 
     Attributes:
-        ahead: See `dlm.data.prefetch`: a block, as all of one is made when its first row is asked for.
+        ahead: Rows worth making ahead (see `dlm.data.prefetch`): a block, which is made as a whole.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class StreamingBatches:
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """Goes to the beginning; nothing is read yet.
+        """Prepares; no document is read yet.
 
         Args:
             stream: The documents of all processes.
             encode: Texts to ids.
-            end_id: Goes after every document.
+            end_id: The end-of-text token, which goes after every document.
             pad_id: The padding.
             length: Tokens a row.
             packing: As `data.packing` in the configuration.
@@ -61,16 +61,16 @@ class StreamingBatches:
         self._process, self._processes = process, processes
         self._begin: dict[str, Any] = {"cursor": None, "epoch": 0, "carried": [], "block": 0}
         self._next: dict[str, Any] = self._begin
-        self._texts: Iterator[str] | None = None  # stays open from block to block: going back in costs
+        self._texts: Iterator[str] | None = None  # stays open between blocks: to open it again costs time
         self._rows: NDArray[np.int64] = np.empty((0, length), dtype=np.int64)
         self._taken = 0
 
     def batch(self, step: int, positions: Sequence[int]) -> Batch:
-        """The next rows of the stream, whichever the step.
+        """The next rows of the stream.
 
         Args:
-            step: From 1.
-            positions: The positions in the global batch that are wanted: as many rows are taken.
+            step: Not used: rows come in the order of the stream.
+            positions: The wanted positions in the global batch; one row is taken for each.
 
         Returns:
             One row a position.
@@ -86,17 +86,17 @@ class StreamingBatches:
         return Batch(x0_BL, where_BL, document_BL.masked_fill(~where_BL, -1))
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, in plain values that JSON can hold; `restore` goes there."""
+        """The place in the stream, in plain values that JSON can hold; `restore` goes there."""
         return {**self._begin, "taken": self._taken}
 
     def restore(self, places: Sequence[dict[str, Any]]) -> None:
-        """Goes to where `state` was called; the rows after it are the same.
+        """Goes to the place that `state` gave; the same rows follow.
 
         Args:
             places: What `state` gave in each process.
 
         Raises:
-            ConfigError: They are of a run on another number of processes.
+            ConfigError: They come from a run on another number of processes.
         """
         if len(places) != self._processes:
             raise ConfigError(
@@ -135,7 +135,7 @@ class StreamingBatches:
                     carried = self._cut([*carried, *self._encode([text])[0], self._end_id], rows)
                     if len(rows) >= self._buffer:
                         break
-            else:  # the end of the stream: once more from its beginning
+            else:  # the end of the stream: the next epoch begins
                 if not read and cursor is None:
                     fewer = ", or start fewer processes" if self._processes > 1 else ", or hold less of it out"
                     raise DataError(
@@ -146,13 +146,13 @@ class StreamingBatches:
                 continue
             cursor = self._documents.state_dict()
         self._next = {"cursor": cursor, "epoch": epoch, "carried": carried, "block": block + 1}
-        # A long document may fill more rows than a block has; they belong to it all the same.
+        # A long document may fill more rows than `buffer`; they belong to this block too.
         order = torch.randperm(len(rows), generator=generator(self._seed, "stream", self._process, block))
         self._rows = np.stack(rows)[order.numpy()]
         self._taken = 0
 
     def _cut(self, ids: list[int], rows: list[NDArray[np.int64]]) -> list[int]:
-        """Makes rows of ids, and gives back what is left."""
+        """Appends rows made of ids, and returns the ids that are left."""
         if self._packing == "pad":
             row = np.full(self._length, self._pad_id, dtype=np.int64)
             row[: min(len(ids), self._length)] = ids[: self._length]

@@ -175,13 +175,6 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     return list(ids)
 
 
-def encode_given(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str | None]]) -> list[list[int]]:
-    """What stands before each response: the column `prompt`, or `messages`; see `dlm.data.sources.read`."""
-    if "messages" in batch:
-        return [encode_chat(tokenizer, json.loads(messages or "[]")) for messages in batch["messages"]]
-    return encode(tokenizer, [prompt or "" for prompt in batch["prompt"]])
-
-
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe."""
     text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)

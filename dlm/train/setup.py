@@ -1,11 +1,8 @@
-"""What a run is made of before its first step: its processes, its texts, its network."""
+"""What a run is made of before its first step: its processes, its tokenizer, its network."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +11,15 @@ from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlm.config import Config, Pretrained
-from dlm.data.batches import Sequences, TrainingBatches
-from dlm.data.sources import read_splits
-from dlm.data.streaming import StreamingBatches, open_stream
+from dlm.config import Config, Pretrained, Tokenizer
 from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError
-from dlm.evaluate.likelihood import corpus
 from dlm.model.adapt import check_length, is_decoder, make_room
 from dlm.model.backbone import attention_implementation, build_model, load_model
 from dlm.model.checkpoint import CHECKPOINTS, check_there, resolve
 from dlm.model.lora import add_adapter, is_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
-from dlm.model.tokenizer import build_tokenizer, encode, new_ids, special_ids
+from dlm.model.tokenizer import new_ids, special_ids
 from dlm.train.sharding import sharding
 
 if TYPE_CHECKING:
@@ -112,70 +105,24 @@ def where(accelerator: Accelerator) -> str:
     return kind if processes == 1 else f"{processes} x {kind}"
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What a run reads.
-
-    Attributes:
-        tokenizer: Its tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed.
-        batches: What it trains on.
-        validation: What it validates on.
-        tokens: Tokens of the training text; None of a stream.
-        checksum: A checksum of it; None of a stream.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    batches: TrainingBatches | StreamingBatches
-    validation: Sequences
-    tokens: int | None = None
-    checksum: int | None = None
-
-
-def read_texts(config: Config, accelerator: Accelerator, checkpoint: Path | None) -> Texts:
-    """Reads, or opens, what a run trains on, and what it validates on.
+def tokenizer_of(config: Config, checkpoint: Path | None) -> Tokenizer:
+    """Which tokenizer a run makes or loads; a resumed run loads that of its checkpoint, where it cannot have changed.
 
     Args:
         config: The run's configuration.
-        accelerator: What knows of all processes.
         checkpoint: Where a resumed run goes on from.
 
     Returns:
-        All of it.
+        The tokenizer's configuration.
 
     Raises:
-        DlmError: A source or the tokenizer cannot be used.
+        DlmError: The pretrained model whose tokenizer is wanted is not there.
     """
-    data, spec = config.data, config.tokenizer
     if checkpoint is not None:
-        spec = Pretrained(str(checkpoint))
-    elif isinstance(spec, Pretrained):
-        spec = Pretrained(starting_point(spec.path))
-    if data.streaming:
-        opened = open_stream(data)
-        tokenizer = build_tokenizer(spec, opened.beginning)
-        ids = special_ids(tokenizer)
-        stream = StreamingBatches(
-            opened,
-            partial(encode, copy.deepcopy(tokenizer)),  # a thread reads ahead, and no tokenizer serves two
-            ids.end,
-            ids.pad,
-            length=data.length,
-            packing=data.packing,
-            buffer=data.buffer,
-            seed=config.seed,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
-        return Texts(tokenizer, stream, corpus(tokenizer, opened.validation, data.length, data.packing))
-    splits = read_splits(data)
-    beginning = (text for batch in splits.train.iter(batch_size=256) for text in batch["text"])
-    tokenizer = build_tokenizer(spec, lambda: beginning)
-    training, validation = (
-        corpus(tokenizer, documents, data.length, data.packing) for documents in (splits.train, splits.validation)
-    )
-    tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
-    batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
-    return Texts(tokenizer, batches, validation, len(training.tokens), training.tokens.checksum)
+        return Pretrained(str(checkpoint))
+    if isinstance(config.tokenizer, Pretrained):
+        return Pretrained(starting_point(config.tokenizer.path))
+    return config.tokenizer
 
 
 def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:

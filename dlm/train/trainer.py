@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 
 from dlm.data.prefetch import Prefetched
+from dlm.data.run_data import RunData, read_run_data
 from dlm.diffusion.context import editable_part
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
@@ -31,13 +32,12 @@ from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silen
 from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
 from dlm.train.run import Progress, RunFolder
 from dlm.train.setup import (
-    Texts,
     checkpoint_gradients,
     first_of_machine_first,
     join,
     micro_batches,
-    read_texts,
     run_model,
+    tokenizer_of,
     where,
 )
 from dlm.train.sharding import let_go, whole
@@ -64,10 +64,11 @@ class Trainer:
         self.precision: Precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
-            texts = read_texts(self.config, self.accelerator, at[0] if at else None)
-        self.tokenizer, self.batches, self.validation = texts.tokenizer, texts.batches, texts.validation
-        self.progress = at[1] if at else Progress(0, 0, texts.tokens, texts.checksum)
-        self._agree(texts)
+            spec = tokenizer_of(self.config, at[0] if at else None)
+            data = read_run_data(self.config, spec, self.accelerator.process_index, self.accelerator.num_processes)
+        self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
+        self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
+        self._agree(data)
         ids = special_ids(self.tokenizer)
 
         formulation = self.config.formulation
@@ -98,15 +99,15 @@ class Trainer:
         forbidden = self.process.vocabulary.forbidden
         return self.config.formulation.denoiser(network, self.process, forbidden, self._end_id)
 
-    def _agree(self, texts: Texts) -> None:
+    def _agree(self, data: RunData) -> None:
         """Refuses to go on where the text is another than before, or where machines see other files."""
-        found, before = (texts.tokens, texts.checksum), (self.progress.train_tokens, self.progress.train_checksum)
+        found, before = (data.tokens, data.checksum), (self.progress.train_tokens, self.progress.train_checksum)
         if found != before:
             raise DataError(
                 f"the training text has changed since {self.run.path} was begun: it has {found[0]} tokens now and had "
                 f"{before[0]}; put the old text back, or begin another run"
             )
-        seen = gather_object([(self.progress.step, texts.checksum, fingerprint(self.tokenizer))])
+        seen = gather_object([(self.progress.step, data.checksum, fingerprint(self.tokenizer))])
         if len(steps := sorted({step for step, *_ in seen})) > 1:
             raise ConfigError(
                 f"the processes of this run find {self.run.path} after different steps, {steps}: "
