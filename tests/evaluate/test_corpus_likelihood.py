@@ -14,10 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Characters
 from dlm.data.batches import Sequences
+from dlm.data.corpus import corpus
+from dlm.data.documents import Plain
 from dlm.diffusion.denoiser import X0Denoiser
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.errors import DataError
-from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport, corpus, evaluate_chain_rule, evaluate_likelihood
+from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport, evaluate_chain_rule, evaluate_likelihood
 from dlm.model.tokenizer import build_tokenizer, forbidden_ids
 from dlm.pipeline import DiffusionLM
 from tests.conftest import MakeLM, Refused
@@ -31,7 +33,7 @@ LENGTH = 16
 def cut(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], packing: Packing, length: int = LENGTH
 ) -> Sequences:
-    return corpus(tokenizer, Dataset.from_dict({"text": list(documents)}), length, packing)
+    return corpus(tokenizer, Plain(Dataset.from_dict({"text": list(documents)})), length, packing)
 
 
 def assert_close(one: LikelihoodReport, other: LikelihoodReport) -> None:
