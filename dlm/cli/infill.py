@@ -29,6 +29,7 @@ def infill(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
+    precision: options.Computed = "auto",
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -46,16 +47,17 @@ def infill(
     check_free(output, overwrite)
     check_free(export, overwrite)
     records = list(_records(text, file, jsonl))
+    computed_in = options.check_precision(precision)
     quiet_libraries()
     from dlm.cli.recorder import Recorder, check_suffix
-    from dlm.pipeline import DiffusionLM, Infilling
+    from dlm.lm import DiffusionLM, Infilling
     from dlm.template import parse_template
 
     check_suffix(export)
     how = options.build_sampler(context.obj)
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
     options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     with Recorder(lm, live=watch, keep=export is not None) as recorder:
         results = lm.infill_many(
             templates,

@@ -12,8 +12,8 @@ from dlm.cli.export import export
 from dlm.cli.film import Cell, Film, Frame, Watch
 from dlm.diffusion.sample import State
 from dlm.errors import ConfigError
+from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import pieces
-from dlm.pipeline import DiffusionLM
 
 
 def check_suffix(path: Path | None) -> None:

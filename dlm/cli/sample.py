@@ -25,6 +25,7 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
+    precision: options.Computed = "auto",
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -41,15 +42,16 @@ def sample(
         raise ConfigError("--prompt continues a text and --chat answers a message: give one of them")
     check_free(output, overwrite)
     check_free(export, overwrite)
+    computed_in = options.check_precision(precision)
     quiet_libraries()
     from dlm.cli.recorder import Recorder, check_suffix
     from dlm.evaluate.samples import unigram_entropy
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
     check_suffix(export)
     how = options.build_sampler(context.obj)
     options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     began = time.perf_counter()
     with Recorder(lm, live=watch, keep=export is not None) as recorder:
         texts = lm.generate(

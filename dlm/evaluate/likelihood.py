@@ -18,8 +18,8 @@ from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
+from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import special_ids
-from dlm.pipeline import DiffusionLM
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30

@@ -9,7 +9,7 @@ import torch
 
 from dlm.errors import TrainingError
 from dlm.evaluate.likelihood import LikelihoodReport
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.train.metrics import RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
