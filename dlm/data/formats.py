@@ -33,8 +33,8 @@ SHARDS = 64
 class Format(ABC):
     """One format of documents, and where they are.
 
-    Each format is a frozen dataclass. Its fields are the keys of `Source` that it takes: a format with a field `path`
-    needs a path, and only one with a field `split` has splits to choose from.
+    Each format is a frozen dataclass. Its fields are the keys of `Source` that its reader needs: a format with a field
+    `path` needs a path, and only one with a field `split` has splits to choose from.
 
     Attributes:
         name: What `format` in the configuration calls it.
