@@ -20,7 +20,7 @@ TINY += ["model.sizes.head_dim=8", "model.sizes.num_attention_heads=2", "model.s
 def extended(folder: Path, example: str, file: str) -> Path:
     """The folder with a copy of the package in which the page's class and union stand in `file`."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = [block for block in blocks if f"class {example}:" in block]
+    (block,) = [block for block in blocks if re.search(rf"^class {example}\b", block, re.MULTILINE)]
     code, name, union = re.fullmatch(r"(.*?)^(\w+) = ([^\n]+)\n", block, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
     if not (folder / "dlm").exists():
         shutil.copytree(ROOT / "dlm", folder / "dlm")
@@ -106,6 +106,36 @@ def test_a_schedule_is_one_class(tmp_path: Path) -> None:
     assert "hyperbolic schedule" in run(folder, "-m", "dlm", "eval", "run")
     shown = run(folder, "-m", "dlm", "corrupt", "abcabc", "--schedule", "hyperbolic", "--at", "0.5")
     assert "alpha 0.2500" in shown
+
+
+CHECK_FORMAT = """
+import sys
+from dlm.config import Data, Source
+from dlm.data.formats import FORMATS, source_of
+from dlm.data.reading import read
+from dlm.data.streaming import open_stream
+
+source = source_of("rows.tsv", field="body")
+assert source == Source("tsv", "rows.tsv", field="body")
+assert list(read(source, "data.train").texts()) == ["007", "NA", "a, b"]
+stream = open_stream(Data(source, validation=source, streaming=True))
+assert [row["text"] for row in stream.train] == ["007", "NA", "a, b"]
+pairs = read(Source("tsv", "rows.tsv", prompt="id", response="body"), "data.train")
+assert pairs.rows["prompt"][:] == ["01", "02", "03"]
+"""
+
+
+@pytest.mark.long
+def test_a_format_is_one_class(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "Tsv", "dlm/data/formats.py")
+    (folder / "rows.tsv").write_text("id\tbody\n01\t007\n02\tNA\n03\ta, b\n")
+    run(folder, "-c", CHECK_FORMAT)
+    (folder / "texts.tsv").write_text("text\n" + "the quick brown fox jumps over the lazy dog\n" * 20)
+    train(folder, "data.train.format=tsv", "data.train.path=texts.tsv")
+    assert "20 documents" in run(folder, "-m", "dlm", "eval", "run", "--data", "texts.tsv")
+    shutil.rmtree(folder / "run")
+    source = "{format: tsv, path: texts.tsv}"
+    train(folder, f"data.train={source}", f"data.validation={source}", "data.streaming=true")
 
 
 CHECK_BUDGET = """

@@ -3,27 +3,23 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import reduce
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Time
-from dlm.data.batches import Sequences, Tokens
+from dlm.data.batches import Sequences
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
-from dlm.model.text import encode, encode_given
-from dlm.model.tokenizer import fingerprint, special_ids
+from dlm.model.tokenizer import special_ids
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30
@@ -128,26 +124,6 @@ class ChainRuleReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
-
-
-def corpus(
-    tokenizer: PreTrainedTokenizerBase, documents: Dataset, length: int, packing: Literal["pack", "pad"]
-) -> Sequences:
-    """Tokenises documents, or finds them tokenised, and cuts them into sequences.
-
-    Args:
-        tokenizer: Its end-of-text token goes after every document.
-        documents: What `dlm.data.sources.read` gave.
-        length: Tokens a sequence.
-        packing: As `data.packing` in the configuration.
-
-    Returns:
-        The sequences.
-    """
-    ids = special_ids(tokenizer)
-    given = partial(encode_given, tokenizer) if len(documents.column_names) > 1 else None
-    tokens = Tokens.of(documents, partial(encode, tokenizer), ids.end, len(tokenizer), fingerprint(tokenizer), given)
-    return Sequences(tokens, length, packing, ids.pad)
 
 
 @torch.inference_mode()

@@ -1,11 +1,8 @@
-"""What a run is made of before its first step: its processes, its texts, its network."""
+"""What a run is made of before its first step: its processes, its tokenizer, its network."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,21 +12,17 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlm.config import Config, Pretrained
-from dlm.data.batches import Sequences, TrainingBatches
-from dlm.data.sources import read_splits
-from dlm.data.streaming import StreamingBatches, open_stream
+from dlm.config import Config, Pretrained, Tokenizer
+from dlm.data.run_data import RunData
 from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
-from dlm.evaluate.likelihood import corpus
 from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
 from dlm.model.attention import attention_implementation
 from dlm.model.loading import build_model, load_model
 from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
-from dlm.model.text import encode
-from dlm.model.tokenizer import build_tokenizer, fingerprint, new_ids, special_ids
+from dlm.model.tokenizer import fingerprint, new_ids, special_ids
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
 
@@ -116,70 +109,24 @@ def where(accelerator: Accelerator) -> str:
     return kind if processes == 1 else f"{processes} x {kind}"
 
 
-@dataclass(frozen=True)
-class Texts:
-    """What a run reads.
-
-    Attributes:
-        tokenizer: Its tokenizer; a resumed run takes it from its checkpoint, where it cannot have changed.
-        batches: What it trains on.
-        validation: What it validates on.
-        tokens: Tokens of the training text; None of a stream.
-        checksum: A checksum of it; None of a stream.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    batches: TrainingBatches | StreamingBatches
-    validation: Sequences
-    tokens: int | None = None
-    checksum: int | None = None
-
-
-def read_texts(config: Config, accelerator: Accelerator, checkpoint: Path | None) -> Texts:
-    """Reads, or opens, what a run trains on, and what it validates on.
+def tokenizer_of(config: Config, checkpoint: Path | None) -> Tokenizer:
+    """Which tokenizer a run makes or loads; a resumed run loads that of its checkpoint, where it cannot have changed.
 
     Args:
         config: The run's configuration.
-        accelerator: What knows of all processes.
         checkpoint: Where a resumed run goes on from.
 
     Returns:
-        All of it.
+        The tokenizer's configuration.
 
     Raises:
-        DlmError: A source or the tokenizer cannot be used.
+        DlmError: The pretrained model whose tokenizer is wanted is not there.
     """
-    data, spec = config.data, config.tokenizer
     if checkpoint is not None:
-        spec = Pretrained(str(checkpoint))
-    elif isinstance(spec, Pretrained):
-        spec = Pretrained(starting_point(spec.path))
-    if data.streaming:
-        opened = open_stream(data)
-        tokenizer = build_tokenizer(spec, opened.beginning)
-        ids = special_ids(tokenizer)
-        stream = StreamingBatches(
-            opened,
-            partial(encode, copy.deepcopy(tokenizer)),  # a thread reads ahead, and no tokenizer serves two
-            ids.end,
-            ids.pad,
-            length=data.length,
-            packing=data.packing,
-            buffer=data.buffer,
-            seed=config.seed,
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
-        return Texts(tokenizer, stream, corpus(tokenizer, opened.validation, data.length, data.packing))
-    splits = read_splits(data)
-    beginning = (text for batch in splits.train.iter(batch_size=256) for text in batch["text"])
-    tokenizer = build_tokenizer(spec, lambda: beginning)
-    training, validation = (
-        corpus(tokenizer, documents, data.length, data.packing) for documents in (splits.train, splits.validation)
-    )
-    tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
-    batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
-    return Texts(tokenizer, batches, validation, len(training.tokens), training.tokens.checksum)
+        return Pretrained(str(checkpoint))
+    if isinstance(config.tokenizer, Pretrained):
+        return Pretrained(starting_point(config.tokenizer.path))
+    return config.tokenizer
 
 
 def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
@@ -277,7 +224,7 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def check_agreement(folder: Path, progress: Progress, texts: Texts) -> None:
+def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
     """Refuses a training text that has changed since the run was begun, and machines that read different files.
 
     All processes must call it.
@@ -285,19 +232,19 @@ def check_agreement(folder: Path, progress: Progress, texts: Texts) -> None:
     Args:
         folder: The run folder.
         progress: Where this process finds the run.
-        texts: What this process reads.
+        data: What this process reads.
 
     Raises:
         DataError: The training text has changed, or the processes read different ones.
         ConfigError: The processes find the run after different steps.
     """
-    found, before = (texts.tokens, texts.checksum), (progress.train_tokens, progress.train_checksum)
+    found, before = (data.tokens, data.checksum), (progress.train_tokens, progress.train_checksum)
     if found != before:
         raise DataError(
             f"the training text has changed since {folder} was begun: it has {found[0]} tokens now and had "
             f"{before[0]}; put the old text back, or begin another run"
         )
-    seen = gather_object([(progress.step, texts.checksum, fingerprint(texts.tokenizer))])
+    seen = gather_object([(progress.step, data.checksum, fingerprint(data.tokenizer))])
     if len(steps := sorted({step for step, *_ in seen})) > 1:
         raise ConfigError(
             f"the processes of this run find {folder} after different steps, {steps}: "

@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import gather_object
 
 from dlm.data.prefetch import Prefetched
+from dlm.data.run_data import read_run_data
 from dlm.diffusion.context import editable_part
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
@@ -36,8 +37,8 @@ from dlm.train.setup import (
     first_of_machine_first,
     join,
     micro_batches,
-    read_texts,
     run_model,
+    tokenizer_of,
     where,
 )
 from dlm.train.sharding import full_tensor, reshard
@@ -64,10 +65,11 @@ class Trainer:
         self.precision: Precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
-            texts = read_texts(self.config, self.accelerator, at[0] if at else None)
-        self.tokenizer, self.batches, self.validation = texts.tokenizer, texts.batches, texts.validation
-        self.progress = at[1] if at else Progress(0, 0, texts.tokens, texts.checksum)
-        check_agreement(run.path, self.progress, texts)
+            spec = tokenizer_of(self.config, at[0] if at else None)
+            data = read_run_data(self.config, spec, self.accelerator.process_index, self.accelerator.num_processes)
+        self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
+        self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
+        check_agreement(run.path, self.progress, data)
         ids = special_ids(self.tokenizer)
 
         formulation = self.config.formulation

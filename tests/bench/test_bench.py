@@ -14,7 +14,7 @@ from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.sampling import bench_sampling
 from dlm.bench.training import bench_training, predict_every_row
 from dlm.config import HeldOut
-from dlm.data.streaming import StreamingBatches
+from dlm.data.streaming_batches import StreamingBatches
 from dlm.diffusion.unmask import FixedSteps
 from dlm.lm import DiffusionLM, Sampler
 from dlm.settings import dump_config, parse_config

@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from dlm.data.batches import Batch, Sequences, Tokens, TrainingBatches
+from dlm.data.batches import Batch, Sequences, TrainingBatches
+from dlm.data.tokens import Tokens
 from dlm.errors import DataError
 from dlm.model.text import decode, encode
 from dlm.model.tokenizer import fingerprint

@@ -9,7 +9,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.batches import Sequences
-from dlm.evaluate.likelihood import LikelihoodReport, corpus
+from dlm.data.corpus import corpus
+from dlm.data.documents import Plain
+from dlm.evaluate.likelihood import LikelihoodReport
 
 Packing = Literal["pack", "pad"]
 DOCUMENTS = ["first", "", "the second \U0001f600", "x" * 50, "caf\u00e9", "last of the documents"]
@@ -20,7 +22,7 @@ def cut(
     tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], packing: Packing, length: int = LENGTH
 ) -> Sequences:
     """The documents as sequences of a length."""
-    return corpus(tokenizer, Dataset.from_dict({"text": list(documents)}), length, packing)
+    return corpus(tokenizer, Plain(Dataset.from_dict({"text": list(documents)})), length, packing)
 
 
 def assert_close(one: LikelihoodReport, other: LikelihoodReport) -> None:

@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Config, Source
-from dlm.data.sources import read, read_splits
+from dlm.data.corpus import corpus
+from dlm.data.reading import read, read_splits
 from dlm.diffusion.unmask import Confidence, FixedSteps
 from dlm.errors import ConfigError, DataError
-from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.text import encode, encode_chat
 from dlm.settings import parse_config
@@ -170,7 +171,7 @@ def test_a_prompt_is_on_the_same_side_as_its_response(tmp_path: Path) -> None:
     splits = read_splits(describe(write(tmp_path / "data.jsonl", repetitions(400))).data)
     assert len(splits.train) + len(splits.validation) == 400
     for part in (splits.train, splits.validation):
-        assert all(set(row["text"]) == {row["prompt"][0]} for row in part)
+        assert all(set(row["text"]) == {row["prompt"][0]} for row in part.rows)
 
 
 # Chats
@@ -196,7 +197,7 @@ def test_every_reply_of_an_assistant_is_learned_given_what_came_before(
     source = describe(write(tmp_path / "chats.jsonl", chats()), length=64).data.train
     source = type(source)("jsonl", source.path, messages="chat")
     documents = read(source, "data.train")
-    assert documents["text"] == ["yes?", "so long"]
+    assert list(documents.texts()) == ["yes?", "so long"]
     byte_tokenizer.chat_template = TEMPLATE
     try:
         batch = corpus(byte_tokenizer, documents, 64, "pad").batch([0, 1])
@@ -218,8 +219,8 @@ def test_a_message_without_content_is_not_learned(tmp_path: Path) -> None:
     said: list[tuple[str, str | None]] = [("user", "hi"), ("assistant", None), ("tool", "7"), ("assistant", "seven")]
     chat = [{"role": role, "content": content} for role, content in said]
     found = read(Source("jsonl", str(write(tmp_path / "m.jsonl", [{"m": chat}])), messages="m"), "data.train")
-    assert found["text"] == ["seven"]
-    assert [message["content"] for message in json.loads(found["messages"][0])] == ["hi", "", "7"]
+    assert list(found.texts()) == ["seven"]
+    assert [message["content"] for message in json.loads(found.rows["messages"][0])] == ["hi", "", "7"]
 
 
 def test_a_chat_is_held_out_as_a_whole(tmp_path: Path) -> None:
@@ -230,7 +231,7 @@ def test_a_chat_is_held_out_as_a_whole(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "m.jsonl", rows)
     splits = read_splits(describe(path, data={"train": {"format": "jsonl", "path": str(path), "messages": "m"}}).data)
-    held_out, train = ({text.split()[1] for text in part["text"]} for part in (splits.validation, splits.train))
+    held_out, train = ({text.split()[1] for text in part.texts()} for part in (splits.validation, splits.train))
     assert held_out and held_out.isdisjoint(train) and len(held_out) + len(train) == 200
 
 

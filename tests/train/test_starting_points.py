@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from dlm.config import Config
+from dlm.data.corpus import corpus
 from dlm.diffusion.draws import generator
 from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
-from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.loading import build_model
@@ -128,7 +129,7 @@ def test_a_checkpoint_of_an_adapted_decoder_scores_as_its_trainer_did(decoder: P
 
 
 def _documents(config: Config) -> Any:
-    from dlm.data.sources import read_splits
+    from dlm.data.reading import read_splits
 
     return read_splits(config.data).validation
 

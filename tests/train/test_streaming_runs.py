@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dlm.config import Config
-from dlm.data import sources
+from dlm.data import reading, run_data, streaming
 from dlm.settings import dump_config, parse_config
 from tests.support.commands import answer, refusal
 from tests.support.tiny_runs import STEPS, cut_after, lines, losses, resized, resume, train, weights
@@ -50,7 +50,9 @@ def test_the_text_is_not_read_before_the_run_begins(tmp_path: Path, monkeypatch:
     def read(*_: object) -> None:
         raise AssertionError("a whole source was read")
 
-    monkeypatch.setattr(sources, "read", read)
+    for module in (reading, streaming):
+        monkeypatch.setattr(module, "read", read)
+    monkeypatch.setattr(run_data, "read_splits", read)
     train(tmp_path / "run", describe(tmp_path))
     assert len(losses(tmp_path / "run")) == STEPS
 
