@@ -1,39 +1,83 @@
-"""Turns ids into the frames of a film: those of one state, and those of a whole sampler."""
+"""The frames of a film, and a recorder that makes them from the states of a sampler.
 
-from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
-from typing import Self
+A frame holds one cell a token, in reading order. A cell is masked, revealed or given by the user. Between two frames
+any cell that was not given may be revealed, changed or masked again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from dlm.cli.console import errors
-from dlm.cli.export import export
-from dlm.cli.film import Cell, Film, Frame, Watch
 from dlm.diffusion.sample import State
-from dlm.errors import ConfigError
-from dlm.model.tokenizer import pieces
-from dlm.pipeline import DiffusionLM
+from dlm.model.tokenizer import pieces, special_ids
 
 
-def check_suffix(path: Path | None) -> None:
-    """Refuses a film of unknown kind before anything is computed for it."""
-    if path is not None and path.suffix not in (".html", ".svg"):
-        raise ConfigError(f"--export writes .html or .svg, got {path}")
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One token's place in the text.
+
+    Attributes:
+        text: The token's text; None while it is masked.
+        given: Whether it came from the user, and so never changes.
+    """
+
+    text: str | None
+    given: bool = False
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase, mask_id: int, ids: Sequence[int], given: Sequence[bool]) -> Frame:
-    """Ids as a frame: tokens between two masks are decoded together, so that characters of several tokens are whole.
+Frame = tuple[Cell, ...]
+
+Viewer = Callable[[Frame, str], None]
+"""Called with every frame and a short note on how far the sampler is."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """A denoising from its first canvas to its finished text.
+
+    Attributes:
+        title: What the text is, in a few words.
+        frames: One canvas a step, the first before any step; all have the same cells, and the same ones given.
+        calls: How many times the network had been called when each frame was taken.
+        footer: How to make the film again, such as the command line.
+
+    Raises:
+        ValueError: There is no frame, a frame has other cells than the first, or `calls` does not fit `frames`.
+    """
+
+    title: str
+    frames: tuple[Frame, ...]
+    calls: tuple[int, ...]
+    footer: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise ValueError("a film needs at least one frame")
+        if len(self.calls) != len(self.frames):
+            raise ValueError(f"a film of {len(self.frames)} frames needs as many calls, not {len(self.calls)}")
+        given = [cell.given for cell in self.frames[0]]
+        for number, frame in enumerate(self.frames):
+            if len(frame) != len(given):
+                raise ValueError(f"frame {number} has {len(frame)} cells, the first frame {len(given)}")
+            if [cell.given for cell in frame] != given:
+                raise ValueError(f"frame {number} has not the same given cells as the first frame")
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], given: Sequence[bool] | None = None) -> Frame:
+    """Ids as a frame.
+
+    The tokens between two masks are decoded together, so that a character made of several tokens is whole.
 
     Args:
-        tokenizer: Decodes.
-        mask_id: The id of the mask.
+        tokenizer: Decodes; its mask is what a masked cell has.
         ids: One id a cell.
-        given: Which cells came from the user.
+        given: Which cells came from the user; none by default.
 
     Returns:
         One cell an id.
     """
+    mask_id = special_ids(tokenizer).mask
     texts: list[str | None] = []
     run: list[int] = []
     for id in [*ids, mask_id]:
@@ -42,60 +86,59 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, mask_id: int, ids: Sequence[int
             run = []
         else:
             run.append(id)
+    given = [False] * len(ids) if given is None else given
     return tuple(Cell(text, is_given) for text, is_given in zip(texts[:-1], given, strict=True))
 
 
 class Recorder:
-    """Follows the first text of the first batch, live, on film, or both.
+    """Follows the first text of a sampler's first batch, state by state."""
 
-    Attributes:
-        wanted: Whether there is anything to follow.
-    """
-
-    def __init__(self, lm: DiffusionLM, *, live: bool, keep: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, viewer: Viewer | None = None, keep: bool = True) -> None:
         """Prepares to record.
 
         Args:
-            lm: The model; its tokenizer gives the tokens' text.
-            live: Show every state as it comes.
-            keep: Keep every state for a film.
+            tokenizer: Decodes the sampler's ids.
+            viewer: Is shown each frame when it is made, such as `LiveView.show`.
+            keep: Whether every frame is kept for `film`.
         """
-        self.wanted = live or keep
-        self._lm, self._keep = lm, keep
-        self._watch = Watch(errors, keep=False) if live else None
+        self._tokenizer, self._viewer, self._keep = tokenizer, viewer, keep
         self._given: list[bool] | None = None
         self._frames: list[Frame] = []
         self._calls: list[int] = []
         self._done = False
 
-    def __enter__(self) -> Self:
-        if self._watch:
-            self._watch.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        if self._watch:
-            self._watch.__exit__(kind, error, where)
-
     def take(self, state: State) -> None:
-        """Takes a state; those of later batches are let go."""
+        """Makes a frame of a state; the states of later batches are ignored.
+
+        Args:
+            state: The next state of the sampler.
+        """
         if state.calls == 0 and self._given is not None and not state.changed_BL.any():
             self._done = True  # another batch begins
         if self._done:
             return
         ids = state.x_BL[0].tolist()
-        if self._given is None:  # what is neither given nor written is padding, up to the longest row's end
-            pad_id, editable = self._lm.tokenizer.pad_token_id, state.editable_BL[0].tolist()
+        if self._given is None:  # the padding, which is neither given nor editable, is left out
+            pad_id, editable = special_ids(self._tokenizer).pad, state.editable_BL[0].tolist()
             self._given = [not written for id, written in zip(ids, editable, strict=True) if written or id != pad_id]
-        frame = frame_of(self._lm.tokenizer, self._lm.process.mask_id, ids[: len(self._given)], self._given)
+        frame = frame_of(self._tokenizer, ids[: len(self._given)], self._given)
         if self._keep:
             self._frames.append(frame)
             self._calls.append(int(state.calls_B[0]))
-        if self._watch:
-            self._watch.show(frame, f"{state.calls} network calls")
+        if self._viewer:
+            self._viewer(frame, f"{state.calls} network calls")
 
-    def export(self, path: Path, title: str, footer: str = "") -> None:
-        """Writes the film to a file that ends in .html or .svg."""
-        export(Film(title, tuple(self._frames), tuple(self._calls), footer), path)
+    def film(self, title: str, footer: str = "") -> Film:
+        """The film of the frames that were kept.
+
+        Args:
+            title: What the text is, in a few words.
+            footer: How to make the film again.
+
+        Returns:
+            The film.
+
+        Raises:
+            ValueError: No frame was kept.
+        """
+        return Film(title, tuple(self._frames), tuple(self._calls), footer)
