@@ -7,14 +7,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
 __all__ = ["DiffusionLM", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # PEP 562: torch loads on first use, not on import
     if name == "DiffusionLM":
-        from dlm.pipeline import DiffusionLM
+        from dlm.lm import DiffusionLM
 
         return DiffusionLM
     if name == "__version__":

@@ -355,17 +355,7 @@ class Config:
         for key in ("annealing", "lora"):
             if getattr(model, key) and model.init == "random":
                 raise ValueError(f"model.{key}: it is for a pretrained model; set model.init and model.path")
-        valid = ("auto", "mixture", "plug-in") if self.noise.randomises else ("auto", "subs")
-        if self.parameterization not in valid:
-            raise ValueError(
-                f"parameterization: {self.parameterization!r} is not one of {self.noise.name} noise; "
-                f"valid: {', '.join(valid)}"
-            )
-        if self.parameterization == "mixture" and self.time.steps is None:
-            raise ValueError(
-                "parameterization: the mixture form has no finite bound in continuous time, but for a network that is "
-                "certain of what it sees as t falls to 0; give time.steps, or take plug-in"
-            )
+        self.formulation.check()
 
     @property
     def formulation(self) -> Formulation:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlm.config import Config
+from dlm.diffusion.formulation import Formulation
 from dlm.errors import ConfigError
 from dlm.spellings import translate_override, translate_tree
 
@@ -74,7 +75,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
     try:
         config = _adapter().validate_python(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, Config)) from error
     _check_booleans(tree, dump_config(config), "")
     return config
 
@@ -82,6 +83,36 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 def dump_config(config: Config) -> dict[str, Any]:
     """The configuration as plain values that YAML writes and `parse_config` reads back unchanged."""
     plain: dict[str, Any] = _adapter().dump_python(config, mode="json")
+    return plain
+
+
+def parse_formulation(tree: Any) -> Formulation:
+    """Validates a formulation in plain values.
+
+    Args:
+        tree: Keys and values in the shape of `Formulation`.
+
+    Returns:
+        The formulation.
+
+    Raises:
+        ConfigError: A key or a value is not valid.
+    """
+    try:
+        found = TypeAdapter(_formulations()).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, _formulations(), "formulation")) from error
+    formulation = Formulation(**{f.name: getattr(found, f.name) for f in dataclasses.fields(Formulation)})
+    try:
+        formulation.check()
+    except ValueError as error:
+        raise ConfigError(f"formulation.{error}") from error
+    return formulation
+
+
+def dump_formulation(formulation: Formulation) -> dict[str, Any]:
+    """The formulation as plain values that `parse_formulation` reads back unchanged."""
+    plain: dict[str, Any] = TypeAdapter(Formulation).dump_python(formulation, mode="json")
     return plain
 
 
@@ -109,6 +140,21 @@ _Loader.add_implicit_resolver(
 @cache
 def _adapter() -> TypeAdapter[Config]:
     return TypeAdapter(Config)
+
+
+@cache
+def _formulations() -> Any:
+    """`Formulation` with what pydantic must know: that a union is chosen from by name, and that keys are checked."""
+    hints = get_type_hints(Formulation)
+    choices = {name: len(list(_dataclasses(hint))) > 1 for name, hint in hints.items()}
+    return dataclasses.make_dataclass(
+        "Formulation",
+        [
+            (f.name, Annotated[hints[f.name], Field(discriminator="name")] if choices[f.name] else hints[f.name], f)
+            for f in dataclasses.fields(Formulation)
+        ],
+        namespace={"__pydantic_config__": ConfigDict(extra="forbid")},
+    )
 
 
 def _normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,11 +198,11 @@ def _put(tree: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, 
     return {**tree, first: value}
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type, *above: str) -> str:
     """The first error in one line: the dotted key, the value received and the valid ones."""
     first = error.errors()[0]
-    parts, names = _walk(first["loc"])
-    key, got = ".".join(parts), f"{first['input']!r:.80}"
+    parts, names = _walk(first["loc"], root)
+    key, got = ".".join([*above, *parts]), f"{first['input']!r:.80}"
     match first["type"]:
         case "unexpected_keyword_argument":
             near = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)
@@ -176,9 +222,9 @@ def _explain(error: ValidationError) -> str:
             return f"{key}: {message}, got {got}"
 
 
-def _walk(location: Sequence[str | int]) -> tuple[list[str], list[str]]:
+def _walk(location: Sequence[str | int], root: type) -> tuple[list[str], list[str]]:
     """The location without the tags that pydantic adds for unions, and the key names valid at its end."""
-    here: Any = Config
+    here: Any = root
     parts: list[str] = []
     names: list[str] = []
     for step in location:

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Bytes, Config
 from dlm.diffusion.draws import generator
 from dlm.errors import DlmError
+from dlm.lm import DiffusionLM
 from dlm.model.backbone import build_model
 from dlm.model.checkpoint import Sidecar
 from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import build_tokenizer, special_ids
-from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
 
 TINY = {
@@ -96,7 +96,9 @@ def make_lm(tiny_config: Config) -> MakeLM:
         if config.formulation.timed:
             time_embedding = build_time_embedding(model, 0)
             torch.nn.init.normal_(time_embedding.down.weight, std=0.3, generator=generator("clock"))
-        return DiffusionLM(model.eval(), tokenizer, sidecar=Sidecar(config, ids.mask, 0), time_embedding=time_embedding)
+        return DiffusionLM(
+            model.eval(), tokenizer, sidecar=Sidecar.of_run(config, ids.mask, 0), time_embedding=time_embedding
+        )
 
     return make
 

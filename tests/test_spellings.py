@@ -106,11 +106,11 @@ def test_both_spellings_of_one_key_are_refused(refused: Refused) -> None:
 
 def test_a_checkpoint_in_an_older_spelling_is_read(tmp_path: Path) -> None:
     config = parse_config({**LEAST, "noise": "uniform", "objective": {"loss": "ce", "levels": {"name": "bell"}}})
-    tree = yaml.safe_load(Sidecar(config, 3, 7).dump())
+    tree = yaml.safe_load(Sidecar.of_run(config, 3, 7).dump())
     del tree["config"]["noise"]
     tree["config"] |= {"process": {"name": "uniform"}, "objective": {"name": "bell", "concentration": 2}}
     (tmp_path / SIDECAR).write_text(yaml.safe_dump(tree), encoding="utf-8")
-    assert read_sidecar(str(tmp_path)) == Sidecar(config, 3, 7)
+    assert read_sidecar(str(tmp_path)) == Sidecar.of_run(config, 3, 7)
 
 
 def test_what_is_written_is_in_the_present_spelling() -> None:

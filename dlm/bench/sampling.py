@@ -9,7 +9,7 @@ from dlm.bench.machine import Machine, held_by, measure_machine, most_held
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
 from dlm.diffusion.sample import State
-from dlm.pipeline import DiffusionLM, Sample, Sampler
+from dlm.lm import DiffusionLM, Sample, Sampler
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def sample(
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a text.", show_default="the context")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 5,
     *,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: options.Computed = "auto",
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -64,7 +64,7 @@ def sample(
     computed_in = options.check_precision(precision)
     quiet_libraries()
     from dlm.bench.sampling import bench_sampling
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
     how = options.build_sampler(context.obj)
     options.check_device(device)

@@ -172,7 +172,7 @@ def _known_by(model: str) -> tuple["PreTrainedTokenizerBase", "Formulation", lis
 
     path = resolve(model)
     sidecar = read_sidecar(path)
-    formulation = sidecar.config.formulation if sidecar else Formulation()
+    formulation = sidecar.formulation if sidecar else Formulation()
     return build_tokenizer(Pretrained(path), lambda: ()), formulation, []
 
 

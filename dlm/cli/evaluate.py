@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dlm.config import Time
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
 
 def evaluate(
@@ -60,7 +60,7 @@ def evaluate(
     quiet_libraries()
     from dlm.distributed import process_state
     from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
     options.check_device(device)
     team = process_state()

@@ -30,6 +30,7 @@ def infill(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
+    precision: options.Computed = "auto",
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -47,18 +48,19 @@ def infill(
     check_free(output, overwrite)
     check_free(export, overwrite)
     records = list(_records(text, file, jsonl))
+    computed_in = options.check_precision(precision)
     quiet_libraries()
     from dlm.film.export import export as export_film
     from dlm.film.frames import Recorder
     from dlm.film.live import LiveView
-    from dlm.pipeline import DiffusionLM, Infilling
+    from dlm.lm import DiffusionLM, Infilling
     from dlm.template import parse_template
 
     options.check_export(export)
     how = options.build_sampler(context.obj)
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
     options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     with LiveView(errors, keep=False) if watch else nullcontext() as view:
         recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
         results = lm.infill_many(

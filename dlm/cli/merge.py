@@ -19,7 +19,7 @@ def merge(
     Example:  dlm merge runs/lora my-model
     """
     quiet_libraries()
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
     DiffusionLM.from_pretrained(model, device="cpu").save_pretrained(folder)
     errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dlm.diffusion.unmask import Budget
-    from dlm.pipeline import Sampler
+    from dlm.lm import Sampler
 
 
 HOW = "How it writes"
@@ -29,6 +29,9 @@ Settings = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.", rich_help_panel=HOW)]
+Computed = Annotated[
+    str, typer.Option("--precision", help="auto, bf16 or fp32; auto is bf16 where the hardware computes in it.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one by default.")]
 Output = Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
@@ -54,11 +57,12 @@ def check_device(name: str | None) -> None:
         raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]:.120}") from error
 
 
-def check_precision(name: str) -> Literal["fp32", "bf16"]:
+def check_precision(name: str) -> Literal["auto", "bf16", "fp32"]:
     """What `--precision` may be."""
-    if name not in ("fp32", "bf16"):
-        raise ConfigError(f"--precision is fp32 or bf16, got {name}")
-    return "bf16" if name == "bf16" else "fp32"
+    choices: dict[str, Literal["auto", "bf16", "fp32"]] = {"auto": "auto", "bf16": "bf16", "fp32": "fp32"}
+    if name not in choices:
+        raise ConfigError(f"--precision is {', '.join(choices)}, got {name}")
+    return choices[name]
 
 
 class SamplerCommand(TyperCommand):
@@ -99,7 +103,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
         ConfigError: More than one budget is given, an option has no budget to go with, or a number is out of range.
     """
     from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
-    from dlm.pipeline import Sampler
+    from dlm.lm import Sampler
 
     asked = {name: value for name, value in given.items() if value is not None}
     order = asked.pop("order", None)

@@ -26,6 +26,7 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
+    precision: options.Computed = "auto",
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -42,17 +43,18 @@ def sample(
         raise ConfigError("--prompt continues a text and --chat answers a message: give one of them")
     check_free(output, overwrite)
     check_free(export, overwrite)
+    computed_in = options.check_precision(precision)
     quiet_libraries()
     from dlm.evaluate.samples import unigram_entropy
     from dlm.film.export import export as export_film
     from dlm.film.frames import Recorder
     from dlm.film.live import LiveView
-    from dlm.pipeline import DiffusionLM
+    from dlm.lm import DiffusionLM
 
     options.check_export(export)
     how = options.build_sampler(context.obj)
     options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     began = time.perf_counter()
     with LiveView(errors, keep=False) if watch else nullcontext() as view:
         recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)

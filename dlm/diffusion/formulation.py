@@ -41,6 +41,26 @@ class Formulation:
     timed: bool = False
     shift: bool = False
 
+    def check(self) -> None:
+        """Refuses choices that do not go together.
+
+        Raises:
+            ValueError: They do not; the message begins with the name of the choice.
+        """
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps: a chain has at least one step, got {self.steps}")
+        valid = ("mixture", "plug-in") if self.noise.randomises else ("subs",)
+        if self.parameterization not in valid:
+            raise ValueError(
+                f"parameterization: {self.parameterization!r} is not one of {self.noise.name} noise; "
+                f"valid: {', '.join(('auto', *valid))}"
+            )
+        if self.parameterization == "mixture" and self.steps is None:
+            raise ValueError(
+                "parameterization: the mixture form has no finite bound in continuous time, but for a network that is "
+                "certain of what it sees as t falls to 0; give time.steps, or take plug-in"
+            )
+
     @property
     def counts(self) -> bool:
         """Whether losses, bounds and samplers count masks, and need no time; see `counts_suffice`."""

@@ -19,7 +19,7 @@ class Cache(Protocol):
         ...
 
     def crop(self, max_length: int) -> None:
-        """Drops every token after the first `max_length`."""
+        """Drops the last tokens; of a negative number, as many."""
         ...
 
 

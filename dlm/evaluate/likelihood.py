@@ -21,8 +21,8 @@ from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
+from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import encode, encode_given, fingerprint, special_ids
-from dlm.pipeline import DiffusionLM
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30

@@ -99,7 +99,7 @@ def noisy_texts(
         if previous_B is None:
             x_BL = process.corrupt(x0_BL, t_B, generators)
         else:
-            x_BL = process.evolve(x_BL, previous_B, t_B, generators)
+            x_BL = process.sample_transition(x_BL, previous_B, t_B, generators)
         previous_B = t_B
         yield _noisy_text(process, tokenizer, x0_BL[0], x_BL[0], t_B)
 

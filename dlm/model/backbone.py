@@ -102,13 +102,12 @@ class Backbone(nn.Module):
         if time_embedding is not None:
             embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
             read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None]
-        cached = 0 if inputs.cache is None else inputs.cache.get_seq_length()
         if inputs.cache is not None:
             read |= {"past_key_values": inputs.cache, "use_cache": True}
         body = self._compiled if self._compiled and self.training else self.model.base_model
         hidden_BLD = body(**read).last_hidden_state
         if inputs.cache is not None:
-            inputs.cache.crop(cached)  # the model adds the keys and values of these ids
+            inputs.cache.crop(-inputs.ids_BL.shape[1])  # the model has added the keys and values of these ids
         rows_ND: Tensor = hidden_BLD[inputs.wanted_BL]
         return rows_ND
 
@@ -139,7 +138,7 @@ class Backbone(nn.Module):
     @property
     def _no_split_modules(self) -> list[str]:
         """The classes of layers, as transformers calls them, that are sharded one by one."""
-        # Not what holds the embeddings: they may be tied to the head, and the vector of the time is added outside of it.
+        # Not what holds the embeddings: they may be tied to the head, and the time is added outside of it.
         table = self.model.get_input_embeddings()
         present = {type(module).__name__ for module in self.model.modules() if table not in set(module.modules())}
         return sorted(present & set(self.model._no_split_modules or ()))

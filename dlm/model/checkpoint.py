@@ -17,16 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
+from dlm.diffusion.formulation import Formulation
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.backbone import HUB_NAME, check_name
 from dlm.model.lora import is_adapter, write_adapter
 from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
-from dlm.settings import dump_config, parse_config
+from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FORMAT = 2
+FORMAT = 3
 """Version of `dlm.yaml`; a reader refuses a later one."""
 
 SIDECAR = "dlm.yaml"
@@ -38,21 +39,57 @@ class Sidecar:
     """What `dlm.yaml` says beside a plain HuggingFace folder.
 
     Attributes:
-        config: The run's resolved configuration.
+        formulation: The choices that the model was trained with.
+        context: The longest sequence, in tokens.
         mask_id: The id of the mask.
-        step: The step at which the checkpoint was taken.
+        step: The step of its run at which the checkpoint was taken, where a run made it.
+        config: The run's resolved configuration.
     """
 
-    config: Config
+    formulation: Formulation
+    context: int
     mask_id: int
-    step: int
+    step: int | None = None
+    config: Config | None = None
+
+    @classmethod
+    def of_run(cls, config: Config, mask_id: int, step: int) -> "Sidecar":
+        """What a run says beside a checkpoint of its own."""
+        return cls(config.formulation, config.data.length, mask_id, step, config)
 
     def dump(self) -> str:
         """The file's text."""
-        tree = {"format": FORMAT, "mask_id": self.mask_id, "step": self.step, "config": dump_config(self.config)}
-        if self.config.formulation.timed:
+        tree: dict[str, Any] = {
+            "format": FORMAT,
+            "formulation": dump_formulation(self.formulation),
+            "context": self.context,
+            "mask_id": self.mask_id,
+        }
+        if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
+        if self.config is not None:
+            tree |= {"step": self.step, "config": dump_config(self.config)}
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def parse(cls, tree: Mapping[str, Any]) -> "Sidecar":
+        """Reads the file's content; formats 1 and 2 have the formulation and the context in the configuration alone.
+
+        Args:
+            tree: The content.
+
+        Returns:
+            What it says.
+
+        Raises:
+            ConfigError: A key or a value in it is not valid.
+            KeyError: A key is missing.
+        """
+        if tree["format"] < 3:
+            return cls.of_run(parse_config(tree["config"]), tree["mask_id"], tree["step"])
+        formulation, context, mask_id = parse_formulation(tree["formulation"]), tree["context"], tree["mask_id"]
+        config = parse_config(tree["config"]) if "config" in tree else None
+        return cls(formulation, int(context), int(mask_id), tree.get("step"), config)
 
 
 def resolve(model: str | Path) -> str:
@@ -113,8 +150,8 @@ def read_sidecar(path: str) -> Sidecar | None:
         version = tree["format"]
         if version > FORMAT:
             raise CheckpointError(f"{file} has format {version}, this dlm reads up to {FORMAT}: install a newer dlm")
-        return Sidecar(parse_config(tree["config"]), tree["mask_id"], tree["step"])
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        return Sidecar.parse(tree)
+    except (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{file} is damaged: {type(error).__name__} {' '.join(str(error).split())[:100]}"
         ) from error
@@ -126,7 +163,7 @@ def write_model(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    sidecar: Sidecar | None,
+    sidecar: Sidecar,
     time_embedding: TimeEmbedding | None = None,
     adapter: "PeftModel | None" = None,
     weights: Mapping[str, Tensor] | None = None,
@@ -137,7 +174,7 @@ def write_model(
         folder: An existing folder.
         model: The model; its config says that it is bidirectional.
         tokenizer: Its tokenizer.
-        sidecar: What goes into `dlm.yaml`; nothing for a model that no run of `dlm` made.
+        sidecar: What goes into `dlm.yaml`.
         time_embedding: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
         adapter: The adapters of the model; with them, they alone are written, in the format of `peft`.
         weights: Every tensor of it by the name it has in a `Backbone`; by default what both of them hold.
@@ -152,8 +189,7 @@ def write_model(
             folder, time_embedding.state_dict() if weights is None else _part(weights, "time_embedding.")
         )
     tokenizer.save_pretrained(folder)
-    if sidecar is not None:
-        (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
+    (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
 
 
 @contextmanager

@@ -10,12 +10,18 @@ from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
 Precision = Literal["fp32", "bf16"]
 
 
-def bf16_is_native() -> bool:
-    """Whether this machine computes in bfloat16, rather than emulating it."""
-    if torch.cuda.is_available():
+def bf16_is_native(device: torch.device | None = None) -> bool:
+    """Whether a device, or else this machine, computes in bfloat16 rather than emulating it."""
+    kind = device.type if device is not None else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    found = torch.cpu.get_capabilities() if kind == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     return any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def native_precision(device: torch.device) -> Precision:
+    """The fastest precision that a device computes in: bfloat16 where it has it."""
+    return "bf16" if bf16_is_native(device) else "fp32"
 
 
 def in_precision(module: nn.Module, device: torch.device, precision: Precision) -> Network:

@@ -19,13 +19,13 @@ from dlm.diffusion.network import Network
 from dlm.diffusion.objective import LossTerms
 from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
+from dlm.lm import DiffusionLM
 from dlm.model.adapt import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import Precision, in_precision
 from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import fingerprint, special_ids, vocabulary_of
-from dlm.pipeline import DiffusionLM
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
@@ -280,7 +280,7 @@ class Trainer:
         )
 
     def _sidecar(self) -> Sidecar:
-        return Sidecar(self.config, self.process.mask_id, self.progress.step)
+        return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step)
 
     def _save(self) -> None:
         if self.config.data.streaming:  # each process has a place of its own in its share

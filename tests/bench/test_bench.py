@@ -19,7 +19,7 @@ from dlm.cli.app import app
 from dlm.config import HeldOut
 from dlm.data.streaming import StreamingBatches
 from dlm.diffusion.unmask import FixedSteps
-from dlm.pipeline import DiffusionLM, Sampler
+from dlm.lm import DiffusionLM, Sampler
 from dlm.settings import dump_config, parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder

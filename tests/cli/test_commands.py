@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dlm.cli.app import app
 from dlm.diffusion.unmask import AnyBudget, TokenChoice
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.settings import load_config
 
 CONTEXT = 16

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from dlm.cli.app import app
 from dlm.cli.film import MASK
+from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import Sidecar
-from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
 
 SIGMAS = 4.5
@@ -220,7 +220,7 @@ def model(tiny_lm: DiffusionLM, tmp_path_factory: pytest.TempPathFactory) -> Pat
         "model": {"time_conditioning": False},
         "time": {"steps": 4},
     }
-    sidecar = Sidecar(parse_config(tree), tiny_lm.process.mask_id, 0)
+    sidecar = Sidecar.of_run(parse_config(tree), tiny_lm.process.mask_id, 0)
     lm = DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=sidecar)
     lm.save_pretrained(run / "checkpoints/best")
     (run / "checkpoints/best/model.safetensors").unlink()

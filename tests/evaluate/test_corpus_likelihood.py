@@ -18,8 +18,8 @@ from dlm.diffusion.denoiser import X0Denoiser
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.errors import DataError
 from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport, corpus, evaluate_chain_rule, evaluate_likelihood
+from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import build_tokenizer, forbidden_ids
-from dlm.pipeline import DiffusionLM
 from tests.conftest import MakeLM, Refused
 
 Packing = Literal["pack", "pad"]

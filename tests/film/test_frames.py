@@ -16,9 +16,9 @@ from dlm.cli import recorder
 from dlm.cli.app import app
 from dlm.cli.film import STYLES, Film, render
 from dlm.cli.recorder import Recorder
+from dlm.lm import DiffusionLM, Sampler
 from dlm.model.checkpoint import Sidecar
 from dlm.model.time_embedding import build_time_embedding
-from dlm.pipeline import DiffusionLM, Sampler
 from dlm.settings import parse_config
 from dlm.template import parse_template
 
@@ -33,7 +33,7 @@ def lms(tiny_lm: DiffusionLM) -> dict[str, DiffusionLM]:
 
     def make(noise: str) -> DiffusionLM:
         tree = {"data": {"train": {"format": "text", "path": "none.txt"}, "length": 32}, "noise": {"name": noise}}
-        sidecar = Sidecar(parse_config(tree), tiny_lm.process.mask_id, 0)
+        sidecar = Sidecar.of_run(parse_config(tree), tiny_lm.process.mask_id, 0)
         time_embedding = None if noise == "absorbing" else build_time_embedding(tiny_lm.model, 0)
         return DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=sidecar, time_embedding=time_embedding)
 

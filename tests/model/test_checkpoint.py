@@ -4,15 +4,19 @@ import errno
 import json
 import pickle
 from pathlib import Path
+from typing import Literal, get_args
 
 import pytest
 import yaml
 
 from dlm.config import Config
+from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.noise import AnyNoise
+from dlm.diffusion.schedule import Schedule
 from dlm.errors import CheckpointError
+from dlm.lm import DiffusionLM
 from dlm.model import checkpoint
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, resolve, whole_folder
-from dlm.pipeline import DiffusionLM
 from tests.conftest import Refused
 
 
@@ -161,11 +165,42 @@ def test_a_hub_name_is_left_as_it_is_and_said_to_be_out_of_reach(name: str, refu
 
 
 def test_the_sidecar_comes_back(tiny_config: Config, tmp_path: Path) -> None:
-    sidecar = Sidecar(tiny_config, 258, 7)
+    sidecar = Sidecar.of_run(tiny_config, 258, 7)
     (tmp_path / "dlm.yaml").write_text(sidecar.dump(), encoding="utf-8")
     assert read_sidecar(str(tmp_path)) == sidecar
     (tmp_path / "dlm.yaml").unlink()
     assert read_sidecar(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("noise", [each() for each in get_args(AnyNoise)], ids=lambda noise: noise.name)
+@pytest.mark.parametrize("schedule", [each() for each in get_args(Schedule)], ids=lambda schedule: schedule.name)
+def test_a_formulation_that_no_run_made_comes_back(noise: AnyNoise, schedule: Schedule, tmp_path: Path) -> None:
+    kind: Literal["mixture", "subs"] = "mixture" if noise.randomises else "subs"
+    sidecar = Sidecar(Formulation(noise, schedule, 7, kind, timed=noise.randomises), 12, 258)
+    (tmp_path / "dlm.yaml").write_text(sidecar.dump(), encoding="utf-8")
+    assert read_sidecar(str(tmp_path)) == sidecar
+
+
+def test_formats_1_and_2_have_their_formulation_in_the_configuration(tiny_config: Config, tmp_path: Path) -> None:
+    written = yaml.safe_load(Sidecar.of_run(tiny_config, 258, 7).dump())
+    for version in (1, 2):
+        tree = {"format": version, "mask_id": 258, "step": 7, "config": written["config"]}
+        (tmp_path / "dlm.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+        assert read_sidecar(str(tmp_path)) == Sidecar.of_run(tiny_config, 258, 7)
+
+
+def test_a_model_that_no_run_made_is_described_when_it_is_saved(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
+    DiffusionLM(tiny_lm.model, tiny_lm.tokenizer).save_pretrained(tmp_path / "a")
+    tree = yaml.safe_load((tmp_path / "a/dlm.yaml").read_text())
+    assert "config" not in tree and "step" not in tree
+    again = DiffusionLM.from_pretrained(tmp_path / "a")
+    assert again.config is None and again.formulation == Formulation()
+    assert again.context == tree["context"] == tiny_lm.model.config.max_position_embeddings
+    tree |= {"context": 8, "formulation": {"noise": {"name": "absorbing"}, "steps": 5}}
+    (tmp_path / "a/dlm.yaml").write_text(yaml.safe_dump(tree))
+    by_hand = DiffusionLM.from_pretrained(tmp_path / "a")
+    assert by_hand.context == 8 and by_hand.formulation == Formulation(steps=5)
+    assert by_hand.generate()[0].calls <= 5
 
 
 def test_a_checkpoint_is_plain_files_without_pickles(saved: Path) -> None:
@@ -206,6 +241,12 @@ def test_a_file_that_is_gone(saved: Path, refused: Refused, name: str) -> None:
         "format: 1\nmask_id: 258\nstep: 0\nconfig: 3",
         "format: 1\nmask_id: 258\nstep: 0\nconfig: {dat: 3}",
         "format: 1\nmask_id: 258\nstep: 0\nconfig: {data: {train: {format: text}, lenght: 3}}",
+        "format: 3\nmask_id: 258\ncontext: 32",
+        "format: 3\nmask_id: 258\ncontext: wide\nformulation: {}",
+        "format: 3\nmask_id: 258\ncontext: 32\nformulation: {nois: absorbing}",
+        "format: 3\nmask_id: 258\ncontext: 32\nformulation: {noise: {name: white}}",
+        "format: 3\nmask_id: 258\ncontext: 32\nformulation: {steps: 0}",
+        "format: 3\nmask_id: 258\ncontext: 32\nformulation: {noise: {name: uniform}, parameterization: subs}",
         "\x00",
         "a: !!python/object/apply:os.getcwd []",
     ],

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from dlm.config import Optim
 from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError
+from dlm.lm import DiffusionLM
 from dlm.model.backbone import Backbone, load_model
 from dlm.model.checkpoint import SIDECAR, Sidecar
 from dlm.model.time_embedding import (
@@ -20,9 +22,9 @@ from dlm.model.time_embedding import (
     TimeEmbedding,
     build_time_embedding,
     load_time_embedding,
+    present_name,
     write_time_embedding,
 )
-from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
 from dlm.train.optim import build_optimizers
 from tests.conftest import MakeLM, Refused
@@ -167,10 +169,25 @@ def test_a_saved_model_is_the_same_model(uniform_lm: DiffusionLM, saved: Path) -
         assert (saved.parent / "twice" / name).read_bytes() == (saved / name).read_bytes()
 
 
+def test_a_time_embedding_by_its_earlier_names_is_read(uniform_lm: DiffusionLM, saved: Path) -> None:
+    present = load_file(saved / WEIGHTS)
+    earlier = {name.replace("up.", "rise.").replace("down.", "fall."): value for name, value in present.items()}
+    assert earlier.keys().isdisjoint(present)
+    save_file(earlier, saved / WEIGHTS)
+    found = DiffusionLM.from_pretrained(saved).time_embedding
+    assert found is not None and uniform_lm.time_embedding is not None
+    for name, value in uniform_lm.time_embedding.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+        assert present_name(f"clock.{name}".replace("up.", "rise.").replace("down.", "fall.")) == (
+            f"time_embedding.{name}"
+        )
+    assert present_name("model.clock.rise.weight") == "model.clock.rise.weight"
+
+
 def test_the_sidecar_says_why(saved: Path, tmp_path: Path) -> None:
     assert "takes the time" in yaml.safe_load((saved / SIDECAR).read_text())["needs"]
     plain = parse_config({"data": {"train": {"format": "text", "path": "x"}}})
-    assert "needs" not in yaml.safe_load(Sidecar(plain, 1, 0).dump())
+    assert "needs" not in yaml.safe_load(Sidecar.of_run(plain, 1, 0).dump())
     config = json.loads((saved / "config.json").read_text())
     assert (config["model_type"], config["dlm_model_type"]) == ("dlm-time-conditioned", "qwen3")
 
@@ -185,8 +202,6 @@ def test_a_time_embedding_that_cannot_be_read_is_said_in_a_line(saved: Path, ref
     elif damage == "no tensors":
         file.write_bytes(b"")
     else:
-        from safetensors.torch import save_file
-
         save_file(TimeEmbedding(8).state_dict(), file)
     with refused(CheckpointError, "this model takes the time", WEIGHTS):
         DiffusionLM.from_pretrained(saved)

@@ -17,8 +17,8 @@ from dlm.data.sources import read, read_splits
 from dlm.diffusion.unmask import Confidence, FixedSteps
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import encode, encode_chat
-from dlm.pipeline import DiffusionLM, Sampler
 from dlm.settings import parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dlm.cli.app import app
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

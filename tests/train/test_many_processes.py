@@ -15,7 +15,7 @@ import pytest
 
 from dlm.config import Config
 from dlm.errors import ConfigError
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.settings import dump_config, parse_config
 from dlm.train.run import RunFolder
 from tests.train.tiny_runs import back_to, describe, lines, losses, resume, train, weights, write

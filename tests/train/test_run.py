@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from dlm.cli.app import app
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.settings import load_config
 from dlm.train import run as run_module
 from dlm.train.run import Progress, RunFolder

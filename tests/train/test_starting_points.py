@@ -12,9 +12,9 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.lm import DiffusionLM
 from dlm.model.adapt import attention_annealing_mask, with_attention
 from dlm.model.backbone import build_model
-from dlm.pipeline import DiffusionLM
 from dlm.settings import parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from dlm.config import Config, Model
 from dlm.errors import ConfigError
+from dlm.lm import DiffusionLM
 from dlm.model.time_embedding import WEIGHTS
-from dlm.pipeline import DiffusionLM
 from dlm.settings import dump_config, parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder

@@ -9,7 +9,7 @@ import torch
 
 from dlm.errors import TrainingError
 from dlm.evaluate.likelihood import LikelihoodReport
-from dlm.pipeline import DiffusionLM
+from dlm.lm import DiffusionLM
 from dlm.train.metrics import RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
@@ -146,9 +146,9 @@ def test_clean_context_is_seen_and_never_predicted(tmp_path: Path) -> None:
     clean = torch.ones(64, 16, dtype=torch.bool)
     inner = trainer.objective
 
-    def watch(denoiser: Any, process: Any, x0_BL: Any, draws: Any, where_BL: Any = None) -> Any:
-        clean.copy_(~where_BL)
-        return inner(denoiser, process, x0_BL, draws, where_BL)
+    def watch(denoiser: Any, process: Any, x0_BL: Any, draws: Any, loss_mask_BL: Any = None) -> Any:
+        clean.copy_(~loss_mask_BL)
+        return inner(denoiser, process, x0_BL, draws, loss_mask_BL)
 
     trainer.objective = watch
     line = trainer.step(1)

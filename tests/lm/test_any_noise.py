@@ -27,8 +27,8 @@ from dlm.diffusion.unmask import (
 )
 from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
+from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
-from dlm.pipeline import DiffusionLM, Sampler
 from tests.conftest import MakeLM, Refused
 from tests.evaluate.test_corpus_likelihood import DOCUMENTS, Packing, assert_close, cut
 from tests.support.networks import ask

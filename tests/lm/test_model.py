@@ -31,8 +31,8 @@ from dlm.diffusion.unmask import (
     TokenChoice,
 )
 from dlm.errors import CheckpointError, DataError
+from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.model.tokenizer import build_tokenizer, decode, encode, pieces
-from dlm.pipeline import DiffusionLM, Infilling, Sampler
 from dlm.template import Hole, Template, parse_template
 from tests.conftest import MakeLM, Refused
 from tests.support.networks import ask

@@ -1,0 +1,7 @@
+"""A language model in one object: what a notebook imports and every command calls."""
+
+from dlm.lm.model import DiffusionLM, Infilling, Sample
+from dlm.lm.sampler import Sampler
+from dlm.lm.scoring import Score
+
+__all__ = ["DiffusionLM", "Infilling", "Sample", "Sampler", "Score"]

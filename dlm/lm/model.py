@@ -1,0 +1,432 @@
+"""`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import torch
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dlm.config import Config, Pretrained
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.draws import generator
+from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.unmask import Margin, Random
+from dlm.errors import CheckpointError, DataError
+from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_text
+from dlm.lm.sampler import Sampler, Watch
+from dlm.lm.scoring import Score, score_rows
+from dlm.model.backbone import Backbone, attention_implementation, load_model
+from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
+from dlm.model.lora import is_adapter, load_merged
+from dlm.model.precision import Precision, in_precision, native_precision
+from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
+from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, special_ids, vocabulary_of
+from dlm.template import Template, parse_template
+
+Item = TypeVar("Item")
+
+Prompt = str | Sequence[Mapping[str, str]] | None
+"""A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that the model wrote.
+
+    Attributes:
+        text: The prompt, exactly as it was given, and what was written after it; after a chat that alone.
+        continuation: What was written alone.
+        ids: The ids that were written, up to the end of text and without it.
+        calls: Network calls that this text took part in.
+    """
+
+    text: str
+    continuation: str
+    ids: tuple[int, ...]
+    calls: int
+
+
+@dataclass(frozen=True)
+class Infilling:
+    """One way of filling the holes of a text.
+
+    Attributes:
+        text: The whole text; outside the holes it is byte for byte what was given.
+        spans: What was written into each hole.
+        ids: The ids that were written into each hole.
+        log_likelihood: A lower bound, in nats, of the log-probability of the spans given the rest (exact for
+            a single token).
+        calls: Network calls that this text took part in.
+    """
+
+    text: str
+    spans: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    log_likelihood: float
+    calls: int
+
+
+class DiffusionLM:
+    """A diffusion language model with its tokenizer.
+
+    Attributes:
+        model: The HuggingFace model.
+        tokenizer: Its tokenizer.
+        time_embedding: What tells the model the time; None for a model that takes no time.
+        sidecar: The formulation, context and mask it was trained with, and the run that made it, where one did.
+        process: The forward process.
+        precision: What texts are written in.
+        denoiser: Predicts clean tokens; scores texts.
+        sampling_denoiser: The same with the unknown character forbidden; writes texts, which may end.
+        infilling_denoiser: The same with the end of text forbidden too; writes the inside of a text.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        sidecar: Sidecar | None = None,
+        precision: Precision | Literal["auto"] = "auto",
+        time_embedding: TimeEmbedding | None = None,
+        backbone: Backbone | None = None,
+    ) -> None:
+        """Puts a model and its tokenizer together.
+
+        Args:
+            model: A bidirectional HuggingFace model.
+            tokenizer: A tokenizer with distinct mask, padding and end-of-text tokens.
+            sidecar: How it was trained; plain masked diffusion by default.
+            precision: What the network computes in; `auto` writes texts in bfloat16 where this machine computes in
+                it, and scores them in float32. Log-probabilities are float32 or wider in any case.
+            time_embedding: What tells the model the time.
+            backbone: The network made of both, where there is one already, such as one in training.
+
+        Raises:
+            CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
+        """
+        ids = special_ids(tokenizer)
+        self._backbone = backbone or Backbone(model, ids.pad, time_embedding)
+        self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
+        if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
+            raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
+        context = int(getattr(model.config, "max_position_embeddings", 512))
+        self.sidecar = sidecar or Sidecar(Formulation(), context, ids.mask)
+        if self.sidecar.mask_id != ids.mask:
+            raise CheckpointError(
+                f"the mask of this tokenizer is {ids.mask} and the model was trained with {self.sidecar.mask_id}: "
+                "the tokenizer is not the model's own"
+            )
+        self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary))
+        self._end_id, self._pad_id = ids.end, ids.pad
+        self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
+        scoring: Precision = "fp32" if precision == "auto" else precision
+        forbidden = self.process.vocabulary.forbidden
+        unspelled = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
+        self.denoiser = self._predicts(forbidden, scoring)
+        self.sampling_denoiser = self._predicts(unspelled, self.precision)
+        self.infilling_denoiser = self._predicts((*unspelled, ids.end), self.precision)
+        self._ranking_denoiser = self._predicts((*unspelled, ids.end), scoring)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        attention: str = "auto",
+        precision: Precision | Literal["auto"] = "auto",
+    ) -> Self:
+        """Loads a model.
+
+        Args:
+            model: A run folder (its best checkpoint), a checkpoint folder, or a Hub name; also a masked-LM
+                model of transformers' own, such as BERT. Adapters are merged into the model they belong to.
+            device: Where to put it; a GPU where there is one by default.
+            attention: As `model.attention` in the configuration.
+            precision: What the network computes in; see the constructor.
+
+        Returns:
+            The model, ready to use.
+
+        Raises:
+            CheckpointError: There is no such model, or it is damaged.
+        """
+        path = resolve(model)
+        sidecar = read_sidecar(path)
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        tokenizer = build_tokenizer(Pretrained(path), lambda: ())
+        how = attention_implementation(attention, where, sidecar.context if sidecar else 512)
+        network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
+        timed = sidecar is not None and sidecar.formulation.timed
+        embedding = load_time_embedding(path, network).to(where) if timed else None
+        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=embedding)  # type: ignore[arg-type]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    @property
+    def formulation(self) -> Formulation:
+        """The choices it was trained with."""
+        return self.sidecar.formulation
+
+    @property
+    def context(self) -> int:
+        """The longest sequence, in tokens."""
+        return self.sidecar.context
+
+    @property
+    def config(self) -> Config | None:
+        """The configuration of the run that made it, where one did."""
+        return self.sidecar.config
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes a folder that `from_pretrained` and plain transformers read.
+
+        Args:
+            folder: Where; nothing may stand there yet.
+
+        Raises:
+            CheckpointError: Something stands there already, or it cannot be written.
+        """
+        with whole_folder(Path(folder)) as draft:
+            write_model(draft, self.model, self.tokenizer, self.sidecar, self.time_embedding)
+
+    def push_to_hub(self, name: str, *, private: bool = False) -> str:
+        """Uploads the model to the Hub; needs a login (`hf auth login`).
+
+        Args:
+            name: The repository, as in `owner/name`.
+            private: Whether a repository made now is private.
+
+        Returns:
+            The address of the commit.
+        """
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.time_embedding)
+            return str(api.upload_folder(repo_id=name, folder_path=folder))
+
+    def generate(
+        self,
+        prompt: Prompt = None,
+        *,
+        num: int = 1,
+        length: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        watch: Watch | None = None,
+    ) -> list[Sample]:
+        """Writes texts, from nothing or after a prompt.
+
+        Args:
+            prompt: What the text begins with, or a chat. With one, a text ends at the first end of text.
+            num: How many texts.
+            length: Tokens to write; what the context leaves room for by default.
+            sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
+                where seen tokens may be noise the reverse chain, without steps of its own in as many as tokens
+                (at least 64).
+            seed: Text number i depends on the seed and i alone, not on the batch.
+            batch_size: Texts written side by side.
+            watch: Called with every state.
+
+        Returns:
+            `num` texts.
+
+        Raises:
+            DataError: The prompt, or the prompt and the length, do not fit the context.
+            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
+        """
+        self.model.eval()
+        given, room = self._given(prompt)
+        length = room if length is None else length
+        if not 1 <= length <= room:
+            raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
+        sampler = sampler or Sampler()
+        rule = sampler.rule(self.formulation, self.process, Random(), length)
+        canvas = Canvas.after(given, [self.process.mask_id] * length)
+        stop_id = self._end_id if prompt else None
+        samples = []
+        for indices in _batches(range(num), batch_size):
+            rows = stack([canvas] * len(indices), self._pad_id, self.device)
+            streams = [generator(seed, "sample", i) for i in indices]
+            final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_id=stop_id, watch=watch)
+            for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
+                written = ids[len(given) :]
+                if stop_id in written:
+                    written = written[: written.index(stop_id)]
+                end = len(given) + len(written)
+                text = written_text(self.tokenizer, ids, range(len(given), end))
+                samples.append(Sample((prompt if isinstance(prompt, str) else "") + text, text, tuple(written), calls))
+        return samples
+
+    def infill(
+        self,
+        text: str | Template,
+        *,
+        num: int = 1,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        draws: int = 16,
+        watch: Watch | None = None,
+    ) -> list[Infilling]:
+        """Fills the holes of a text; see `infill_many`.
+
+        Args:
+            text: Text with holes such as `[MASK:12]`, twelve tokens, or what `parse_template` makes of it.
+            num: How many alternatives.
+            sampler: How.
+            seed: Alternative number i depends on the seed and i alone.
+            batch_size: Alternatives written side by side.
+            draws: Masked copies that a log-likelihood is estimated from.
+            watch: Called with every state.
+
+        Returns:
+            `num` alternatives, the most likely first.
+
+        Raises:
+            DataError: There is no hole, or the holes and what stands between them do not fit the context.
+        """
+        template = parse_template(text) if isinstance(text, str) else text
+        return self.infill_many(
+            [template], num=num, sampler=sampler, seed=seed, batch_size=batch_size, draws=draws, watch=watch
+        )[0]
+
+    def infill_many(
+        self,
+        templates: Sequence[Template],
+        *,
+        num: int = 1,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        draws: int = 16,
+        watch: Watch | None = None,
+    ) -> list[list[Infilling]]:
+        """Fills many texts side by side.
+
+        Args:
+            templates: What `parse_template` makes of each text.
+            num: How many alternatives of each.
+            sampler: How; by margin order, one token at a time, by default.
+            seed: An alternative depends on the seed, its text's place in `templates` and its own number alone.
+            batch_size: Alternatives written side by side.
+            draws: Masked copies that a log-likelihood is estimated from; the same masks for every alternative.
+            watch: Called with every state.
+
+        Returns:
+            For each text its alternatives, the most likely first.
+
+        Raises:
+            DataError: The holes of a text and what stands between them do not fit the context.
+            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
+        """
+        self.model.eval()
+        canvases = [lay_out(each, self.tokenizer, self.process.mask_id, self.context) for each in templates]
+        sampler = sampler or Sampler()
+        widest = max((sum(canvas.editable) for canvas in canvases), default=1)
+        rule = sampler.rule(self.formulation, self.process, Margin(), widest)
+        estimator = self.formulation.estimator(draws)
+        results: list[list[Infilling]] = [[] for _ in templates]
+        for jobs in _batches([(i, number) for i in range(len(templates)) for number in range(num)], batch_size):
+            rows_BL, editable_BL = stack([canvases[i] for i, _ in jobs], self._pad_id, self.device)
+            streams = [generator(seed, "infill", *job) for job in jobs]
+            final = sampler.write(rule, self.infilling_denoiser, rows_BL, editable_BL, streams, watch=watch)
+            ranks = [generator(seed, "rank") for _ in jobs]
+            scores = score_rows(self._ranking_denoiser, self.process, estimator, final.x_BL, editable_BL, ranks)
+            for (i, _), ids, calls, score in zip(
+                jobs, final.x_BL.tolist(), final.calls_B.tolist(), scores, strict=True
+            ):
+                holes = canvases[i].holes
+                spans = tuple(written_text(self.tokenizer, ids, hole) for hole in holes)
+                written = tuple(tuple(ids[hole.start : hole.stop]) for hole in holes)
+                results[i].append(Infilling(fill(templates[i], spans), spans, written, score.log_likelihood, calls))
+        return [sorted(alternatives, key=lambda found: -found.log_likelihood) for alternatives in results]
+
+    def score(self, prompt: Prompt, response: str, *, draws: int = 16, seed: int = 0) -> Score:
+        """Bounds log p(response, then the end of text | prompt).
+
+        Args:
+            prompt: What the response is given: a text, a chat, or nothing.
+            response: What is scored.
+            draws: Noisy copies that the bound is estimated from; even, from 4 on with a standard error.
+            seed: The noise follows from it, and is the same for responses of the same length.
+
+        Returns:
+            The score.
+
+        Raises:
+            DataError: Both together do not fit the context.
+        """
+        self.model.eval()
+        given, room = self._given(prompt)
+        ids = [*encode(self.tokenizer, [response])[0], self._end_id]
+        if len(ids) > room:
+            raise DataError(
+                f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"
+            )
+        rows = stack([Canvas.after(given, ids)], self._pad_id, self.device)
+        estimator, streams = self.formulation.estimator(draws), [generator(seed, "score")]
+        return score_rows(self.denoiser, self.process, estimator, *rows, streams)[0]
+
+    def nelbo(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0, batch_size: int = 16) -> list[float]:
+        """Upper bounds of texts' negative log-likelihoods, each text followed by its end.
+
+        A text longer than the context is scored in pieces of the context's length.
+
+        Args:
+            texts: One text or several.
+            draws: Noisy copies of each piece; even.
+            seed: The noise follows from it.
+            batch_size: Pieces scored side by side.
+
+        Returns:
+            Nats a text.
+        """
+        self.model.eval()
+        pieces: list[tuple[int, Canvas]] = []
+        for index, ids in enumerate(encode(self.tokenizer, [texts] if isinstance(texts, str) else list(texts))):
+            whole = [*ids, self._end_id]
+            cuts = range(0, len(whole), self.context)
+            pieces += [(index, Canvas.after([], whole[start : start + self.context])) for start in cuts]
+        estimator = self.formulation.estimator(draws)
+        nats = [0.0] * (pieces[-1][0] + 1 if pieces else 0)
+        for numbered in _batches(list(enumerate(pieces)), batch_size):
+            rows = stack([canvas for _, (_, canvas) in numbered], self._pad_id, self.device)
+            streams = [generator(seed, "nelbo", number) for number, _ in numbered]
+            scores = score_rows(self.denoiser, self.process, estimator, *rows, streams)
+            for (_, (index, _)), score in zip(numbered, scores, strict=True):
+                nats[index] -= score.log_likelihood
+        return nats
+
+    def _given(self, prompt: Prompt) -> tuple[list[int], int]:
+        """The ids of a prompt, and how many more the context has room for."""
+        if prompt is None or isinstance(prompt, str):
+            given = encode(self.tokenizer, [prompt or ""])[0]
+        else:
+            given = encode_chat(self.tokenizer, prompt)
+        room = self.context - len(given)
+        if room < 1:
+            raise DataError(
+                f"the prompt takes {len(given)} tokens and the context of this model is {self.context}: shorten it"
+            )
+        return given, room
+
+    def _predicts(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
+        """The network as a denoiser that never predicts some ids."""
+        network = in_precision(self._backbone, self.device, precision)
+        return self.formulation.denoiser(network, self.process, forbidden, self._end_id)
+
+
+def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items, a batch at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))

@@ -1,0 +1,98 @@
+"""How a model writes: the choices of a sampler, and writing rows side by side."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.formulation import NO_ORDER, Formulation
+from dlm.diffusion.process import Process
+from dlm.diffusion.rules import ReverseChain, Rule
+from dlm.diffusion.sample import State, sample
+from dlm.diffusion.unmask import Budget, Order, TokenChoice
+from dlm.errors import ConfigError
+
+Watch = Callable[[State], None]
+"""Called with every state of a sampler."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A point in the grid of samplers; see `dlm/diffusion/unmask.py`.
+
+    Attributes:
+        order: Which masked positions first; None for the budget's own, or else for what suits the task.
+        budget: How many of them a step; None for one, or for the reverse chain where seen tokens may be noise.
+        token: Which token each gets.
+        block_length: Tokens a block, written from left to right; None for one block.
+    """
+
+    order: Order | None = None
+    budget: Budget | None = None
+    token: TokenChoice = field(default_factory=TokenChoice)
+    block_length: int | None = None
+
+    def rule(self, formulation: Formulation, process: Process, suits: Order, tokens: int) -> Rule:
+        """What this asks of a model; see `Formulation.rule`.
+
+        Args:
+            formulation: The model's.
+            process: Its forward process.
+            suits: The order that suits the task.
+            tokens: How many are to be written.
+
+        Returns:
+            The rule.
+
+        Raises:
+            ConfigError: The model's noise knows no such order, budget or blocks.
+        """
+        try:
+            rule = formulation.rule(
+                process, self.token, order=self.order, budget=self.budget, suits=suits, tokens=tokens
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if isinstance(rule, ReverseChain) and self.block_length is not None:
+            raise ConfigError(NO_ORDER)
+        return rule
+
+    def write(
+        self,
+        rule: Rule,
+        denoiser: Denoiser,
+        canvas_BL: Tensor,
+        editable_BL: Tensor,
+        generators: Sequence[torch.Generator],
+        *,
+        stop_id: int | None = None,
+        watch: Watch | None = None,
+    ) -> State:
+        """Writes the editable positions of a canvas.
+
+        Args:
+            rule: How it takes a step.
+            denoiser: Predicts the clean tokens.
+            canvas_BL: Ids.
+            editable_BL: Which of them are to be written.
+            generators: One stream a row.
+            stop_id: The id after which a row needs no more tokens.
+            watch: Called with every state.
+
+        Returns:
+            The last state.
+        """
+        for state in sample(
+            rule,
+            denoiser,
+            canvas_BL,
+            editable_BL,
+            generators=generators,
+            block_length=self.block_length,
+            stop_id=stop_id,
+        ):
+            if watch:
+                watch(state)
+        return state

@@ -1,0 +1,80 @@
+"""What a wrapper tells a network by its input: which tokens are cached, and what each one sees."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dlm.diffusion.network import NetworkInput
+from dlm.model.backbone import Backbone
+from tests.model.test_backbone import LENGTH, SPECIAL, build, text
+
+DECODERS = ["qwen3", "llama"]
+CLEAN = 5
+"""How many tokens stand before the noisy ones."""
+
+
+def inputs(ids_BL: Tensor, attention: Tensor | None = None, cache: DynamicCache | None = None) -> NetworkInput:
+    wanted_BL = torch.ones_like(ids_BL, dtype=torch.bool)
+    return NetworkInput(ids_BL, wanted_BL, torch.zeros(len(ids_BL)), attention=attention, cache=cache)
+
+
+def block_causal(length: int) -> Tensor:
+    """The clean tokens see each other; the others see all."""
+    seen_LL = torch.ones(length, length, dtype=torch.bool)
+    seen_LL[:CLEAN, CLEAN:] = False
+    return seen_LL
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("architecture", DECODERS)
+@torch.no_grad()
+def test_cached_tokens_are_the_clean_part_of_a_block_causal_text(architecture: str, padded: bool) -> None:
+    network = Backbone(build(architecture), SPECIAL["pad_token_id"])
+    ids_BL = text(2, LENGTH)
+    if padded:
+        ids_BL[0, -3:] = SPECIAL["pad_token_id"]
+    whole_NV = network(inputs(ids_BL, block_causal(LENGTH)))
+    cache = DynamicCache(config=network.model.config)
+    network.model.base_model(input_ids=ids_BL[:, :CLEAN], past_key_values=cache, use_cache=True)
+    for _ in range(2):  # a call leaves the cache as it was
+        noisy_NV = network(inputs(ids_BL[:, CLEAN:], cache=cache))
+        assert cache.get_seq_length() == CLEAN
+    V = whole_NV.shape[-1]
+    real_BL = ids_BL[:, CLEAN:] != SPECIAL["pad_token_id"]
+    torch.testing.assert_close(
+        noisy_NV.view(2, -1, V)[real_BL], whole_NV.view(2, LENGTH, V)[:, CLEAN:][real_BL], atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("architecture", [*DECODERS, "bert"])
+@torch.no_grad()
+def test_a_token_that_is_not_seen_changes_nothing(architecture: str) -> None:
+    network = Backbone(build(architecture))
+    ids_BL = text(2, LENGTH)
+    other_BL = ids_BL.clone()
+    other_BL[:, CLEAN:] = text(2, LENGTH).flip(1)[:, CLEAN:]
+    assert not torch.equal(other_BL, ids_BL)
+    one, other = (network(inputs(x_BL, block_causal(LENGTH))).view(2, LENGTH, -1) for x_BL in (ids_BL, other_BL))
+    torch.testing.assert_close(one[:, :CLEAN], other[:, :CLEAN])
+    assert not torch.allclose(one[:, CLEAN:], other[:, CLEAN:])
+
+
+@pytest.mark.parametrize("architecture", [*DECODERS, "bert"])
+@torch.no_grad()
+def test_each_row_may_see_its_own(architecture: str) -> None:
+    network = Backbone(build(architecture))
+    ids_BL = text(2, LENGTH)
+    open_LL = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
+    both = network(inputs(ids_BL, torch.stack([open_LL, block_causal(LENGTH)]))).view(2, LENGTH, -1)
+    for row, attention in enumerate((open_LL, block_causal(LENGTH))):
+        alone = network(inputs(ids_BL[row : row + 1], attention))
+        torch.testing.assert_close(both[row], alone, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_seeing_everything_is_the_default() -> None:
+    network = Backbone(build("qwen3"))
+    ids_BL = text(2, LENGTH)
+    everything = network(inputs(ids_BL, torch.ones(LENGTH, LENGTH, dtype=torch.bool)))
+    torch.testing.assert_close(everything, network(inputs(ids_BL)))
