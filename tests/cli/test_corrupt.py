@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dlm.cli.app import app
-from dlm.cli.film import MASK
+from dlm.film.layout import MASK
 from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import Sidecar
 from dlm.settings import parse_config
