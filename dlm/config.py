@@ -21,10 +21,10 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Source:
-    """Where documents come from; `dlm/data/sources.py` has one reader a format.
+    """Where documents come from.
 
     Attributes:
-        format: text, jsonl, csv, parquet, saved (a dataset saved to disk), hub or python-stdlib.
+        format: The name of a format in `dlm.data.formats`, such as `text`, `jsonl`, `hub` or `python-stdlib`.
         path: A file, a folder or a glob; for `hub` the dataset's name. Not used by `python-stdlib`.
         field: The column that holds the text; for `text` always `text`.
         split: Which split of a `saved` or `hub` dataset; files are all `train`.

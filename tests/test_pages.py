@@ -15,6 +15,7 @@ import typer.main
 
 from dlm.cli.app import app
 from dlm.config import Config
+from dlm.data.formats import FORMATS
 from dlm.diffusion.unmask import AnyBudget, AnyOrder
 from dlm.errors import ConfigError
 from dlm.settings import default_config_path, load_config
@@ -242,7 +243,7 @@ def test_the_python_of_the_pages_runs(run_folder: Path) -> None:
 
 def test_every_example_of_the_contributing_page_is_built() -> None:
     built = (ROOT / "tests/test_extending.py").read_text()
-    classes = re.findall(r"^class (\w+):", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
+    classes = re.findall(r"^class (\w+)[(:]", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
     assert classes and [name for name in classes if f'extended(tmp_path, "{name}"' not in built] == []
 
 
@@ -276,6 +277,13 @@ def test_the_front_page_names_every_choice_of_a_sampler() -> None:
     described = {p.opts[0] for p in COMMANDS["sample"].params if getattr(p, "rich_help_panel", None) == "How it writes"}
     named = {code.split()[0] for name in ("order", "budget", "token", "blocks") for code in table[name]}
     assert described - {"--seed"} == named
+
+
+def test_the_page_of_the_configurations_has_every_format_and_its_suffixes() -> None:
+    _, table = (ROOT / "configs/README.md").read_text(encoding="utf-8").split("| `data.train.format` |", 1)
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \|(.*)\|$", table.partition("\n\n")[0], re.MULTILINE)
+    shown = {name: tuple(re.findall(r"`(\.\w+)`", suffixes)) for name, suffixes in rows}
+    assert shown == {name: choice.suffixes for name, choice in FORMATS.items()}
 
 
 def test_the_contributing_page_has_every_file() -> None:

@@ -10,21 +10,13 @@ import pytest
 import yaml
 
 from dlm.config import Config, Data, Source
+from dlm.data.formats import FORMATS
 from dlm.settings import default_config_path, dump_config, load_config
 from dlm.spellings import translate_tree
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 FORMULATION = ("noise", "schedule", "time", "parameterization", "objective")
-FORMAT_KEYS = {
-    "python-stdlib": (),
-    "text": ("path", "documents"),
-    "jsonl": ("path",),
-    "csv": ("path",),
-    "parquet": ("path",),
-    "saved": ("path", "split"),
-    "hub": ("path", "subset", "split"),
-}
-"""The keys of a source, beside its columns, that mean something to its format."""
+COLUMNS = {"field", "prompt", "response", "messages"}
 
 
 def dataclasses_in(hint: Any) -> Iterator[Any]:
@@ -39,9 +31,10 @@ def keys_of(kind: Any, value: dict[str, Any]) -> set[str]:
     """The keys that a complete file gives for this class."""
     if kind is not Source:
         return {field.name for field in dataclasses.fields(kind)}
-    columns: tuple[str, ...] = ("prompt", "response", "messages") if "prompt" in value else ("field",)
-    has_columns = value["format"] not in ("python-stdlib", "text")
-    return {"format", *FORMAT_KEYS[value["format"]], *(columns if has_columns else ())}
+    choice = FORMATS[value["format"]]
+    columns = COLUMNS - {"field"} if "prompt" in value else {"field"}
+    options = {option.name for option in dataclasses.fields(choice)} - COLUMNS
+    return {"format", *options, *(columns if choice.tabular else ())}
 
 
 def missing(hint: Any, value: Any, path: str = "") -> list[str]:

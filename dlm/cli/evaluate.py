@@ -11,9 +11,8 @@ from dlm.cli.console import errors, is_first, quiet_libraries, write_data
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from dlm.config import Time
+    from dlm.data.documents import Documents
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
     from dlm.lm import DiffusionLM
 
@@ -58,8 +57,9 @@ def evaluate(
     computed_in = options.check_precision(precision)
     chain = _time(time)
     quiet_libraries()
+    from dlm.data.corpus import corpus
     from dlm.distributed import process_state
-    from dlm.evaluate.likelihood import corpus, evaluate_chain_rule, evaluate_likelihood
+    from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
     from dlm.lm import DiffusionLM
 
     options.check_device(device)
@@ -68,7 +68,7 @@ def evaluate(
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     documents = _documents(lm, data, split, field)
     if max_documents:
-        documents = documents.select(range(min(max_documents, len(documents))))
+        documents = documents.first(max_documents)
     sequences = corpus(lm.tokenizer, documents, lm.context, lm.config.data.packing if lm.config else "pack")
     report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
@@ -100,14 +100,15 @@ def _time(asked: str | None) -> "Time | None":
     return Time(None if asked == "continuous" else int(asked))
 
 
-def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Dataset":
-    from dlm.data.sources import read, read_splits, source_of
+def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Documents":
+    from dlm.data.formats import FORMATS, source_of
+    from dlm.data.reading import read, read_splits
     from dlm.data.streaming import open_stream
 
     if data is not None:
         source = source_of(data, field, split)
-        has_fields = source.format not in ("text", "python-stdlib")
-        if lm.config is not None and field is None and has_fields:  # those of prompts and responses are the run's
+        has_columns = FORMATS[source.format].tabular
+        if lm.config is not None and field is None and has_columns:  # those of prompts and responses are the run's
             begun = lm.config.data.train
             source = replace(source, prompt=begun.prompt, response=begun.response, messages=begun.messages)
         return read(source, "--data")

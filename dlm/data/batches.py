@@ -1,130 +1,18 @@
-"""How documents become batches: one flat array of tokens, cut into rows."""
+"""Rows of tokens, and the batches that a run trains on."""
 
-import hashlib
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Literal, Self
+from typing import Literal
 
-import datasets
 import numpy as np
 import torch
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlm.data.tokens import Tokens
 from dlm.diffusion.draws import generator
 from dlm.errors import DataError
-
-Encode = Callable[[list[str]], list[list[int]]]
-EncodeGiven = Callable[[Mapping[str, Sequence[str | None]]], list[list[int]]]
-"""What stands before each response, from a batch of columns."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Documents as one stream of ids, each followed by the end of text, memory-mapped from the disk.
-
-    Attributes:
-        ids: The stream.
-        offsets: Where each document begins in it, and after the last where it ends.
-        sizes: Bytes of each document's text.
-        given: How many tokens at the beginning of each document are a prompt, which is seen and not learned.
-    """
-
-    ids: NDArray[np.unsignedinteger]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    given: NDArray[np.int64]
-
-    @classmethod
-    def of(
-        cls,
-        documents: Dataset,
-        encode: Encode,
-        end_id: int,
-        vocabulary: int,
-        fingerprint: str,
-        encode_given: EncodeGiven | None = None,
-    ) -> Self:
-        """Tokenises a dataset once and keeps the result in the cache of `datasets`.
-
-        Args:
-            documents: A dataset with a column `text`.
-            encode: Texts to ids.
-            end_id: Goes after every document.
-            vocabulary: Number of ids; decides how wide the array's numbers are.
-            fingerprint: Changes when `encode` does.
-            encode_given: Gives the prompt of each document, where they have prompts.
-
-        Returns:
-            The tokens of every document, in order.
-        """
-        kind = np.uint16 if vocabulary <= 2**16 else np.uint32
-        key = hashlib.blake2b(repr((documents._fingerprint, fingerprint, 2)).encode(), digest_size=16).hexdigest()
-        folder = Path(datasets.config.HF_DATASETS_CACHE) / "dlm" / key
-        try:
-            return cls._open(folder)
-        except (OSError, ValueError, EOFError):  # not there yet, or left half written
-            cls._write(folder, documents, encode, encode_given, end_id, kind)
-        return cls._open(folder)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def checksum(self) -> int:
-        """A checksum of the stream; of a very long one, of about four million ids spread evenly over it."""
-        return zlib.crc32(self.ids[:: max(len(self.ids) // 2**22, 1)].tobytes())
-
-    @classmethod
-    def _open(cls, folder: Path) -> Self:
-        names = ("ids", "offsets", "sizes", "given", "sums")
-        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]
-        *own, sums = arrays
-        if sums.tolist() != [zlib.crc32(array.data) for array in own]:
-            raise ValueError(f"{folder} is damaged")
-        return cls(*own)
-
-    @staticmethod
-    def _write(
-        folder: Path,
-        documents: Dataset,
-        encode: Encode,
-        encode_given: EncodeGiven | None,
-        end_id: int,
-        kind: type[np.unsignedinteger],
-    ) -> None:
-        """Writes beside the final name and renames, so that two processes may do it at once."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lengths: list[int] = []
-        sizes: list[int] = []
-        given: list[int] = []
-        with TemporaryDirectory(dir=folder, prefix=".") as draft:
-            raw = Path(draft) / "raw"
-            with raw.open("wb") as stream:
-                for batch in documents.iter(batch_size=256):
-                    texts: list[str] = batch["text"]
-                    before = encode_given(batch) if encode_given else [[] for _ in texts]
-                    rows = [[*prompt, *row] for prompt, row in zip(before, encode(texts), strict=True)]
-                    stream.write(np.concatenate([np.array([*row, end_id], dtype=kind) for row in rows]).tobytes())
-                    lengths += [len(row) + 1 for row in rows]
-                    sizes += [len(text.encode()) for text in texts]
-                    given += [len(prompt) for prompt in before]
-            arrays = {
-                "ids": np.memmap(raw, dtype=kind, mode="r", shape=(sum(lengths),)),
-                "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-                "sizes": np.array(sizes, dtype=np.int64),
-                "given": np.array(given, dtype=np.int64),
-            }
-            arrays["sums"] = np.array([zlib.crc32(array.data) for array in arrays.values()], dtype=np.int64)
-            for name, array in arrays.items():
-                np.save(Path(draft) / f"{name}.npy", array)
-            for name in arrays:
-                (Path(draft) / f"{name}.npy").replace(folder / f"{name}.npy")
 
 
 @dataclass(frozen=True)
@@ -149,8 +37,8 @@ class Sequences:
     Attributes:
         tokens: The stream.
         length: Tokens a row.
-        packing: `pack` cuts the stream wherever a row is full; `pad` begins a row with each document, cuts
-            the document where the row ends and pads it where the document does.
+        packing: `pack` cuts the stream into full rows; `pad` begins a row with each document, cuts a document that
+            is longer than the row, and pads the row behind a shorter one.
         pad_id: The padding.
     """
 
@@ -167,17 +55,17 @@ class Sequences:
 
     @cached_property
     def _rows(self) -> NDArray[np.int64]:
-        """The documents that have a row: those whose prompt leaves room for something to learn."""
+        """The documents that have a row: those whose prompt leaves room for at least one token of the text."""
         return np.flatnonzero(self.tokens.given < self.length)
 
     @property
     def dropped_whole(self) -> NDArray[np.int64]:
-        """The documents that have no row, as their prompts fill it."""
+        """The documents that have no row because their prompts would fill it."""
         return np.flatnonzero(self.tokens.given >= self.length) if self.packing == "pad" else np.empty(0, np.int64)
 
     @property
     def dropped_tokens(self) -> int:
-        """Tokens in no row: the ends of documents longer than a row, prompts apart."""
+        """Tokens in no row: the ends of documents longer than a row, without their prompts."""
         if self.packing == "pack":
             return 0
         whole_D, given_D = np.diff(self.tokens.offsets), self.tokens.given
@@ -187,8 +75,8 @@ class Sequences:
         """Rows as tensors.
 
         Args:
-            rows: Which.
-            offset: Where in the stream the first packed row begins.
+            rows: The rows' numbers.
+            offset: Where in the stream row 0 begins, for packed rows.
 
         Returns:
             The batch, every row `length` wide.
@@ -220,7 +108,7 @@ class TrainingBatches:
 
     Attributes:
         rows: Rows an epoch.
-        ahead: See `dlm.data.prefetch`: one part, as each takes as long as the last.
+        ahead: Rows worth making ahead (see `dlm.data.prefetch`): the next part alone, as all take equally long.
     """
 
     ahead = 1
@@ -232,14 +120,14 @@ class TrainingBatches:
             sequences: What to train on.
             batch_size: Sequences a step, over all processes.
             seed: The order follows from it.
-            tail_id: What follows a text in its row, to be learned, a random number of times (uniform from none
-                to as often as there is room); None for nothing.
+            tail_id: An id that is put behind each text in its row and learned, a random number of times (uniform from
+                none to as often as there is room); None to leave the padding.
 
         Raises:
-            DataError: There is not one full sequence.
+            DataError: There is less text than one sequence.
         """
         self._sequences, self._batch_size, self._seed, self._tail_id = sequences, batch_size, seed, tail_id
-        # A packed stream is cut at a new place in every epoch, and so has one row less to be sure of.
+        # Every epoch begins to cut a packed stream at another place, so the last row is not always full.
         tokens, length = len(sequences.tokens), sequences.length
         self.rows = len(sequences) if sequences.packing == "pad" else (tokens + 1) // length - 1
         if sequences.packing == "pack" and self.rows < 1:
@@ -260,7 +148,7 @@ class TrainingBatches:
 
         Args:
             step: From 1.
-            positions: The positions in the global batch that are wanted, below `batch_size`.
+            positions: The wanted positions in the global batch, below `batch_size`.
 
         Returns:
             One row a position.
@@ -277,21 +165,21 @@ class TrainingBatches:
         return batch
 
     def state(self) -> None:
-        """Nothing: where it stands follows from the step."""
+        """None, since the order follows from the step and there is no place to save."""
 
     def restore(self, places: Sequence[object]) -> None:
-        """Nothing, for the same reason."""
+        """Does nothing, since there is no place to restore."""
 
     @lru_cache(maxsize=2)  # noqa: B019 - a step needs one epoch, or two at their seam
     def _epoch(self, epoch: int) -> tuple[list[int], int]:
-        """The order of an epoch's rows, and where it begins to cut the stream."""
+        """The order of an epoch's rows, and where in the stream row 0 begins."""
         stream = generator(self._seed, "epoch", epoch)
         order: list[int] = torch.randperm(self.rows, generator=stream).tolist()
         return order, int(torch.randint(self._slack + 1, (), generator=stream))
 
 
 def _add_tails(batch: Batch, tail_id: int, streams: Sequence[torch.Generator]) -> None:
-    """Puts a random number of ends of text behind each text."""
+    """Puts a random number of end-of-text tokens behind each text, in place."""
     width = batch.x0_BL.shape[1]
     for row, stream in enumerate(streams):
         used = int((batch.document_BL[row] >= 0).sum())

@@ -1,4 +1,4 @@
-"""The next batches, made while this one is computed with."""
+"""The next batches, made in a thread while the network computes with this one."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,11 @@ from dlm.data.batches import Batch
 
 
 class Batches(Protocol):
-    """Where batches come from: a text that is there as a whole, or a stream.
-
-    Attributes:
-        ahead: Rows that are worth making before they are asked for.
-    """
+    """Where batches come from: documents read as a whole, or a stream."""
 
     @property
     def ahead(self) -> int:
-        """See the class."""
+        """How many rows are worth making before they are asked for."""
         ...
 
     def batch(self, step: int, positions: Sequence[int]) -> Batch:
@@ -26,24 +22,24 @@ class Batches(Protocol):
         ...
 
     def state(self) -> dict[str, Any] | None:
-        """Where it stands, in plain values; None where that follows from the step."""
+        """The place it has reached, in plain values; None where that follows from the step."""
         ...
 
 
 class Prefetched:
-    """A process's share of every batch, part by part, made in a thread while those before are computed with.
+    """One process's micro-batches, made ahead in a thread.
 
     Attributes:
-        state: Where the source stood after the part that was given out last, whatever has been made since.
+        state: The source's state after the micro-batch that was given out last, whatever has been made since.
     """
 
     def __init__(self, source: Batches, parts: Sequence[range], steps: int) -> None:
-        """Makes nothing yet.
+        """Prepares; nothing is made before the first call of `batch`.
 
         Args:
-            source: Where batches come from; nobody else may ask it from here to `close`.
+            source: Where batches come from; nothing else may call it until `close`.
             parts: The positions in the global batch of each micro-batch, the same in every step.
-            steps: The last step; nothing is made beyond it, unless asked for.
+            steps: The last step; batches beyond it are made only when asked for.
         """
         self.state: dict[str, Any] | None = None
         self._source, self._parts, self._steps = source, parts, steps
@@ -53,7 +49,7 @@ class Prefetched:
         self._made: deque[tuple[tuple[int, int], Future[tuple[Batch, dict[str, Any] | None]]]] = deque()
 
     def batch(self, step: int, part: int) -> Batch:
-        """One micro-batch; they are to be asked for in their order, the first being any.
+        """One micro-batch; the first call may ask for any, and each later call must ask for the next.
 
         Args:
             step: From 1.
@@ -75,17 +71,17 @@ class Prefetched:
         return batch
 
     def close(self) -> None:
-        """Waits for the part that is being made, and makes no more."""
+        """Waits for the micro-batch that is being made, and makes no more."""
         self._thread.shutdown(cancel_futures=True)
 
     def _from(self, step: int, part: int) -> Iterator[tuple[int, int]]:
-        """What will be asked for, from one part on."""
+        """The micro-batches from one on, in order, as (step, part)."""
         yield step, part
         yield from ((step, later) for later in range(part + 1, len(self._parts)))
         yield from ((later, part) for later in range(step + 1, self._steps + 1) for part in range(len(self._parts)))
 
     def _make(self, count: int) -> None:
-        """Has the next so many parts made."""
+        """Starts making the next so many micro-batches."""
         for asked in islice(self._plan, count):
             self._made.append((asked, self._thread.submit(self._part, *asked)))
 

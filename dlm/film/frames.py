@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion.sample import State
-from dlm.model.tokenizer import pieces, special_ids
+from dlm.model.text import pieces
+from dlm.model.tokenizer import special_ids
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
-from typer.testing import CliRunner
 
-from dlm.cli.app import app
-from tests.conftest import MakeLM
+from tests.support.commands import dlm
 from tests.support.films import page_data
+from tests.support.fixtures import MakeLM
 
 PROMPT = "the cat"
 LENGTH, STEPS = 9, 6
@@ -27,9 +26,8 @@ def model(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, tmp_path_fac
 @pytest.mark.parametrize("suffix", [".html", ".svg"])
 def test_films_of_random_symbols_are_written(model: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"film{suffix}"
-    words = ["sample", str(model), "--prompt", PROMPT, "--length", str(LENGTH), "--steps", str(STEPS)]
-    found = CliRunner().invoke(app, [*words, "--export", str(path)], catch_exceptions=False)
-    assert found.exit_code == 0 and found.stdout == CliRunner().invoke(app, words).stdout
+    words = ["sample", model, "--prompt", PROMPT, "--length", LENGTH, "--steps", STEPS]
+    assert dlm(*words, "--export", path)[0] == dlm(*words)[0]
     if suffix == ".svg":
         page = path.read_text(encoding="utf-8")
         assert f"step {STEPS}/{STEPS} · {STEPS} calls" in page and "<path" in page and 'class="mask' not in page
@@ -44,9 +42,8 @@ def test_a_terminal_shows_random_symbols_change(model: Path, monkeypatch: pytest
     screen = StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm-256color"})
     monkeypatch.setattr("dlm.cli.sample.errors", terminal)
-    words = ["sample", str(model), "--prompt", PROMPT, "--length", str(LENGTH), "--steps", str(STEPS)]
-    found = CliRunner().invoke(app, [*words, "--watch"], catch_exceptions=False)
-    assert found.exit_code == 0 and found.stdout == CliRunner().invoke(app, words).stdout
+    words = ["sample", model, "--prompt", PROMPT, "--length", LENGTH, "--steps", STEPS]
+    assert dlm(*words, "--watch")[0] == dlm(*words)[0]
     frames = screen.getvalue().split("\x1b[?2026h")[1:]
     assert len(frames) == STEPS + 1 and all("\x1b[36mt\x1b[0m" in frame for frame in frames)
     assert ["\x1b[1;33m" in frame for frame in frames] == [False] + [True] * STEPS

@@ -12,11 +12,13 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor
 
 from dlm.config import Data, HeldOut, Source
-from dlm.data.sources import read
-from dlm.data.streaming import Stream, StreamingBatches, open_stream
+from dlm.data.documents import Plain
+from dlm.data.reading import read
+from dlm.data.streaming import Stream, open_stream
+from dlm.data.streaming_batches import StreamingBatches
 from dlm.errors import ConfigError, DataError, DlmError
 from dlm.settings import parse_config
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 END, PAD = 256, 257
 LENGTH = 8
@@ -33,7 +35,8 @@ def batches(stream: IterableDataset, **keys: Any) -> StreamingBatches:
         return [list(text.encode()) for text in texts]
 
     given = {"length": LENGTH, "packing": "pack", "buffer": 5, "seed": 0, **keys}
-    return StreamingBatches(Stream("texts", stream, bool, Dataset.from_dict({"text": ["-"]})), spell, END, PAD, **given)
+    opened = Stream("texts", stream, bool, Plain(Dataset.from_dict({"text": ["-"]})))
+    return StreamingBatches(opened, spell, END, PAD, **given)
 
 
 def take(source: StreamingBatches, steps: int, size: int = 3) -> list[Tensor]:
@@ -173,9 +176,9 @@ def sources(folder: Path) -> dict[str, Source]:
 def test_a_stream_holds_the_documents_of_its_source(name: str, tmp_path: Path) -> None:
     source = sources(tmp_path)[name]
     stream = open_stream(Data(source, held_out=HeldOut(share=0.2), streaming=True))
-    held_out = set(stream.validation["text"])
+    held_out = set(stream.validation.texts())
     trained = [row["text"] for row in stream.train if stream.wanted(row["text"])]
-    assert sorted([*trained, *held_out]) == sorted(read(source, "data.train")["text"])
+    assert sorted([*trained, *held_out]) == sorted(read(source, "data.train").texts())
     assert held_out and held_out.isdisjoint(trained)
     assert list(stream.beginning()) == trained
 

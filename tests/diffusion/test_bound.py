@@ -15,7 +15,7 @@ from dlm.diffusion.network import FunctionNetwork
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, noise_levels
-from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
+from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))

@@ -16,7 +16,7 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Shares, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, Schedule
-from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
+from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 """Symbols 1, 3, 4, 6; the mask is 2; no text holds 0 and 5."""

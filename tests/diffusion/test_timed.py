@@ -20,7 +20,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, HybridCrossEntropy, Weighting
 from dlm.selftest.joints import Joint, exact_bound
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Clocked,
     Lopsided,

@@ -26,7 +26,7 @@ from dlm.diffusion.unmask import (
     Random,
     TokenChoice,
 )
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Joint,
     Straight,

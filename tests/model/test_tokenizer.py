@@ -9,16 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.errors import CheckpointError, DataError
-from dlm.model.tokenizer import (
-    build_tokenizer,
-    decode,
-    encode,
-    fingerprint,
-    forbidden_ids,
-    pieces,
-    special_ids,
-)
-from tests.conftest import Refused
+from dlm.model.text import decode, encode, pieces
+from dlm.model.tokenizer import build_tokenizer, fingerprint, forbidden_ids, special_ids
+from tests.support.fixtures import Refused
 
 HOSTILE = [
     "plain text, and \u00e9\u00e8 \u4e2d\u6587 \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301",

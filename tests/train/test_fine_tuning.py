@@ -9,23 +9,21 @@ from typing import Any
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
-from typer.testing import CliRunner
 
-from dlm.cli.app import app
 from dlm.config import Config, Source
-from dlm.data.sources import read, read_splits
+from dlm.data.corpus import corpus
+from dlm.data.reading import read, read_splits
 from dlm.diffusion.unmask import Confidence, FixedSteps
 from dlm.errors import ConfigError, DataError
-from dlm.evaluate.likelihood import corpus, evaluate_likelihood
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
-from dlm.model.tokenizer import encode, encode_chat
+from dlm.model.text import encode, encode_chat
 from dlm.settings import parse_config
-from dlm.train.metrics import Silent
-from dlm.train.run import RunFolder
-from dlm.train.trainer import Trainer
-from tests.conftest import TINY, MakeLM, Refused
+from tests.support.commands import refusal
+from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
-from tests.train.tiny_runs import cut_after, resume, train, weights
+from tests.support.tiny_models import TINY
+from tests.support.tiny_runs import cut_after, resume, start, train, weights
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -69,10 +67,6 @@ def describe(path: Path, *, length: int = 26, **changes: Any) -> Config:
     for part, keys in changes.items():
         tree[part] |= keys
     return parse_config(tree)
-
-
-def start(folder: Path, config: Config) -> Trainer:
-    return Trainer(RunFolder.create(folder / "start", config), Silent())
 
 
 # What is seen, learned and scored
@@ -177,7 +171,7 @@ def test_a_prompt_is_on_the_same_side_as_its_response(tmp_path: Path) -> None:
     splits = read_splits(describe(write(tmp_path / "data.jsonl", repetitions(400))).data)
     assert len(splits.train) + len(splits.validation) == 400
     for part in (splits.train, splits.validation):
-        assert all(set(row["text"]) == {row["prompt"][0]} for row in part)
+        assert all(set(row["text"]) == {row["prompt"][0]} for row in part.rows)
 
 
 # Chats
@@ -203,7 +197,7 @@ def test_every_reply_of_an_assistant_is_learned_given_what_came_before(
     source = describe(write(tmp_path / "chats.jsonl", chats()), length=64).data.train
     source = type(source)("jsonl", source.path, messages="chat")
     documents = read(source, "data.train")
-    assert documents["text"] == ["yes?", "so long"]
+    assert list(documents.texts()) == ["yes?", "so long"]
     byte_tokenizer.chat_template = TEMPLATE
     try:
         batch = corpus(byte_tokenizer, documents, 64, "pad").batch([0, 1])
@@ -225,8 +219,8 @@ def test_a_message_without_content_is_not_learned(tmp_path: Path) -> None:
     said: list[tuple[str, str | None]] = [("user", "hi"), ("assistant", None), ("tool", "7"), ("assistant", "seven")]
     chat = [{"role": role, "content": content} for role, content in said]
     found = read(Source("jsonl", str(write(tmp_path / "m.jsonl", [{"m": chat}])), messages="m"), "data.train")
-    assert found["text"] == ["seven"]
-    assert [message["content"] for message in json.loads(found["messages"][0])] == ["hi", "", "7"]
+    assert list(found.texts()) == ["seven"]
+    assert [message["content"] for message in json.loads(found.rows["messages"][0])] == ["hi", "", "7"]
 
 
 def test_a_chat_is_held_out_as_a_whole(tmp_path: Path) -> None:
@@ -237,7 +231,7 @@ def test_a_chat_is_held_out_as_a_whole(tmp_path: Path) -> None:
     ]
     path = write(tmp_path / "m.jsonl", rows)
     splits = read_splits(describe(path, data={"train": {"format": "jsonl", "path": str(path), "messages": "m"}}).data)
-    held_out, train = ({text.split()[1] for text in part["text"]} for part in (splits.validation, splits.train))
+    held_out, train = ({text.split()[1] for text in part.texts()} for part in (splits.validation, splits.train))
     assert held_out and held_out.isdisjoint(train) and len(held_out) + len(train) == 200
 
 
@@ -320,5 +314,5 @@ def test_prompts_that_leave_no_room_are_refused(refused: Refused, tmp_path: Path
 
 
 def test_a_prompt_and_a_chat_are_not_given_at_once(tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["sample", str(tmp_path), "--prompt", "a", "--chat", "b"])
-    assert found.exit_code == 2 and "one of them" in " ".join(found.output.split())
+    told = refusal("sample", tmp_path, "--prompt", "a", "--chat", "b")
+    assert "one of them" in " ".join(told.split())

@@ -6,8 +6,7 @@ import os
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +17,13 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from dlm.config import Data, HeldOut, Source
-from dlm.data.sources import READERS, read, read_splits, source_of, texts_of
+from dlm.data.files import texts_of
+from dlm.data.formats import FORMATS, source_of
+from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
+from tests.support.fixtures import Refused
 
-Refused = Callable[..., AbstractContextManager[None]]
 Documents = Literal["file", "paragraph", "line"]
 
 HOSTILE = [
@@ -37,8 +38,7 @@ HOSTILE = [
 
 
 def texts(source: Source) -> list[str]:
-    found: list[str] = read(source, "data.train")["text"][:]
-    return found
+    return list(read(source, "data.train").texts())
 
 
 def write_table(kind: str, path: Path, rows: list[dict[str, Any]]) -> Source:
@@ -235,8 +235,8 @@ def test_a_saved_folder_of_other_text_under_the_same_fingerprint_is_another_data
         documents._fingerprint = "same"
         documents.save_to_disk(tmp_path / text)
         found.append(read(Source("saved", str(tmp_path / text)), "data.train"))
-    assert [documents["text"][:] for documents in found] == [["before"], ["behind"]]
-    assert found[0]._fingerprint != found[1]._fingerprint  # the cache of tokens goes by it
+    assert [list(documents.texts()) for documents in found] == [["before"], ["behind"]]
+    assert found[0].rows._fingerprint != found[1].rows._fingerprint  # the cache of tokens goes by it
 
 
 def test_a_split_of_a_dataset_that_has_none_is_refused(tmp_path: Path, refused: Refused) -> None:
@@ -262,7 +262,7 @@ def test_a_split_of_a_dataset_that_has_none_is_refused(tmp_path: Path, refused: 
 )
 def test_the_format_that_a_name_means(name: str, kind: str) -> None:
     assert source_of(name).format == kind
-    assert kind in READERS
+    assert kind in FORMATS
 
 
 def test_a_saved_folder_is_known_by_its_files(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def corpus(folder: Path, documents: list[str]) -> Source:
 
 def held_out(source: Source, by: Literal["documents", "tail"], share: float) -> tuple[list[str], list[str]]:
     splits = read_splits(Data(source, held_out=HeldOut(by, share)))
-    return splits.train["text"][:], splits.validation["text"][:]
+    return list(splits.train.texts()), list(splits.validation.texts())
 
 
 def test_held_out_documents_are_a_partition_that_the_order_does_not_change(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_the_tail_begins_at_the_share_of_the_characters(tmp_path: Path, share: f
 def test_a_validation_source_of_its_own_leaves_the_training_text_whole(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     splits = read_splits(Data(corpus(tmp_path, ["a", "b"]), corpus(tmp_path / "v", ["c"])))
-    assert (splits.train["text"][:], splits.validation["text"][:]) == (["a", "b"], ["c"])
+    assert (list(splits.train.texts()), list(splits.validation.texts())) == (["a", "b"], ["c"])
 
 
 @pytest.mark.parametrize(("by", "share"), [("documents", 0.05), ("tail", 0.0), ("documents", 0.0)])
@@ -424,7 +424,7 @@ def test_an_unknown_format_names_the_nearest(refused: Refused) -> None:
         read(Source("json", "x"), "data.train")
 
 
-@pytest.mark.parametrize("kind", [name for name in READERS if name != "python-stdlib"])
+@pytest.mark.parametrize("kind", [name for name, choice in FORMATS.items() if fields(choice)])
 def test_a_path_left_out(refused: Refused, kind: str) -> None:
     with refused(ConfigError, "data.train.path", "--set data.train.path="):
         read(Source(kind), "data.train")

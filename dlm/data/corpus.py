@@ -1,0 +1,38 @@
+"""From documents and a tokenizer to sequences."""
+
+from functools import partial
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from dlm.data.batches import Sequences
+from dlm.data.documents import Documents
+from dlm.data.tokens import Tokens
+from dlm.model.text import encode
+from dlm.model.tokenizer import fingerprint, special_ids
+
+
+def corpus(
+    tokenizer: PreTrainedTokenizerBase, documents: Documents, length: int, packing: Literal["pack", "pad"]
+) -> Sequences:
+    """Tokenises documents, or finds them tokenised in the cache, and cuts them into sequences.
+
+    Args:
+        tokenizer: Its end-of-text token goes after every document.
+        documents: Such as `dlm.data.documents.read` gives.
+        length: Tokens a sequence.
+        packing: As `data.packing` in the configuration.
+
+    Returns:
+        The sequences.
+    """
+    ids = special_ids(tokenizer)
+    tokens = Tokens.of(
+        documents.rows,
+        partial(encode, tokenizer),
+        ids.end,
+        len(tokenizer),
+        fingerprint(tokenizer),
+        documents.prompt_encoder(tokenizer),
+    )
+    return Sequences(tokens, length, packing, ids.pad)

@@ -1,0 +1,96 @@
+"""Documents that are read before training begins."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from dlm.config import Data, Source
+from dlm.data.documents import Documents, type_of
+from dlm.data.formats import format_of, line_of
+from dlm.errors import DataError
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The documents of a run.
+
+    Attributes:
+        train: The documents to train on.
+        validation: The documents to validate on.
+    """
+
+    train: Documents
+    validation: Documents
+
+
+def read(source: Source, key: str) -> Documents:
+    """Reads the documents of a source.
+
+    Args:
+        source: Where they come from.
+        key: Its place in the configuration, for messages, such as `data.train`.
+
+    Returns:
+        At least one document, none of them empty, in the type that the source's columns mean.
+
+    Raises:
+        ConfigError: The format, the path or the split is not valid.
+        DataError: The documents are missing, damaged, empty, or not where the source says.
+    """
+    chosen = format_of(source, key)
+    with _quiet():
+        documents = type_of(source).of(chosen.read(key), source, key).without_empty()
+    if not len(documents):
+        raise DataError(f"{key}: {source.path or source.format} holds no text at all")
+    return documents
+
+
+def read_splits(data: Data) -> Splits:
+    """Reads the documents to train on and to validate on.
+
+    Args:
+        data: The sources, and the share that is held out where there is no validation source.
+
+    Returns:
+        Both, neither of them empty.
+
+    Raises:
+        ConfigError: A source is not valid.
+        DataError: A source cannot be read, or there is too little to hold any of it out.
+    """
+    documents = read(data.train, "data.train")
+    if data.validation is not None:
+        return Splits(documents, read(data.validation, "data.validation"))
+    with _quiet():
+        train, validation = documents.split(data.held_out)
+    if not len(train) or not len(validation):
+        raise DataError(
+            f"data.held_out: a share of {data.held_out.share} of {len(documents)} documents by {data.held_out.by} "
+            f"leaves {len(train)} to train on and {len(validation)} to validate on; hold out by tail, change the "
+            "share, or name a data.validation"
+        )
+    return Splits(train, validation)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which have a global switch, and with its errors in one line."""
+    shown = is_progress_bar_enabled()
+    level: Any = datasets.logging.get_verbosity()
+    disable_progress_bar()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except datasets.exceptions.DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from error
+        raise DataError(f"the documents cannot be read: {line_of(error.__cause__ or error)}") from error
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            enable_progress_bar()
