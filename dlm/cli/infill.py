@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,26 +50,29 @@ def infill(
     records = list(_records(text, file, jsonl))
     computed_in = options.check_precision(precision)
     quiet_libraries()
-    from dlm.cli.recorder import Recorder, check_suffix
+    from dlm.film.export import export as export_film
+    from dlm.film.frames import Recorder
+    from dlm.film.live import LiveView
     from dlm.lm import DiffusionLM, Infilling
     from dlm.template import parse_template
 
-    check_suffix(export)
+    options.check_export(export)
     how = options.build_sampler(context.obj)
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
-    with Recorder(lm, live=watch, keep=export is not None) as recorder:
+    with LiveView(errors, keep=False) if watch else nullcontext() as view:
+        recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
         results = lm.infill_many(
             templates,
             num=num,
             sampler=how,
             seed=seed,
             batch_size=batch_size,
-            watch=recorder.take if recorder.wanted else None,
+            watch=recorder.take if watch or export else None,
         )
     if export:
-        recorder.export(export, title=f"dlm infill {model}")
+        export_film(recorder.film(f"dlm infill {model}"), export)
 
     def plain(found: Infilling) -> dict[str, Any]:
         return {

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -44,16 +45,19 @@ def sample(
     check_free(export, overwrite)
     computed_in = options.check_precision(precision)
     quiet_libraries()
-    from dlm.cli.recorder import Recorder, check_suffix
     from dlm.evaluate.samples import unigram_entropy
+    from dlm.film.export import export as export_film
+    from dlm.film.frames import Recorder
+    from dlm.film.live import LiveView
     from dlm.lm import DiffusionLM
 
-    check_suffix(export)
+    options.check_export(export)
     how = options.build_sampler(context.obj)
     options.check_device(device)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
     began = time.perf_counter()
-    with Recorder(lm, live=watch, keep=export is not None) as recorder:
+    with LiveView(errors, keep=False) if watch else nullcontext() as view:
+        recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
         texts = lm.generate(
             [{"role": "user", "content": chat}] if chat else prompt,
             num=num,
@@ -61,11 +65,11 @@ def sample(
             sampler=how,
             seed=seed,
             batch_size=batch_size,
-            watch=recorder.take if recorder.wanted else None,
+            watch=recorder.take if watch or export else None,
         )
     seconds = time.perf_counter() - began
     if export:
-        recorder.export(export, title=f"dlm sample {model}")
+        export_film(recorder.film(f"dlm sample {model}"), export)
 
     tokens = sum(len(text.ids) for text in texts)
     calls = sum(text.calls for text in texts)
