@@ -1,8 +1,8 @@
 """What every test shares: no network, one thread, a cache that vanishes, and a tiny model that learned nothing."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,8 @@ from dlm.model.checkpoint import Sidecar
 from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.settings import parse_config
-
-TINY = {
-    "num_hidden_layers": 2,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-}
-"""A qwen3 that takes a millisecond."""
-
-MakeLM = Callable[..., DiffusionLM]
-"""(tokenizer, context, keys of the configuration=..) -> a random model.
-
-Its weights are wide, so that its predictions are far from uniform; so are those of its time embedding, if it has one.
-"""
-
-
-Refused = Callable[..., AbstractContextManager[None]]
-"""(kind of error, words...) -> a context in which that error is raised, in one line that holds the words."""
+from tests.support.fixtures import MakeLM, Refused
+from tests.support.tiny_models import TINY
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from dlm.diffusion.schedule import Cosine, Geometric, Polynomial
 from dlm.diffusion.weighting import CrossEntropy, Elbo, HybridCrossEntropy
 from dlm.errors import ConfigError
 from dlm.settings import dump_config, load_config, parse_config
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 LEAST = {"data": {"train": {"format": "text", "path": "book.txt"}}}
 CHANGED = {

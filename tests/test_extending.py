@@ -18,11 +18,12 @@ TINY += ["model.sizes.head_dim=8", "model.sizes.num_attention_heads=2", "model.s
 
 
 def extended(folder: Path, example: str, file: str) -> Path:
-    """A copy of the package in which the page's class and union stand in `file`."""
+    """The folder with a copy of the package in which the page's class and union stand in `file`."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if re.search(rf"^class {example}\b", block, re.MULTILINE)]
     code, name, union = re.fullmatch(r"(.*?)^(\w+) = ([^\n]+)\n", block, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
-    shutil.copytree(ROOT / "dlm", folder / "dlm")
+    if not (folder / "dlm").exists():
+        shutil.copytree(ROOT / "dlm", folder / "dlm")
     path = folder / file
     text, replaced = re.subn(rf"^{name} = [^\n]+$", f"{code}\n{name} = {union}", path.read_text(), flags=re.MULTILINE)
     assert replaced == 1
@@ -107,10 +108,41 @@ def test_a_schedule_is_one_class(tmp_path: Path) -> None:
     assert "alpha 0.2500" in shown
 
 
+CHECK_BUDGET = """
+import torch
+from dlm.diffusion.unmask import Doubling, Step
+
+counts, masked = [], torch.tensor([10])
+while masked.any():
+    counts.append(Doubling(2).count(Step(len(counts) + 1, masked, torch.tensor([10])), ()))
+    masked = masked - counts[-1]
+assert torch.cat(counts).tolist() == [2, 2, 4, 2]
+"""
+
+
+@pytest.mark.long
+def test_a_budget_is_one_class(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "Doubling", "dlm/diffusion/unmask.py")
+    run(folder, "-c", CHECK_BUDGET)
+    train(folder)
+    done = run(folder, "-m", "dlm", "sample", "run", "--length", "6", "--first", "1", "--json")
+    assert '"network_calls": 4' in done  # 1, 1, 2 and 2
+    assert "--first" in run(folder, "-m", "dlm", "infill", "--help")
+
+
+@pytest.mark.long
+def test_a_loss_and_levels_are_one_class_each(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "HalfAndHalf", "dlm/diffusion/weighting.py")
+    extended(tmp_path, "Steep", "dlm/diffusion/levels.py")
+    train(folder, "objective.loss=half-and-half", "objective.loss.share=0.3", "objective.levels=steep")
+    config = (folder / "run/config.yaml").read_text()
+    assert "half-and-half" in config and "steep" in config
+    assert '"nelbo": ' in (folder / "run/metrics.jsonl").read_text()
+
+
 CHECK_FORMAT = """
-import sys
 from dlm.config import Data, Source
-from dlm.data.formats import FORMATS, source_of
+from dlm.data.formats import source_of
 from dlm.data.reading import read
 from dlm.data.streaming import open_stream
 

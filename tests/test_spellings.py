@@ -14,7 +14,7 @@ from dlm.errors import ConfigError
 from dlm.model.checkpoint import SIDECAR, Sidecar, read_sidecar
 from dlm.settings import dump_config, load_config, parse_config
 from dlm.spellings import OBJECTIVES, SETTINGS, translate_override, translate_tree
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 LEAST = {"data": {"train": {"format": "text", "path": "book.txt"}}}
 PRESENT = {"noise": {"name": "hybrid", "share": 0.3}, "objective": {"loss": "ce", "levels": {"name": "bell"}}}

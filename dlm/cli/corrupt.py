@@ -171,7 +171,7 @@ def _moments(
         if before_B is None:
             x_BL = process.corrupt(x0_BL, t_B, streams)
         else:
-            x_BL = process.evolve(x_BL, before_B, t_B, streams)
+            x_BL = process.sample_transition(x_BL, before_B, t_B, streams)
         before_B = t_B
         shares = process.shares(t_B)
         same_L = shares.clean + process.noise_of(shares, x0_BL[0])  # q(x0 | x0)

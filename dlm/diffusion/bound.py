@@ -30,7 +30,7 @@ def cross_entropy(log_p0_NV: Tensor, x0_N: Tensor) -> Tensor:
     return -log_p0_NV.gather(-1, x0_N[:, None])[:, 0]
 
 
-def rate_of_nats(process: Process, log_p0_NV: Tensor, x0_N: Tensor, z_N: Tensor, t_N: Tensor) -> Tensor:
+def nats_per_level(process: Process, log_p0_NV: Tensor, x0_N: Tensor, z_N: Tensor, t_N: Tensor) -> Tensor:
     """The integrand of the continuous-time bound, by the noise level.
 
     NELBO = int E[sum_i of this] d(1 - alpha), with each position's
@@ -76,7 +76,7 @@ def step_nats(process: Process, log_p0_NV: Tensor, x0_N: Tensor, z_N: Tensor, s_
     Returns:
         Nats, float64, shape (N,), differentiable.
     """
-    early, late, step = process.shares(s_N), process.shares(t_N), process.between(s_N, t_N)
+    early, late, step = process.shares(s_N), process.shares(t_N), process.transition(s_N, t_N)
     log_l_NV = leave_one_out(log_p0_NV, z_N, process, t_N)
     before_N, log_before_N = _seen(process, early, log_l_NV, x0_N, z_N)
     true_N, log_seen_N = _seen(process, late, log_l_NV, x0_N, z_N)
@@ -85,7 +85,7 @@ def step_nats(process: Process, log_p0_NV: Tensor, x0_N: Tensor, z_N: Tensor, s_
     return (stays_N + moves_N) / true_N - (true_N.log() - log_seen_N)
 
 
-def edge_nats(process: Process, x0: Tensor) -> Tensor:
+def prior_and_reconstruction_nats(process: Process, x0: Tensor) -> Tensor:
     """What the bound costs each token at the two ends of time, in nats, float64; zero for most schedules."""
     return (process.prior_nats_S + process.reconstruction_nats_S).to(x0.device)[x0]
 

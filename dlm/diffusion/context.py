@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 
 
-def editable_part(where_BL: Tensor, share: float, generators: Sequence[torch.Generator]) -> Tensor:
+def editable_part(editable_BL: Tensor, share: float, generators: Sequence[torch.Generator]) -> Tensor:
     """Takes a random prefix, suffix or both out of some sequences; what is taken out is never corrupted.
 
     A chosen sequence keeps a prefix, a suffix or both with equal chances. Two cuts, uniform over the gaps between its n
     tokens, bound what remains: one cut with an end of the sequence, or the two together; at least one token remains.
 
     Args:
-        where_BL: The tokens that may be corrupted.
+        editable_BL: The tokens that may be corrupted.
         share: The share of sequences that keep clean context.
         generators: One stream a sequence.
 
     Returns:
-        The tokens that may still be corrupted, a subset of `where_BL`.
+        The tokens that may still be corrupted, a subset of `editable_BL`.
     """
-    draws_B4 = torch.stack([torch.rand(4, generator=g, dtype=torch.float64) for g in generators]).to(where_BL.device)
-    rank_BL = where_BL.cumsum(1)  # from 1 at a row's first token
-    length_B = where_BL.sum(1)
+    draws_B4 = torch.stack([torch.rand(4, generator=g, dtype=torch.float64) for g in generators]).to(editable_BL.device)
+    rank_BL = editable_BL.cumsum(1)  # from 1 at a row's first token
+    length_B = editable_BL.sum(1)
     first_B, second_B = ((draws_B4[:, i] * length_B).long() for i in (2, 3))  # 0 .. n - 1
     low_B, high_B = torch.minimum(first_B, second_B), torch.maximum(first_B, second_B) + 1
     kind_B = (draws_B4[:, 1] * 3).long()  # 0 keeps a prefix, 1 a suffix, 2 both
@@ -30,4 +30,4 @@ def editable_part(where_BL: Tensor, share: float, generators: Sequence[torch.Gen
     start_B = torch.where(kind_B == 1, 0, torch.where(kind_B == 0, first_B, low_B))
     stop_B = torch.where(kind_B == 0, length_B, torch.where(kind_B == 1, first_B + 1, high_B))
     inside_BL = (rank_BL > start_B[:, None]) & (rank_BL <= stop_B[:, None])
-    return where_BL & (inside_BL | ~chosen_B[:, None])
+    return editable_BL & (inside_BL | ~chosen_B[:, None])

@@ -55,16 +55,16 @@ def uniforms(generators: Sequence[torch.Generator], counts: Sequence[int]) -> li
     return [torch.rand(n, generator=g, dtype=torch.float64) for g, n in zip(generators, counts, strict=True)]
 
 
-def random_scores(generators: Sequence[torch.Generator], where_BL: Tensor) -> Tensor:
-    """A float64 score in [0, 1) a position of `where_BL`, -1 elsewhere; as many draws as there are positions.
+def random_scores(generators: Sequence[torch.Generator], candidates_BL: Tensor) -> Tensor:
+    """A float64 score in [0, 1) a position of `candidates_BL`, -1 elsewhere; as many draws as there are positions.
 
     Each row draws once for each of its own positions, so padding changes nothing.
     """
-    where = where_BL.cpu()
+    where = candidates_BL.cpu()
     scores_BL = torch.full(where.shape, -1.0, dtype=torch.float64)
     drawn = uniforms(generators, where.sum(1).tolist())
     scores_BL[where] = torch.cat(drawn) if drawn else scores_BL.new_empty(0)
-    return scores_BL.to(where_BL.device)
+    return scores_BL.to(candidates_BL.device)
 
 
 def largest(scores_BL: Tensor, count_B: Tensor) -> Tensor:
@@ -83,6 +83,6 @@ def largest(scores_BL: Tensor, count_B: Tensor) -> Tensor:
     return torch.zeros_like(chosen_BL).scatter(1, order_BL, chosen_BL)
 
 
-def random_subset(generators: Sequence[torch.Generator], where_BL: Tensor, count_B: Tensor) -> Tensor:
-    """A uniformly random subset of `count_B` of each row's positions in `where_BL`, as a boolean selection."""
-    return largest(random_scores(generators, where_BL), count_B)
+def random_subset(generators: Sequence[torch.Generator], candidates_BL: Tensor, count_B: Tensor) -> Tensor:
+    """A uniformly random subset of `count_B` of each row's positions in `candidates_BL`, as a boolean selection."""
+    return largest(random_scores(generators, candidates_BL), count_B)

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import LEVEL_POWER, count_weights, cross_entropy, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.bound import (
+    LEVEL_POWER,
+    count_weights,
+    cross_entropy,
+    nats_per_level,
+    prior_and_reconstruction_nats,
+    step_nats,
+)
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import largest, random_subset, uniforms
 from dlm.diffusion.network import NetworkInput, Reduced
@@ -44,7 +51,7 @@ class Estimator:
         process: Process,
         x0_BL: Tensor,
         generators: Sequence[torch.Generator],
-        where_BL: Tensor | None = None,
+        scored_BL: Tensor | None = None,
     ) -> Tensor:
         """Upper bounds of -log p, estimated with as little scatter as the process and the denoiser allow.
 
@@ -53,17 +60,17 @@ class Estimator:
             process: The forward process.
             x0_BL: Clean ids.
             generators: One stream a sequence.
-            where_BL: The tokens that are scored; the others are context, or padding. All of them by default.
+            scored_BL: The tokens that are scored; the others are context, or padding. All of them by default.
 
         Returns:
             Contributions of each token to each of R independent estimates, in nats, float64, shape (R, B, L), zero
-            outside `where_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
+            outside `scored_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
             Monte-Carlo error, else 1. The bound is the mean over R of the sum over L.
         """
-        where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
+        scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
         estimate = exact_count_nelbo if self.counts(process) else timed_nelbo
-        inner_RBL = estimate(denoiser, process, x0_BL, self.draws, generators, where_BL, self.steps)
-        return inner_RBL + edge_nats(process, x0_BL) * where_BL
+        inner_RBL = estimate(denoiser, process, x0_BL, self.draws, generators, scored_BL, self.steps)
+        return inner_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL
 
 
 def exact_count_nelbo(
@@ -72,7 +79,7 @@ def exact_count_nelbo(
     x0_BL: Tensor,
     draws: int,
     generators: Sequence[torch.Generator],
-    where_BL: Tensor,
+    scored_BL: Tensor,
     steps: int | None = None,
 ) -> Tensor:
     """The any-order bound of absorbing noise, with stratified counts and complements, without its edges.
@@ -88,13 +95,13 @@ def exact_count_nelbo(
         x0_BL: Clean ids.
         draws: How many masked copies of each sequence are scored besides the fully masked one; even.
         generators: One stream a sequence.
-        where_BL: The tokens that are scored.
+        scored_BL: The tokens that are scored.
         steps: T; None for continuous time.
 
     Returns:
         As `Estimator`.
     """
-    length_B = where_BL.sum(1).double()
+    length_B = scored_BL.sum(1).double()
     weight_B = [count_weights(process.schedule, int(length), steps).to(x0_BL.device) for length in length_B.tolist()]
 
     def weights(count_B: Tensor) -> Tensor:
@@ -106,7 +113,7 @@ def exact_count_nelbo(
     # Replicate r has every R-th pair of the grid, and a shift of its own.
     sizes = [len(range(r, pairs, replicates)) for r in range(replicates)]
 
-    everything_BL = _cross_entropy(denoiser, process, x0_BL, where_BL)
+    everything_BL = _cross_entropy(denoiser, process, x0_BL, scored_BL)
     whole_B = weights(length_B) / length_B.clamp(min=1.0)
     total_RBL = (everything_BL * whole_B[:, None]).repeat(replicates, 1, 1)
     share_B = (length_B - 1.0).clamp(min=0.0) / length_B.clamp(min=1.0)
@@ -114,8 +121,8 @@ def exact_count_nelbo(
         for j in range(size):
             u_B = (j + shift_RB[r]) / size
             count_B = ((u_B * (length_B - 1.0)).floor().clamp(min=0.0) + 1.0).minimum(length_B)  # 1 .. L-1
-            subset_BL = random_subset(generators, where_BL, count_B)
-            for half_BL, size_B in ((subset_BL, count_B), (where_BL & ~subset_BL, length_B - count_B)):
+            subset_BL = random_subset(generators, scored_BL, count_B)
+            for half_BL, size_B in ((subset_BL, count_B), (scored_BL & ~subset_BL, length_B - count_B)):
                 scale_B = 0.5 * share_B / size * weights(size_B) * length_B / size_B.clamp(min=1.0)
                 total_RBL[r] += scale_B[:, None] * _cross_entropy(denoiser, process, x0_BL, half_BL)
     return total_RBL
@@ -127,12 +134,12 @@ def timed_nelbo(
     x0_BL: Tensor,
     draws: int,
     generators: Sequence[torch.Generator],
-    where_BL: Tensor,
+    scored_BL: Tensor,
     steps: int | None = None,
 ) -> Tensor:
     """The bound of any noise, at stratified times, without its edges.
 
-    In continuous time the integral of `rate_of_nats` over the noise level, on a chain of T steps the sum of
+    In continuous time the integral of `nats_per_level` over the noise level, on a chain of T steps the sum of
     `step_nats`. Even levels would have infinite variance; here u is even on a grid with one random shift, and
     the level is u to the power of `LEVEL_POWER`.
 
@@ -142,7 +149,7 @@ def timed_nelbo(
         x0_BL: Clean ids.
         draws: How many noisy copies of each sequence are scored.
         generators: One stream a sequence.
-        where_BL: The tokens that are scored.
+        scored_BL: The tokens that are scored.
         steps: T; None for continuous time.
 
     Returns:
@@ -163,8 +170,8 @@ def timed_nelbo(
                 index_B = (u_B**LEVEL_POWER * steps).floor()
                 s_B, t_B = index_B / steps, (index_B + 1.0) / steps
                 density_B = t_B ** (1.0 / LEVEL_POWER) - s_B ** (1.0 / LEVEL_POWER)
-            xt_BL = process.corrupt(x0_BL, t_B, generators, where_BL)
-            nats_BL = position_nats(denoiser, process, x0_BL, xt_BL, t_B, s_B, where_BL)
+            xt_BL = process.corrupt(x0_BL, t_B, generators, scored_BL)
+            nats_BL = position_nats(denoiser, process, x0_BL, xt_BL, t_B, s_B, scored_BL)
             total_RBL[r] += nats_BL / (size * density_B.to(nats_BL.device)[:, None])
     return total_RBL
 
@@ -178,7 +185,7 @@ def grid_nelbo(
 ) -> Tensor:
     """The continuous-time bound, estimated at given times, with what the two ends of time cost.
 
-    NELBO = int_0^1 -alpha'(t) E[sum of `rate_of_nats`] dt; for absorbing noise -alpha'(t)/(1 - alpha(t)) times
+    NELBO = int_0^1 -alpha'(t) E[sum of `nats_per_level`] dt; for absorbing noise -alpha'(t)/(1 - alpha(t)) times
     the masked tokens' cross-entropy (MDLM, 2406.07524, eq. 11).
 
     Args:
@@ -196,7 +203,7 @@ def grid_nelbo(
         xt_BL = process.corrupt(x0_BL, t_B, generators)
         nats_BL = position_nats(denoiser, process, x0_BL, xt_BL, t_B)
         terms.append(-process.schedule.alpha_prime(t_B).to(x0_BL.device) * nats_BL.sum(1))
-    return torch.stack(terms, dim=1) + edge_nats(process, x0_BL).sum(1, keepdim=True)
+    return torch.stack(terms, dim=1) + prior_and_reconstruction_nats(process, x0_BL).sum(1, keepdim=True)
 
 
 def position_nats(
@@ -206,7 +213,7 @@ def position_nats(
     xt_BL: Tensor,
     t_B: Tensor,
     s_B: Tensor | None = None,
-    where_BL: Tensor | None = None,
+    scored_BL: Tensor | None = None,
 ) -> Tensor:
     """The bound's term at every position of one noisy copy; zero where nothing is left to predict.
 
@@ -217,14 +224,14 @@ def position_nats(
         xt_BL: Noisy ids.
         t_B: The time of each sequence.
         s_B: The time one step before, for a chain of steps; None for continuous time.
-        where_BL: The tokens that are scored; all of them by default.
+        scored_BL: The tokens that are scored; all of them by default.
 
     Returns:
         Nats, by the noise level in continuous time, float64, shape (B, L).
     """
     select_BL = process.informative(xt_BL)
-    if where_BL is not None:
-        select_BL = select_BL & where_BL
+    if scored_BL is not None:
+        select_BL = select_BL & scored_BL
     nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
     inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
     x0_N, z_N, t_N = x0_BL[select_BL], xt_BL[select_BL], inputs.of_wanted(t_B)
@@ -232,7 +239,7 @@ def position_nats(
 
     def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
         seen = process, log_p0_CV, x0_N[rows], z_N[rows]
-        nats_C = rate_of_nats(*seen, t_N[rows]) if s_N is None else step_nats(*seen, s_N[rows], t_N[rows])
+        nats_C = nats_per_level(*seen, t_N[rows]) if s_N is None else step_nats(*seen, s_N[rows], t_N[rows])
         return Reduced(nats_C.sum(), nats_C)
 
     nats_BL[select_BL] = denoiser.reduce(inputs, reducer).values_N.double()
@@ -240,7 +247,7 @@ def position_nats(
 
 
 def chain_rule_nll(
-    denoiser: Denoiser, process: Process, x0_BL: Tensor, order: Order, where_BL: Tensor | None = None
+    denoiser: Denoiser, process: Process, x0_BL: Tensor, order: Order, scored_BL: Tensor | None = None
 ) -> Tensor:
     """The exact negative log-likelihood of the sampler that reveals one token at a time in `order`.
 
@@ -252,7 +259,7 @@ def chain_rule_nll(
         process: Gives the mask.
         x0_BL: Clean ids.
         order: A deterministic order, such as left to right or confidence.
-        where_BL: The tokens that are scored, the others being context; all of them by default.
+        scored_BL: The tokens that are scored, the others being context; all of them by default.
 
     Returns:
         Nats a sequence, float64, shape (B,), after as many denoiser calls as the longest has scored tokens.
@@ -262,9 +269,9 @@ def chain_rule_nll(
     """
     if order.draws:
         raise ValueError("the chain rule needs an order that is not drawn at random")
-    where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
-    x_BL = x0_BL.masked_fill(where_BL, process.mask_id)
-    masked_BL = where_BL.clone()
+    scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
+    x_BL = x0_BL.masked_fill(scored_BL, process.mask_id)
+    masked_BL = scored_BL.clone()
     nll_B = torch.zeros(len(x0_BL), dtype=torch.float64, device=x0_BL.device)
     while (rows := masked_BL.any(1).nonzero()[:, 0]).numel():
         t_B = masked_BL[rows].double().mean(1)

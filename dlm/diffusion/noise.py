@@ -38,17 +38,17 @@ class Noise(Protocol):
 
     @property
     def name(self) -> str:
-        """See the class."""
+        """What the configuration calls it."""
         ...
 
-    def shares(self, signal: Tensor) -> Shares:
-        """The shares where the schedule says `signal`.
+    def shares(self, alpha: Tensor) -> Shares:
+        """The shares at one value of the schedule.
 
         Args:
-            signal: alpha of the schedule, from 1 (clean) to 0 (pure noise). It is differentiated through.
+            alpha: The value, from 1 (clean) to 0 (pure noise). It is differentiated through.
 
         Returns:
-            Three tensors of that shape. masked/clean and random/clean must not fall as the signal does: what
+            Three tensors of that shape. masked/clean and random/clean must not fall as alpha does: what
             one moment has added, the next cannot take back.
         """
         ...
@@ -71,9 +71,9 @@ class Absorbing:
     masks: ClassVar[bool] = True
     randomises: ClassVar[bool] = False
 
-    def shares(self, signal: Tensor) -> Shares:
+    def shares(self, alpha: Tensor) -> Shares:
         """All noise is mask; see `Noise`."""
-        return Shares(signal, 1.0 - signal, torch.zeros_like(signal))
+        return Shares(alpha, 1.0 - alpha, torch.zeros_like(alpha))
 
     def symbols(self, count: int) -> Tensor:
         """Never drawn from; see `Noise`."""
@@ -88,9 +88,9 @@ class Uniform:
     masks: ClassVar[bool] = False
     randomises: ClassVar[bool] = True
 
-    def shares(self, signal: Tensor) -> Shares:
+    def shares(self, alpha: Tensor) -> Shares:
         """All noise is random symbols; see `Noise`."""
-        return Shares(signal, torch.zeros_like(signal), 1.0 - signal)
+        return Shares(alpha, torch.zeros_like(alpha), 1.0 - alpha)
 
     def symbols(self, count: int) -> Tensor:
         """1/K each; see `Noise`."""
@@ -118,11 +118,11 @@ class Hybrid:
         if not 0.0 < self.share < 1.0:
             raise ValueError(f"share must be above 0 and below 1, got {self.share}")
 
-    def shares(self, signal: Tensor) -> Shares:
-        """See the class, and `Noise`."""
-        random = 2.0 * self.share / (1.0 - self.share) * (signal * (1.0 - signal)).sqrt()
+    def shares(self, alpha: Tensor) -> Shares:
+        """The three in the ratio alpha : 1 - alpha : 2 share/(1 - share) sqrt(alpha (1 - alpha)); see `Noise`."""
+        random = 2.0 * self.share / (1.0 - self.share) * (alpha * (1.0 - alpha)).sqrt()
         whole = 1.0 + random
-        return Shares(signal / whole, (1.0 - signal) / whole, random / whole)
+        return Shares(alpha / whole, (1.0 - alpha) / whole, random / whole)
 
     def symbols(self, count: int) -> Tensor:
         """1/K each; see `Noise`."""

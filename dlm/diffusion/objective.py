@@ -7,7 +7,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import LEVEL_POWER, count_weights, cross_entropy, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.bound import (
+    LEVEL_POWER,
+    count_weights,
+    cross_entropy,
+    nats_per_level,
+    prior_and_reconstruction_nats,
+    step_nats,
+)
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
 from dlm.diffusion.levels import Levels
@@ -41,7 +48,7 @@ class Objective(Protocol):
     """A training loss."""
 
     def __call__(
-        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
     ) -> LossTerms:
         """Corrupts the batch, predicts it and compares.
 
@@ -50,7 +57,7 @@ class Objective(Protocol):
             process: Corrupts them.
             x0_BL: Clean ids.
             draws: The randomness of this batch.
-            where_BL: The tokens that count, such as all but padding; all of them by default. The others
+            loss_mask_BL: The tokens that count, such as all but padding; all of them by default. The others
                 are never corrupted.
 
         Returns:
@@ -79,16 +86,16 @@ class MaskedObjective:
     steps: int | None = None
 
     def __call__(
-        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
     ) -> LossTerms:
         """One masked copy of each sequence; see `Objective`."""
-        where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
-        length_B = where_BL.sum(1).double()
+        loss_mask_BL = torch.ones_like(x0_BL, dtype=torch.bool) if loss_mask_BL is None else loss_mask_BL
+        length_B = loss_mask_BL.sum(1).double()
         level_B = self.levels.level(draws.u_B).to(x0_BL.device)
         # An empty row masks nothing; a level that rounds up to 1 must not ask for one token too many.
         count_B = torch.minimum((level_B * length_B).floor() + 1.0, length_B)
-        xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, where_BL)
-        masked_BL = (xt_BL == process.mask_id) & where_BL
+        xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, loss_mask_BL)
+        masked_BL = (xt_BL == process.mask_id) & loss_mask_BL
 
         inputs = NetworkInput(xt_BL, masked_BL, count_B / length_B.clamp(min=1.0))
         x0_N, weight_N = x0_BL[masked_BL], inputs.of_wanted(self._weight(process, count_B, length_B))
@@ -99,7 +106,7 @@ class MaskedObjective:
             return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
         loss, nats_N = denoiser.reduce(inputs, reducer)
-        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, where_BL)
+        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, loss_mask_BL)
 
     def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
         """w_l / (l q(l)), with q(l) the probability that a drawn level gives this count."""
@@ -131,13 +138,13 @@ class TimedObjective:
     steps: int | None = None
 
     def __call__(
-        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, where_BL: Tensor | None = None
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
     ) -> LossTerms:
         """One noisy copy of each sequence; see `Objective`."""
-        where_BL = torch.ones_like(x0_BL, dtype=torch.bool) if where_BL is None else where_BL
+        loss_mask_BL = torch.ones_like(x0_BL, dtype=torch.bool) if loss_mask_BL is None else loss_mask_BL
         s_B, t_B, weight_B = self._times(process, draws.u_B)
-        xt_BL = process.corrupt(x0_BL, t_B, draws.generators, where_BL)
-        select_BL = process.informative(xt_BL) & where_BL
+        xt_BL = process.corrupt(x0_BL, t_B, draws.generators, loss_mask_BL)
+        select_BL = process.informative(xt_BL) & loss_mask_BL
         inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
         s_N, t_N, weight_N = (inputs.of_wanted(x) for x in (s_B, t_B, weight_B))
         x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]
@@ -149,13 +156,13 @@ class TimedObjective:
             seen = process, log_p0_CV, x0_N[rows], z_N[rows]
             with torch.set_grad_enabled(self.weighting.weighted and torch.is_grad_enabled()):
                 if self.steps is None:
-                    nats_C = weight_N[rows] * rate_of_nats(*seen, t_N[rows])
+                    nats_C = weight_N[rows] * nats_per_level(*seen, t_N[rows])
                 else:
                     nats_C = weight_N[rows] * step_nats(*seen, s_N[rows], t_N[rows])
             return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
         loss, nats_N = denoiser.reduce(inputs, reducer)
-        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, where_BL)
+        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, loss_mask_BL)
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two times of each sequence, s <= t, and one over the probability of them."""
@@ -185,13 +192,17 @@ def _terms(
     loss: Tensor,
     nats_N: Tensor,
     x0_BL: Tensor,
-    where_BL: Tensor,
+    loss_mask_BL: Tensor,
 ) -> LossTerms:
     """The sums, from the loss and each predicted token's term of the bound."""
-    tokens, predicted = where_BL.sum().double(), torch.tensor(float(len(nats_N)), device=nats_N.device).double()
+    tokens, predicted = loss_mask_BL.sum().double(), torch.tensor(float(len(nats_N)), device=nats_N.device).double()
     with torch.no_grad():
         nelbo = nats_N.sum()
-        bound = nelbo + (edge_nats(process, x0_BL) * where_BL).sum() if levels.complete else nelbo * math.nan
+        bound = (
+            nelbo + (prior_and_reconstruction_nats(process, x0_BL) * loss_mask_BL).sum()
+            if levels.complete
+            else nelbo * math.nan
+        )
     return LossTerms(
         loss=loss,
         count=tokens if weighting.weighted else predicted,

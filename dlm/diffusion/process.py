@@ -1,7 +1,7 @@
-"""The forward process: how text is corrupted, and how one step of it is undone when the clean text is known.
+"""The forward process: how text is corrupted, and how how one step back is drawn when the clean text is known.
 
 Everything here follows from three numbers a time, the shares of clean tokens, masks and random symbols: between
-any two times the chain is of the same kind, q(xt | xs) = keep xs + masked e_m + random pi. No matrix is made
+any two times a transition is of the same kind, q(xt | xs) = keep xs + masked e_m + random pi. No matrix is made
 of it but to check and to teach.
 """
 
@@ -112,7 +112,7 @@ class Process:
         """
         return self.noise.shares(self.schedule.alpha(t.double()))
 
-    def between(self, s: Tensor, t: Tensor) -> Shares:
+    def transition(self, s: Tensor, t: Tensor) -> Shares:
         """The shares of q(xt | xs): kept, masked and random, with xs for x0.
 
         keep = clean(t)/clean(s), and what is left of the noise at t when the noise at s has been kept as
@@ -133,7 +133,7 @@ class Process:
     def rates(self, t: Tensor) -> tuple[Shares, Shares]:
         """The shares at `t`, and how fast each kind of noise arrives.
 
-        r = n' - (clean'/clean) n for n masked or random: the limit of `between` over its width. The derivative
+        r = n' - (clean'/clean) n for n masked or random: the limit of `transition` over its width. The derivative
         is by the noise level 1 - alpha, not by t, so that it does not depend on the schedule;
         times -alpha'(t) it is the rate in t.
 
@@ -144,8 +144,8 @@ class Process:
             The shares, and the rates of clean (never positive), masked and random, float64.
         """
         with torch.inference_mode(False):  # within it torch 2.11 takes every forward derivative for zero
-            signal = self.schedule.alpha(t.double()).clone()
-            values, slopes = torch.func.jvp(self.noise.shares, (signal,), (-torch.ones_like(signal),))[:2]
+            alpha = self.schedule.alpha(t.double()).clone()
+            values, slopes = torch.func.jvp(self.noise.shares, (alpha,), (-torch.ones_like(alpha),))[:2]
         now, slope = Shares(*values), Shares(*slopes)
         decay = slope.clean / now.clean
         return now, Shares(decay, slope.masked - decay * now.masked, slope.random - decay * now.random)
@@ -160,7 +160,7 @@ class Process:
         return xt_BL == self.mask_id if self.absorbing else torch.ones_like(xt_BL, dtype=torch.bool)
 
     def corrupt(
-        self, x0_BL: Tensor, t_B: Tensor, generators: Sequence[torch.Generator], where_BL: Tensor | None = None
+        self, x0_BL: Tensor, t_B: Tensor, generators: Sequence[torch.Generator], editable_BL: Tensor | None = None
     ) -> Tensor:
         """Draws xt from q(xt | x0).
 
@@ -168,28 +168,28 @@ class Process:
             x0_BL: Clean ids.
             t_B: A time in [0, 1] for each sequence.
             generators: One stream a sequence.
-            where_BL: The positions that may be corrupted; all of them by default.
+            editable_BL: The positions that may be corrupted; all of them by default.
 
         Returns:
             Noisy ids, shape (B, L).
         """
-        return self._draw(x0_BL, self.shares(t_B), generators, where_BL)
+        return self._draw(x0_BL, self.shares(t_B), generators, editable_BL)
 
-    def evolve(
+    def sample_transition(
         self,
         xs_BL: Tensor,
         s_B: Tensor,
         t_B: Tensor,
         generators: Sequence[torch.Generator],
-        where_BL: Tensor | None = None,
+        editable_BL: Tensor | None = None,
     ) -> Tensor:
         """Draws xt from q(xt | xs), the chain's way from `s_B` to `t_B`; see `corrupt`."""
-        return self._draw(xs_BL, self.between(s_B, t_B), generators, where_BL)
+        return self._draw(xs_BL, self.transition(s_B, t_B), generators, editable_BL)
 
     def corrupt_count(
-        self, x0_BL: Tensor, count_B: Tensor, generators: Sequence[torch.Generator], where_BL: Tensor
+        self, x0_BL: Tensor, count_B: Tensor, generators: Sequence[torch.Generator], editable_BL: Tensor
     ) -> Tensor:
-        """Masks exactly `count_B` of each sequence's positions in `where_BL`, all subsets being equally likely.
+        """Masks exactly `count_B` of each sequence's positions in `editable_BL`, all subsets being equally likely.
 
         This is q(xt | x0) given how many tokens are masked, which for absorbing noise is all that t can tell.
 
@@ -197,40 +197,40 @@ class Process:
             x0_BL: Clean ids.
             count_B: How many positions to mask.
             generators: One stream a sequence.
-            where_BL: The positions that may be masked.
+            editable_BL: The positions that may be masked.
 
         Returns:
             Noisy ids, shape (B, L).
         """
-        return x0_BL.masked_fill(random_subset(generators, where_BL, count_B), self.mask_id)
+        return x0_BL.masked_fill(random_subset(generators, editable_BL, count_B), self.mask_id)
 
-    def prior(self, generators: Sequence[torch.Generator], where_BL: Tensor) -> Tensor:
+    def prior(self, generators: Sequence[torch.Generator], editable_BL: Tensor) -> Tensor:
         """Draws the state at t = 1 of a text whose symbols are all equally likely.
 
         For a schedule that ends at 0 this is the noise: all masks, or random symbols.
 
         Args:
             generators: One stream a sequence.
-            where_BL: The positions to draw; the mask stands at the others.
+            editable_BL: The positions to draw; the mask stands at the others.
 
         Returns:
             Ids, shape (B, L).
         """
-        symbols_K, _ = self.on(where_BL.device)
-        u_BL = random_scores(generators, where_BL).clamp(min=0.0)
+        symbols_K, _ = self.on(editable_BL.device)
+        u_BL = random_scores(generators, editable_BL).clamp(min=0.0)
         text_BL = symbols_K[(u_BL * len(symbols_K)).long()]
-        end_B = torch.ones(len(where_BL), dtype=torch.float64, device=where_BL.device)
-        noisy_BL = self._draw(text_BL, self.shares(end_B), generators, where_BL)
-        return noisy_BL.masked_fill(~where_BL, self.mask_id)
+        end_B = torch.ones(len(editable_BL), dtype=torch.float64, device=editable_BL.device)
+        noisy_BL = self._draw(text_BL, self.shares(end_B), generators, editable_BL)
+        return noisy_BL.masked_fill(~editable_BL, self.mask_id)
 
-    def undo(
+    def sample_posterior(
         self,
         xt_BL: Tensor,
         x0_BL: Tensor,
         s_B: Tensor,
         t_B: Tensor,
         generators: Sequence[torch.Generator],
-        where_BL: Tensor,
+        editable_BL: Tensor,
     ) -> Tensor:
         """Draws xs from the posterior q(xs | xt, x0), one step back on the chain.
 
@@ -243,27 +243,29 @@ class Process:
             s_B: The earlier time of each sequence.
             t_B: The later time.
             generators: One stream a sequence.
-            where_BL: The positions to draw; xt stays at the others.
+            editable_BL: The positions to draw; xt stays at the others.
 
         Returns:
             Ids at time s, shape (B, L).
         """
-        early, step = (Shares(*(x[:, None] for x in shares)) for shares in (self.shares(s_B), self.between(s_B, t_B)))
+        early, step = (
+            Shares(*(x[:, None] for x in shares)) for shares in (self.shares(s_B), self.transition(s_B, t_B))
+        )
         came_BL = self.noise_of(step, xt_BL)
         stays_BL = step.clean * ((xt_BL == x0_BL) * early.clean + self.noise_of(early, xt_BL))
         shows_BL, random_BL = came_BL * early.clean, came_BL * early.random
         whole_BL = stays_BL + shows_BL + random_BL + came_BL * early.masked
-        u_BL = random_scores(generators, where_BL) * whole_BL
+        u_BL = random_scores(generators, editable_BL) * whole_BL
         symbol_BL = self._symbol((u_BL - stays_BL - shows_BL) / random_BL)
         xs_BL = torch.where(u_BL < stays_BL + shows_BL + random_BL, symbol_BL, self.mask_id)
         xs_BL = torch.where(u_BL < stays_BL + shows_BL, x0_BL, xs_BL)
-        return torch.where(~where_BL | (u_BL < stays_BL), xt_BL, xs_BL)
+        return torch.where(~editable_BL | (u_BL < stays_BL), xt_BL, xs_BL)
 
     def posterior(self, xt_BL: Tensor, p0_BLS: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """The mixture form sum_x0 q(xs | xt, x0) p0(x0); for a one-hot p0 the posterior itself, by Bayes.
 
         q(xs | xt, x0) is proportional to q(xt | xs) q(xs | x0) (D3PM, 2107.03006, eq. 3). This table is to check
-        and to teach; `undo` draws from it without.
+        and to teach; `sample_posterior` draws from it without.
 
         Args:
             xt_BL: Noisy ids.
@@ -275,7 +277,7 @@ class Process:
         Returns:
             Probabilities over the S states, shape (B, L, S).
         """
-        q_s, q_ts = self._matrix(self.shares(s)), self._matrix(self.between(s, t))
+        q_s, q_ts = self._matrix(self.shares(s)), self._matrix(self.transition(s, t))
         # q(xt | x0) by x0, in the order of p0's last axis.
         came_BLS = (q_ts @ q_s).to(p0_BLS)[xt_BL]
         seen_BLS = torch.nn.functional.one_hot(xt_BL, self.vocabulary.size).to(p0_BLS)
@@ -297,7 +299,7 @@ class Process:
             A float64 matrix, shape (S, S): column j is q(xt | xs = j).
         """
         s, t = torch.as_tensor(s, dtype=torch.float64), torch.as_tensor(t, dtype=torch.float64)
-        return self._matrix(self.shares(t) if s == 0 else self.between(s, t))
+        return self._matrix(self.shares(t) if s == 0 else self.transition(s, t))
 
     def _matrix(self, shares: Shares) -> Tensor:
         """The matrix of one pair of times, from its shares."""
@@ -335,17 +337,17 @@ class Process:
         return (term_S * is_symbol_S).sum() - term_S + term(noise_S + clean)
 
     def _draw(
-        self, x_BL: Tensor, shares: Shares, generators: Sequence[torch.Generator], where_BL: Tensor | None
+        self, x_BL: Tensor, shares: Shares, generators: Sequence[torch.Generator], editable_BL: Tensor | None
     ) -> Tensor:
         """Keeps, masks or randomises each token; one number a token, whose rest chooses the symbol."""
-        where_BL = torch.ones_like(x_BL, dtype=torch.bool) if where_BL is None else where_BL
+        editable_BL = torch.ones_like(x_BL, dtype=torch.bool) if editable_BL is None else editable_BL
         clean_B1, random_B1 = (share.to(x_BL.device)[:, None] for share in (shares.clean, shares.random))
-        u_BL = random_scores(generators, where_BL)
+        u_BL = random_scores(generators, editable_BL)
         noisy_BL = torch.full_like(x_BL, self.mask_id)
         if self.noise.randomises:
             symbol_BL = self._symbol((u_BL - clean_B1) / random_B1)
             noisy_BL = torch.where(u_BL < clean_B1 + random_B1, symbol_BL, noisy_BL)
-        return torch.where(where_BL & (u_BL >= clean_B1), noisy_BL, x_BL)
+        return torch.where(editable_BL & (u_BL >= clean_B1), noisy_BL, x_BL)
 
     def _symbol(self, u_BL: Tensor) -> Tensor:
         """The symbol at quantile u of pi; any symbol where u is not in [0, 1)."""

@@ -201,5 +201,5 @@ class ReverseChain:
         log_p_NV = denoiser(NetworkInput(x_BL, open_BL, t_B))
         u_N = torch.cat(uniforms(generators, open_BL.sum(1).tolist()))
         x0_BL = x_BL.masked_scatter(open_BL, self.token.draw(log_p_NV, u_N))
-        xs_BL = x0_BL if k == 1 else self.process.undo(x_BL, x0_BL, s_B, t_B, generators, open_BL)
+        xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, open_BL)
         return Changes(xs_BL, xs_BL != x_BL, open_BL.any(1).cpu())

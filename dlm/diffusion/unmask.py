@@ -26,19 +26,19 @@ CPU_SLICE = 2**19
 class Predictions:
     """What the denoiser says of the masked positions, with the statistics that orders and budgets ask for."""
 
-    def __init__(self, log_p_NV: Tensor, where_BL: Tensor) -> None:
+    def __init__(self, log_p_NV: Tensor, candidates_BL: Tensor) -> None:
         """Pairs rows with positions.
 
         Args:
             log_p_NV: Log-probabilities, one row a selected position.
-            where_BL: The N positions, counted row by row.
+            candidates_BL: The N positions, counted row by row.
         """
         self.log_p_NV = log_p_NV
-        self.where_BL = where_BL
+        self.candidates_BL = candidates_BL
 
     def at(self, chosen_BL: Tensor) -> Tensor:
         """The rows of `chosen_BL`, a subset of the positions."""
-        return self.log_p_NV[chosen_BL[self.where_BL]]
+        return self.log_p_NV[chosen_BL[self.candidates_BL]]
 
     @cached_property
     def confidence_BL(self) -> Tensor:
@@ -58,8 +58,8 @@ class Predictions:
         return self._dense(-(self.log_p_NV.exp() * finite_NV).sum(-1))
 
     def _dense(self, values_N: Tensor) -> Tensor:
-        return torch.zeros(self.where_BL.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(
-            self.where_BL, values_N
+        return torch.zeros(self.candidates_BL.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(
+            self.candidates_BL, values_N
         )
 
 
@@ -79,8 +79,8 @@ class Order(Protocol):
         """What `--order` calls it."""
         ...
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
-        """A score for each position of `where_BL`, higher first, and -inf or less than any score elsewhere."""
+    def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+        """A score for each position of `candidates_BL`, higher first, and -inf or less than any score elsewhere."""
         ...
 
 
@@ -92,9 +92,9 @@ class Random:
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = True
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+    def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """A random number each; see `Order`."""
-        return random_scores(generators, where_BL)
+        return random_scores(generators, candidates_BL)
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,10 @@ class LeftToRight:
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+    def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """Minus the position; see `Order`."""
-        position_L = torch.arange(where_BL.shape[1], device=where_BL.device, dtype=torch.float64)
-        return (-position_L).expand(where_BL.shape).masked_fill(~where_BL, -torch.inf)
+        position_L = torch.arange(candidates_BL.shape[1], device=candidates_BL.device, dtype=torch.float64)
+        return (-position_L).expand(candidates_BL.shape).masked_fill(~candidates_BL, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class Confidence:
     informed: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+    def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """The largest probability; see `Order`."""
         assert predictions is not None
-        return predictions.confidence_BL.masked_fill(~where_BL, -torch.inf)
+        return predictions.confidence_BL.masked_fill(~candidates_BL, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ class Margin:
     informed: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+    def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """The lead; see `Order`."""
         assert predictions is not None
-        return predictions.margin_BL.masked_fill(~where_BL, -torch.inf)
+        return predictions.margin_BL.masked_fill(~candidates_BL, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -147,10 +147,10 @@ class Entropy:
     informed: ClassVar[bool] = True
     draws: ClassVar[bool] = False
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
+    def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """Minus the entropy; see `Order`."""
         assert predictions is not None
-        return (-predictions.entropy_BL).masked_fill(~where_BL, -torch.inf)
+        return (-predictions.entropy_BL).masked_fill(~candidates_BL, -torch.inf)
 
 
 AnyOrder = Random | LeftToRight | Confidence | Margin | Entropy

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import edge_nats
+from dlm.diffusion.bound import prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, grid_nelbo
@@ -151,7 +151,7 @@ def constant_logits() -> Iterator[Check]:
     process = small_process(Absorbing(), symbols, edged)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     alpha_0, alpha_1 = edged.alpha(ends).tolist()
-    cost = float(edge_nats(process, x0_L)[0])
+    cost = float(prior_and_reconstruction_nats(process, x0_L)[0])
     yield Check("alpha(1) > 0 costs alpha(1) ln K", alpha_1 * math.log(symbols), float(process.prior_nats_S[0]), 1e-12)
     yield Check(
         "alpha(0) < 1 costs (1 - alpha(0)) ln K",

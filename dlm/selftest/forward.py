@@ -39,7 +39,7 @@ def _linear_schedule() -> Iterator[Check]:
     """The rates of the linear schedule on a grid of T steps."""
     steps = 10
     grid = torch.arange(steps + 1, dtype=torch.float64) / steps
-    beta_T = 1.0 - small_process(Absorbing(), 2).between(grid[:-1], grid[1:]).clean
+    beta_T = 1.0 - small_process(Absorbing(), 2).transition(grid[:-1], grid[1:]).clean
     worst = float((beta_T - 1.0 / torch.arange(steps, 0, -1).double()).abs().max())
     yield Check("the linear schedule is D3PM's beta_k = 1/(T-k+1), largest error", 0.0, worst, 1e-12)
 
@@ -82,12 +82,12 @@ def _worst_posterior(process: Process) -> float:
 
 
 def _drawn_posterior(process: Process, z: int, x0: int) -> Check:
-    """Draws of `Process.undo` against the posterior."""
+    """Draws of `Process.sample_posterior` against the posterior."""
     rows, s, t = 8000, 0.4, 0.7
     xt_BL, x0_BL = torch.full((rows, 1), z), torch.full((rows, 1), x0)
     s_B, t_B = (torch.full((rows,), x, dtype=torch.float64) for x in (s, t))
     streams = [generator("undo", row) for row in range(rows)]
-    xs_BL = process.undo(xt_BL, x0_BL, s_B, t_B, streams, torch.ones_like(xt_BL, dtype=torch.bool))
+    xs_BL = process.sample_posterior(xt_BL, x0_BL, s_B, t_B, streams, torch.ones_like(xt_BL, dtype=torch.bool))
     one_hot = torch.nn.functional.one_hot(x0_BL[:1], 4).double()
     expected_S = rows * process.posterior(xt_BL[:1], one_hot, s_B[0], t_B[0])[0, 0]
     found_S = torch.bincount(xs_BL[:, 0], minlength=4)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import edge_nats
+from dlm.diffusion.bound import prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import position_nats
@@ -145,7 +145,7 @@ def exact_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int |
         levels, weights = quadrature()
         t = process.time_at(torch.tensor(levels, dtype=torch.float64))
         inner = (end - start) * sum(w * mean(when, None) for w, when in zip(weights, t.tolist(), strict=True))
-    return inner + float(edge_nats(process, x0_L).sum())
+    return inner + float(prior_and_reconstruction_nats(process, x0_L).sum())
 
 
 def mean_bound(joint: Joint, denoiser: Denoiser, process: Process, steps: int | None) -> float:

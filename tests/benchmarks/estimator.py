@@ -15,7 +15,7 @@ from torch import Tensor
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import grid_nelbo
 from dlm.diffusion.schedule import Linear
-from tests.diffusion.joints import Chain, absorbing, count_nelbo
+from tests.support.joints import Chain, absorbing, count_nelbo
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from dlm.model.checkpoint import read_sidecar
-from tests.train.tiny_runs import describe, weights, write
+from tests.support.tiny_runs import describe, weights, write
 
 STEPS = 10000
 

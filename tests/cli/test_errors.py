@@ -1,7 +1,6 @@
 """What a user may get wrong: one line that names it, exit code 2, nothing on stdout, and no traceback."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,20 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from dlm.cli.app import app
 from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import FORMAT
-
-SIZES = {
-    "num_hidden_layers": 1,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-}
+from tests.support import commands
+from tests.support.fixtures import MakeLM
+from tests.support.launchers import ENVIRONMENT
+from tests.support.tiny_models import SMALLEST
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +48,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     source = {"format": "text", "path": str(folder / "text.txt")}
     tree: dict[str, Any] = {
         "data": {"train": source, "held_out": {"by": "tail"}, "length": 16},
-        "model": {"sizes": SIZES},
+        "model": {"sizes": SMALLEST},
     }
     tree |= {"tokenizer": {"name": "bytes"}, "train": {"precision": "fp32"}}  # Accelerate takes one a process
     (folder / "good.yaml").write_text(yaml.safe_dump(tree))
@@ -67,7 +59,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
 
 def invoke(shelf: Path, words: str | list[str]) -> tuple[int, str, str]:
     parts = [word.replace("@", f"{shelf}/") for word in (words.split() if isinstance(words, str) else words)]
-    found = CliRunner().invoke(app, parts, catch_exceptions=False)
+    found = commands.invoke(*parts)
     return found.exit_code, found.stdout, found.stderr
 
 
@@ -249,9 +241,8 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_bytes_that_are_no_text_on_stdin(shelf: Path) -> None:
     for words in (["infill", str(shelf / "model"), "-"], ["corrupt", "-"]):
-        found = CliRunner().invoke(app, words, input=b"caf\xe9[MASK:1]", catch_exceptions=False)
-        assert (found.exit_code, found.stdout) == (2, "")
-        assert found.stderr == "dlm: stdin is not UTF-8: invalid continuation byte at 3\n"
+        told = commands.refusal(*words, stdin=b"caf\xe9[MASK:1]")
+        assert told == "dlm: stdin is not UTF-8: invalid continuation byte at 3\n"
 
 
 def test_a_seed_of_any_size(shelf: Path) -> None:
@@ -260,16 +251,15 @@ def test_a_seed_of_any_size(shelf: Path) -> None:
         assert code == 0 and out, err
 
 
-def test_unknown_characters_are_told(tmp_path: Path, make_lm: object, shelf: Path) -> None:
+def test_unknown_characters_are_told(tmp_path: Path, make_lm: MakeLM, shelf: Path) -> None:
     from dlm.config import Characters
     from dlm.model.tokenizer import build_tokenizer
 
-    lm = make_lm(build_tokenizer(Characters(), lambda: iter(["some words to tra in on, again."])), 32)  # type: ignore[operator]
+    lm = make_lm(build_tokenizer(Characters(), lambda: iter(["some words to tra in on, again."])), 32)
     lm.save_pretrained(tmp_path / "model")
     (tmp_path / "odd.txt").write_text("some §§§ words to train on " * 4)
-    found = CliRunner().invoke(app, ["eval", str(tmp_path / "model"), "--data", str(tmp_path / "odd.txt"), "--json"])
-    assert found.exit_code == 0 and json.loads(found.stdout)["unknown_tokens"] == 12
-    assert found.stderr.startswith("12 characters are unknown to the tokenizer")
+    out, err = commands.dlm("eval", tmp_path / "model", "--data", tmp_path / "odd.txt", "--json")
+    assert json.loads(out)["unknown_tokens"] == 12 and err.startswith("12 characters are unknown to the tokenizer")
 
 
 TELLS = """
@@ -292,13 +282,12 @@ def test_in_a_process_of_its_own(shelf: Path, interrupted: bool) -> None:
     model = shelf / ("model" if interrupted else "truncated")
     endless = ["--num", "1000000", "--batch-size", "1"]
     command = [sys.executable, "-c", TELLS, "sample", str(model), *endless]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=ENVIRONMENT,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         try:

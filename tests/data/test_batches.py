@@ -14,7 +14,7 @@ from dlm.data.batches import Batch, Sequences, TrainingBatches
 from dlm.data.tokens import Tokens
 from dlm.errors import DataError
 from dlm.model.tokenizer import decode, encode, fingerprint
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 PAD, END = 999, 998
 DOCUMENTS = ["hello", "", "a", "caf\u00e9 \U0001f600", "x" * 23]

@@ -6,8 +6,6 @@ import os
 import sysconfig
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +22,8 @@ from dlm.data.formats import FORMATS, source_of
 from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
+from tests.support.fixtures import Refused
 
-Refused = Callable[..., AbstractContextManager[None]]
 Documents = Literal["file", "paragraph", "line"]
 
 HOSTILE = [

@@ -18,7 +18,7 @@ from dlm.data.streaming import Stream, open_stream
 from dlm.data.streaming_batches import StreamingBatches
 from dlm.errors import ConfigError, DataError, DlmError
 from dlm.settings import parse_config
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 END, PAD = 256, 257
 LENGTH = 8

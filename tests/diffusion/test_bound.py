@@ -8,14 +8,14 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.bound import count_weights, nats_per_level, prior_and_reconstruction_nats, step_nats
 from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_out, own_evidence, with_own_token
 from dlm.diffusion.draws import generator
 from dlm.diffusion.network import FunctionNetwork
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, noise_levels
-from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
+from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
@@ -99,7 +99,7 @@ def test_the_last_step_is_a_reconstruction(noise: Noise) -> None:
 def test_the_continuous_term_is_the_limit_of_ever_shorter_steps(process: Process, t: float) -> None:
     x0_N, z_N = seen(process, t)
     log_p_NV, t_N = guesses(len(x0_N)), at(t).expand(len(z_N))
-    rate_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N) * -process.schedule.alpha_prime(t_N)
+    rate_N = nats_per_level(process, log_p_NV, x0_N, z_N, t_N) * -process.schedule.alpha_prime(t_N)
 
     def off(h: float) -> Tensor:
         return step_nats(process, log_p_NV, x0_N, z_N, t_N - h, t_N) / h - rate_N
@@ -113,7 +113,7 @@ def test_at_a_mask_of_absorbing_noise_the_term_is_the_weighted_cross_entropy() -
     process, log_p_NV = Process(Absorbing(), Cosine(), VOCABULARY), guesses(4)
     x0_N, z_N, t_N = torch.tensor(SYMBOLS), torch.full((4,), VOCABULARY.mask_id), at(0.1, 0.4, 0.6, 0.99)
     expected_N = -log_p_NV[torch.arange(4), x0_N] / (1 - process.schedule.alpha(t_N))
-    torch.testing.assert_close(rate_of_nats(process, log_p_NV, x0_N, z_N, t_N), expected_N, rtol=1e-12, atol=0)
+    torch.testing.assert_close(nats_per_level(process, log_p_NV, x0_N, z_N, t_N), expected_N, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
@@ -126,7 +126,7 @@ def test_for_uniform_noise_the_term_is_that_of_udlm(schedule: NoiseSchedule, t: 
     out_NV = guesses(len(x0_N))  # the leave-one-out prediction
     t_N = at(t).expand(len(z_N))
     log_p_NV = with_own_token(out_NV, z_N, process, t_N)
-    found_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N) * -slope
+    found_N = nats_per_level(process, log_p_NV, x0_N, z_N, t_N) * -slope
     for x0, z, out_V, found in zip(x0_N.tolist(), z_N.tolist(), out_NV, found_N, strict=True):
         bar = {j: k * alpha * (j == x0) + (1 - alpha) for j in SYMBOLS}
         bar_th = {j: k * alpha * math.exp(out_V[j]) + (1 - alpha) for j in SYMBOLS}
@@ -150,7 +150,7 @@ def test_for_hybrid_noise_the_term_is_that_of_gidd(t: float) -> None:
     true_NS, guess_NS = q.T[x0_N], out_NV.exp() @ q.T
     kl_N = divergence(true_NS, guess_NS)
     over_N = true_NS[rows_N, z_N] / guess_NS[rows_N, z_N]
-    found_N = rate_of_nats(process, with_own_token(out_NV, z_N, process, t_N), x0_N, z_N, t_N)
+    found_N = nats_per_level(process, with_own_token(out_NV, z_N, process, t_N), x0_N, z_N, t_N)
     torch.testing.assert_close(found_N, w_N * (kl_N + over_N - over_N.log() - 1), rtol=1e-6, atol=1e-9)
 
 
@@ -159,13 +159,13 @@ def test_the_right_answer_costs_nothing(process: Process) -> None:
     sure_NV = torch.where(torch.nn.functional.one_hot(x0_N, VOCABULARY.size) > 0, 0.0, -math.inf).double()
     s_N, t_N = at(0.3).expand(len(z_N)), at(0.5).expand(len(z_N))
     for found_N in (
-        rate_of_nats(process, sure_NV, x0_N, z_N, t_N),
+        nats_per_level(process, sure_NV, x0_N, z_N, t_N),
         step_nats(process, sure_NV, x0_N, z_N, s_N, t_N),
     ):
         torch.testing.assert_close(found_N, torch.zeros_like(found_N), atol=1e-12, rtol=0)
     for key in range(20):
         wrong_NV = guesses(len(z_N), f"wrong {key}")
-        assert float(rate_of_nats(process, wrong_NV, x0_N, z_N, t_N).min()) > 0
+        assert float(nats_per_level(process, wrong_NV, x0_N, z_N, t_N).min()) > 0
         assert float(step_nats(process, wrong_NV, x0_N, z_N, s_N, t_N).min()) > 0
 
 
@@ -184,7 +184,7 @@ def test_terms_and_gradients_are_finite_in_float32(
     barred_NV = logits_NV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf)
     log_p_NV = with_own_token(barred_NV, z_N, process, t_N) if plug_in else barred_NV.log_softmax(-1)
     if span is None:
-        nats_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N)
+        nats_N = nats_per_level(process, log_p_NV, x0_N, z_N, t_N)
     else:
         nats_N = step_nats(process, log_p_NV, x0_N, z_N, s_N, t_N)
     assert nats_N.dtype == torch.float64 and nats_N.isfinite().all() and float(nats_N.detach().min()) > -1e-5
@@ -193,7 +193,7 @@ def test_terms_and_gradients_are_finite_in_float32(
     exact_NV = barred_NV.detach().double()
     exact_NV = with_own_token(exact_NV, z_N, process, t_N) if plug_in else exact_NV.log_softmax(-1)
     exact_N = (
-        rate_of_nats(process, exact_NV, x0_N, z_N, t_N)
+        nats_per_level(process, exact_NV, x0_N, z_N, t_N)
         if span is None
         else step_nats(process, exact_NV, x0_N, z_N, s_N, t_N)
     )
@@ -205,7 +205,7 @@ def test_terms_and_gradients_are_finite_near_the_ends(process: Process, t: float
     x0_N, z_N = seen(process, t)
     logits_NV = torch.randn(len(z_N), VOCABULARY.size, generator=generator("ends")).requires_grad_()
     barred_NV = logits_NV.index_fill(-1, torch.tensor(VOCABULARY.forbidden), -math.inf)
-    nats_N = rate_of_nats(process, barred_NV.log_softmax(-1), x0_N, z_N, at(t).expand(len(z_N)))
+    nats_N = nats_per_level(process, barred_NV.log_softmax(-1), x0_N, z_N, at(t).expand(len(z_N)))
     assert nats_N.isfinite().all() and torch.autograd.grad(nats_N.sum(), logits_NV)[0].isfinite().all()
 
 
@@ -219,7 +219,7 @@ def test_the_gradient_is_the_slope(process: Process, span: tuple[float, float] |
         wide_NV = torch.full((len(z_N), VOCABULARY.size), -math.inf, dtype=torch.float64)
         log_p_NV = wide_NV.index_copy(1, VOCABULARY.symbols_K, logits_NK).log_softmax(-1)
         if span is None:
-            return rate_of_nats(process, log_p_NV, x0_N, z_N, t_N)
+            return nats_per_level(process, log_p_NV, x0_N, z_N, t_N)
         return step_nats(process, log_p_NV, x0_N, z_N, s_N, t_N)
 
     start = torch.randn(len(z_N), len(SYMBOLS), generator=generator("slope"), dtype=torch.float64)
@@ -241,7 +241,7 @@ def test_the_best_prediction_is_the_exact_one(mixing: Process, span: tuple[float
         log_p_NV = (best_SV + shift_SV).log_softmax(-1)[z_N]
         s_N, t_N = at(s).expand(len(z_N)), at(t).expand(len(z_N))
         if span is None:
-            return weight_N @ rate_of_nats(mixing, log_p_NV, x0_N, z_N, t_N)
+            return weight_N @ nats_per_level(mixing, log_p_NV, x0_N, z_N, t_N)
         return weight_N @ step_nats(mixing, log_p_NV, x0_N, z_N, s_N, t_N)
 
     at_best = torch.zeros_like(best_SV, requires_grad=True)
@@ -383,7 +383,7 @@ def _harmonic(schedule: NoiseSchedule, length: int, steps: int) -> float:
 def test_every_token_pays_the_ends_once() -> None:
     process = Process(Lopsided(), Straight(0.9, 0.2), VOCABULARY)
     x0_BL = torch.tensor([[1, 3], [6, 6]])
-    found_BL = edge_nats(process, x0_BL)
+    found_BL = prior_and_reconstruction_nats(process, x0_BL)
     for token, found in zip(x0_BL.flatten(), found_BL.flatten(), strict=True):
         assert float(found) == float(process.prior_nats_S[token] + process.reconstruction_nats_S[token])
     assert found_BL.unique().numel() == 3  # a rare symbol costs another amount than a frequent one

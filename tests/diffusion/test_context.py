@@ -9,10 +9,10 @@ ROWS, LENGTH = 4000, 10
 
 
 def parts(share: float) -> torch.Tensor:
-    where_BL = torch.ones(ROWS, LENGTH, dtype=torch.bool)
-    where_BL[:, LENGTH - 2 :] = False  # padding
-    kept_BL = editable_part(where_BL, share, [generator("context", row) for row in range(ROWS)])
-    assert not (kept_BL & ~where_BL).any()
+    editable_BL = torch.ones(ROWS, LENGTH, dtype=torch.bool)
+    editable_BL[:, LENGTH - 2 :] = False  # padding
+    kept_BL = editable_part(editable_BL, share, [generator("context", row) for row in range(ROWS)])
+    assert not (kept_BL & ~editable_BL).any()
     return kept_BL[:, : LENGTH - 2]
 
 

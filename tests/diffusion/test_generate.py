@@ -28,7 +28,7 @@ from dlm.diffusion.unmask import (
     Threshold,
     TokenChoice,
 )
-from tests.diffusion.joints import Narrow, Wrong, random_joint
+from tests.support.joints import Narrow, Wrong, random_joint
 from tests.support.networks import ask, unmask
 
 K, L = 3, 7

@@ -33,7 +33,7 @@ from dlm.diffusion.unmask import (
     Threshold,
     TokenChoice,
 )
-from tests.diffusion.joints import Joint, Narrow, Wrong, absorbing, count_nelbo, exact_nelbo, random_joint
+from tests.support.joints import Joint, Narrow, Wrong, absorbing, count_nelbo, exact_nelbo, random_joint
 from tests.support.networks import ask, unmask
 
 K = 3

@@ -12,7 +12,7 @@ from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.schedule import Linear
 from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Chain,
     Joint,

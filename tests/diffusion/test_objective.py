@@ -16,7 +16,7 @@ from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.objective import MaskedObjective
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, Weighting
-from tests.diffusion.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
+from tests.support.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
 from tests.support.networks import ask
 
 K, L = 3, 5

@@ -11,12 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dlm.diffusion.bound import rate_of_nats
+from dlm.diffusion.bound import nats_per_level
 from dlm.diffusion.draws import generator
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Shares, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, Schedule
-from tests.diffusion.joints import Lopsided, Straight, marginal, step_matrix
+from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 """Symbols 1, 3, 4, 6; the mask is 2; no text holds 0 and 5."""
@@ -86,7 +86,7 @@ def test_alpha_is_the_share_of_clean_tokens_without_a_mixture(process: Process) 
 
 
 def test_noise_is_never_taken_back(process: Process) -> None:
-    """What `between` cuts off at zero is rounding, not a chain that would need a negative probability."""
+    """What `transition` cuts off at zero is rounding, not a chain that would need a negative probability."""
     grid = torch.linspace(0, 1, 201, dtype=torch.float64)
     for step in (1, 7, 100):
         early, late = process.shares(grid[:-step]), process.shares(grid[step:])
@@ -159,7 +159,7 @@ def test_the_rates_are_the_limit_of_ever_shorter_steps(process: Process) -> None
     assert all(torch.equal(a, b) for a, b in zip(now, process.shares(t), strict=True))
 
     def off(h: float) -> Tensor:
-        keep, masked, random = process.between(t - h, t)
+        keep, masked, random = process.transition(t - h, t)
         level = process.schedule.alpha(t - h) - process.schedule.alpha(t)
         found = torch.stack([keep - 1.0, masked, random]) / level
         return found - torch.stack(tuple(rates))
@@ -251,7 +251,7 @@ def test_evolved_tokens_follow_the_matrix(drawn: Process) -> None:
     states = [*SYMBOLS, VOCABULARY.mask_id] if drawn.noise.masks else SYMBOLS
     xs_BL = torch.tensor(states)[:, None].expand(-1, 4000)
     s_B, t_B = (at(t).expand(len(states)) for t in (0.3, 0.7))
-    xt_BL = drawn.evolve(xs_BL, s_B, t_B, [generator("evolve", x) for x in states])
+    xt_BL = drawn.sample_transition(xs_BL, s_B, t_B, [generator("evolve", x) for x in states])
     for xs, xt_L in zip(states, xt_BL, strict=True):
         q = drawn.transition_matrix(0.3, 0.7)[:, xs]
         assert fits(torch.bincount(xt_L, minlength=VOCABULARY.size), q)
@@ -262,24 +262,24 @@ def test_undone_steps_follow_the_posterior(drawn: Process, s: float, t: float) -
     both = list(pairs(drawn, t))
     x0_BL, xt_BL = (torch.tensor(side)[:, None].expand(-1, 3000) for side in zip(*both, strict=True))
     s_B, t_B = at(s).expand(len(both)), at(t).expand(len(both))
-    streams, where_BL = [generator("undo", *pair) for pair in both], torch.ones_like(x0_BL, dtype=torch.bool)
-    xs_BL = drawn.undo(xt_BL, x0_BL, s_B, t_B, streams, where_BL)
+    streams, editable_BL = [generator("undo", *pair) for pair in both], torch.ones_like(x0_BL, dtype=torch.bool)
+    xs_BL = drawn.sample_posterior(xt_BL, x0_BL, s_B, t_B, streams, editable_BL)
     for (x0, z), xs_L in zip(both, xs_BL, strict=True):
         assert fits(torch.bincount(xs_L, minlength=VOCABULARY.size), bayes(drawn, x0, z, s, t)), (x0, z)
 
 
 def test_the_prior_is_the_noise_of_a_text_that_may_be_any(drawn: Process) -> None:
-    where_BL = torch.arange(24_000)[None] < 20_000
-    x_BL = drawn.prior([generator("prior")], where_BL)
+    editable_BL = torch.arange(24_000)[None] < 20_000
+    x_BL = drawn.prior([generator("prior")], editable_BL)
     expected = drawn.transition_matrix(0.0, 1.0)[:, SYMBOLS].mean(1)
-    assert fits(torch.bincount(x_BL[where_BL], minlength=VOCABULARY.size), expected)
-    assert (x_BL[~where_BL] == VOCABULARY.mask_id).all()
+    assert fits(torch.bincount(x_BL[editable_BL], minlength=VOCABULARY.size), expected)
+    assert (x_BL[~editable_BL] == VOCABULARY.mask_id).all()
 
 
 def test_at_the_end_the_prior_is_masks_or_random_symbols() -> None:
-    where_BL = torch.ones(1, 100, dtype=torch.bool)
+    editable_BL = torch.ones(1, 100, dtype=torch.bool)
     masks, symbols, mixed = (
-        Process(noise, Linear(), VOCABULARY).prior([generator("end")], where_BL)
+        Process(noise, Linear(), VOCABULARY).prior([generator("end")], editable_BL)
         for noise in (Absorbing(), Uniform(), Hybrid(0.3))
     )
     assert (masks == VOCABULARY.mask_id).all() and (mixed == VOCABULARY.mask_id).all()
@@ -288,23 +288,25 @@ def test_at_the_end_the_prior_is_masks_or_random_symbols() -> None:
 
 def test_what_is_not_to_be_touched_is_not(drawn: Process) -> None:
     x_BL = torch.tensor([[0, 1, 3, 4, 6, 2, 5]]).repeat(200, 1)
-    where_BL = torch.tensor([[False, True, False, True, True, False, False]]).expand(200, 7)
+    editable_BL = torch.tensor([[False, True, False, True, True, False, False]]).expand(200, 7)
     s_B, t_B, streams = at(0.4).expand(200), at(0.9).expand(200), [generator("still", b) for b in range(200)]
     for found in (
-        drawn.corrupt(x_BL, t_B, streams, where_BL),
-        drawn.evolve(x_BL, s_B, t_B, streams, where_BL),
-        drawn.undo(x_BL.masked_fill(where_BL, 2) if drawn.absorbing else x_BL, x_BL, s_B, t_B, streams, where_BL),
+        drawn.corrupt(x_BL, t_B, streams, editable_BL),
+        drawn.sample_transition(x_BL, s_B, t_B, streams, editable_BL),
+        drawn.sample_posterior(
+            x_BL.masked_fill(editable_BL, 2) if drawn.absorbing else x_BL, x_BL, s_B, t_B, streams, editable_BL
+        ),
     ):
-        assert torch.equal(found[~where_BL], x_BL[~where_BL])
-        assert not torch.equal(found[where_BL], x_BL[where_BL])
+        assert torch.equal(found[~editable_BL], x_BL[~editable_BL])
+        assert not torch.equal(found[editable_BL], x_BL[editable_BL])
     assert torch.equal(x_BL[0], torch.tensor([0, 1, 3, 4, 6, 2, 5]))  # what was handed over is as it was
 
 
 def test_what_is_drawn_does_not_depend_on_neighbours_and_padding(drawn: Process) -> None:
     x_BL, t_B = torch.tensor([[1, 3, 4, 6], [6, 6, 3, 1]]), at(0.6, 0.8)
     together = drawn.corrupt(x_BL, t_B, [generator("a"), generator("b")])
-    wide, where_BL = torch.nn.functional.pad(x_BL, (0, 3), value=5), torch.arange(7).expand(2, 7) < 4
-    padded = drawn.corrupt(wide, t_B, [generator("a"), generator("b")], where_BL)
+    wide, editable_BL = torch.nn.functional.pad(x_BL, (0, 3), value=5), torch.arange(7).expand(2, 7) < 4
+    padded = drawn.corrupt(wide, t_B, [generator("a"), generator("b")], editable_BL)
     alone = drawn.corrupt(x_BL[1:], t_B[1:], [generator("b")])
     assert torch.equal(padded[:, :4], together) and torch.equal(alone, together[1:])
 
@@ -348,9 +350,9 @@ class TakesBack:
     masks: ClassVar[bool] = True
     randomises: ClassVar[bool] = True
 
-    def shares(self, signal: Tensor) -> Shares:
-        masked = (1.0 - signal) * signal**2  # relative to the clean tokens it falls once the signal is below 1/2
-        return Shares(signal, masked, 1.0 - signal - masked)
+    def shares(self, alpha: Tensor) -> Shares:
+        masked = (1.0 - alpha) * alpha**2  # relative to the clean tokens it falls once the alpha is below 1/2
+        return Shares(alpha, masked, 1.0 - alpha - masked)
 
     def symbols(self, count: int) -> Tensor:
         return Uniform().symbols(count)
@@ -366,5 +368,5 @@ def test_a_process_that_first_scored_a_text_can_still_be_trained_with() -> None:
     with torch.inference_mode():
         process.corrupt(torch.zeros(1, 2, dtype=torch.long), at(0.5), [generator("first")])
     log_p_NV = torch.tensor([[0.1, 0.2, 0.3, -math.inf]], dtype=torch.float64, requires_grad=True)
-    rate_of_nats(process, log_p_NV.log_softmax(-1), torch.tensor([0]), torch.tensor([1]), at(0.5)).sum().backward()
+    nats_per_level(process, log_p_NV.log_softmax(-1), torch.tensor([0]), torch.tensor([1]), at(0.5)).sum().backward()
     assert log_p_NV.grad is not None and log_p_NV.grad[0, :3].isfinite().all()

@@ -17,7 +17,7 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule
 from dlm.diffusion.unmask import Ancestral, Random, TokenChoice
 from dlm.selftest.joints import Joint
-from tests.diffusion.joints import Clocked, Lopsided, Straight, every_noisy, marginal
+from tests.support.joints import Clocked, Lopsided, Straight, every_noisy, marginal
 from tests.support.networks import ask, reverse, unmask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import LEVEL_POWER, edge_nats, rate_of_nats, step_nats
+from dlm.diffusion.bound import LEVEL_POWER, nats_per_level, prior_and_reconstruction_nats, step_nats
 from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.draws import Draws, generator, stratified_draws
 from dlm.diffusion.levels import AnyLevels, Bell, Clip, Even, Levels
@@ -20,7 +20,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, HybridCrossEntropy, Weighting
 from dlm.selftest.joints import Joint, exact_bound
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Clocked,
     Lopsided,
@@ -65,7 +65,7 @@ def moments(denoiser: Clocked, process: Process, t: float, s: float | None = Non
     t_N = torch.full((len(pairs),), t, dtype=torch.float64)
     log_p_NV = ask(denoiser, z_N[:, None], t_N, torch.ones(len(pairs), 1, dtype=torch.bool))
     if s is None:
-        nats_N = rate_of_nats(process, log_p_NV, x0_N, z_N, t_N)
+        nats_N = nats_per_level(process, log_p_NV, x0_N, z_N, t_N)
     else:
         nats_N = step_nats(process, log_p_NV, x0_N, z_N, torch.full_like(t_N, s), t_N)
     q_N = marginal(process, t)[z_N, x0_N]
@@ -88,7 +88,7 @@ def test_in_continuous_time_the_estimate_is_the_change_of_the_noise_level_times_
     weighting: Weighting, levels: Levels, process: Process
 ) -> None:
     """So that, integrated over the draw, it is the bound, edges apart; and from draw 0 to draw 1 no level is missed."""
-    objective, edges = TimedObjective(weighting, levels), float(edge_nats(process, EVERY).sum())
+    objective, edges = TimedObjective(weighting, levels), float(prior_and_reconstruction_nats(process, EVERY).sum())
 
     def level(u: float) -> float:
         return 1.0 - float(process.schedule.alpha(torch.tensor(at_quantile(objective, process, u)[1])))
@@ -110,7 +110,10 @@ def test_in_continuous_time_the_estimate_is_the_change_of_the_noise_level_times_
 def test_on_a_chain_the_estimate_is_a_steps_term_over_its_probability(
     weighting: Weighting, levels: Levels, process: Process, steps: int
 ) -> None:
-    objective, edges = TimedObjective(weighting, levels, steps), float(edge_nats(process, EVERY).sum())
+    objective, edges = (
+        TimedObjective(weighting, levels, steps),
+        float(prior_and_reconstruction_nats(process, EVERY).sum()),
+    )
     spy, grid = Clocked(process), (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     objective(spy, process, torch.full((20_000, 1), 3), Draws(grid, [generator(b) for b in range(20_000)]))
     index = (spy.told[0][1] * steps).round().long()
@@ -231,7 +234,7 @@ def test_the_loss_is_the_bound_without_its_ends_or_plain_cross_entropy_or_both(
     assert torch.equal(select_BL, process.informative(xt_BL)) and int(terms.predicted) == int(select_BL.sum())
     assert int(terms.tokens) == 60
     if weighting.weighted:
-        bound = float(terms.nelbo) - float(edge_nats(process, x0_BL).sum())
+        bound = float(terms.nelbo) - float(prior_and_reconstruction_nats(process, x0_BL).sum())
         assert float(terms.loss) == pytest.approx(bound + weighting.auxiliary * ce) and int(terms.count) == 60
     else:
         assert float(terms.loss) == pytest.approx(ce) and int(terms.count) == int(terms.predicted)
@@ -303,7 +306,7 @@ def test_over_all_counts_the_masked_objective_is_the_T_step_bound(
 ) -> None:
     says, length = ByCount([0.4, 3.0, 0.1, 1.0, 0.7]), 5
     process, x0_BL = absorbing(schedule, says.mask), torch.zeros(1, 5, dtype=torch.long)
-    edges = float(edge_nats(process, x0_BL).sum())
+    edges = float(prior_and_reconstruction_nats(process, x0_BL).sum())
     inner = 0.0
     for count in range(1, length + 1):
         low, high = (float(levels.cdf(torch.tensor(c / length, dtype=torch.float64))) for c in (count - 1, count))

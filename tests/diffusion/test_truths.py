@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from dlm.diffusion.bound import edge_nats
+from dlm.diffusion.bound import prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll, grid_nelbo
@@ -26,7 +26,7 @@ from dlm.diffusion.unmask import (
     Random,
     TokenChoice,
 )
-from tests.diffusion.joints import (
+from tests.support.joints import (
     ByCount,
     Joint,
     Straight,
@@ -245,8 +245,10 @@ def test_an_end_that_a_schedule_misses_costs_ln_K_and_the_bound_stays_ln_K(
     uniform = Joint(torch.full([4] * 4, 4.0**-4, dtype=torch.float64))
     process, rows = absorbing(Straight(first, last), 4), 4000
     tokens = torch.arange(4)
-    torch.testing.assert_close(edge_nats(process, tokens), torch.full((4,), edges * math.log(4)).double())
-    assert not edge_nats(absorbing(Linear(), 4), tokens).any()
+    torch.testing.assert_close(
+        prior_and_reconstruction_nats(process, tokens), torch.full((4,), edges * math.log(4)).double()
+    )
+    assert not prior_and_reconstruction_nats(absorbing(Linear(), 4), tokens).any()
     times = (torch.arange(rows, dtype=torch.float64)[:, None] + 0.5) / rows
     x0_BL = torch.zeros(rows, 4, dtype=torch.long)
     terms = grid_nelbo(uniform, process, x0_BL, times, [generator(b) for b in range(rows)])

@@ -1,49 +1,25 @@
 """A report is a bound of the corpus: it counts right, owns its error, and does not depend on how it was batched."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Characters
-from dlm.data.batches import Sequences
-from dlm.data.corpus import corpus
-from dlm.data.documents import Plain
 from dlm.diffusion.denoiser import X0Denoiser
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.errors import DataError
-from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport, evaluate_chain_rule, evaluate_likelihood
+from dlm.evaluate.likelihood import ChainRuleReport, evaluate_chain_rule, evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import build_tokenizer, forbidden_ids
-from tests.conftest import MakeLM, Refused
+from tests.support.corpora import DOCUMENTS, LENGTH, Packing, assert_close, cut
+from tests.support.fixtures import MakeLM, Refused
 
-Packing = Literal["pack", "pad"]
-DOCUMENTS = ["first", "", "the second \U0001f600", "x" * 50, "caf\u00e9", "last of the documents"]
 SIZES = [len(text.encode()) for text in DOCUMENTS]
-LENGTH = 16
-
-
-def cut(
-    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], packing: Packing, length: int = LENGTH
-) -> Sequences:
-    return corpus(tokenizer, Plain(Dataset.from_dict({"text": list(documents)})), length, packing)
-
-
-def assert_close(one: LikelihoodReport, other: LikelihoodReport) -> None:
-    a, b = asdict(one), asdict(other)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        if isinstance(value, float | tuple):
-            assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-        else:
-            assert b[name] == value, name
 
 
 class Table:

@@ -29,8 +29,8 @@ from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
-from tests.conftest import MakeLM, Refused
-from tests.evaluate.test_corpus_likelihood import DOCUMENTS, Packing, assert_close, cut
+from tests.support.corpora import DOCUMENTS, Packing, assert_close, cut
+from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -34,7 +34,7 @@ from dlm.errors import CheckpointError, DataError
 from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.model.tokenizer import build_tokenizer, decode, encode, pieces
 from dlm.template import Hole, Template, parse_template
-from tests.conftest import MakeLM, Refused
+from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
 
 PROSE = "the cat sat on the mat and the mat sat on the cat, then the theatre "

@@ -10,7 +10,7 @@ from dlm.errors import DataError
 from dlm.lm import DiffusionLM
 from dlm.model.precision import native_precision
 from dlm.model.tokenizer import encode, special_ids
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 from tests.support.networks import ask
 
 

@@ -1,6 +1,5 @@
 """Any architecture sees the whole text from every position, and its rows are the rows of the whole model."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,9 @@ from transformers import (
 from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 from tests.support.networks import ask
-
-SMALL = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-GROUPED = {**SMALL, "num_key_value_heads": 2, "head_dim": 16}
-SIZES: dict[str, dict[str, Any]] = {
-    "qwen3": GROUPED,
-    "llama": GROUPED,
-    "gpt2": {"n_layer": 2, "n_embd": 32, "n_head": 2},
-    "modernbert": {**SMALL, "local_attention": 4},
-    "bert": SMALL,
-    "roberta": SMALL,
-    "eurobert": GROUPED,
-}
-ENCODERS = ("modernbert", "bert", "roberta", "eurobert")
-VOCABULARY, LENGTH = 40, 16
-SPECIAL = {"pad_token_id": 37, "eos_token_id": 38, "mask_token_id": 39}
-
-
-def build(architecture: str, sizes: Mapping[str, Any] | None = None, attention: str = "eager", seed: int = 0) -> Any:
-    return build_model(
-        architecture,
-        SIZES[architecture] if sizes is None else sizes,
-        vocabulary=VOCABULARY,
-        length=LENGTH,
-        special_ids=SPECIAL,
-        attention=attention,
-        seed=seed,
-    ).eval()
-
-
-def text(*shape: int, key: str = "text") -> Tensor:
-    return torch.randint(0, 37, shape, generator=generator(0, key))
+from tests.support.tiny_models import ENCODERS, GROUPED, LENGTH, SIZES, SMALL, SPECIAL, VOCABULARY, build, text
 
 
 def rows(model: PreTrainedModel, x_BL: Tensor, select_BL: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
 from dlm.model import checkpoint
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, resolve, whole_folder
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from dlm.diffusion.schedule import Linear
 from dlm.diffusion.weighting import CrossEntropy, Elbo, HybridCrossEntropy
 from dlm.model import chunks
 from dlm.model.backbone import Backbone
-from tests.model.test_backbone import LENGTH, VOCABULARY, build, text
+from tests.support.tiny_models import LENGTH, VOCABULARY, build, text
 
 NEVER = (37, 39)
 ROWS_A_CHUNK = 3

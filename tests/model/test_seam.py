@@ -7,7 +7,7 @@ from transformers import DynamicCache
 
 from dlm.diffusion.network import NetworkInput
 from dlm.model.backbone import Backbone
-from tests.model.test_backbone import LENGTH, SPECIAL, build, text
+from tests.support.tiny_models import LENGTH, SPECIAL, build, text
 
 DECODERS = ["qwen3", "llama"]
 CLEAN = 5

@@ -27,9 +27,9 @@ from dlm.model.time_embedding import (
 )
 from dlm.settings import parse_config
 from dlm.train.optim import build_optimizers
-from tests.conftest import MakeLM, Refused
-from tests.model.test_backbone import ENCODERS, LENGTH, SIZES, SPECIAL, build, text
+from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
+from tests.support.tiny_models import ENCODERS, LENGTH, SIZES, SPECIAL, build, text
 
 EVERY = torch.ones(3, LENGTH, dtype=torch.bool)
 

@@ -18,7 +18,7 @@ from dlm.model.tokenizer import (
     pieces,
     special_ids,
 )
-from tests.conftest import Refused
+from tests.support.fixtures import Refused
 
 HOSTILE = [
     "plain text, and \u00e9\u00e8 \u4e2d\u6587 \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301",

@@ -2,16 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dlm.train.metrics import Silent
-from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
-from tests.train.tiny_runs import altered, describe, losses, train
+from tests.support.tiny_runs import altered, describe, losses, resized, start, train
 
 
 def saved_bytes(trainer: Trainer) -> int:
@@ -26,23 +23,15 @@ def saved_bytes(trainer: Trainer) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        trainer.network.train()
-        trainer._terms(trainer.denoiser, 1, 0)
+        trainer.step(1)
     return sum(kept.values())
-
-
-def deep(folder: Path, **keys: Any) -> Any:
-    config = describe(folder, **keys)
-    sizes = {**config.model.sizes, "num_hidden_layers": 6}
-    return altered(config, "model", sizes=sizes)
 
 
 def test_checkpointed_gradients_are_the_gradients_and_keep_less(tmp_path: Path) -> None:
     found = {}
     for name, on in (("whole", False), ("checkpointed", True)):
-        config = deep(tmp_path, gradient_checkpointing=on)
-        trainer = Trainer(RunFolder.create(tmp_path / name, config), Silent())
-        found[name] = saved_bytes(trainer)
+        config = resized(describe(tmp_path, gradient_checkpointing=on), num_hidden_layers=6)
+        found[name] = saved_bytes(start(tmp_path / name, config))
         train(tmp_path / f"{name}-run", config)
     assert found["checkpointed"] < found["whole"] / 3
     whole, checkpointed = (losses(tmp_path / f"{name}-run") for name in found)
@@ -52,8 +41,7 @@ def test_checkpointed_gradients_are_the_gradients_and_keep_less(tmp_path: Path) 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
 def test_compiled_steps_learn_the_same(tmp_path: Path) -> None:
-    config = describe(tmp_path)
-    config = altered(config, "model", sizes={**config.model.sizes, "attention_dropout": 0.0})
+    config = resized(describe(tmp_path), attention_dropout=0.0)
     plain = losses(train(tmp_path / "plain", config))
     torch._dynamo.utils.counters.clear()
     compiled = losses(train(tmp_path / "compiled", altered(config, "train", compile=True)))

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
-from typer.testing import CliRunner
 
-from dlm.cli.app import app
 from dlm.config import Config, Source
 from dlm.data.corpus import corpus
 from dlm.data.reading import read, read_splits
@@ -21,12 +19,11 @@ from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import encode, encode_chat
 from dlm.settings import parse_config
-from dlm.train.metrics import Silent
-from dlm.train.run import RunFolder
-from dlm.train.trainer import Trainer
-from tests.conftest import TINY, MakeLM, Refused
+from tests.support.commands import refusal
+from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
-from tests.train.tiny_runs import cut_after, resume, train, weights
+from tests.support.tiny_models import TINY
+from tests.support.tiny_runs import cut_after, resume, start, train, weights
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}"
@@ -70,10 +67,6 @@ def describe(path: Path, *, length: int = 26, **changes: Any) -> Config:
     for part, keys in changes.items():
         tree[part] |= keys
     return parse_config(tree)
-
-
-def start(folder: Path, config: Config) -> Trainer:
-    return Trainer(RunFolder.create(folder / "start", config), Silent())
 
 
 # What is seen, learned and scored
@@ -321,5 +314,5 @@ def test_prompts_that_leave_no_room_are_refused(refused: Refused, tmp_path: Path
 
 
 def test_a_prompt_and_a_chat_are_not_given_at_once(tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["sample", str(tmp_path), "--prompt", "a", "--chat", "b"])
-    assert found.exit_code == 2 and "one of them" in " ".join(found.output.split())
+    told = refusal("sample", tmp_path, "--prompt", "a", "--chat", "b")
+    assert "one of them" in " ".join(told.split())

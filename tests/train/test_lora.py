@@ -2,32 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from dlm.cli.app import app
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import DiffusionLM
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
-from tests.conftest import Refused
-from tests.train import pretrained
-from tests.train.test_starting_points import describe, initial_bound, start
-from tests.train.tiny_runs import cut_after, lines, resume, train, weights
-
-LORA = {"rank": 4, "alpha": 8.0}
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrained.save("decoder", tmp_path_factory.mktemp("decoder"))
+from tests.support import pretrained
+from tests.support.adapted_runs import LORA, describe, initial_bound, with_lora
+from tests.support.commands import dlm, refusal
+from tests.support.fixtures import Refused
+from tests.support.tiny_runs import bounds, cut_after, resume, start, train, weights
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +27,6 @@ def adapted(decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapted")
     config = with_lora(folder, decoder, train={"steps": 40, "save_every": 10, "ema": 0.1})
     return train(folder / "run", config)
-
-
-def with_lora(folder: Path, model: Path, lora: dict[str, Any] | None = None, **changes: Any) -> Config:
-    changes.setdefault("optim", {})
-    changes["optim"] |= {"lr": 1e-2}
-    return describe(folder, model, model={"shift": True, "lora": lora or LORA}, **changes)
 
 
 def test_only_the_adapters_and_the_new_rows_learn(decoder: Path, tmp_path: Path) -> None:
@@ -62,7 +47,7 @@ def test_adapters_begin_as_the_model_they_belong_to(decoder: Path, tmp_path: Pat
 
 
 def test_adapters_learn(adapted: Path) -> None:
-    found = [line["validation"]["nats_per_token"] for line in lines(adapted) if "validation" in line]
+    found = bounds(adapted)
     assert found[-1] < found[0] - 0.05
 
 
@@ -74,15 +59,13 @@ def test_a_checkpoint_holds_the_adapters_alone(adapted: Path) -> None:
 
 
 def test_a_merged_model_is_plain_and_says_the_same(adapted: Path, tmp_path: Path) -> None:
-    found = CliRunner().invoke(app, ["merge", str(adapted), str(tmp_path / "merged")])
-    assert found.exit_code == 0, found.output
+    dlm("merge", adapted, tmp_path / "merged")
     whole, merged = (DiffusionLM.from_pretrained(path) for path in (adapted, tmp_path / "merged"))
     texts = ["the cat sat on a mat", "dog ran far"]
     assert merged.nelbo(texts) == pytest.approx(whole.nelbo(texts), rel=1e-6)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert not [name for name, _ in plain.named_parameters() if "lora" in name]
-    again = CliRunner().invoke(app, ["merge", str(adapted), str(tmp_path / "merged")])
-    assert again.exit_code == 2 and "exists already" in " ".join(again.output.split())
+    assert "exists already" in " ".join(refusal("merge", adapted, tmp_path / "merged").split())
 
 
 def test_a_checkpoint_scores_as_its_trainer_did(adapted: Path) -> None:

@@ -18,27 +18,10 @@ from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
 from dlm.settings import dump_config, parse_config
 from dlm.train.run import RunFolder
-from tests.train.tiny_runs import back_to, describe, lines, losses, resume, train, weights, write
+from tests.support.launchers import ENVIRONMENT, LAUNCHERS, command, launch
+from tests.support.tiny_runs import back_to, bounds, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-    "accelerate": [
-        *("accelerate.commands.launch", "--config_file", "configs/accelerate/ddp.yaml"),
-        *("--num_processes", "2", "--main_process_port", "0"),
-    ],
-}
-
-
-def command(*arguments: object, launcher: str = "torchrun") -> list[str]:
-    return [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "dlm", *map(str, arguments)]
-
-
-def launch(*arguments: object, launcher: str = "torchrun") -> subprocess.CompletedProcess[str]:
-    """`dlm` on two processes."""
-    asked = command(*arguments, launcher=launcher)
-    return subprocess.run(asked, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +34,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
 
 def close(run: Path, other: Path) -> bool:
     """Whether losses and validations are the same to float rounding."""
-    bounds = [
-        [line["validation"]["nats_per_token"] for line in lines(folder) if "validation" in line]
-        for folder in (run, other)
-    ]
-    assert len(bounds[0]) == 2 and len(losses(run)) == 8
-    return bounds[0] == pytest.approx(bounds[1], abs=1e-5) and losses(run) == pytest.approx(losses(other), abs=1e-5)
+    assert len(bounds(run)) == 2 and len(losses(run)) == 8
+    return bounds(run) == pytest.approx(bounds(other), abs=1e-5) and losses(run) == pytest.approx(
+        losses(other), abs=1e-5
+    )
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", "ddp"])
 def test_two_processes_train_as_one_that_accumulates(alone: tuple[Config, Path], tmp_path: Path, launcher: str) -> None:
     config, undisturbed = alone
     done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher=launcher)

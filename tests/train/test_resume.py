@@ -14,33 +14,10 @@ import pytest
 
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
-from dlm.evaluate.likelihood import LikelihoodReport
 from dlm.train.metrics import Silent, StepMetrics
-from tests.train.tiny_runs import STEPS, Steps, altered, describe, lines, losses, resume, train, weights, write
-
-
-class PlugPulledError(Exception):
-    """The process ends here."""
-
-
-class PullsPlug(Silent):
-    """Ends the process at a moment of the run."""
-
-    def __init__(self, moment: str, step: int) -> None:
-        self.at = moment, step
-
-    def step(self, metrics: StepMetrics) -> None:
-        self._pull("step", metrics.step)
-
-    def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
-        self._pull("validation", step)
-
-    def saved(self, step: int, folder: Path) -> None:
-        self._pull("saved", step)
-
-    def _pull(self, moment: str, step: int) -> None:
-        if (moment, step) == self.at:
-            raise PlugPulledError
+from tests.support.launchers import ENVIRONMENT
+from tests.support.reporters import AsksToStop, PlugPulledError, PullsPlug, Steps
+from tests.support.tiny_runs import STEPS, altered, describe, lines, losses, resume, same, train, weights, write
 
 
 @pytest.fixture(scope="module", params=[("muon", 0.0), ("muon", 0.1), ("adamw", 0.0)], ids=["muon", "ema", "adamw"])
@@ -50,12 +27,6 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     name, ema = request.param
     config = altered(describe(folder, ema=ema), "optim", name=name)
     return config, train(folder / "run", config)
-
-
-def same(run: Path, other: Path, step: int = STEPS) -> bool:
-    kept = weights(run, step)
-    assert {"model.safetensors", "trainer/optimizer.safetensors"} <= set(kept)
-    return kept == weights(other, step) and lines(run) == lines(other)
 
 
 @pytest.mark.parametrize("moment", [("step", 1), ("step", 5), ("validation", 4), ("saved", 6), ("step", STEPS)])
@@ -110,8 +81,7 @@ def test_metrics_have_a_line_a_step(whole: tuple[Config, Path]) -> None:
 def running(config: Path, run: Path, *more: str) -> Iterator[subprocess.Popen[str]]:
     """`python -m dlm train`, gone when the context ends."""
     command = [sys.executable, "-m", "dlm", "train", str(config), "--run-dir", str(run), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as it:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as it:
         try:
             yield it
         finally:
@@ -184,15 +154,10 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_goes_on_to_the_same_bits(whole: tuple[Config, Path], tmp_path: Path, number: int) -> None:
-    class Asks(Silent):
-        def step(self, metrics: StepMetrics) -> None:
-            if metrics.step == 3:
-                signal.raise_signal(number)
-
     config, undisturbed = whole
     before = signal.getsignal(number)
     with pytest.raises(InterruptedRunError, match=r"stopped after step 3.*--resume"):
-        train(tmp_path / "run", config, Asks())
+        train(tmp_path / "run", config, AsksToStop(3, number))
     assert signal.getsignal(number) is before
     assert (tmp_path / "run/checkpoints/last").resolve().name == "step-000003"
     resume(tmp_path / "run")

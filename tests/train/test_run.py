@@ -9,16 +9,15 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from typer.testing import CliRunner
 
-from dlm.cli.app import app
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import DiffusionLM
 from dlm.settings import load_config
 from dlm.train import run as run_module
 from dlm.train.run import Progress, RunFolder
-from tests.train.tiny_runs import describe, losses, train, weights, write
+from tests.support.commands import dlm, refusal
+from tests.support.tiny_runs import describe, losses, train, weights, write
 
 
 def fill(folder: Path) -> None:
@@ -133,8 +132,8 @@ def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
 
 def test_nothing_is_written_before_the_first_step(tmp_path: Path) -> None:
     file = write(describe(tmp_path, text="abc"), tmp_path / "config.yaml")
-    found = CliRunner().invoke(app, ["train", str(file), "--run-dir", str(tmp_path / "run")])
-    assert found.exit_code == 2 and not (tmp_path / "run").exists()
+    refusal("train", file, "--run-dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failed_save_leaves_what_was_saved(folder: RunFolder) -> None:
@@ -159,17 +158,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def invoke(*words: str | Path) -> tuple[int, str]:
-    found = CliRunner().invoke(app, [*map(str, words)])
-    return found.exit_code, found.stderr
-
-
 @pytest.mark.parametrize("ema", [0.0, 0.1])
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path: Path, small_disk: Path, ema: float) -> None:
     config = describe(tmp_path, steps=30, save_every=1, validate_every=30, ema=ema)
     run = small_disk / "run"
-    code, err = invoke("train", write(config, tmp_path / "config.yaml"), "--run-dir", run)
-    assert code == 2 and "No space left" in err.splitlines()[-1] and "Traceback" not in err
+    err = refusal("train", write(config, tmp_path / "config.yaml"), "--run-dir", run)
+    assert "No space left" in err.splitlines()[-1]
     assert [line for line in err.splitlines() if line.startswith("dlm:")] == err.splitlines()[-1:]
     last = RunFolder.reopen(run).last()
     assert last is not None and str(last) in err.splitlines()[-1]
@@ -180,14 +174,14 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path: Path,
     step = int(last.name[5:])
     assert weights(run, step) == weights(whole, step)
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    assert invoke("train", "--resume", "--run-dir", run, "--set", "train.keep=0")[0] == 0
+    dlm("train", "--resume", "--run-dir", run, "--set", "train.keep=0")
     assert weights(run, 30) == weights(whole, 30) and losses(run) == losses(whole)
 
 
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes((1 << 20) - 4096 * 8))
-    code, err = invoke("train", write(describe(tmp_path), tmp_path / "config.yaml"), "--run-dir", small_disk / "run")
-    assert code == 2 and "No space left" in err.splitlines()[-1] and "Traceback" not in err
+    err = refusal("train", write(describe(tmp_path), tmp_path / "config.yaml"), "--run-dir", small_disk / "run")
+    assert "No space left" in err.splitlines()[-1]
 
 
 def test_a_full_disk_without_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,8 +198,8 @@ def test_a_full_disk_without_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     real = safetensors.torch.save_file
     monkeypatch.setattr(run_module, "save_file", save_file)
     config = write(describe(tmp_path, save_every=1, validate_every=8), tmp_path / "config.yaml")
-    code, err = invoke("train", config, "--run-dir", tmp_path / "run")
-    assert code == 2 and err.splitlines()[-1].startswith("dlm: cannot save")
+    err = refusal("train", config, "--run-dir", tmp_path / "run")
+    assert err.splitlines()[-1].startswith("dlm: cannot save")
     assert err.splitlines()[-1].endswith(f"the last good checkpoint is {tmp_path}/run/checkpoints/step-000002")
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["last", "step-000001", "step-000002"]
 

@@ -1,9 +1,7 @@
 """A run whose weights are spread over two processes is the run of one, and goes on as one, and back."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,28 +12,18 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
 from dlm.config import Config
-from tests.model.test_backbone import SIZES
-from tests.train import pretrained, test_lora, test_starting_points
-from tests.train.test_timed_runs import KINDS, of
-from tests.train.tiny_runs import altered, back_to, describe, lines, losses, resume, train, weights, write
+from tests.support import adapted_runs, pretrained
+from tests.support.formulations import TIMED, chosen
+from tests.support.launchers import launch
+from tests.support.tiny_models import SIZES
+from tests.support.tiny_runs import altered, back_to, bounds, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
 
 
-def launch(*words: object) -> subprocess.CompletedProcess[str]:
-    """A module on two processes, by the Accelerate file for sharding."""
-    launcher = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/fsdp2.yaml"),
-        *("--num_processes", "2", "--main_process_port", "0", "-m"),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    asked = [*launcher, *map(str, words)]
-    return subprocess.run(asked, capture_output=True, text=True, timeout=120, env=environment)
-
-
 def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
     """`dlm` on two processes, each of which holds half of the weights."""
-    done = launch("tests.train.sharded", *arguments)
+    done = launch(*arguments, launcher="fsdp2", module="tests.support.sharded")
     if done.returncode == 0:
         found = [(int(here), int(all_)) for here, all_ in re.findall(r"sharded: (\d+) of (\d+)", done.stderr)]
         assert len(found) == 2 and sum(here for here, _ in found) == found[0][1], done.stderr
@@ -45,15 +33,11 @@ def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def same(run: Path, other: Path, step: int) -> bool:
     """Whether two runs lost the same, validated the same, and left the same weights, to float rounding."""
-    bounds = [
-        [line["validation"]["nats_per_token"] for line in lines(folder) if "validation" in line]
-        for folder in (run, other)
-    ]
-    assert len(bounds[0]) == 2
+    assert len(bounds(run)) == 2
     mine, theirs = (tensors(weights(folder, step)) for folder in (run, other))
     assert mine.keys() == theirs.keys()
     return (
-        bounds[0] == pytest.approx(bounds[1], abs=1e-5)
+        bounds(run) == pytest.approx(bounds(other), abs=1e-5)
         and losses(run) == pytest.approx(losses(other), abs=1e-5)
         and all(torch.allclose(mine[name], theirs[name], atol=1e-5, rtol=1e-4) for name in mine)
     )
@@ -64,25 +48,25 @@ def tensors(files: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
 
 
 def timed(folder: Path) -> Config:
-    return of(altered(describe(folder, micro_batch_size=2, ema=0.1), "optim", **ROUNDED), **KINDS["hybrid"])
+    return chosen(altered(describe(folder, micro_batch_size=2, ema=0.1), "optim", **ROUNDED), **TIMED["hybrid"])
 
 
 def adapters(folder: Path) -> Config:
     decoder = pretrained.save("decoder", folder)
-    return test_lora.with_lora(folder, decoder, optim=dict(ROUNDED), train={"ema": 0.1, **SHORT})
+    return adapted_runs.with_lora(folder, decoder, optim=dict(ROUNDED), train={"ema": 0.1, **SHORT})
 
 
 def decoder(folder: Path) -> Config:
     """From causal to full attention, and activations computed twice."""
     model = {"shift": True, "annealing": 6}
     short = {**SHORT, "gradient_checkpointing": True}
-    return test_starting_points.describe(folder, pretrained.save("decoder", folder), model=model, train=short)
+    return adapted_runs.describe(folder, pretrained.save("decoder", folder), model=model, train=short)
 
 
 def encoder(folder: Path) -> Config:
     """Its embeddings, which no shard may cut apart from what stands around them, are its head too."""
     source = pretrained.save("encoder", folder)
-    return test_starting_points.describe(folder, source, train=SHORT)
+    return adapted_runs.describe(folder, source, train=SHORT)
 
 
 def timed_encoder(folder: Path) -> Config:
@@ -94,7 +78,7 @@ def timed_encoder(folder: Path) -> Config:
         architecture="modernbert",
         sizes={**sizes, "intermediate_size": 48},
     )
-    return of(altered(config, "optim", **ROUNDED), **KINDS["uniform"])
+    return chosen(altered(config, "optim", **ROUNDED), **TIMED["uniform"])
 
 
 def nothing_to_predict(folder: Path) -> Config:
@@ -166,7 +150,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(alone: tuple[Config, Pa
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="with GPUs it works")
 def test_without_gpus_nothing_is_left_whole_in_silence(alone: tuple[Config, Path], tmp_path: Path) -> None:
     config, _ = alone
-    done = launch("dlm", "train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run")
+    done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher="fsdp2")
     assert done.returncode != 0 and "over several GPUs alone, and here it has 2 x cpu" in done.stderr
 
 

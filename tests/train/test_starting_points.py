@@ -16,67 +16,17 @@ from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.adapt import attention_annealing_mask, with_attention
 from dlm.model.backbone import build_model
-from dlm.settings import parse_config
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
-from tests.conftest import Refused
+from tests.support import pretrained
+from tests.support.adapted_runs import describe, initial_bound
+from tests.support.fixtures import Refused
 from tests.support.networks import ask
-from tests.train import pretrained
-from tests.train.pretrained import LENGTH, LETTERS, Kind, sentences
-from tests.train.tiny_runs import lines, losses, resume, train, weights
+from tests.support.pretrained import LENGTH, LETTERS, Kind
+from tests.support.tiny_runs import bounds, cut_after, losses, resume, start, train, weights
 
 LN_K = torch.tensor(float(len(LETTERS)), dtype=torch.float64).log().item()
-
-
-def describe(folder: Path, source: Path | None, /, **changes: dict[str, Any]) -> Config:
-    text = folder / "sentences.txt"
-    text.write_text(sentences(3000, seed=1), encoding="utf-8")
-    speller = source or pretrained.save("decoder", folder / "tokenizer")
-    begin: dict[str, Any] = {"sizes": {**pretrained.SIZES, "num_key_value_heads": 2}, "architecture": "llama"}
-    if source is not None:
-        begin = {"init": "pretrained", "path": str(source)}
-    tree: dict[str, Any] = {
-        "data": {
-            "train": {"format": "text", "path": str(text)},
-            "held_out": {"by": "tail", "share": 0.2},
-            "length": LENGTH,
-        },
-        "tokenizer": {"name": "pretrained", "path": str(speller)},
-        "model": begin,
-        "objective": {"loss": "elbo", "levels": "even"},
-        "optim": {"name": "adamw", "lr": 2e-3, "warmup": 4, "decay": "constant"},
-        "train": {
-            "steps": 60,
-            "batch_size": 16,
-            "precision": "fp32",
-            "validate_every": 20,
-            "validate_sequences": 32,
-            "sample_length": 0,
-            "keep": 10,
-        },
-    }
-    for part, keys in changes.items():
-        tree[part] = keys if part == "tokenizer" else tree[part] | keys
-    return parse_config(tree)
-
-
-def start(folder: Path, config: Config) -> Trainer:
-    return Trainer(RunFolder.create(folder / "start", config), Silent())
-
-
-def initial_bound(trainer: Trainer) -> float:
-    return evaluate_likelihood(trainer._pipeline(), trainer.validation, rows=range(64), draws=8).nats_per_token
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrained.save("encoder", tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pretrained.save("decoder", tmp_path_factory.mktemp("decoder"))
 
 
 def test_a_pretrained_encoder_begins_far_below_ignorance(encoder: Path, tmp_path: Path) -> None:
@@ -142,7 +92,7 @@ def test_an_adapted_decoder_reaches_a_bound_in_fewer_steps_than_a_fresh_one(deco
     ):
         (tmp_path / name).mkdir()
         run = train(tmp_path / name / "run", describe(tmp_path / name, model, model=keys))
-        found[name] = [line["validation"]["nats_per_token"] for line in lines(run) if "validation" in line]
+        found[name] = bounds(run)
     adapted, fresh = found["adapted"], found["fresh"]
     assert adapted[0] < fresh[-1]  # 20 steps against 60
     assert adapted[-1] < adapted[0]
@@ -157,23 +107,18 @@ def test_an_adapted_run_resumes_without_the_model_it_began_from(decoder: Path, t
         train={"steps": 6, "save_every": 2, "validate_every": 6, "validate_sequences": 4, "ema": 0.1},
     )
     whole = train(tmp_path / "whole", config)
-    short = tmp_path / "short"
-    trainer = Trainer(RunFolder.create(short, config), Silent())
-    trainer.run.begin()
-    for step in (1, 2):
-        trainer.step(step)
-    trainer._save()
+    short = cut_after(tmp_path / "short", config, 2)
     for file in away.iterdir():
         file.unlink()
     resume(short, config)
     assert weights(short, 6) == weights(whole, 6)
-    assert losses(short) == {step: loss for step, loss in losses(whole).items() if step > 2}
+    assert losses(short) == losses(whole)
 
 
 def test_a_checkpoint_of_an_adapted_decoder_scores_as_its_trainer_did(decoder: Path, tmp_path: Path) -> None:
     config = describe(tmp_path, decoder, model={"shift": True}, train={"steps": 2, "validate_sequences": 8})
     run = train(tmp_path / "run", config)
-    said = next(line["validation"]["nats_per_token"] for line in lines(run) if "validation" in line)
+    said = bounds(run)[0]
     lm = DiffusionLM.from_pretrained(run)
     trainer = Trainer(RunFolder.reopen(run), Silent())
     rows = torch.randperm(len(trainer.validation), generator=generator(config.seed, "validation"))[:8].tolist()

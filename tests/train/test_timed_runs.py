@@ -11,42 +11,33 @@ import torch
 from safetensors.torch import load_file
 
 from dlm.config import Config, Model
+from dlm.diffusion.noise import AnyNoise
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
 from dlm.model.time_embedding import WEIGHTS
-from dlm.settings import dump_config, parse_config
-from dlm.train.metrics import Silent
-from dlm.train.run import RunFolder
-from dlm.train.trainer import Trainer
-from tests.train.test_resume import PlugPulledError, PullsPlug, same
-from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, resume, train, weights
-
-KINDS: dict[str, dict[str, Any]] = {
-    "uniform": {"noise": {"name": "uniform"}},
-    "hybrid": {
-        "noise": {"name": "hybrid"},
-        "schedule": {"name": "cosine"},
-        "objective": {"loss": "hybrid-ce", "levels": "even"},
-    },
-    "clip": {"noise": {"name": "uniform"}, "objective": {"loss": "ce", "levels": "clip"}},
-    "chain": {"noise": {"name": "uniform"}, "parameterization": "mixture", "time": {"steps": 10}},
-    "timed masks": {"model": {"time_conditioning": True}, "schedule": {"name": "geometric"}},
-}
+from tests.support.choices import names
+from tests.support.formulations import TIMED, chosen
+from tests.support.reporters import PlugPulledError, PullsPlug
+from tests.support.tiny_runs import (
+    STEPS,
+    bounds,
+    describe,
+    describe_alternating,
+    lines,
+    losses,
+    resume,
+    same,
+    start,
+    train,
+    weights,
+)
 
 
-def of(config: Config, **keys: Any) -> Config:
-    """The run with other choices of noise, schedule and objective."""
-    tree = dump_config(config)
-    for key, value in keys.items():
-        tree[key] = tree[key] | value if key == "model" else value
-    return parse_config(tree)
-
-
-@pytest.fixture(scope="module", params=list(KINDS))
+@pytest.fixture(scope="module", params=list(TIMED))
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     """A configuration with an average of the weights, and a run of it that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    config = of(describe(folder, ema=0.1), **KINDS[request.param])
+    config = chosen(describe(folder, ema=0.1), **TIMED[request.param])
     return config, train(folder / "run", config)
 
 
@@ -102,52 +93,39 @@ def test_another_noise_is_another_run(whole: tuple[Config, Path], tmp_path: Path
     with pytest.raises(ConfigError, match="was begun with another configuration"):
         resume(
             tmp_path / "run",
-            of(config, noise={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
+            chosen(config, noise={"name": "absorbing"}, schedule={"name": "linear"}, parameterization="auto"),
         )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     "keys",
-    [{"noise": {"name": "uniform"}}, {"noise": {"name": "hybrid"}}, {"model": {"time_conditioning": True}}],
-    ids=["uniform", "hybrid", "timed masks"],
+    [{"noise": {"name": name}, "model": {"time_conditioning": True}} for name in names(AnyNoise)],
+    ids=names(AnyNoise),
 )
 def test_learns_a_text_that_alternates(tmp_path: Path, keys: dict[str, Any]) -> None:
     """The letter after an a is b for certain: the bound falls far below ln 2, what single letters cost."""
-    config = describe(
-        tmp_path,
-        text="ab" * 2000,
-        steps=600,
-        batch_size=16,
-        validate_every=600,
-        validate_sequences=32,
-        validate_draws=16,
-        save_every=None,
-    )
-    sizes = {**config.model.sizes, "hidden_size": 32, "num_hidden_layers": 2, "attention_dropout": 0.0}
-    config = of(altered(altered(config, "model", sizes=sizes), "optim", warmup=10), **keys)
+    config = chosen(describe_alternating(tmp_path), **keys)
     run = train(tmp_path / "run", config)
-    (report,) = (line["validation"] for line in lines(run) if "validation" in line)
-    assert report["nats_per_token"] < 0.2
+    (bound,) = bounds(run)
+    assert bound < 0.2
     texts = [sample.text for sample in DiffusionLM.from_pretrained(run).generate(num=20, length=16)]
     right = [{a, b} == {"a", "b"} for text in texts for a, b in pairwise(text)]
     assert len(right) == 20 * 15 and sum(right) > 0.9 * len(right)
 
 
 def test_the_first_weights_of_the_time_embedding_follow_from_the_seed(tmp_path: Path) -> None:
-    config = of(describe(tmp_path), noise={"name": "uniform"})
+    config = chosen(describe(tmp_path), noise={"name": "uniform"})
     first = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        time_embedding = Trainer(
-            RunFolder.create(tmp_path / name, replace(config, seed=seed)), Silent()
-        ).backbone.time_embedding
+        time_embedding = start(tmp_path / name, replace(config, seed=seed)).backbone.time_embedding
         assert time_embedding is not None
         first.append(time_embedding.up.weight.detach())
     assert torch.equal(first[0], first[1]) and not torch.equal(first[0], first[2])
 
 
 def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_path: Path) -> None:
-    config = of(
+    config = chosen(
         describe(tmp_path, batch_size=1, sample_length=0),
         model={"time_conditioning": True},
         objective={"levels": {"name": "clip", "low": 0.0, "high": 1e-6}},

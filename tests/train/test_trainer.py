@@ -10,29 +10,29 @@ import torch
 from dlm.errors import TrainingError
 from dlm.evaluate.likelihood import LikelihoodReport
 from dlm.lm import DiffusionLM
-from dlm.train.metrics import RunFacts, Silent, StepMetrics, Unwritten
+from dlm.train.metrics import RunFacts, Silent, StepMetrics
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
-from tests.train.tiny_runs import STEPS, altered, describe, lines, losses, train, weights
+from tests.support.tiny_runs import (
+    STEPS,
+    altered,
+    bounds,
+    describe,
+    describe_alternating,
+    lines,
+    losses,
+    resized,
+    start,
+    train,
+    weights,
+)
 
 
 def test_learns_a_text_that_alternates(tmp_path: Path) -> None:
     """Which letter comes first is one bit a sequence; all else is certain: the bound tends to ln 2 / 16 = 0.043."""
-    config = describe(
-        tmp_path,
-        text="ab" * 2000,
-        steps=600,
-        batch_size=16,
-        validate_every=600,
-        validate_sequences=32,
-        validate_draws=16,
-        save_every=None,
-    )
-    sizes = {**config.model.sizes, "hidden_size": 32, "num_hidden_layers": 2, "attention_dropout": 0.0}
-    config = altered(altered(config, "model", sizes=sizes), "optim", warmup=10)
-    run = train(tmp_path / "run", config)
-    (report,) = (line["validation"] for line in lines(run) if "validation" in line)
-    assert report["nats_per_token"] < 0.1
+    run = train(tmp_path / "run", describe_alternating(tmp_path))
+    (bound,) = bounds(run)
+    assert bound < 0.1
     first = losses(run)[1]
     assert first == pytest.approx(math.log(257), rel=0.2)  # it knew nothing, of 256 bytes and the end of text
     for seed in range(3):
@@ -43,9 +43,7 @@ def test_learns_a_text_that_alternates(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 3, 4, 9])
 def test_micro_batches_change_nothing_but_the_rounding(tmp_path: Path, size: int) -> None:
     """Without dropout, whose draws are made a forward at a time."""
-    config = describe(tmp_path, batch_size=8)
-    sizes = {**config.model.sizes, "attention_dropout": 0.0}
-    config = altered(config, "model", sizes=sizes)
+    config = resized(describe(tmp_path, batch_size=8), attention_dropout=0.0)
     whole = train(tmp_path / "whole", config)
     parts = train(tmp_path / "parts", altered(config, "train", micro_batch_size=size))
     assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
@@ -141,22 +139,22 @@ def test_the_whole_batch_is_in_the_loss(tmp_path: Path) -> None:
 
 def test_clean_context_is_seen_and_never_predicted(tmp_path: Path) -> None:
     """With a share of one every sequence keeps an end clean, but for cuts that fall on it; the bound is not touched."""
-    config = altered(describe(tmp_path, batch_size=64), "data", context=1.0)
-    trainer = Trainer(RunFolder.create(tmp_path / "run", config), Silent())
+    config = altered(describe(tmp_path, batch_size=64, steps=1), "data", context=1.0)
+    trainer = start(tmp_path, config)
     clean = torch.ones(64, 16, dtype=torch.bool)
     inner = trainer.objective
 
-    def watch(denoiser: Any, process: Any, x0_BL: Any, draws: Any, where_BL: Any = None) -> Any:
-        clean.copy_(~where_BL)
-        return inner(denoiser, process, x0_BL, draws, where_BL)
+    def watch(denoiser: Any, process: Any, x0_BL: Any, draws: Any, loss_mask_BL: Any = None) -> Any:
+        clean.copy_(~loss_mask_BL)
+        return inner(denoiser, process, x0_BL, draws, loss_mask_BL)
 
     trainer.objective = watch
-    line = trainer.step(1)
+    trainer.train()
     held_B = clean[:, 0] | clean[:, -1]
     assert held_B.double().mean() > 0.7 and not clean.all(1).any()
-    assert line.nelbo is None and line.tokens == 64 * 16
-    trainer._validate(1, Unwritten())
-    assert trainer.progress.best is not None
+    step = lines(trainer.run.path)[0]
+    assert step["nelbo"] is None and step["tokens"] == 64 * 16
+    assert len(bounds(trainer.run.path)) == 1
 
 
 def test_no_token_is_clean_context_without_being_asked(tmp_path: Path) -> None:

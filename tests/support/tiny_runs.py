@@ -8,13 +8,17 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import pytest
 import yaml
 
 from dlm.config import Config
+from dlm.errors import InterruptedRunError
 from dlm.settings import dump_config, parse_config
-from dlm.train.metrics import Reporter, Silent, StepMetrics
+from dlm.train.metrics import Reporter, Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
+from tests.support.reporters import AsksToStop
+from tests.support.tiny_models import SMALLEST
 
 STEPS = 8
 
@@ -32,17 +36,7 @@ def describe(folder: Path, text: str | None = None, **train: Any) -> Config:
             "held_out": {"by": "tail", "share": 0.2},
             "length": 16,
         },
-        "model": {
-            "sizes": {
-                "num_hidden_layers": 1,
-                "hidden_size": 16,
-                "intermediate_size": 32,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 1,
-                "head_dim": 8,
-                "attention_dropout": 0.1,
-            }
-        },
+        "model": {"sizes": {**SMALLEST, "attention_dropout": 0.1}},
         "objective": {"loss": "elbo", "levels": "even"},
         "optim": {"warmup": 2},
         "train": {
@@ -60,15 +54,40 @@ def describe(folder: Path, text: str | None = None, **train: Any) -> Config:
     return parse_config(tree)
 
 
+def describe_alternating(folder: Path) -> Config:
+    """A run of two layers that learns a text of alternating letters, and is validated once, at its end."""
+    config = describe(
+        folder,
+        text="ab" * 2000,
+        steps=600,
+        batch_size=16,
+        validate_every=600,
+        validate_sequences=32,
+        validate_draws=16,
+        save_every=None,
+    )
+    return altered(resized(config, hidden_size=32, num_hidden_layers=2, attention_dropout=0.0), "optim", warmup=10)
+
+
 def altered(config: Config, part: str, **changes: Any) -> Config:
     """The configuration with changes in one of its parts."""
     return replace(config, **{part: replace(getattr(config, part), **changes)})
+
+
+def resized(config: Config, **sizes: Any) -> Config:
+    """The configuration with other sizes of its model."""
+    return altered(config, "model", sizes={**config.model.sizes, **sizes})
 
 
 def write(config: Config, path: Path) -> Path:
     """The configuration as a file."""
     path.write_text(yaml.safe_dump(dump_config(config)), encoding="utf-8")
     return path
+
+
+def start(folder: Path, config: Config) -> Trainer:
+    """The trainer of a run in `folder / "start"`, before its first step."""
+    return Trainer(RunFolder.create(folder / "start", config), Silent())
 
 
 def train(path: Path, config: Config, reporter: Reporter | None = None) -> Path:
@@ -79,11 +98,8 @@ def train(path: Path, config: Config, reporter: Reporter | None = None) -> Path:
 
 def cut_after(path: Path, config: Config, step: int) -> Path:
     """Begins a run, and leaves it after a step, saved."""
-    trainer = Trainer(RunFolder.create(path, config), Silent())
-    trainer.run.begin()
-    for i in range(1, step + 1):
-        trainer.step(i)
-    trainer._save()
+    with pytest.raises(InterruptedRunError):
+        train(path, config, AsksToStop(step))
     return path
 
 
@@ -120,11 +136,13 @@ def losses(run: Path) -> Mapping[int, float]:
     return found
 
 
-class Steps(Silent):
-    """Keeps what it is told of the steps."""
+def bounds(run: Path) -> list[float]:
+    """The validation bounds, in nats a token."""
+    return [line["validation"]["nats_per_token"] for line in lines(run) if "validation" in line]
 
-    def __init__(self) -> None:
-        self.taken: list[StepMetrics] = []
 
-    def step(self, metrics: StepMetrics) -> None:
-        self.taken.append(metrics)
+def same(run: Path, other: Path, step: int = STEPS) -> bool:
+    """Whether two runs wrote the same lines and left the same checkpoint, to the last bit."""
+    kept = weights(run, step)
+    assert {"model.safetensors", "trainer/optimizer.safetensors"} <= set(kept)
+    return kept == weights(other, step) and lines(run) == lines(other)

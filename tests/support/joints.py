@@ -31,9 +31,9 @@ class Lopsided:
     masks: ClassVar[bool] = True
     randomises: ClassVar[bool] = True
 
-    def shares(self, signal: Tensor) -> Shares:
+    def shares(self, alpha: Tensor) -> Shares:
         """Half of the noise is masks."""
-        return Shares(signal, (1.0 - signal) / 2, (1.0 - signal) / 2)
+        return Shares(alpha, (1.0 - alpha) / 2, (1.0 - alpha) / 2)
 
     def symbols(self, count: int) -> Tensor:
         """Proportional to 1, 1/2, 1/4, .."""

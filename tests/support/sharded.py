@@ -1,6 +1,6 @@
 """`dlm` on processors with its weights spread by FSDP2: Accelerate knows how, and asks for GPUs first.
 
-Run: accelerate launch --config_file configs/accelerate/fsdp2.yaml --num_processes 2 -m tests.train.sharded train ...
+Run: accelerate launch --config_file configs/accelerate/fsdp2.yaml --num_processes 2 -m tests.support.sharded train ...
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Small pretrained models of the kinds that the Hub has, made on the spot: an encoder with a mask, a causal decoder.
 
-Run: python -m tests.train.pretrained decoder FOLDER    # and sentences for it, in FOLDER/sentences.txt
+Run: python -m tests.support.pretrained decoder FOLDER    # and sentences for it, in FOLDER/sentences.txt
 """
 
 import argparse

@@ -1,0 +1,36 @@
+"""A corpus of a few odd documents, cut as an evaluation cuts it, and whether two reports of it agree."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Literal
+
+import pytest
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from dlm.data.batches import Sequences
+from dlm.data.corpus import corpus
+from dlm.data.documents import Plain
+from dlm.evaluate.likelihood import LikelihoodReport
+
+Packing = Literal["pack", "pad"]
+DOCUMENTS = ["first", "", "the second \U0001f600", "x" * 50, "caf\u00e9", "last of the documents"]
+LENGTH = 16
+
+
+def cut(
+    tokenizer: PreTrainedTokenizerBase, documents: Sequence[str], packing: Packing, length: int = LENGTH
+) -> Sequences:
+    """The documents as sequences of a length."""
+    return corpus(tokenizer, Plain(Dataset.from_dict({"text": list(documents)})), length, packing)
+
+
+def assert_close(one: LikelihoodReport, other: LikelihoodReport) -> None:
+    """Fails where a count differs, or a measurement by more than rounding."""
+    a, b = asdict(one), asdict(other)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        if isinstance(value, float | tuple):
+            assert b[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        else:
+            assert b[name] == value, name
