@@ -1,4 +1,4 @@
-"""What can go wrong through no bug of ours, as exceptions that carry one clear line."""
+"""Errors that a user can act on, each with a message of one line."""
 
 
 class DlmError(Exception):
@@ -39,3 +39,17 @@ class InterruptedRunError(DlmError):
     """The user stopped a run, which was saved first."""
 
     exit_code = 130
+
+
+def one_line(error: BaseException | str, limit: int | None = 200) -> str:
+    """The message of another library's error, as one line.
+
+    Args:
+        error: The error, or its message.
+        limit: The most characters to keep; None for all.
+
+    Returns:
+        The message, with single spaces for all white space; the name of the error's class if it has no message.
+    """
+    line = " ".join(str(error).split())[:limit]
+    return line or ("" if isinstance(error, str) else type(error).__name__)

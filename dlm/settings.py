@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, one_line
 from dlm.spellings import translate_override, translate_tree
 
 CHOICES = ("tokenizer", "noise", "schedule", "objective.loss", "objective.levels")
@@ -50,7 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error, limit=None)}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
     tree = _normalise(tree)

@@ -17,8 +17,8 @@ from dlm.config import Bytes, Config
 from dlm.diffusion.draws import generator
 from dlm.errors import DlmError
 from dlm.lm import DiffusionLM
-from dlm.model.backbone import build_model
 from dlm.model.checkpoint import Sidecar
+from dlm.model.loading import build_model
 from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.settings import parse_config

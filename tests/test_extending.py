@@ -108,6 +108,35 @@ def test_a_schedule_is_one_class(tmp_path: Path) -> None:
     assert "alpha 0.2500" in shown
 
 
+CHECK_FORMAT = """
+from dlm.config import Data, Source
+from dlm.data.formats import source_of
+from dlm.data.reading import read
+from dlm.data.streaming import open_stream
+
+source = source_of("rows.tsv", field="body")
+assert source == Source("tsv", "rows.tsv", field="body")
+assert list(read(source, "data.train").texts()) == ["007", "NA", "a, b"]
+stream = open_stream(Data(source, validation=source, streaming=True))
+assert [row["text"] for row in stream.train] == ["007", "NA", "a, b"]
+pairs = read(Source("tsv", "rows.tsv", prompt="id", response="body"), "data.train")
+assert pairs.rows["prompt"][:] == ["01", "02", "03"]
+"""
+
+
+@pytest.mark.long
+def test_a_format_is_one_class(tmp_path: Path) -> None:
+    folder = extended(tmp_path, "Tsv", "dlm/data/formats.py")
+    (folder / "rows.tsv").write_text("id\tbody\n01\t007\n02\tNA\n03\ta, b\n")
+    run(folder, "-c", CHECK_FORMAT)
+    (folder / "texts.tsv").write_text("text\n" + "the quick brown fox jumps over the lazy dog\n" * 20)
+    train(folder, "data.train.format=tsv", "data.train.path=texts.tsv")
+    assert "20 documents" in run(folder, "-m", "dlm", "eval", "run", "--data", "texts.tsv")
+    shutil.rmtree(folder / "run")
+    source = "{format: tsv, path: texts.tsv}"
+    train(folder, f"data.train={source}", f"data.validation={source}", "data.streaming=true")
+
+
 CHECK_BUDGET = """
 import torch
 from dlm.diffusion.unmask import Doubling, Step
@@ -138,32 +167,3 @@ def test_a_loss_and_levels_are_one_class_each(tmp_path: Path) -> None:
     config = (folder / "run/config.yaml").read_text()
     assert "half-and-half" in config and "steep" in config
     assert '"nelbo": ' in (folder / "run/metrics.jsonl").read_text()
-
-
-CHECK_FORMAT = """
-from dlm.config import Data, Source
-from dlm.data.formats import source_of
-from dlm.data.reading import read
-from dlm.data.streaming import open_stream
-
-source = source_of("rows.tsv", field="body")
-assert source == Source("tsv", "rows.tsv", field="body")
-assert list(read(source, "data.train").texts()) == ["007", "NA", "a, b"]
-stream = open_stream(Data(source, validation=source, streaming=True))
-assert [row["text"] for row in stream.train] == ["007", "NA", "a, b"]
-pairs = read(Source("tsv", "rows.tsv", prompt="id", response="body"), "data.train")
-assert pairs.rows["prompt"][:] == ["01", "02", "03"]
-"""
-
-
-@pytest.mark.long
-def test_a_format_is_one_class(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "Tsv", "dlm/data/formats.py")
-    (folder / "rows.tsv").write_text("id\tbody\n01\t007\n02\tNA\n03\ta, b\n")
-    run(folder, "-c", CHECK_FORMAT)
-    (folder / "texts.tsv").write_text("text\n" + "the quick brown fox jumps over the lazy dog\n" * 20)
-    train(folder, "data.train.format=tsv", "data.train.path=texts.tsv")
-    assert "20 documents" in run(folder, "-m", "dlm", "eval", "run", "--data", "texts.tsv")
-    shutil.rmtree(folder / "run")
-    source = "{format: tsv, path: texts.tsv}"
-    train(folder, f"data.train={source}", f"data.validation={source}", "data.streaming=true")

@@ -1,1 +1,1 @@
-"""How fast training and sampling are, against what the machine can do."""
+"""The speed of training and sampling, compared with the limits of the machine."""

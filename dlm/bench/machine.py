@@ -1,4 +1,4 @@
-"""What the machine can do at best: its matrix products, its copies, and the memory that a program holds."""
+"""The limits of the machine (matrix products, copies), and the memory that a program uses."""
 
 import platform
 import resource
@@ -15,24 +15,24 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 SIDES = (512, 1024, 2048, 4096)
-"""Sides of the square matrices that are multiplied, and 8192 on a GPU; the fastest product is the peak."""
+"""Sides of the square matrices that are multiplied, with 8192 on a GPU; the fastest product is the peak."""
 
 COPIED = 2**28
-"""Bytes of a copy, well beyond any cache."""
+"""Bytes of a copy, far more than any cache holds."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine's own limits, as they were measured.
+    """The measured limits of a machine.
 
     Attributes:
-        name: Of the processor or the GPU.
+        name: The name of the processor or the GPU.
         device: cpu, cuda or mps.
-        threads: Threads that torch computes with, on processors.
-        dtype: What the matrices are made of.
+        threads: Number of CPU threads that torch uses.
+        dtype: The type of the matrices' elements.
         peak: The fastest matrix product, in FLOP/s.
-        bandwidth: Of a copy, in bytes/s, what is read and what is written counted.
-        torch: Its version.
+        bandwidth: Bytes/s of a copy, counting reads and writes.
+        torch: The version of torch.
     """
 
     name: str
@@ -48,9 +48,9 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float = 1
     """Measures the peak of matrix products and the bandwidth of copies.
 
     Args:
-        device: Where.
-        dtype: Of the matrices.
-        seconds: How long each size is repeated; the median counts.
+        device: The device to measure.
+        dtype: The type of the matrices' elements.
+        seconds: How long each size is repeated; the median is taken.
 
     Returns:
         The limits.
@@ -72,15 +72,15 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float = 1
     )
 
 
-def held_by(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that some work holds at a time, beyond those that were held before it.
+def peak_tensor_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """The peak memory of a function's tensors, beyond what was allocated before.
 
     Args:
-        work: Called once.
-        device: Where it computes.
+        work: The function; it is called once.
+        device: The device it computes on.
 
     Returns:
-        Bytes. What is held outside of torch, and what its allocator keeps for later, is not counted.
+        Bytes, without memory outside of torch and what torch's allocator keeps in reserve.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -95,15 +95,15 @@ def held_by(work: Callable[[], object], device: torch.device) -> int:
     return max(accumulate(changes, initial=0))
 
 
-def most_held(device: torch.device) -> int:
-    """The most bytes that this program has held so far: on CUDA torch's own, else all of it."""
+def peak_memory(device: torch.device) -> int:
+    """The peak memory of this program so far, in bytes: on CUDA that of tensors, else that of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _seconds(work: Callable[[], object], seconds: float) -> float:
-    """The median time of a call; CUDA is waited for."""
+    """The median time of a call, including the work it starts on CUDA."""
     timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
     return float(timer.blocked_autorange(min_run_time=seconds).median)
 

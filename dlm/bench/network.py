@@ -1,4 +1,4 @@
-"""How large a network is: what of it computes, and what its tensors take."""
+"""The size of a network: the parameters that compute, and the bytes of its tensors."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 
 def hidden_parameters(model: PreTrainedModel) -> int:
-    """Counts the parameters that are no embedding and no vocabulary projection.
+    """Counts the parameters outside of embeddings and the vocabulary projection.
 
-    What a head does before its projection counts, as BERT's transform does; the projection's bias does not, under
-    either of the names that BERT has for it. Each is counted once, also where layers share it, as ALBERT's do.
+    Layers of the head before the projection are counted, such as BERT's transform. The projection's bias is not, under
+    either of its names in BERT. A parameter that layers share, as in ALBERT, is counted once.
 
     Args:
         model: A HuggingFace model with a head, tied or not.
@@ -23,10 +23,10 @@ def hidden_parameters(model: PreTrainedModel) -> int:
 
 
 def training_flops(model: PreTrainedModel) -> int:
-    """Counts the floating-point operations of a training step, a token: 6 a hidden parameter, 4 a frozen one.
+    """Counts the floating-point operations of a training step for each token: 6 a hidden parameter, 4 a frozen one.
 
-    Two are those of the forward, two of the gradient of what comes in, and two of the parameter's own, which a frozen
-    one has none of; attention's own products and the vocabulary's are not counted (2001.08361, section 2.1).
+    The forward takes two, the gradient of the input two, and the gradient of the parameter two, which a frozen one does
+    not have. The products of attention and of the vocabulary are not counted (2001.08361, section 2.1).
 
     Args:
         model: A HuggingFace model with a head.
@@ -48,5 +48,5 @@ def _hidden(model: PreTrainedModel) -> list[nn.Parameter]:
 
 
 def tensor_bytes(values: Iterable[Any]) -> int:
-    """Bytes of those of the values that are tensors."""
+    """The bytes of the tensors among some values."""
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from dlm.bench.machine import Machine, held_by, measure_machine, most_held
+from dlm.bench.machine import Machine, measure_machine, peak_memory, peak_tensor_bytes
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
 from dlm.diffusion.sample import State
@@ -14,30 +14,30 @@ from dlm.lm import DiffusionLM, Sample, Sampler
 
 @dataclass(frozen=True)
 class SamplingSpeed:
-    """What writing some texts side by side costs.
+    """The cost of sampling some texts in one batch.
 
     Attributes:
-        machine: Its limits, in the precision that is computed in.
-        parameters: Of the network.
-        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no time embedding.
+        machine: The limits of the machine, in the precision of the model.
+        parameters: Parameters of the network.
+        hidden_parameters: Its parameters outside of embeddings, vocabulary projection and time embedding.
         vocabulary: Number of ids.
-        num: Texts side by side.
+        num: Texts in the batch.
         length: Tokens a text.
-        attention: How it is computed.
-        repeats: How often all of them were written.
-        seconds: The median of writing all of them.
-        fastest: The fastest, in seconds.
-        slowest: The slowest.
-        tokens_per_second: Written, over the median.
-        calls: Of the network, each for all texts that change in it.
-        tokens_per_call: Tokens of one text that a call writes, on average.
-        seconds_per_call: The median over the calls, with all that the sampler does in between.
-        flops_per_second: 2 a hidden parameter and position that the network reads (2001.08361, section 2.1), which
-            is every position of each text at each call that it takes part in.
-        share_of_peak: Of the machine's matrix products.
-        peak_bytes: The most that was held at a time: on CUDA all tensors, else the whole program.
-        model_bytes: The weights.
-        beyond_model_bytes: The most bytes of tensors that writing holds at a time beyond them.
+        attention: The implementation of attention.
+        repeats: Number of timed runs.
+        seconds: The median time of a run.
+        fastest: The shortest time, in seconds.
+        slowest: The longest time.
+        tokens_per_second: Sampled tokens over the median time.
+        calls: Network calls of a run, each for all texts that change in it.
+        tokens_per_call: Tokens of one text that a call adds, on average.
+        seconds_per_call: The median time over the number of calls; it includes the sampler's own work.
+        flops_per_second: 2 for each hidden parameter and position that the network reads (2001.08361, section 2.1):
+            every position of each text, at each call in which the text takes part.
+        share_of_peak: The same as a share of the machine's peak.
+        peak_bytes: The peak memory: on CUDA of all tensors, else of the whole program.
+        model_bytes: Bytes of the weights.
+        beyond_model_bytes: The peak memory of sampling beyond the weights, in bytes of tensors.
     """
 
     machine: Machine
@@ -75,21 +75,21 @@ def bench_sampling(
     repeats: int = 5,
     warmup: int = 1,
 ) -> SamplingSpeed:
-    """Times `lm.generate`, which writes the same texts again and again.
+    """Times `lm.generate`, which samples the same texts in every run.
 
     Args:
         lm: The model.
-        num: Texts, all side by side.
+        num: Number of texts, all in one batch.
         length: Tokens a text; the context by default.
-        sampler: How.
-        repeats: How often it is timed; at least 1.
-        warmup: How often it is done first, untimed; at least 1, in which the calls are counted.
+        sampler: The sampler.
+        repeats: Number of timed runs; at least 1.
+        warmup: Number of runs before them, which are not timed; at least 1, which counts the calls.
 
     Returns:
         The medians.
 
     Raises:
-        DlmError: The length does not fit the context, or the sampler not the model.
+        DlmError: The length does not fit the context, or the sampler does not fit the model.
     """
     length = lm.context if length is None else length
 
@@ -109,8 +109,8 @@ def bench_sampling(
     for _ in range(repeats):
         with watch:
             write()
-    peak = most_held(lm.device)  # before the profiler keeps its notes and the machine is measured
-    seconds, held = watch.median(), held_by(write, lm.device)
+    peak = peak_memory(lm.device)  # before the profiler and the measurement of the machine allocate memory
+    seconds, held = watch.median(), peak_tensor_bytes(write, lm.device)
     hidden = hidden_parameters(lm.model)
     speed = 2.0 * hidden * text_calls * length / seconds
     machine = measure_machine(lm.device, torch.bfloat16 if lm.precision == "bf16" else torch.float32)

@@ -1,4 +1,4 @@
-"""Times of repeated work, on a processor or on a GPU."""
+"""Times of repeated work, on a CPU or a GPU."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ import torch
 
 
 class Stopwatch:
-    """A context whose every pass is timed: by events on CUDA, else by the clock.
+    """A context manager that times each pass: by events on CUDA, else by the clock.
 
     Attributes:
         seconds: The time of each pass so far.
@@ -34,5 +34,5 @@ class Stopwatch:
         self.seconds.append(passed)
 
     def median(self) -> float:
-        """The median pass."""
+        """The median time of a pass."""
         return statistics.median(self.seconds)

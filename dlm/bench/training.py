@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dlm.bench.machine import Machine, held_by, measure_machine, most_held
+from dlm.bench.machine import Machine, measure_machine, peak_memory, peak_tensor_bytes
 from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Config
@@ -21,33 +21,33 @@ from dlm.train.trainer import Trainer
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """What a training step costs.
+    """The cost of a training step.
 
     Attributes:
-        machine: Its limits, in the precision that is trained in.
-        parameters: Of the network.
-        hidden_parameters: Those of them that are no embedding, no vocabulary projection and no time embedding.
+        machine: The limits of the machine, in the precision of the run.
+        parameters: Parameters of the network.
+        hidden_parameters: Its parameters outside of embeddings, vocabulary projection and time embedding.
         vocabulary: Number of ids.
         every_row: Whether the vocabulary was projected at every position.
         batch_size: Sequences a step.
         length: Tokens a sequence.
-        attention: How it is computed.
-        optimizer: Its name in the configuration.
-        steps: How many were timed.
-        loss: Of the last of them: what tells two ways of computing it apart.
-        seconds: The median of a step.
-        fastest: The fastest step, in seconds.
-        slowest: The slowest.
-        tokens: Of text in a step, on average; padding is none.
-        tokens_per_second: Over the median step.
+        attention: The implementation of attention.
+        optimizer: The optimizer's name in the configuration.
+        steps: Number of timed steps.
+        loss: The loss of the last step, to compare two implementations.
+        seconds: The median time of a step.
+        fastest: The shortest time, in seconds.
+        slowest: The longest time.
+        tokens: Tokens of a step on average, without padding.
+        tokens_per_second: Tokens over the median time.
         flops_per_token: See `training_flops`.
-        flops_per_second: Over the median step.
-        share_of_peak: Of the machine's matrix products.
-        data_share: What making a step's batch takes on average, though it is done while the step before is computed,
-            as a share of the median step.
-        peak_bytes: The most that was held at a time: on CUDA all tensors, else the whole program.
-        model_bytes: The model's own: weights, gradients, the optimizer's state, and the averaged weights if any.
-        beyond_model_bytes: The most bytes of tensors that a step holds at a time beyond those: activations and logits.
+        flops_per_second: Operations over the median time.
+        share_of_peak: The same as a share of the machine's peak.
+        data_share: The mean time of making a batch, as a share of the median step. Batches are made while the step
+            before is computed.
+        peak_bytes: The peak memory: on CUDA of all tensors, else of the whole program.
+        model_bytes: Bytes of weights, gradients, the optimizer's state, and the averaged weights if there are any.
+        beyond_model_bytes: The peak memory of a step beyond those, in bytes of tensors: activations and logits.
     """
 
     machine: Machine
@@ -80,19 +80,19 @@ class TrainingSpeed:
 
 
 def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_row: bool = False) -> TrainingSpeed:
-    """Times steps of a run, which is thrown away.
+    """Times the steps of a run, which leaves nothing on disk.
 
     Args:
         config: The run.
-        steps: How many are timed; at least 1.
-        warmup: How many come first, untimed; at least 1, which makes the optimizer's state.
-        every_row: Whether the vocabulary is projected at every position, to compare with.
+        steps: Number of timed steps; at least 1.
+        warmup: Number of steps before them, which are not timed; at least 1, which creates the optimizer's state.
+        every_row: Whether the vocabulary is projected at every position, for comparison.
 
     Returns:
         The medians.
 
     Raises:
-        DlmError: The run cannot be begun.
+        DlmError: The run cannot start.
     """
     config = replace(
         config, train=replace(config.train, steps=max(config.train.steps, warmup + steps + 1), trackers=())
@@ -109,8 +109,8 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         with watch:
             metrics = trainer.step(step)
     tokens = (trainer.progress.tokens - before) / steps
-    peak = most_held(trainer.device)  # before the profiler keeps its notes and the machine is measured
-    held = held_by(lambda: trainer.step(timed.stop), trainer.device)
+    peak = peak_memory(trainer.device)  # before the profiler and the measurement of the machine allocate memory
+    held = peak_tensor_bytes(lambda: trainer.step(timed.stop), trainer.device)
     backbone, seconds = trainer.backbone, watch.median()
     flops = training_flops(backbone.model)
     speed = flops * config.train.batch_size * config.data.length / seconds
@@ -144,7 +144,7 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
 
 
 def predict_every_row(trainer: Trainer) -> None:
-    """Makes a trainer project every position at once, and only then take the rows that are wanted."""
+    """Makes a trainer project every position at once, and take the wanted rows of the result."""
     denoiser = trainer.denoiser
     assert isinstance(denoiser, X0Denoiser)
     network = denoiser.network
@@ -158,7 +158,7 @@ def predict_every_row(trainer: Trainer) -> None:
 
 
 def _data_seconds(trainer: Trainer, steps: range) -> float:
-    """The mean time of making a step's batch; of a stream over a whole block, which one of its steps waits for."""
+    """The mean time of making a step's batch; for a stream over a block of batches, which are read together."""
     trainer.upcoming.close()
     rows = trainer.config.train.batch_size
     count = max(len(steps), -(-trainer.batches.ahead // rows))
@@ -170,7 +170,7 @@ def _data_seconds(trainer: Trainer, steps: range) -> float:
 
 
 def _kept_bytes(trainer: Trainer) -> int:
-    """What the model keeps between two steps."""
+    """The bytes of weights, averages and optimizer states."""
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     averaged = trainer.ema.weights.values() if trainer.ema else ()
     kept = tensor_bytes(trainer.backbone.parameters()) + tensor_bytes(averaged)

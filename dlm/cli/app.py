@@ -14,7 +14,7 @@ import typer
 from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import SamplerCommand
-from dlm.errors import ConfigError, DlmError, InterruptedRunError
+from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
 
 app = typer.Typer(
     name="dlm",
@@ -101,7 +101,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     sys.stdout.flush()
     who = "dlm" if is_first() else f"dlm, process {os.environ['RANK']}"
-    errors.print(f"[bold red]{who}:[/] {_escaped(' '.join(message.split()))}", soft_wrap=True, highlight=False)
+    errors.print(f"[bold red]{who}:[/] {_escaped(one_line(message, limit=None))}", soft_wrap=True, highlight=False)
     raise typer.Exit(code)
 
 

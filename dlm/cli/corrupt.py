@@ -89,7 +89,8 @@ def corrupt(
     asked = _times(at)
     quiet_libraries()
     from dlm.diffusion.schedule import Schedule
-    from dlm.model.tokenizer import encode, special_ids, vocabulary_of
+    from dlm.model.text import encode
+    from dlm.model.tokenizer import special_ids, vocabulary_of
 
     known, formulation, forbidden = _known_by(model) if model is not None else _made_for(text, tokenizer)
     formulation = replace(
@@ -250,7 +251,8 @@ def _known_by(model: str) -> tuple["PreTrainedTokenizerBase", "Formulation", lis
     """A model's tokenizer and formulation, without its weights; no id is forbidden that the model may meet."""
     from dlm.config import Pretrained
     from dlm.diffusion.formulation import Formulation
-    from dlm.model.checkpoint import read_sidecar, resolve
+    from dlm.model.checkpoint import read_sidecar
+    from dlm.model.locate import resolve
     from dlm.model.tokenizer import build_tokenizer
 
     path = resolve(model)

@@ -13,7 +13,7 @@ from dlm.cli.film import Cell, Film, Frame, Watch
 from dlm.diffusion.sample import State
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
-from dlm.model.tokenizer import pieces
+from dlm.model.text import pieces
 
 
 def check_suffix(path: Path | None) -> None:

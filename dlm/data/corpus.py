@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.batches import Sequences
 from dlm.data.documents import Documents
 from dlm.data.tokens import Tokens
-from dlm.model.tokenizer import encode, fingerprint, special_ids
+from dlm.model.text import encode
+from dlm.model.tokenizer import fingerprint, special_ids
 
 
 def corpus(

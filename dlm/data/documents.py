@@ -17,7 +17,7 @@ from dlm.config import HeldOut, Source
 from dlm.data.formats import FORMATS
 from dlm.data.tokens import EncodePrompts
 from dlm.errors import DataError
-from dlm.model.tokenizer import encode, encode_chat
+from dlm.model.text import encode, encode_chat
 
 
 @dataclass(frozen=True)

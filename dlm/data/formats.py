@@ -8,7 +8,6 @@ import hashlib
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from glob import escape
 from pathlib import Path
@@ -16,13 +15,12 @@ from typing import Any, ClassVar, get_args
 
 import datasets
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 from typing_extensions import override
 
+from dlm import hub
 from dlm.config import Source
 from dlm.data.files import TextUnit, check_utf8, files_of, is_utf8, read_texts, stamp_of, stream_texts
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, one_line
 
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -135,7 +133,7 @@ class Table(Format):
         try:
             return load_dataset(self.builder, build, data_files=_escaped(files), split="train", **self.options())
         except Exception as error:  # pyarrow, pandas and datasets each raise their own
-            reason = line_of(error.__cause__ or error)
+            reason = one_line(error.__cause__ or error, 160)
             raise DataError(f"{key}: {self.path} cannot be read as {self.name}: {reason}") from error
 
     @override
@@ -193,7 +191,7 @@ class Saved(Format):
         try:
             found = load_from_disk(self.path)
         except Exception as error:  # datasets and pyarrow each raise their own
-            raise DataError(f"{key}: {self.path} is no dataset saved to disk: {line_of(error)}") from error
+            raise DataError(f"{key}: {self.path} is no dataset saved to disk: {one_line(error, 160)}") from error
         documents = self._split_of(found, key)
         # The fingerprint on disk says how it was made, not what it holds: other text could come under the same one.
         documents._fingerprint = stamp_of([file["filename"] for file in documents.cache_files])
@@ -229,20 +227,17 @@ class Hub(Format):
     def read(self, key: str) -> Dataset:
         try:
             if not (Path(datasets.config.HF_DATASETS_CACHE) / self.path.replace("/", "___")).exists():
-                self._ask()
+                hub.ask(self.path, "dataset")
             return load_dataset(self.path, self.subset, split=self.split or "train")
         except Exception as error:  # datasets and huggingface_hub each raise their own
-            raise DataError(f"{key}: the dataset {self.path} cannot be had from the Hub: {line_of(error)}") from error
+            raise DataError(
+                f"{key}: the dataset {self.path} cannot be had from the Hub: {one_line(error, 160)}"
+            ) from error
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        self._ask()
+        hub.ask(self.path, "dataset")
         return load_dataset(self.path, self.subset, split=self.split or "train", streaming=True)
-
-    def _ask(self) -> None:
-        """Raises where the Hub does not answer: asked once, where `datasets` would try for half a minute."""
-        with suppress(HfHubHTTPError, ValueError):  # an answer; `datasets` says what is wrong
-            HfApi().repo_exists(self.path, repo_type="dataset")
 
 
 @dataclass(frozen=True)
@@ -330,11 +325,6 @@ def source_of(data: str, field: str | None = None, split: str | None = None) -> 
 def as_text(*columns: str | None) -> dict[str, Any]:
     """Options by which pandas reads columns of CSV as the text in the file: 007, NA and None are text."""
     return {"keep_default_na": False, "converters": {column: str for column in columns if column is not None}}
-
-
-def line_of(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _escaped(files: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 
 from dlm.config import Data, Source
 from dlm.data.documents import Documents, type_of
-from dlm.data.formats import format_of, line_of
-from dlm.errors import DataError
+from dlm.data.formats import format_of
+from dlm.errors import DataError, one_line
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _quiet() -> Iterator[None]:
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, DataError):
             raise error.__cause__ from error
-        raise DataError(f"the documents cannot be read: {line_of(error.__cause__ or error)}") from error
+        raise DataError(f"the documents cannot be read: {one_line(error.__cause__ or error, 160)}") from error
     finally:
         datasets.logging.set_verbosity(level)
         if shown:

@@ -12,7 +12,8 @@ from dlm.data.corpus import corpus
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
-from dlm.model.tokenizer import build_tokenizer, encode, special_ids
+from dlm.model.text import encode
+from dlm.model.tokenizer import build_tokenizer, special_ids
 
 
 @dataclass(frozen=True)

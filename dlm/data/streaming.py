@@ -9,9 +9,9 @@ from datasets import Dataset, IterableDataset
 
 from dlm.config import Data, Source
 from dlm.data.documents import Documents, Plain, check_column, column_of, kept_back
-from dlm.data.formats import format_of, line_of
+from dlm.data.formats import format_of
 from dlm.data.reading import read
-from dlm.errors import ConfigError, DataError, DlmError
+from dlm.errors import ConfigError, DataError, DlmError, one_line
 
 SCANNED = 10_000
 """Documents at the beginning of a stream that a tokenizer learns from and that validation documents are taken from."""
@@ -110,7 +110,7 @@ def _open(source: Source, key: str) -> IterableDataset:
     except StopIteration as error:  # datasets looks at the first row
         raise DataError(f"{key}: {source.path} holds no text at all") from error
     except Exception as error:  # datasets, pyarrow and the Hub each raise their own
-        raise DataError(f"{key}: {source.path} cannot be streamed: {line_of(error)}") from error
+        raise DataError(f"{key}: {source.path} cannot be streamed: {one_line(error, 160)}") from error
     first = next(iter(_rows(documents.take(1), key, source.path or source.format)), None)
     if first is None:
         raise DataError(f"{key}: {source.path} holds no text at all")
@@ -129,7 +129,9 @@ def _rows(documents: IterableDataset, key: str, name: str) -> Iterator[dict[str,
     except DataError:
         raise
     except Exception as error:  # as in `_open`
-        raise DataError(f"{key}: the stream of {name} cannot be read: {line_of(error.__cause__ or error)}") from error
+        raise DataError(
+            f"{key}: the stream of {name} cannot be read: {one_line(error.__cause__ or error, 160)}"
+        ) from error
 
 
 def _is_held_out(text: str, share: float) -> bool:

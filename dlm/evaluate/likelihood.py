@@ -1,4 +1,4 @@
-"""A corpus in, its likelihood bound out, with honest error bars."""
+"""The likelihood bound of a corpus, with its error bars."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from dlm.model.tokenizer import special_ids
 
 RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30
-"""With fewer documents than this, resampling documents says little, and sequences are resampled instead."""
+"""With fewer documents than this the bootstrap resamples sequences, because so few documents say little."""
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]
@@ -33,15 +33,15 @@ Floats = NDArray[np.float64]
 class LikelihoodReport:
     """An upper bound of the negative log-likelihood of a corpus.
 
-    Every interval is a 95% bootstrap interval and holds both kinds of error.
+    Every interval is a 95% bootstrap interval and covers both kinds of error.
 
     Attributes:
-        process: The noise of the chain that the bound is of.
-        schedule: Its schedule.
+        process: The noise of the chain whose bound this is.
+        schedule: The schedule of that chain.
         steps: T of that chain; None for continuous time.
-        nats_per_token: The bound, the next two included.
-        prior_nats_per_token: What of it is paid at t = 1, where a schedule ends above zero.
-        reconstruction_nats_per_token: What of it is paid at t = 0, where a schedule begins below one.
+        nats_per_token: The bound, including the next two terms.
+        prior_nats_per_token: The term at t = 1; not zero where a schedule ends above zero.
+        reconstruction_nats_per_token: The term at t = 0; not zero where a schedule begins below one.
         nats_per_token_ci95: Its interval.
         bits_per_token: The bound in bits.
         bits_per_token_ci95: Its interval.
@@ -50,22 +50,22 @@ class LikelihoodReport:
         perplexity_bound: exp(nats_per_token), an upper bound of the perplexity a token.
         perplexity_bound_ci95: Its interval.
         monte_carlo_se: Standard error, in nats a token, from the random masks at this fixed text.
-        sampling_se: Standard error, in nats a token, from which texts happened to be in the corpus.
-        resampled: What the bootstrap resamples: documents, or sequences where there are few documents.
-        tokens: Tokens scored, each document's end of text among them.
-        bytes: Bytes of the text they stand for.
+        sampling_se: Standard error, in nats a token, from the choice of the texts in the corpus.
+        resampled: What the bootstrap resamples: documents, or sequences if there are few documents.
+        tokens: Tokens scored, including each document's end of text.
+        bytes: Bytes of the scored text.
         documents: Documents scored.
-        sequences: Sequences they were cut into.
-        unknown_tokens: Scored tokens that stand for characters the tokenizer does not know: a bound with
-            any is not one of the text.
+        sequences: Sequences that the documents were cut into.
+        unknown_tokens: Scored tokens for characters that the tokenizer does not know; with any of them, the bound is
+            not one of the text.
         dropped_tokens: Tokens not scored because a document was longer than a row.
         dropped_bytes: Their bytes.
         draws: Noisy copies of each sequence.
-        estimator: How their noise was drawn: exact counts of masks, with the full mask besides, or times.
-        seed: What the masks and the bootstrap follow from.
+        estimator: How their noise was drawn: exact counts of masks and also the full mask, or times.
+        seed: Decides the masks and the bootstrap.
         length: Tokens a sequence.
         packing: How documents became sequences.
-        given_tokens: Tokens of prompts, which the bound is conditional on: seen, and not scored.
+        given_tokens: Tokens of prompts; the bound is conditional on them, and they are not scored.
     """
 
     process: str
@@ -111,8 +111,8 @@ class ChainRuleReport:
         left_to_right_nats_per_token: With the leftmost token first.
         confidence_nats_per_token: With the most confident position first.
         bound_nats_per_token: The bound of random order on the same sequences.
-        sequences: How many sequences.
-        tokens: How many tokens.
+        sequences: Number of sequences.
+        tokens: Number of tokens.
     """
 
     left_to_right_nats_per_token: float
@@ -139,23 +139,23 @@ def evaluate_likelihood(
 ) -> LikelihoodReport:
     """Bounds the negative log-likelihood of a corpus by the model's stratified estimator.
 
-    Where several processes run, all of them must call it; each scores its part, and all get the whole report.
+    With several processes, all of them must call it; each scores its part, and all get the full report.
 
     Args:
         lm: The model.
         sequences: The corpus.
         rows: Which of its sequences; all by default.
-        draws: Noisy copies of each sequence, exact counts adding the fully masked one; even, at least 4.
-        batch_size: Sequences a forward; changes nothing beyond float rounding.
-        seed: The noise and the bootstrap follow from it.
-        time: The chain that the bound is of; the one the model was trained for by default.
+        draws: Noisy copies of each sequence, even and at least 4; exact counts add the fully masked one.
+        batch_size: Sequences a forward; it changes the result only by float rounding.
+        seed: Decides the noise and the bootstrap.
+        time: The chain whose bound is estimated; by default the one that the model was trained for.
 
     Returns:
         The report.
 
     Raises:
         DataError: There is no sequence.
-        ConfigError: The bound of continuous time is asked of a model in the mixture form.
+        ConfigError: The bound asked for is that of continuous time, and the model predicts the mixture form.
     """
     rows = range(len(sequences)) if rows is None else rows
     if not len(rows):
@@ -163,89 +163,8 @@ def evaluate_likelihood(
         why = f"all {filled} prompts fill the context of {sequences.length}" if filled else "the text holds no token"
         raise DataError(f"nothing to evaluate: {why}")
     lm.model.eval()
-    documents = len(sequences.tokens.sizes)
-    nats_RD = torch.zeros(2, documents, dtype=torch.float64)
-    tokens_D = torch.zeros(documents, dtype=torch.float64)
-    nats_S, tokens_S, mc_S = torch.zeros(3, len(rows), dtype=torch.float64)
-    extra = torch.zeros(3, dtype=torch.float64)  # prior, reconstruction, unknown tokens
     estimator = _estimator(lm, draws, time)
-    unknown_id = special_ids(lm.tokenizer).unknown
-    team = process_state()
-    batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
-    rounds = math.ceil(len(batches) / team.num_processes)
-    for number in range(team.process_index, rounds * team.num_processes, team.num_processes):
-        here = batches[number % len(batches)]
-        part = rows[here]
-        batch = sequences.batch(part)
-        x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
-        streams = [generator(seed, "evaluate", row) for row in part]
-        terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL).cpu()
-        if number >= len(batches):
-            break  # scored again, since a sharded network is run by all processes or by none
-        scored_N = batch.x0_BL[batch.where_BL]
-        extra[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
-        extra[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()
-        extra[2] += (scored_N == unknown_id).sum() if unknown_id is not None else 0
-        document_N = batch.document_BL[batch.where_BL]
-        nats_RD.index_add_(1, document_N, terms_RBL[:, batch.where_BL].expand(2, -1))
-        tokens_D.index_add_(0, document_N, torch.ones_like(document_N).double())
-        first_B, second_B = terms_RBL.sum(2).expand(2, -1)
-        nats_S[here] = (first_B + second_B) / 2
-        mc_S[here] = (first_B - second_B) ** 2 / 4
-        tokens_S[here] = batch.where_BL.sum(1).double()
-    if team.num_processes > 1:  # each has filled in its own rows, and zeros for the others'
-        sums = (nats_RD, tokens_D, nats_S, tokens_S, mc_S, extra)
-        whole = (reduce(part.to(team.device), "sum").cpu() for part in sums)
-        nats_RD, tokens_D, nats_S, tokens_S, mc_S, extra = whole
-    prior, reconstruction, unknown = extra.tolist()
-
-    scored = tokens_D > 0
-    bytes_D = _scored_bytes(sequences, tokens_D)
-    by_document = (nats_RD.mean(0)[scored], tokens_D[scored])
-    few = int(scored.sum()) < FEWEST_DOCUMENTS
-    nats_U, tokens_U = (nats_S, tokens_S) if few else by_document
-    bytes_U = tokens_U * (bytes_D.sum() / tokens_D.sum()) if few else bytes_D[scored]
-
-    tokens = int(tokens_D.sum())
-    per_token = _Ratio.of(nats_U, tokens_U, seed)
-    per_byte = _Ratio.of(nats_U, bytes_U, seed)
-    monte_carlo = math.sqrt(float(mc_S.sum())) / tokens
-    bit = math.log(2.0)
-    return LikelihoodReport(
-        process=lm.process.noise.name,
-        schedule=lm.process.schedule.name,
-        steps=estimator.steps,
-        nats_per_token=per_token.value,
-        prior_nats_per_token=prior / tokens,
-        reconstruction_nats_per_token=reconstruction / tokens,
-        nats_per_token_ci95=per_token.interval,
-        bits_per_token=per_token.value / bit,
-        bits_per_token_ci95=_each(lambda x: x / bit, per_token.interval),
-        bits_per_byte=per_byte.value / bit,
-        bits_per_byte_ci95=_each(lambda x: x / bit, per_byte.interval),
-        perplexity_bound=_exp(per_token.value),
-        perplexity_bound_ci95=_each(_exp, per_token.interval),
-        monte_carlo_se=monte_carlo,
-        # Resampling sees both errors at once: what the masks do not explain is the texts'.
-        sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)),
-        resampled="sequences" if few else "documents",
-        tokens=tokens,
-        bytes=round(float(bytes_D.sum())),
-        documents=int(scored.sum()),
-        sequences=len(rows),
-        unknown_tokens=int(unknown),
-        dropped_tokens=sequences.dropped_tokens,
-        dropped_bytes=round(
-            float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())
-            + int(sequences.tokens.sizes[sequences.dropped_whole].sum())
-        ),
-        draws=draws,
-        estimator="counts" if estimator.counts(lm.process) else "times",
-        seed=seed,
-        length=sequences.length,
-        packing=sequences.packing,
-        given_tokens=int(sequences.tokens.given[scored.numpy()].sum()),
-    )
+    return _report(lm, sequences, _score(lm, sequences, rows, estimator, batch_size, seed), estimator, draws, seed)
 
 
 @torch.inference_mode()
@@ -266,9 +185,9 @@ def evaluate_chain_rule(
         sequences: The corpus.
         count: How many of its sequences, drawn at random.
         batch_size: Sequences a forward.
-        seed: Which sequences, and the masks of the bound.
+        seed: Decides the sequences, and the masks of the bound.
         draws: Noisy copies of each sequence for the bound; even, at least 4.
-        time: The chain that the bound is of; the one the model was trained for by default.
+        time: The chain whose bound is estimated; by default the one that the model was trained for.
 
     Returns:
         The report.
@@ -315,6 +234,113 @@ def _estimator(lm: DiffusionLM, draws: int, time: Time | None) -> Estimator:
 
 
 @dataclass(frozen=True)
+class _Scores:
+    """Sums over a corpus; D documents, S sequences, and two halves of the draws (the first dimension of `nats_RD`)."""
+
+    nats_RD: Tensor
+    tokens_D: Tensor
+    nats_S: Tensor
+    tokens_S: Tensor
+    squares_S: Tensor
+    """Squared Monte Carlo errors, from the difference of the halves."""
+    prior: float
+    reconstruction: float
+    unknown: float
+
+
+def _score(
+    lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], estimator: Estimator, batch_size: int, seed: int
+) -> _Scores:
+    """Scores sequences, each process its part, and adds up the parts."""
+    nats_RD = torch.zeros(2, len(sequences.tokens.sizes), dtype=torch.float64)
+    tokens_D = torch.zeros(len(sequences.tokens.sizes), dtype=torch.float64)
+    nats_S, tokens_S, squares_S = torch.zeros(3, len(rows), dtype=torch.float64)
+    extra = torch.zeros(3, dtype=torch.float64)  # prior, reconstruction, unknown tokens
+    unknown_id = special_ids(lm.tokenizer).unknown
+    team = process_state()
+    batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
+    rounds = math.ceil(len(batches) / team.num_processes)
+    for number in range(team.process_index, rounds * team.num_processes, team.num_processes):
+        here = batches[number % len(batches)]
+        part = rows[here]
+        batch = sequences.batch(part)
+        x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
+        streams = [generator(seed, "evaluate", row) for row in part]
+        terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL).cpu()
+        if number >= len(batches):
+            break  # a batch that another process scores too: a sharded network needs all processes in each forward
+        scored_N = batch.x0_BL[batch.where_BL]
+        extra[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
+        extra[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()
+        extra[2] += (scored_N == unknown_id).sum() if unknown_id is not None else 0
+        document_N = batch.document_BL[batch.where_BL]
+        nats_RD.index_add_(1, document_N, terms_RBL[:, batch.where_BL].expand(2, -1))
+        tokens_D.index_add_(0, document_N, torch.ones_like(document_N).double())
+        first_B, second_B = terms_RBL.sum(2).expand(2, -1)
+        nats_S[here] = (first_B + second_B) / 2
+        squares_S[here] = (first_B - second_B) ** 2 / 4
+        tokens_S[here] = batch.where_BL.sum(1).double()
+    sums = (nats_RD, tokens_D, nats_S, tokens_S, squares_S, extra)
+    if team.num_processes > 1:  # each process has zeros for the rows of the others
+        sums = tuple(reduce(part.to(team.device), "sum").cpu() for part in sums)
+    return _Scores(*sums[:5], *sums[5].tolist())
+
+
+def _report(
+    lm: DiffusionLM, sequences: Sequences, scores: _Scores, estimator: Estimator, draws: int, seed: int
+) -> LikelihoodReport:
+    """The bound and its intervals from the sums over a corpus."""
+    scored = scores.tokens_D > 0
+    bytes_D = _scored_bytes(sequences, scores.tokens_D)
+    tokens, documents = int(scores.tokens_D.sum()), int(scored.sum())
+    if documents < FEWEST_DOCUMENTS:
+        resampled, nats_U, tokens_U = "sequences", scores.nats_S, scores.tokens_S
+        bytes_U = tokens_U * (bytes_D.sum() / scores.tokens_D.sum())
+    else:
+        resampled, nats_U, tokens_U = "documents", scores.nats_RD.mean(0)[scored], scores.tokens_D[scored]
+        bytes_U = bytes_D[scored]
+    per_token = _Ratio.of(nats_U, tokens_U, seed)
+    per_byte = _Ratio.of(nats_U, bytes_U, seed)
+    monte_carlo = math.sqrt(float(scores.squares_S.sum())) / tokens
+    bit = math.log(2.0)
+    return LikelihoodReport(
+        process=lm.process.noise.name,
+        schedule=lm.process.schedule.name,
+        steps=estimator.steps,
+        nats_per_token=per_token.value,
+        prior_nats_per_token=scores.prior / tokens,
+        reconstruction_nats_per_token=scores.reconstruction / tokens,
+        nats_per_token_ci95=per_token.interval,
+        bits_per_token=per_token.value / bit,
+        bits_per_token_ci95=_each(lambda x: x / bit, per_token.interval),
+        bits_per_byte=per_byte.value / bit,
+        bits_per_byte_ci95=_each(lambda x: x / bit, per_byte.interval),
+        perplexity_bound=_exp(per_token.value),
+        perplexity_bound_ci95=_each(_exp, per_token.interval),
+        monte_carlo_se=monte_carlo,
+        # The bootstrap sees both errors at once: the rest of its variance is that of the texts.
+        sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)),
+        resampled=resampled,
+        tokens=tokens,
+        bytes=round(float(bytes_D.sum())),
+        documents=documents,
+        sequences=len(scores.nats_S),
+        unknown_tokens=int(scores.unknown),
+        dropped_tokens=sequences.dropped_tokens,
+        dropped_bytes=round(
+            float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())
+            + int(sequences.tokens.sizes[sequences.dropped_whole].sum())
+        ),
+        draws=draws,
+        estimator="counts" if estimator.counts(lm.process) else "times",
+        seed=seed,
+        length=sequences.length,
+        packing=sequences.packing,
+        given_tokens=int(sequences.tokens.given[scored.numpy()].sum()),
+    )
+
+
+@dataclass(frozen=True)
 class _Ratio:
     """A ratio of two sums over units, with its bootstrap standard error and 95% interval."""
 
@@ -329,7 +355,7 @@ class _Ratio:
         random = np.random.default_rng(abs(seed))
         even = np.full(len(above), 1.0 / len(above))
         resampled = np.empty(RESAMPLES)
-        for i in range(RESAMPLES):  # one at a time: all at once is a thousand times the corpus in memory
+        for i in range(RESAMPLES):  # one at a time: all together would take the memory of a thousand corpora
             weights = random.multinomial(len(above), even)
             resampled[i] = (weights @ above) / (weights @ below)
         low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
@@ -337,7 +363,7 @@ class _Ratio:
 
 
 def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:
-    """Bytes of each document's scored part; where only a part was, in proportion to its tokens."""
+    """Bytes of each document's scored part; if only a part was scored, in proportion to its tokens."""
     all_D = torch.from_numpy(np.diff(sequences.tokens.offsets) - sequences.tokens.given)
     return torch.from_numpy(sequences.tokens.sizes.astype(np.float64)) * tokens_D / all_D
 
@@ -347,5 +373,5 @@ def _each(function: Callable[[float], float], interval: Interval) -> Interval:
 
 
 def _exp(nats: float) -> float:
-    """exp; infinite where it overflows."""
+    """The exponential; infinity instead of an overflow."""
     return math.exp(nats) if nats < 700.0 else math.inf

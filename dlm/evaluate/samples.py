@@ -1,4 +1,4 @@
-"""Statistics of texts that a model wrote."""
+"""Statistics of sampled texts."""
 
 import math
 from collections import Counter
@@ -9,10 +9,10 @@ def unigram_entropy(ids: Iterable[int]) -> float:
     """Entropy, in nats, of how often each token occurs: low for a text that repeats itself.
 
     Args:
-        ids: Every token written, of one text or of many.
+        ids: All tokens of one text or of several.
 
     Returns:
-        Nats; 0 for no tokens.
+        The entropy in nats; 0 for no tokens.
     """
     counts = Counter(ids)
     total = counts.total()

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError
-from dlm.model.tokenizer import encode, pieces
+from dlm.model.text import encode, pieces
 from dlm.template import Hole, Template
 
 

@@ -1,15 +1,14 @@
 """`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import torch
-from huggingface_hub import HfApi
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dlm import hub
 from dlm.config import Config, Pretrained
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
@@ -19,12 +18,16 @@ from dlm.errors import CheckpointError, DataError
 from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_text
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.scoring import Score, score_rows
-from dlm.model.backbone import Backbone, attention_implementation, load_model
-from dlm.model.checkpoint import Sidecar, read_sidecar, resolve, whole_folder, write_model
-from dlm.model.lora import is_adapter, load_merged
+from dlm.model.attention import attention_implementation
+from dlm.model.backbone import Backbone
+from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
+from dlm.model.loading import load_model
+from dlm.model.locate import is_adapter, resolve
+from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
+from dlm.model.text import encode, encode_chat
 from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
-from dlm.model.tokenizer import build_tokenizer, encode, encode_chat, special_ids, vocabulary_of
+from dlm.model.tokenizer import build_tokenizer, special_ids, vocabulary_of
 from dlm.template import Template, parse_template
 
 Item = TypeVar("Item")
@@ -208,11 +211,11 @@ class DiffusionLM:
         Returns:
             The address of the commit.
         """
-        api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder), self.model, self.tokenizer, self.sidecar, self.time_embedding)
-            return str(api.upload_folder(repo_id=name, folder_path=folder))
+        return hub.upload(
+            name,
+            lambda folder: write_model(folder, self.model, self.tokenizer, self.sidecar, self.time_embedding),
+            private=private,
+        )
 
     def generate(
         self,

@@ -1,20 +1,18 @@
-"""Pretrained models as starting points: rows for new tokens, enough positions, and attention that opens slowly."""
+"""Pretrained models as starting points: embedding rows for new tokens, and enough positions for the text."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
-from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
 from dlm.errors import ConfigError
-from dlm.model.backbone import PAD_OFFSET_POSITIONS
+from dlm.model.loading import position_offset
 
 
 @torch.no_grad()
-def make_room(model: PreTrainedModel, new_ids: Sequence[int], size: int) -> None:
-    """Gives a pretrained model its new tokens, each with the mean of the rows that were trained.
+def init_new_token_rows(model: PreTrainedModel, new_ids: Sequence[int], size: int) -> None:
+    """Gives a pretrained model rows for new tokens, each the mean of the rows that were trained.
 
     The new ids may lie inside a vocabulary that was rounded up, beyond it, or both.
 
@@ -40,7 +38,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
     Args:
         model: A pretrained model.
-        length: Tokens that it is to see.
+        length: Tokens a sequence.
 
     Raises:
         ConfigError: It has fewer positions.
@@ -49,7 +47,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return
-    room = positions - (config.pad_token_id + 1 if config.model_type in PAD_OFFSET_POSITIONS else 0)
+    room = positions - position_offset(config.model_type, config.pad_token_id)
     if length > room:
         raise ConfigError(
             f"data.length: this {config.model_type} has positions for {room} tokens and is asked to see {length}: "
@@ -58,39 +56,12 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
 
 def is_decoder(model: PreTrainedModel) -> bool:
-    """Whether the model was made to predict the next token, and so was trained to see the past alone."""
+    """Whether the model was trained to predict the next token, and so with causal attention."""
     return type(model.config) not in MODEL_FOR_MASKED_LM_MAPPING
 
 
-def attention_annealing_mask(length: int, share: float, stream: torch.Generator) -> Tensor:
-    """A mask between causal and full attention: each pair of a query and a later key is open with one probability.
-
-    From causal models to diffusion by such masks: 2410.17891, section 3.3.
-
-    Args:
-        length: L.
-        share: The probability; 0 is causal, 1 is full.
-        stream: Where the draws come from.
-
-    Returns:
-        Boolean, shape (L, L): what each query (the first dimension) sees.
-    """
-    past_LL = torch.ones(length, length, dtype=torch.bool).tril()
-    return past_LL | (torch.rand(length, length, generator=stream) < share)
-
-
-def with_attention(network: Network, attention: Tensor) -> Network:
-    """A network in which each query sees what a mask says; see `NetworkInput`."""
-
-    def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
-        masked = replace(inputs, attention=attention)
-        return network(masked) if reducer is None else network(masked, reducer)
-
-    return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned
-
-
 def _rows(table: nn.Module | None) -> list[Tensor]:
-    """The parameters with a row a token: a table's weight, and its bias if it has one."""
+    """The parameters with one row for each token: a table's weight, and its bias if it has one."""
     if table is None:
         return []
     return [p for p in (getattr(table, "weight", None), getattr(table, "bias", None)) if isinstance(p, Tensor)]

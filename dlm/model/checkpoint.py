@@ -1,7 +1,6 @@
 """Model, tokenizer and run configuration on disk: written whole or not at all, read without unpickling."""
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,17 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
-from dlm.errors import CheckpointError, ConfigError
-from dlm.model.backbone import HUB_NAME, check_name
-from dlm.model.lora import is_adapter, write_adapter
+from dlm.errors import CheckpointError, ConfigError, one_line
+from dlm.model.locate import file_of
+from dlm.model.lora import write_adapter
 from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
 from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
 
@@ -31,7 +28,6 @@ FORMAT = 3
 """Version of `dlm.yaml`; a reader refuses a later one."""
 
 SIDECAR = "dlm.yaml"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -92,34 +88,6 @@ class Sidecar:
         return cls(formulation, int(context), int(mask_id), tree.get("step"), config)
 
 
-def resolve(model: str | Path) -> str:
-    """Finds the checkpoint that a user means.
-
-    Args:
-        model: A run folder (its best checkpoint, or its last where there is no best), a checkpoint folder,
-            or the name of a model on the Hub.
-
-    Returns:
-        A folder with a model or adapters of one, or the Hub name as it was given.
-
-    Raises:
-        CheckpointError: It is a path with no checkpoint, or neither a path nor a Hub name.
-    """
-    path = Path(model)
-    for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
-        if (folder / "config.json").is_file() or is_adapter(str(folder)):
-            return str(folder)
-    if (path / CHECKPOINTS).is_dir():
-        raise CheckpointError(
-            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {path}"
-        )
-    if path.exists():
-        raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
-    if not re.fullmatch(HUB_NAME, str(model)):
-        raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
-    return str(model)
-
-
 def read_sidecar(path: str) -> Sidecar | None:
     """Reads `dlm.yaml` from a checkpoint folder or the Hub.
 
@@ -132,19 +100,9 @@ def read_sidecar(path: str) -> Sidecar | None:
     Raises:
         CheckpointError: The file is damaged or of a later format, or the Hub cannot be reached.
     """
-    if Path(path).is_dir():
-        file = Path(path) / SIDECAR
-        if not file.exists():
-            return None
-    else:
-        try:
-            file = Path(hf_hub_download(path, SIDECAR, local_files_only=not _reachable(path)))
-        except LocalEntryNotFoundError as error:  # before its parent: it says that the network is away
-            raise _unreachable(path) from error
-        except EntryNotFoundError:
-            return None
-        except (HfHubHTTPError, OSError, ValueError) as error:
-            raise _unreachable(path) from error
+    file = file_of(path, SIDECAR)
+    if file is None:
+        return None
     try:
         tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
         version = tree["format"]
@@ -152,9 +110,7 @@ def read_sidecar(path: str) -> Sidecar | None:
             raise CheckpointError(f"{file} has format {version}, this dlm reads up to {FORMAT}: install a newer dlm")
         return Sidecar.parse(tree)
     except (yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{file} is damaged: {type(error).__name__} {' '.join(str(error).split())[:100]}"
-        ) from error
+        raise CheckpointError(f"{file} is damaged: {type(error).__name__} {one_line(error, 100)}") from error
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
@@ -245,38 +201,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_there(path: str) -> None:
-    """Refuses a model that is neither a folder, nor in the Hub's cache, where the Hub does not answer.
-
-    Args:
-        path: A folder, or a Hub name.
-
-    Raises:
-        CheckpointError: There is no such model to be had.
-    """
-    check_name(path)
-    known = Path(path).exists() or any(
-        isinstance(try_to_load_from_cache(path, name), str) for name in ("config.json", "tokenizer_config.json")
-    )
-    if not known and not _reachable(path):
-        raise _unreachable(path)
-
-
-def _reachable(path: str) -> bool:
-    """Whether the Hub answers at all: asked once, where a download would try for half a minute."""
-    try:
-        HfApi().file_exists(path, SIDECAR)
-    except (HfHubHTTPError, ValueError):
-        return True  # it answered; the download says what is wrong
-    except Exception:  # each of its network libraries raises its own
-        return False
-    return True
-
-
-def _unreachable(path: str) -> CheckpointError:
-    return CheckpointError(
-        f"no model at {path}: there is no such folder, and no such model could be had from the Hub "
-        "(is the name right, is the network there, is the model public?)"
-    )

@@ -17,7 +17,7 @@ CHUNK = 2**22
 """Logits that exist at a time on a processor; with 32,768 ids, 128 rows. Larger chunks leave its caches."""
 
 ACCELERATOR_CHUNK = 2**26
-"""Logits that exist at a time on an accelerator, where each chunk's gradient of the head is one more trip to memory."""
+"""Logits that exist at a time on an accelerator, where each chunk reads and writes the head's gradient once more."""
 
 
 def reduce_in_chunks(
@@ -32,9 +32,9 @@ def reduce_in_chunks(
     Args:
         project: Rows to logits.
         rows_ND: Hidden states.
-        reducer: What becomes of the logits.
+        reducer: What is made of the logits.
         vocabulary: V.
-        parameters: Everything that `project` has to learn.
+        parameters: The parameters of `project`.
 
     Returns:
         The total, differentiable by the rows and the parameters, and the values, shape (N,).

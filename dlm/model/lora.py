@@ -1,27 +1,25 @@
-"""Low-rank adapters of a pretrained model, by `peft`: trained, kept as small files, and merged again."""
+"""Low-rank adapters of a pretrained model, by `peft`: added, written, restored and merged."""
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Lora
-from dlm.errors import CheckpointError, ConfigError
-from dlm.model.adapt import make_room
-from dlm.model.backbone import load_model
+from dlm.errors import CheckpointError, ConfigError, one_line
+from dlm.model.adapt import init_new_token_rows
+from dlm.model.loading import load_model
+from dlm.model.locate import ADAPTER
+from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors
 from dlm.model.tokenizer import new_ids
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-ADAPTER = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 
 def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[int], seed: int) -> "PeftModel":
@@ -29,13 +27,13 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[i
 
     Args:
         model: A pretrained model.
-        lora: Which adapters.
-        base: Where the model is from, to be noted beside the adapters.
-        fresh: Ids it was not trained with; their rows of the embeddings are learned too.
+        lora: The adapters' configuration.
+        base: The folder or Hub name of the model, which is written beside the adapters.
+        fresh: Ids it was not trained with; their rows of the embeddings are trained too.
         seed: The adapters' first weights follow from it.
 
     Returns:
-        The adapters' owner, whose `save_pretrained` writes them alone.
+        The model with its adapters; its `save_pretrained` writes the adapters only.
 
     Raises:
         ConfigError: `peft` is not installed, or the model has no such modules.
@@ -58,47 +56,37 @@ def add_adapter(model: PreTrainedModel, lora: Lora, base: str, fresh: Sequence[i
             torch.manual_seed(seed)
             adapter = get_peft_model(model, config)
     except ValueError as error:
-        raise ConfigError(f"model.lora: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigError(f"model.lora: {one_line(error)}") from error
     config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).is_dir() else base
     return cast("PeftModel", adapter)
 
 
 def write_adapter(folder: Path, adapter: "PeftModel", weights: Mapping[str, Tensor] | None = None) -> None:
-    """Writes the adapters, and nothing of the model below them.
+    """Writes the adapters, without the model they belong to.
 
     Args:
         folder: An existing folder.
-        adapter: The adapters' owner.
-        weights: What to write, by the names of the model below; what the model has by default.
+        adapter: The model with its adapters.
+        weights: The weights to write, by their names in the base model; by default those of `adapter`.
     """
     state = None if weights is None else {f"base_model.model.{name}": weight for name, weight in weights.items()}
     adapter.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)  # "auto" would ask the Hub
-    (folder / "README.md").unlink(missing_ok=True)  # a form to fill in
+    (folder / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
 def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
-    """Puts back what `write_adapter` wrote.
+    """Loads what `write_adapter` wrote.
 
     Args:
         folder: The checkpoint.
-        adapter: The adapters' owner; changed in place.
+        adapter: The model with its adapters; changed in place.
 
     Raises:
-        CheckpointError: It is missing or damaged.
+        CheckpointError: The file is missing or damaged.
     """
     from peft import set_peft_model_state_dict
 
-    try:
-        set_peft_model_state_dict(adapter, load_file(folder / WEIGHTS))
-    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged, remove its checkpoint to go on from the one before: {error}"
-        ) from error
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a checkpoint folder holds adapters, not a model."""
-    return (Path(path) / ADAPTER).is_file()
+    read_tensors(folder / ADAPTER_WEIGHTS, partial(set_peft_model_state_dict, adapter))
 
 
 def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
@@ -106,14 +94,14 @@ def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -
 
     Args:
         path: A folder that `write_adapter` wrote.
-        tokenizer: The tokenizer that lies beside them.
+        tokenizer: The tokenizer in the same folder.
         attention: As in `attention_implementation`.
 
     Returns:
         The model, with the adapters merged into its weights.
 
     Raises:
-        CheckpointError: The model they belong to is not there, the adapters are damaged, or `peft` is not installed.
+        CheckpointError: The base model is missing, the adapters are damaged, or `peft` is not installed.
     """
     try:
         from peft import PeftModel
@@ -127,11 +115,11 @@ def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -
         raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
     try:
         model = load_model(base, attention)
-        make_room(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
+        init_new_token_rows(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error
     try:
         merged = PeftModel.from_pretrained(model, path).merge_and_unload()
-    except Exception as error:  # peft, safetensors and torch each raise their own
-        raise CheckpointError(f"the adapters in {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    except Exception as error:  # peft, safetensors and torch raise different types
+        raise CheckpointError(f"the adapters in {path} cannot be read: {one_line(error)}") from error
     return cast(PreTrainedModel, merged.eval())

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dlm.errors import CheckpointError
+from dlm.model.locate import file_of
+from dlm.model.tensors import TIME_WEIGHTS, read_tensors, write_tensors
 
-WEIGHTS = "time.safetensors"
 FEATURES = 128
 """Sines and cosines of the time, half of each; their periods go from 2 pi/1000 to 20 pi of the unit of time."""
 
@@ -78,7 +75,7 @@ def present_name(name: str) -> str:
 
 def write_time_embedding(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Puts the module's weights beside a model, and marks the model's config.json so that only `dlm` loads it."""
-    save_file({name: value.detach().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    write_tensors(weights, folder / TIME_WEIGHTS)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config[UNDERLYING], config["model_type"] = config["model_type"], TIMED
@@ -98,11 +95,12 @@ def load_time_embedding(path: str, model: PreTrainedModel) -> TimeEmbedding:
     Raises:
         CheckpointError: It is missing or damaged.
     """
-    try:
-        file = Path(path) / WEIGHTS if Path(path).is_dir() else Path(hf_hub_download(path, WEIGHTS))
-        time_embedding = build_time_embedding(model, 0)
-        time_embedding.load_state_dict({present_name(name): value for name, value in load_file(file).items()})
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"this model takes the time, and its {WEIGHTS} cannot be read: {reason}") from error
+    time_embedding = build_time_embedding(model, 0)
+
+    def load(tensors: Mapping[str, Tensor]) -> None:
+        time_embedding.load_state_dict({present_name(name): value for name, value in tensors.items()})
+
+    file = file_of(path, TIME_WEIGHTS) or Path(path) / TIME_WEIGHTS
+    problem = f"this model takes the time, and its {TIME_WEIGHTS} cannot be read"
+    read_tensors(file, load, problem=problem, limit=200)
     return time_embedding.eval()

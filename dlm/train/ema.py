@@ -1,4 +1,4 @@
-"""An average of the weights over the last stretch of the run."""
+"""An average of the weights over the last part of the run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ class Ema:
     """
 
     def __init__(self, model: nn.Module, width: float) -> None:
-        """Begins with the model's weights.
+        """Starts from the model's weights.
 
         Args:
             model: The model that is trained.
@@ -44,14 +44,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Takes in the weights after step `step` with beta = (1 - 1/step)^(gamma + 1) (2312.02696, section 3.1)."""
+        """Adds the weights after step `step`, with beta = (1 - 1/step)^(gamma + 1) (2312.02696, section 3.1)."""
         beta = (1.0 - 1.0 / step) ** (self._power + 1.0)
         current = [p.detach().float() for p in trainable(model).values()]
         torch._foreach_lerp_(list(self.weights.values()), current, 1.0 - beta)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Lends the averages to the model, and gives it its own weights back in the end."""
+        """Puts the averages into the model, and restores its own weights at the end."""
         own = {name: p.detach().clone() for name, p in trainable(model).items()}
         copy_weights(self.weights, model)
         try:
@@ -61,7 +61,7 @@ class Ema:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name."""
+    """The parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

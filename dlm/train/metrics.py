@@ -1,10 +1,12 @@
-"""What a run reports while it goes on: to a file, and to whoever watches."""
+"""What a run reports: lines in a file, and events for a display."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from typing_extensions import override
 
 from dlm.evaluate.likelihood import LikelihoodReport
 
@@ -17,10 +19,10 @@ class StepMetrics:
         step: Its number, from 1.
         loss: What was minimised, in nats a token it counts.
         nelbo: An unbiased, noisy estimate of the true bound on this batch, in nats a token; None where the
-            objective leaves noise levels out that it needs.
+            objective leaves out noise levels that the bound needs.
         lr: The learning rate relative to its peak.
         grad_norm: The global gradient norm before clipping.
-        tokens: Tokens seen so far in the run.
+        tokens: Tokens of the run so far.
         tokens_per_second: Of this step.
     """
 
@@ -33,14 +35,14 @@ class StepMetrics:
     tokens_per_second: float
 
     def tracked(self) -> dict[str, float]:
-        """What an experiment tracker draws."""
+        """The values for experiment trackers."""
         shown = {"loss": self.loss, "nelbo": self.nelbo, "lr": self.lr}
         return {name: value for name, value in shown.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known of a run before its first step.
+    """Facts about a run before its first step.
 
     Attributes:
         folder: The run folder.
@@ -52,7 +54,7 @@ class RunFacts:
         precision: What it computes in.
         attention: How attention is computed.
         steps: Steps of the whole run.
-        first: The first step of this part of it.
+        first: The first step to take; more than 1 where a run is resumed.
     """
 
     folder: Path
@@ -68,7 +70,7 @@ class RunFacts:
 
 
 class Reporter(Protocol):
-    """Whoever watches a run."""
+    """Is told of a run's progress, such as a display in a terminal."""
 
     def begin(self, facts: RunFacts) -> None:
         """The run is about to take its first step."""
@@ -79,7 +81,7 @@ class Reporter(Protocol):
         ...
 
     def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
-        """The model was validated; `best` if it was never better."""
+        """The model was validated; `best` says whether it is the best so far."""
         ...
 
     def sample(self, step: int, text: str) -> None:
@@ -91,27 +93,32 @@ class Reporter(Protocol):
         ...
 
 
-class Silent:
-    """A reporter for a run that nobody watches."""
+class Silent(Reporter):
+    """A reporter that shows nothing."""
 
+    @override
     def begin(self, facts: RunFacts) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def step(self, metrics: StepMetrics) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def sample(self, step: int, text: str) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def saved(self, step: int, folder: Path) -> None:
-        """Nothing."""
+        pass
 
 
 class MetricsLog(Protocol):
-    """Where the lines of a run's metrics go."""
+    """A log of a run's metrics."""
 
     def step(self, metrics: StepMetrics) -> None:
         """Adds the line of a step."""
@@ -122,31 +129,34 @@ class MetricsLog(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Closes the log."""
         ...
 
 
-class Unwritten:
-    """The metrics of a process that is not the first, which alone writes."""
+class Unwritten(MetricsLog):
+    """A log that keeps nothing: only the first process writes its metrics."""
 
+    @override
     def step(self, metrics: StepMetrics) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def validation(self, step: int, report: LikelihoodReport) -> None:
-        """Nothing."""
+        pass
 
+    @override
     def close(self) -> None:
-        """Nothing."""
+        pass
 
 
-class MetricsFile:
+class MetricsFile(MetricsLog):
     """`metrics.jsonl`: a line a step, and a line a validation."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Opens the file and drops what lies after `step`, which is about to be done again.
+        """Opens the file and drops the lines after `step`, since those steps are taken again.
 
         Args:
-            path: The file; made if it is not there.
+            path: The file; it is created if it does not exist.
             step: The last step that counts.
         """
         kept = [line for line in _lines(path) if line["step"] <= step]
@@ -155,16 +165,16 @@ class MetricsFile:
         draft.replace(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
+    @override
     def step(self, metrics: StepMetrics) -> None:
-        """Adds the line of a step."""
         self._write(asdict(metrics))
 
+    @override
     def validation(self, step: int, report: LikelihoodReport) -> None:
-        """Adds the line of a validation."""
         self._write({"step": step, "validation": report.to_dict()})
 
+    @override
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -172,7 +182,7 @@ class MetricsFile:
 
 
 def _lines(path: Path) -> Sequence[dict[str, Any]]:
-    """The whole lines of the file; a run that was killed may have left half of one."""
+    """The complete lines of the file; a run that was killed may have left an incomplete one."""
     if not path.exists():
         return []
     lines = []

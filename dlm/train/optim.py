@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Muon, Optimizer
 
 from dlm.config import Optim
-from dlm.train.sharding import spread, whole
+from dlm.train.sharding import full_tensor, shard_like
 
 PEAK = "peak_lr"
 """The key of an optimizer's parameter groups that keeps the learning rate at its peak."""
@@ -46,7 +46,7 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
     optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if hidden:
         optimizers.append(
-            WholeMuon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum)
+            FullMatrixMuon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -54,12 +54,12 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
     return optimizers
 
 
-class WholeMuon(Muon):
-    """Muon whose update sees whole matrices, where they are spread over processes too.
+class FullMatrixMuon(Muon):
+    """Muon whose update sees full matrices, also where they are sharded.
 
-    An orthogonal update is one of the whole matrix. Left to themselves, sharded tensors exchange partial products
-    in bfloat16 eleven times for each; here each matrix is gathered, one at a time, takes torch's own step on every
-    process, and is spread again, so that the step is bit for bit the one it would have taken whole.
+    Orthogonalisation needs the full matrix. By itself, torch would exchange partial products of a sharded one in
+    bfloat16 eleven times. Here each matrix is gathered, one at a time. Every process takes torch's own step on it and
+    keeps its shard, so the step is bit for bit that of a matrix that is not sharded.
     """
 
     @torch.no_grad()
@@ -71,22 +71,22 @@ class WholeMuon(Muon):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._step_whole(p, {key: value for key, value in group.items() if key != "params"})
+                    self._step_full(p, {key: value for key, value in group.items() if key != "params"})
         return None
 
-    def _step_whole(self, p: Tensor, settings: dict[str, Any]) -> None:
+    def _step_full(self, p: Tensor, settings: dict[str, Any]) -> None:
         assert p.grad is not None
-        matrix = nn.Parameter(whole(p.detach()))
-        matrix.grad = whole(p.grad)
+        matrix = nn.Parameter(full_tensor(p.detach()))
+        matrix.grad = full_tensor(p.grad)
         optimizer = Muon([{"params": [matrix], **settings}])
         if state := self.state[p]:
-            optimizer.state[matrix] = {key: whole(value) for key, value in state.items()}
+            optimizer.state[matrix] = {key: full_tensor(value) for key, value in state.items()}
         optimizer.step()
-        p.copy_(spread(matrix.detach(), p))
-        self.state[p] = {key: spread(value, p) for key, value in optimizer.state[matrix].items()}
+        p.copy_(shard_like(matrix.detach(), p))
+        self.state[p] = {key: shard_like(value, p) for key, value in optimizer.state[matrix].items()}
 
 
-def rate_factor(step: int, steps: int, config: Optim) -> float:
+def learning_rate_factor(step: int, steps: int, config: Optim) -> float:
     """The learning rate of a step relative to its peak.
 
     Args:
@@ -95,7 +95,8 @@ def rate_factor(step: int, steps: int, config: Optim) -> float:
         config: Warm-up and decay.
 
     Returns:
-        Rises in a line to 1 at the end of the warm-up and falls towards 0, which step `steps + 1` would reach.
+        The factor. It rises linearly to 1 at the end of the warm-up and falls towards 0, which step `steps + 1` would
+        reach.
     """
     if step <= config.warmup:
         return step / config.warmup
@@ -109,7 +110,7 @@ def rate_factor(step: int, steps: int, config: Optim) -> float:
             return 1.0
 
 
-def set_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
+def set_learning_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
     """Sets every learning rate to `factor` of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -117,7 +118,7 @@ def set_rate(optimizers: Sequence[Optimizer], factor: float) -> None:
 
 
 def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of the optimizers' states, by a name of its own."""
+    """Every tensor of the optimizers' states, by a unique name."""
     return {
         f"{i}.{index}.{key}": value
         for i, optimizer in enumerate(optimizers)
@@ -127,7 +128,7 @@ def optimizer_tensors(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` took, into optimizers built from the same model and configuration."""
+    """Loads what `optimizer_tensors` gave into optimizers built from the same model and configuration."""
     for i, optimizer in enumerate(optimizers):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
@@ -135,14 +136,14 @@ def restore_optimizers(optimizers: Sequence[Optimizer], tensors: dict[str, Tenso
             owner, index, key = name.split(".", 2)
             if int(owner) == i:
                 like = parameters[int(index)]
-                state.setdefault(int(index), {})[key] = spread(value, like if value.shape == like.shape else value)
+                state.setdefault(int(index), {})[key] = shard_like(value, like if value.shape == like.shape else value)
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def clip_gradients(parameters: Sequence[Tensor], limit: float | None) -> Tensor:
     """Scales the gradients down to a global norm of `limit`, and returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if limit is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
     return norm

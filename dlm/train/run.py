@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
-from dlm.model.checkpoint import CHECKPOINTS, point, whole_folder
+from dlm.model.checkpoint import point, whole_folder
+from dlm.model.locate import CHECKPOINTS
 from dlm.settings import dump_config, load_config
 
 TRAINER = "trainer"
@@ -41,12 +39,12 @@ class Progress:
 
     Attributes:
         step: Steps taken.
-        tokens: Tokens seen.
+        tokens: Tokens trained on.
         train_tokens: Tokens of the training text; None of a stream.
         train_checksum: A checksum of it, to notice that it changed; None of a stream.
         best: The lowest validation bound so far, in nats a token; None before the first.
-        best_step: The step it was reached at.
-        places: Where each process stands in the stream it trains on; None where the text is read as a whole.
+        best_step: The step at which `best` was reached.
+        places: The position of each process in the stream it trains on; None without streaming.
     """
 
     step: int
@@ -80,13 +78,13 @@ class RunFolder:
         Args:
             path: Where.
             config: The resolved configuration.
-            overwrite: Whether a run that is there already is removed.
+            overwrite: Whether to remove an existing run.
 
         Returns:
             The folder.
 
         Raises:
-            ConfigError: Something is there already and `overwrite` is not set, or it is no run.
+            ConfigError: The folder is not empty, and `overwrite` is not set or it holds something other than a run.
         """
         if path.is_file():
             raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
@@ -102,11 +100,11 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: Config | None = None) -> "RunFolder":
-        """Goes back to a run.
+        """Opens an existing run.
 
         Args:
             path: The run folder.
-            config: The configuration asked for now; it must ask for the same training.
+            config: The configuration to resume with; it must describe the same training.
 
         Returns:
             The folder.
@@ -140,7 +138,7 @@ class RunFolder:
             raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror}") from error
 
     def last(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """The newest complete checkpoint; None before the first."""
         steps = self._steps()
         return self._folder(steps[-1]) if steps else None
 
@@ -149,13 +147,13 @@ class RunFolder:
 
         Args:
             progress: Where the run stands.
-            fill: Writes the model into a folder that it is given, and the trainer's state into `trainer/`.
+            fill: Writes the model into the folder it is given, and the trainer's state into its `trainer/`.
 
         Returns:
             The checkpoint.
 
         Raises:
-            CheckpointError: It could not be written; what was saved before is as it was.
+            CheckpointError: It could not be written; earlier checkpoints are unchanged.
         """
         target = self._folder(progress.step)
         if not target.exists():
@@ -173,13 +171,13 @@ class RunFolder:
         return target
 
     def resume(self, *, writes: bool = True) -> tuple[Path, Progress] | None:
-        """The newest checkpoint and where it stands; None before the first.
+        """The newest checkpoint and its progress.
 
         Args:
-            writes: Whether the links are set right first; only one process of a run may.
+            writes: Whether to repair the links first; only one process of a run may do so.
 
         Returns:
-            The checkpoint, and where the run stands there.
+            The checkpoint, and where the run stands there; None before the first checkpoint.
 
         Raises:
             CheckpointError: It is damaged.
@@ -192,7 +190,7 @@ class RunFolder:
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
         if writes:
-            self._link(progress)  # a kill may have come between the checkpoint and its links
+            self._link(progress)  # the run may have been killed after the checkpoint and before its links
         return path, progress
 
     def _link(self, progress: Progress) -> None:
@@ -208,43 +206,18 @@ class RunFolder:
         return self.checkpoints / f"step-{step:06d}"
 
     def _prune(self) -> None:
-        """Removes old checkpoints, but for those that `best` and `last` point to and the newest `train.keep`."""
+        """Removes old checkpoints, except those that `best` and `last` point to and the newest `train.keep`."""
         named = {(self.checkpoints / link).resolve().name for link in ("best", "last")}
         others = [step for step in self._steps() if self._folder(step).name not in named]
         for step in others[: max(len(others) - self.config.train.keep, 0)]:
-            # Renamed first: nobody who comes by must find half of a folder under a checkpoint's name.
+            # Renamed first, so that no reader finds half of a folder under a checkpoint's name.
             self._folder(step).rename(self.checkpoints / f".step-{step:06d}.doomed")
-        for left_by_a_kill in (*self.checkpoints.glob(".step-*.doomed"), *self.checkpoints.glob(".step-*.draft")):
-            shutil.rmtree(left_by_a_kill, ignore_errors=True)
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Writes tensors as safetensors."""
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads tensors from a safetensors file into the processor's memory.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors by name.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} is damaged, remove its checkpoint to go on from the one before: {error}"
-        ) from error
+        for leftover in (*self.checkpoints.glob(".step-*.doomed"), *self.checkpoints.glob(".step-*.draft")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_same(path: Path, begun: Config, asked: Config) -> None:
-    """Refuses to go on with a run under a configuration that would have trained something else."""
+    """Refuses to resume a run with a configuration that describes other training."""
     old, new = _flat(dump_config(begun)), _flat(dump_config(asked))
     free = {f"train.{key}" for key in FREE_KEYS}
     for key in sorted(set(old) | set(new)):

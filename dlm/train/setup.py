@@ -9,38 +9,42 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained, Tokenizer
+from dlm.data.run_data import RunData
 from dlm.distributed import without_accelerator
-from dlm.errors import ConfigError
-from dlm.model.adapt import check_length, is_decoder, make_room
-from dlm.model.backbone import attention_implementation, build_model, load_model
-from dlm.model.checkpoint import CHECKPOINTS, check_there, resolve
-from dlm.model.lora import add_adapter, is_adapter, restore_adapter
+from dlm.errors import ConfigError, DataError
+from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
+from dlm.model.attention import attention_implementation
+from dlm.model.loading import build_model, load_model
+from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
+from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
-from dlm.model.tokenizer import new_ids, special_ids
+from dlm.model.tokenizer import fingerprint, new_ids, special_ids
+from dlm.train.run import Progress
 from dlm.train.sharding import sharding
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 PATIENCE = timedelta(days=1)
-"""How long the other processes wait for the first, which may have a corpus to download and to tokenise."""
+"""How long the other processes wait for the first, which may have to download and tokenise a corpus."""
 
 
 def join(config: Config, folder: Path) -> Accelerator:
-    """Joins the processes that run together.
+    """Sets up Accelerate for this process and those that run with it.
 
     Args:
         config: The run's configuration.
         folder: The run folder, where experiment trackers write.
 
     Returns:
-        What knows of all of them.
+        The accelerator, which knows all processes.
 
     Raises:
-        ConfigError: The configuration, or what the launcher was told, cannot be had here.
+        ConfigError: The configuration or the launcher asks for something that is not available here.
     """
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and bf16_is_native())
     ready = {str(tracker.value) for tracker in get_available_trackers()}
@@ -80,15 +84,15 @@ def join(config: Config, folder: Path) -> Accelerator:
 
 @contextmanager
 def first_of_machine_first(accelerator: Accelerator) -> Iterator[None]:
-    """The first process of each machine alone, then the others, who find its caches filled.
+    """Runs a block on the first process of each machine, then on the others, which find its caches filled.
 
-    They wait by gloo, and as long as it takes: NCCL gives up after ten minutes.
+    The others wait by gloo and with a long timeout: NCCL gives up after ten minutes.
 
     Args:
-        accelerator: What knows of all processes.
+        accelerator: The accelerator of the run.
 
     Yields:
-        Nothing.
+        None, once this process may go on.
     """
     together = accelerator.num_processes > 1
     waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if together else None
@@ -100,7 +104,7 @@ def first_of_machine_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def where(accelerator: Accelerator) -> str:
-    """What a run computes on, such as `cpu`, or `4 x cuda`."""
+    """The devices of a run, such as `cpu` or `4 x cuda`."""
     processes, kind = accelerator.num_processes, accelerator.device.type
     return kind if processes == 1 else f"{processes} x {kind}"
 
@@ -126,7 +130,7 @@ def tokenizer_of(config: Config, checkpoint: Path | None) -> Tokenizer:
 
 
 def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
-    """The positions in the global batch that this process takes its part of, one micro-batch after the other."""
+    """The positions of this process in the global batch, a range for each of its micro-batches."""
     total, world, rank = config.train.batch_size, accelerator.num_processes, accelerator.process_index
     mine = range(rank * total // world, (rank + 1) * total // world)
     size = config.train.micro_batch_size or len(mine)
@@ -134,17 +138,17 @@ def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
 
 
 def starting_point(path: str) -> str:
-    """The pretrained model that a path means.
+    """The pretrained model at a path.
 
     Args:
-        path: A folder or a Hub name; of a run its best checkpoint is meant.
+        path: A folder or a Hub name; a run folder stands for its best checkpoint.
 
     Returns:
         A folder or a Hub name.
 
     Raises:
-        ConfigError: It holds adapters alone.
-        CheckpointError: It is no folder, and the Hub does not answer.
+        ConfigError: The folder holds adapters only.
+        CheckpointError: There is no such folder, and the Hub does not answer.
     """
     found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
     check_there(found)
@@ -156,21 +160,21 @@ def starting_point(path: str) -> str:
 def run_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, checkpoint: Path | None
 ) -> "tuple[PreTrainedModel, PeftModel | None]":
-    """The network to begin with, and its adapters if they alone are to learn.
+    """The network at the start of a run, and its adapters where only they are trained.
 
-    But for adapters, a resumed run does not look for the pretrained model again.
+    A resumed run loads the pretrained model again only where it trains adapters.
 
     Args:
         config: The run's configuration.
         tokenizer: Its tokenizer.
-        accelerator: Where it runs.
-        checkpoint: Where a resumed run goes on from.
+        accelerator: The accelerator of the run.
+        checkpoint: The checkpoint that a resumed run continues from.
 
     Returns:
-        Both, the adapters being part of the network too.
+        The network, its adapters included, and the adapters by themselves.
 
     Raises:
-        DlmError: There is no such model, or it cannot do what is asked of it.
+        DlmError: There is no such model, or it does not support what the configuration asks for.
     """
     ids, length = special_ids(tokenizer), config.data.length + config.model.shift
     bf16, lora = accelerator.mixed_precision == "bf16", config.model.lora
@@ -194,7 +198,7 @@ def run_model(
     model = load_model(source, attention, config.model.sizes)
     if checkpoint is None or lora:
         fresh = new_ids(tokenizer, source)
-        make_room(model, fresh, max(tokenizer.get_vocab().values()) + 1)
+        init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
@@ -207,14 +211,44 @@ def run_model(
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Lets a model compute its activations again in the backward pass, which takes less memory.
+    """Turns on gradient checkpointing: the backward pass computes activations again, which takes less memory.
 
     Args:
         model: Changed in place.
 
     Raises:
-        ConfigError: It does not know how.
+        ConfigError: The model does not support it.
     """
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"train.gradient_checkpointing: {model.config.model_type} does not know how")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
+    """Refuses a training text that has changed since the run was begun, and machines that read different files.
+
+    All processes must call it.
+
+    Args:
+        folder: The run folder.
+        progress: Where this process finds the run.
+        data: What this process reads.
+
+    Raises:
+        DataError: The training text has changed, or the processes read different ones.
+        ConfigError: The processes find the run after different steps.
+    """
+    found, before = (data.tokens, data.checksum), (progress.train_tokens, progress.train_checksum)
+    if found != before:
+        raise DataError(
+            f"the training text has changed since {folder} was begun: it has {found[0]} tokens now and had "
+            f"{before[0]}; put the old text back, or begin another run"
+        )
+    seen = gather_object([(progress.step, data.checksum, fingerprint(data.tokenizer))])
+    if len(steps := sorted({step for step, *_ in seen})) > 1:
+        raise ConfigError(
+            f"the processes of this run find {folder} after different steps, {steps}: "
+            "put it on a disk that all machines share"
+        )
+    if len(set(seen)) > 1:
+        raise DataError("the processes of this run read different training texts: give every machine the same")

@@ -1,4 +1,4 @@
-"""Weights that are spread over processes (FSDP2): how that is asked for, and tensors gathered and spread again."""
+"""Sharded weights (FSDP2): Accelerate's settings for them, and tensors gathered and sharded again."""
 
 import os
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from dlm.errors import ConfigError
 
 
 def sharding() -> FullyShardedDataParallelPlugin | None:
-    """How Accelerate is to spread the weights, where its launcher was told to; on GPUs alone it does.
+    """The settings by which Accelerate shards the weights, where its launcher asked for that; it does so only on GPUs.
 
-    Weights are gathered in float32 and computed with under autocast, as they are where they are not spread: the same
-    run has the same losses either way.
+    Weights are gathered in float32 and computed with under autocast, as they are without sharding. So the same run has
+    the same losses either way.
 
     Returns:
-        Accelerate's own settings, but for the precision; None where nothing is to be spread.
+        Accelerate's own settings, except for the precision; None where nothing is sharded.
 
     Raises:
-        ConfigError: It was told to in a way that `dlm` does not support.
+        ConfigError: The launcher asked for a kind of sharding that `dlm` does not support.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
@@ -29,19 +29,19 @@ def sharding() -> FullyShardedDataParallelPlugin | None:
         raise ConfigError("dlm shards by FSDP2: put `fsdp_version: 2` under `fsdp_config` in the Accelerate file")
     if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "false").lower() == "true":
         raise ConfigError("take fsdp_activation_checkpointing out of the Accelerate file: train.gradient_checkpointing")
-    # Every process builds the whole network from the seed, so none needs to be sent what the first has loaded.
+    # Every process builds the whole network from the seed, so the first need not send its weights to the others.
     return FullyShardedDataParallelPlugin(
         mixed_precision_policy=MixedPrecisionPolicy(), cpu_ram_efficient_loading=False
     )
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor on every process, all of which must ask for it; one that is not spread is itself."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor; all processes must call it. A tensor that is not sharded is returned as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """A copy of a tensor that every process has whole, spread as another is; nothing is sent."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A copy of a full tensor, sharded like another one; every process has the full one, so nothing is sent."""
     copy = tensor.to(like.device, copy=True)
     if not isinstance(like, DTensor):
         return copy
@@ -49,27 +49,27 @@ def spread(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Tensors without their gradients, those that are spread made whole in the memory of the processor.
+    """Full tensors without their gradients; those that were sharded are in CPU memory.
 
-    All processes must call it. A tensor that stands under two names is one tensor under both again.
+    All processes must call it. A tensor that has two names is again one tensor with both.
 
     Args:
         tensors: By name, in the same order on every process.
-        keep: Whether this process wants them.
+        keep: Whether this process needs them.
 
     Returns:
-        The tensors by the same names; none where they are not wanted.
+        The tensors by the same names; none where they are not needed.
     """
     found: dict[int, Tensor] = {}
     for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
-        made = whole(tensor.detach())
-        if keep:  # one by one into the processor's memory: the accelerator's need not hold them all
-            found[id(tensor)] = made.cpu() if isinstance(tensor, DTensor) else made
+        full = full_tensor(tensor.detach())
+        if keep:  # moved to the CPU one at a time, so that the accelerator need not hold all of them
+            found[id(tensor)] = full.cpu() if isinstance(tensor, DTensor) else full
     return {name: found[id(tensor)] for name, tensor in tensors.items()} if keep else {}
 
 
-def let_go(network: nn.Module) -> None:
-    """Lets each process hold its own part alone again, as after a step; a forward without a backward leaves more."""
+def reshard(network: nn.Module) -> None:
+    """Leaves each process with its own shards, as after a step; a forward without a backward keeps full weights."""
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

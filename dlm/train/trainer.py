@@ -1,4 +1,4 @@
-"""The training loop. Its state is (config, step): everything random in it follows from those two."""
+"""The training loop. Its state is (config, step): all its random numbers follow from those two."""
 
 import math
 import signal
@@ -12,26 +12,27 @@ import torch
 from accelerate.utils import gather_object
 
 from dlm.data.prefetch import Prefetched
-from dlm.data.run_data import RunData, read_run_data
+from dlm.data.run_data import read_run_data
 from dlm.diffusion.context import editable_part
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
 from dlm.diffusion.network import Network
 from dlm.diffusion.objective import LossTerms
-from dlm.errors import ConfigError, DataError, InterruptedRunError, TrainingError
+from dlm.errors import InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
-from dlm.model.adapt import attention_annealing_mask, with_attention
+from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import Precision, in_precision
 from dlm.model.time_embedding import build_time_embedding
-from dlm.model.tokenizer import fingerprint, special_ids, vocabulary_of
+from dlm.model.tokenizer import special_ids, vocabulary_of
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
-from dlm.train.optim import build_optimizers, clip_gradients, rate_factor, set_rate
+from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
 from dlm.train.setup import (
+    check_agreement,
     checkpoint_gradients,
     first_of_machine_first,
     join,
@@ -40,19 +41,19 @@ from dlm.train.setup import (
     tokenizer_of,
     where,
 )
-from dlm.train.sharding import let_go, whole
-from dlm.train.state import Learned
+from dlm.train.sharding import full_tensor, reshard
+from dlm.train.state import TrainingState
 
 
 class Trainer:
     """One run, from its folder to its last checkpoint."""
 
     def __init__(self, run: RunFolder, reporter: Reporter) -> None:
-        """Reads the data, builds the network, and goes to where the run stands.
+        """Reads the data, builds the network, and restores the last checkpoint where there is one.
 
         Args:
             run: A run folder, new or reopened.
-            reporter: Whoever watches.
+            reporter: Is told of the run's progress.
 
         Raises:
             DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used.
@@ -68,7 +69,7 @@ class Trainer:
             data = read_run_data(self.config, spec, self.accelerator.process_index, self.accelerator.num_processes)
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
-        self._agree(data)
+        check_agreement(run.path, self.progress, data)
         ids = special_ids(self.tokenizer)
 
         formulation = self.config.formulation
@@ -83,13 +84,13 @@ class Trainer:
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
         self._end_id = ids.end
-        # Accelerate itself sees to the precision only where weights are not sharded.
+        # Set here, because Accelerate sets it only where weights are not sharded.
         self.denoiser = self._denoiser(in_precision(self.network, self.device, self.precision))
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
-        self._learned = Learned(self.backbone, self.optimizers, self.ema, adapter)
+        self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
         if at:
-            self._learned.restore(at[0])
+            self._state.restore(at[0])
             self.batches.restore(self.progress.places or [])
         self.micros = micro_batches(self.config, self.accelerator)
         self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps)
@@ -99,29 +100,12 @@ class Trainer:
         forbidden = self.process.vocabulary.forbidden
         return self.config.formulation.denoiser(network, self.process, forbidden, self._end_id)
 
-    def _agree(self, data: RunData) -> None:
-        """Refuses to go on where the text is another than before, or where machines see other files."""
-        found, before = (data.tokens, data.checksum), (self.progress.train_tokens, self.progress.train_checksum)
-        if found != before:
-            raise DataError(
-                f"the training text has changed since {self.run.path} was begun: it has {found[0]} tokens now and had "
-                f"{before[0]}; put the old text back, or begin another run"
-            )
-        seen = gather_object([(self.progress.step, data.checksum, fingerprint(self.tokenizer))])
-        if len(steps := sorted({step for step, *_ in seen})) > 1:
-            raise ConfigError(
-                f"the processes of this run find {self.run.path} after different steps, {steps}: "
-                "put it on a disk that all machines share"
-            )
-        if len(set(seen)) > 1:
-            raise DataError("the processes of this run read different training texts: give every machine the same")
-
     def train(self) -> None:
-        """Takes every step that is left, validating and saving on the way.
+        """Takes the remaining steps, and validates and saves between them.
 
         Raises:
             InterruptedRunError: Ctrl-C, or the system, asked to stop; the run was saved first.
-            TrainingError: The loss is not finite any more.
+            TrainingError: The run diverged: a loss, a gradient or a weight is not finite.
             CheckpointError: A checkpoint could not be written.
         """
         train = self.config.train
@@ -143,7 +127,7 @@ class Trainer:
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
-                        weights = whole(torch.nn.utils.get_total_norm(list(self.backbone.parameters())))
+                        weights = full_tensor(torch.nn.utils.get_total_norm(list(self.backbone.parameters())))
                         self._check_finite("norm of the weights", weights.item(), step)
                         if validates:
                             self._validate(step, metrics)
@@ -164,21 +148,21 @@ class Trainer:
         began = time.perf_counter()
         config, world = self.config.train, self.accelerator.num_processes
         self.network.train()
-        denoiser = self._annealed(step)
+        denoiser = self._denoiser_at(step)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for micro, positions in enumerate(self.micros):
             last = micro == len(self.micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
-                # The same for one process that takes these sequences in turn.
+                # Dropout depends on the sequences of a micro-batch, not on the process that computes it.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
                 terms, seen = self._terms(denoiser, step, micro)
-                terms.loss.backward()  # not by Accelerate, which divides by a number of its own environment
+                terms.loss.backward()  # not Accelerate's, which divides by a number from its environment
             sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, seen]).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
-        count = max(sums[1].item(), 1.0)  # a small batch at early times may hold nothing to predict
+        count = max(sums[1].item(), 1.0)  # a small batch at low noise may have no token to predict
         loss = sums[0].item() / count
         self._check_finite("loss", loss, step)
-        # With clean context, or a tail, it would be the bound of something else than validation's.
+        # With clean context or a tail, the bound would not be comparable with that of the validation text.
         data = self.config.data
         complete = (
             self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
@@ -187,12 +171,12 @@ class Trainer:
         self._check_finite("bound", nelbo or 0.0, step)
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
-        # Each process summed over its own part; the average over processes becomes one over the global count.
+        # Each process has the gradient of its own sum, averaged over processes: this makes it that of the global mean.
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / count)
         norm = clip_gradients(parameters, self.config.optim.clip)
         self._check_finite("gradient norm", norm.item(), step)
-        factor = rate_factor(step, config.steps, self.config.optim)
-        set_rate(self.optimizers, factor)
+        factor = learning_rate_factor(step, config.steps, self.config.optim)
+        set_learning_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -203,8 +187,8 @@ class Trainer:
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
 
-    def _annealed(self, step: int) -> Denoiser:
-        """The denoiser of this step, whose attention may still be between causal and full."""
+    def _denoiser_at(self, step: int) -> Denoiser:
+        """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""
         model = self.config.model
         if step > model.annealing:
             return self.denoiser
@@ -214,14 +198,14 @@ class Trainer:
         return self._denoiser(with_attention(network, open_LL.to(self.device)))
 
     def _any(self, mine: bool) -> bool:
-        """Whether it is so on any process: all of them must stop after the same step."""
+        """Whether a flag is set on any process; all of them must stop after the same step."""
         if self.accelerator.num_processes == 1:
             return mine
         flag = torch.tensor(float(mine), device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item())
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
-        """Stops a run that has diverged, before anything of it is saved."""
+        """Stops a run that has diverged, before its state is saved."""
         if not math.isfinite(value):
             raise TrainingError(
                 f"the {what} is not finite at step {step} ({value}); the last good checkpoint is "
@@ -241,12 +225,12 @@ class Trainer:
         return self.objective(denoiser, self.process, x0_BL, draws, where_BL), seen
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
-        """Bounds the validation text's likelihood, and writes a short text."""
+        """Bounds the likelihood of the validation text, and samples a short text."""
         config = self.config.train
         rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
         self.network.eval()
         with self.ema.applied(self.backbone) if self.ema else nullcontext():
-            lm = self._pipeline()
+            lm = self.lm()
             report = evaluate_likelihood(
                 lm,
                 self.validation,
@@ -256,11 +240,11 @@ class Trainer:
                 seed=self.config.seed,
             )
             text = ""
-            # By all processes alike: a sharded network is run by all or none. A response is nothing without a prompt.
+            # On all processes: a sharded network needs them all. Samples of a supervised run would need a prompt.
             if config.sample_length and not self.config.data.train.supervised:
                 length = min(config.sample_length, self.config.data.length)
                 text = lm.generate(length=length, seed=step)[0].text
-            let_go(self.network)
+            reshard(self.network)
         metrics.validation(step, report)
         self.accelerator.log({"validation_nelbo": report.nats_per_token}, step=step)
         best = self.progress.best is None or report.nats_per_token < self.progress.best
@@ -270,8 +254,8 @@ class Trainer:
         if text:
             self.reporter.sample(step, text)
 
-    def _pipeline(self) -> DiffusionLM:
-        """The model as it is now, ready to score and to write."""
+    def lm(self) -> DiffusionLM:
+        """The present model as a `DiffusionLM`, to score and to sample."""
         return DiffusionLM(
             self.backbone.model,
             self.tokenizer,
@@ -284,10 +268,10 @@ class Trainer:
         return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step)
 
     def _save(self) -> None:
-        if self.config.data.streaming:  # each process has a place of its own in its share
+        if self.config.data.streaming:  # each process has its own position in its share of the stream
             self.progress = replace(self.progress, places=gather_object([self.upcoming.state]))
         main = self.accelerator.is_main_process
-        snapshot = self._learned.snapshot(keep=main)
+        snapshot = self._state.snapshot(keep=main)
         if main:
             fill = partial(snapshot.write, tokenizer=self.tokenizer, sidecar=self._sidecar())
             folder = self.run.save(self.progress, fill)
@@ -311,9 +295,9 @@ class Trainer:
 
 @contextmanager
 def _stop_signals(*, alone: bool) -> Iterator[list[int]]:
-    """A list that fills when Ctrl-C or the system asks to stop; a second Ctrl-C stops at once, if `alone`.
+    """A list of the signals to stop that were received; a second Ctrl-C stops at once, if `alone`.
 
-    Where there are several processes, the terminal and the launcher both pass a Ctrl-C on.
+    With several processes, the terminal and the launcher both pass on the same Ctrl-C.
     """
     received: list[int] = []
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from dlm.bench.machine import held_by
+from dlm.bench.machine import peak_tensor_bytes
 from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.sampling import bench_sampling
 from dlm.bench.training import bench_training, predict_every_row
@@ -68,7 +68,7 @@ def test_what_work_holds_at_a_time() -> None:
         del second
         return third[:1].clone()
 
-    assert held_by(work, CPU) == pytest.approx(2**23, rel=0.01)
+    assert peak_tensor_bytes(work, CPU) == pytest.approx(2**23, rel=0.01)
     assert tensor_bytes([torch.ones(3), 7, torch.ones(2, dtype=torch.float64)]) == 12 + 16
 
 
@@ -143,12 +143,12 @@ def test_the_peak_is_not_of_what_measures(
 
     def weighed(work: Any, device: torch.device) -> int:
         held["bytes"] = 700  # the profiler keeps notes
-        return held_by(work, device)
+        return peak_tensor_bytes(work, device)
 
     monkeypatch.setattr("dlm.bench.machine._seconds", measured)
     for part in ("training", "sampling"):
-        monkeypatch.setattr(f"dlm.bench.{part}.held_by", weighed)
-        monkeypatch.setattr(f"dlm.bench.{part}.most_held", lambda device: held["bytes"])
+        monkeypatch.setattr(f"dlm.bench.{part}.peak_tensor_bytes", weighed)
+        monkeypatch.setattr(f"dlm.bench.{part}.peak_memory", lambda device: held["bytes"])
     assert bench_training(describe(tmp_path), steps=1, warmup=1).peak_bytes == 7 and held["bytes"] == 700
     held["bytes"] = 7
     assert bench_sampling(tiny_lm, num=1, length=2, repeats=1).peak_bytes == 7 and held["bytes"] == 700

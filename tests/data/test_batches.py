@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.batches import Batch, Sequences, TrainingBatches
 from dlm.data.tokens import Tokens
 from dlm.errors import DataError
-from dlm.model.tokenizer import decode, encode, fingerprint
+from dlm.model.text import decode, encode
+from dlm.model.tokenizer import fingerprint
 from tests.support.fixtures import Refused
 
 PAD, END = 999, 998

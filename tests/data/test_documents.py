@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import HeldOut, Source
 from dlm.data.corpus import corpus
 from dlm.data.documents import Chats, Documents, Pairs, Plain, type_of
-from dlm.model.tokenizer import decode
+from dlm.model.text import decode
 
 CHAT = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
 TABLE = Dataset.from_list([{"text": "whole", "q": "ask ", "a": "answer", "m": CHAT}])

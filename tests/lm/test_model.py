@@ -32,7 +32,8 @@ from dlm.diffusion.unmask import (
 )
 from dlm.errors import CheckpointError, DataError
 from dlm.lm import DiffusionLM, Infilling, Sampler
-from dlm.model.tokenizer import build_tokenizer, decode, encode, pieces
+from dlm.model.text import decode, encode, pieces
+from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask

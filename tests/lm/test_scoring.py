@@ -9,7 +9,8 @@ import torch
 from dlm.errors import DataError
 from dlm.lm import DiffusionLM
 from dlm.model.precision import native_precision
-from dlm.model.tokenizer import encode, special_ids
+from dlm.model.text import encode
+from dlm.model.tokenizer import special_ids
 from tests.support.fixtures import Refused
 from tests.support.networks import ask
 

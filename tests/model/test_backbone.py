@@ -17,7 +17,9 @@ from transformers import (
 
 from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError, ConfigError
-from dlm.model.backbone import Backbone, attention_implementation, build_model, load_model
+from dlm.model.attention import attention_implementation
+from dlm.model.backbone import Backbone
+from dlm.model.loading import build_model, load_model
 from tests.support.fixtures import Refused
 from tests.support.networks import ask
 from tests.support.tiny_models import ENCODERS, GROUPED, LENGTH, SIZES, SMALL, SPECIAL, VOCABULARY, build, text

@@ -16,7 +16,8 @@ from dlm.diffusion.schedule import Schedule
 from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
 from dlm.model import checkpoint
-from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, resolve, whole_folder
+from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder
+from dlm.model.locate import resolve
 from tests.support.fixtures import Refused
 
 

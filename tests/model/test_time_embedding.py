@@ -14,11 +14,12 @@ from dlm.config import Optim
 from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
-from dlm.model.backbone import Backbone, load_model
+from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import SIDECAR, Sidecar
+from dlm.model.loading import load_model
+from dlm.model.tensors import TIME_WEIGHTS
 from dlm.model.time_embedding import (
     FEATURES,
-    WEIGHTS,
     TimeEmbedding,
     build_time_embedding,
     load_time_embedding,
@@ -165,15 +166,15 @@ def test_a_saved_model_is_the_same_model(uniform_lm: DiffusionLM, saved: Path) -
         assert torch.equal(one, other)
         assert not torch.equal(one, ask(again.denoiser, x_BL, times(0.3, 0.5), select_BL))
     again.save_pretrained(saved.parent / "twice")
-    for name in (WEIGHTS, "model.safetensors", SIDECAR, "config.json"):
+    for name in (TIME_WEIGHTS, "model.safetensors", SIDECAR, "config.json"):
         assert (saved.parent / "twice" / name).read_bytes() == (saved / name).read_bytes()
 
 
 def test_a_time_embedding_by_its_earlier_names_is_read(uniform_lm: DiffusionLM, saved: Path) -> None:
-    present = load_file(saved / WEIGHTS)
+    present = load_file(saved / TIME_WEIGHTS)
     earlier = {name.replace("up.", "rise.").replace("down.", "fall."): value for name, value in present.items()}
     assert earlier.keys().isdisjoint(present)
-    save_file(earlier, saved / WEIGHTS)
+    save_file(earlier, saved / TIME_WEIGHTS)
     found = DiffusionLM.from_pretrained(saved).time_embedding
     assert found is not None and uniform_lm.time_embedding is not None
     for name, value in uniform_lm.time_embedding.state_dict().items():
@@ -194,7 +195,7 @@ def test_the_sidecar_says_why(saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other sizes", "no tensors"])
 def test_a_time_embedding_that_cannot_be_read_is_said_in_a_line(saved: Path, refused: Refused, damage: str) -> None:
-    file = saved / WEIGHTS
+    file = saved / TIME_WEIGHTS
     if damage == "gone":
         file.unlink()
     elif damage == "cut":
@@ -203,7 +204,7 @@ def test_a_time_embedding_that_cannot_be_read_is_said_in_a_line(saved: Path, ref
         file.write_bytes(b"")
     else:
         save_file(TimeEmbedding(8).state_dict(), file)
-    with refused(CheckpointError, "this model takes the time", WEIGHTS):
+    with refused(CheckpointError, "this model takes the time", TIME_WEIGHTS):
         DiffusionLM.from_pretrained(saved)
 
 

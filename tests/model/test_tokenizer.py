@@ -9,15 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.errors import CheckpointError, DataError
-from dlm.model.tokenizer import (
-    build_tokenizer,
-    decode,
-    encode,
-    fingerprint,
-    forbidden_ids,
-    pieces,
-    special_ids,
-)
+from dlm.model.text import decode, encode, pieces
+from dlm.model.tokenizer import build_tokenizer, fingerprint, forbidden_ids, special_ids
 from tests.support.fixtures import Refused
 
 HOSTILE = [

@@ -55,4 +55,4 @@ def with_lora(folder: Path, model: Path, lora: dict[str, Any] | None = None, **c
 
 def initial_bound(trainer: Trainer) -> float:
     """The bound of the validation text, in nats a token, as the model is now."""
-    return evaluate_likelihood(trainer._pipeline(), trainer.validation, rows=range(64), draws=8).nats_per_token
+    return evaluate_likelihood(trainer.lm(), trainer.validation, rows=range(64), draws=8).nats_per_token

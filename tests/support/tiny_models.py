@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import generator
-from dlm.model.backbone import build_model
+from dlm.model.loading import build_model
 
 TINY = {
     "num_hidden_layers": 2,

@@ -17,7 +17,7 @@ from dlm.diffusion.unmask import Confidence, FixedSteps
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
-from dlm.model.tokenizer import encode, encode_chat
+from dlm.model.text import encode, encode_chat
 from dlm.settings import parse_config
 from tests.support.commands import refusal
 from tests.support.fixtures import MakeLM, Refused

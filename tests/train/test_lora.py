@@ -74,7 +74,7 @@ def test_a_checkpoint_scores_as_its_trainer_did(adapted: Path) -> None:
     trainer = Trainer(RunFolder.reopen(adapted), Silent())
     assert trainer.ema
     with trainer.ema.applied(trainer.backbone):
-        inside = trainer._pipeline()
+        inside = trainer.lm()
         texts = ["the cat sat on a mat", "dog ran far"]
         assert lm.nelbo(texts) == pytest.approx(inside.nelbo(texts), rel=1e-4)
 

@@ -9,16 +9,17 @@ from torch import nn
 from torch.optim import AdamW, Muon
 
 from dlm.config import Optim
-from dlm.model.backbone import Backbone, build_model
+from dlm.model.backbone import Backbone
+from dlm.model.loading import build_model
+from dlm.model.tensors import read_tensors, write_tensors
 from dlm.train.optim import (
     build_optimizers,
     clip_gradients,
+    learning_rate_factor,
     optimizer_tensors,
-    rate_factor,
     restore_optimizers,
-    set_rate,
+    set_learning_rate,
 )
-from dlm.train.run import load_tensors, save_tensors
 
 QWEN3 = {
     "num_hidden_layers": 2,
@@ -99,20 +100,20 @@ def test_what_is_frozen_is_left_out() -> None:
 )
 def test_the_rate_of_ten_steps_by_hand(decay: Any, expected: list[float]) -> None:
     config = Optim(warmup=4, decay=decay)
-    assert [rate_factor(step, 10, config) for step in range(1, 11)] == pytest.approx(expected, abs=1e-12)
+    assert [learning_rate_factor(step, 10, config) for step in range(1, 11)] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_edges_of_the_schedule() -> None:
-    assert rate_factor(1, 5, Optim(warmup=0)) == 1.0
-    assert rate_factor(6, 5, Optim(warmup=0)) == pytest.approx(0.0)
-    assert [rate_factor(step, 2, Optim(warmup=4)) for step in (1, 2)] == [0.25, 0.5]
-    assert rate_factor(4, 4, Optim(warmup=4)) == 1.0
+    assert learning_rate_factor(1, 5, Optim(warmup=0)) == 1.0
+    assert learning_rate_factor(6, 5, Optim(warmup=0)) == pytest.approx(0.0)
+    assert [learning_rate_factor(step, 2, Optim(warmup=4)) for step in (1, 2)] == [0.25, 0.5]
+    assert learning_rate_factor(4, 4, Optim(warmup=4)) == 1.0
 
 
 def test_a_rate_is_a_share_of_each_optimizers_own_peak() -> None:
     optimizers = build_optimizers(network("qwen3", QWEN3), Optim(lr=0.004, muon_lr=0.02))
     for factor in (0.5, 0.25):  # of the peak, not of what was set before
-        set_rate(optimizers, factor)
+        set_learning_rate(optimizers, factor)
         assert [{g["lr"] for g in o.param_groups} for o in optimizers] == [{0.004 * factor}, {0.02 * factor}]
 
 
@@ -132,12 +133,12 @@ def test_optimizers_go_on_from_the_disk(tmp_path: Path, name: Any) -> None:
     model, optimizers = built()
     for _ in range(3):
         step(model, optimizers)
-    save_tensors(optimizer_tensors(optimizers), tmp_path / "o.safetensors")
+    write_tensors(optimizer_tensors(optimizers), tmp_path / "o.safetensors")
     other, restored = built()
     other.load_state_dict(model.state_dict())
     fresh_model, fresh = built()
     fresh_model.load_state_dict(model.state_dict())
-    restore_optimizers(restored, load_tensors(tmp_path / "o.safetensors"))
+    restore_optimizers(restored, read_tensors(tmp_path / "o.safetensors"))
     for each in ((model, optimizers), (other, restored), (fresh_model, fresh)):
         step(*each)
     pairs = list(zip(model.parameters(), other.parameters(), fresh_model.parameters(), strict=True))

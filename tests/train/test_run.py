@@ -13,6 +13,7 @@ import torch
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import DiffusionLM
+from dlm.model import tensors as tensors_module
 from dlm.settings import load_config
 from dlm.train import run as run_module
 from dlm.train.run import Progress, RunFolder
@@ -196,7 +197,7 @@ def test_a_full_disk_without_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         real(tensors, path)
 
     real = safetensors.torch.save_file
-    monkeypatch.setattr(run_module, "save_file", save_file)
+    monkeypatch.setattr(tensors_module, "save_file", save_file)
     config = write(describe(tmp_path, save_every=1, validate_every=8), tmp_path / "config.yaml")
     err = refusal("train", config, "--run-dir", tmp_path / "run")
     assert err.splitlines()[-1].startswith("dlm: cannot save")

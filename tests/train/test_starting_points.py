@@ -14,8 +14,8 @@ from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
-from dlm.model.adapt import attention_annealing_mask, with_attention
-from dlm.model.backbone import build_model
+from dlm.model.attention import attention_annealing_mask, with_attention
+from dlm.model.loading import build_model
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer

@@ -14,7 +14,7 @@ from dlm.config import Config, Model
 from dlm.diffusion.noise import AnyNoise
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
-from dlm.model.time_embedding import WEIGHTS
+from dlm.model.tensors import TIME_WEIGHTS
 from tests.support.choices import names
 from tests.support.formulations import TIMED, chosen
 from tests.support.reporters import PlugPulledError, PullsPlug
@@ -47,7 +47,7 @@ def test_resumes_to_the_same_bits(whole: tuple[Config, Path], tmp_path: Path, mo
     with pytest.raises(PlugPulledError):
         train(tmp_path / "run", config, PullsPlug(*moment))
     resume(tmp_path / "run")
-    assert WEIGHTS in weights(tmp_path / "run")
+    assert TIME_WEIGHTS in weights(tmp_path / "run")
     assert same(tmp_path / "run", undisturbed)
 
 
@@ -60,7 +60,7 @@ def test_the_seed_decides(whole: tuple[Config, Path], tmp_path: Path) -> None:
 def test_the_time_embedding_learns_and_is_averaged_with_the_rest(whole: tuple[Config, Path]) -> None:
     _, run = whole
     folder = run / "checkpoints" / f"step-{STEPS:06d}"
-    averaged, raw = load_file(folder / WEIGHTS), load_file(folder / "trainer/weights.safetensors")
+    averaged, raw = load_file(folder / TIME_WEIGHTS), load_file(folder / "trainer/weights.safetensors")
     assert averaged["down.weight"].any() and averaged["down.bias"].any()
     for name, value in averaged.items():
         assert not torch.equal(value, raw[f"time_embedding.{name}"]) and torch.allclose(
@@ -137,4 +137,4 @@ def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_p
 
 def test_a_model_of_masks_has_no_time_embedding_unless_asked(tmp_path: Path) -> None:
     run = train(tmp_path / "run", describe(tmp_path, steps=2, save_every=None, validate_every=2, sample_length=0))
-    assert WEIGHTS not in weights(run, 2) and Model().time_conditioning == "auto"
+    assert TIME_WEIGHTS not in weights(run, 2) and Model().time_conditioning == "auto"

@@ -1,0 +1,190 @@
+"""HuggingFace models with fresh weights, or loaded from a folder or the Hub; decoders made bidirectional."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from dlm.errors import CheckpointError, ConfigError, one_line
+from dlm.model.attention import open_attention
+from dlm.model.locate import check_name
+from dlm.model.time_embedding import TIMED, UNDERLYING
+
+PAD_OFFSET_POSITIONS = {
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "roberta-prelayernorm",
+    "data2vec-text",
+}
+"""Architectures that number positions from the padding id on, and so need that many more position embeddings."""
+
+LIMIT = 300
+"""The most characters to keep of an error message of transformers."""
+
+
+def build_model(
+    architecture: str,
+    sizes: Mapping[str, Any],
+    *,
+    vocabulary: int,
+    length: int,
+    special_ids: Mapping[str, int],
+    attention: str,
+    seed: int,
+) -> PreTrainedModel:
+    """Makes a HuggingFace model with fresh weights.
+
+    Args:
+        architecture: A `model_type` with a masked-LM or a causal-LM head.
+        sizes: Keys of its configuration.
+        vocabulary: Number of ids.
+        length: Longest sequence, for `max_position_embeddings` where `sizes` does not give it.
+        special_ids: `pad_token_id`, `eos_token_id` and so on.
+        attention: As in `attention_implementation`.
+        seed: The weights follow from it.
+
+    Returns:
+        The model, bidirectional.
+
+    Raises:
+        ConfigError: There is no such architecture, key or combination of sizes.
+    """
+    config = _model_config(architecture, sizes, vocabulary, length, special_ids)
+    factory = _auto_class(config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = factory.from_config(config, attn_implementation=attention, trust_remote_code=False)
+    except Exception as error:  # architectures raise different types
+        raise ConfigError(
+            f"model: {architecture} cannot be built with these sizes: {one_line(error, LIMIT)}"
+        ) from error
+    return cast(PreTrainedModel, model)
+
+
+def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
+    """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
+
+    Args:
+        path: A folder with config.json and safetensors weights, or a Hub name.
+        attention: As in `attention_implementation`.
+        sizes: Keys of its configuration that replace the stored ones, such as dropout.
+
+    Returns:
+        The model in evaluation mode, float32.
+
+    Raises:
+        CheckpointError: There is no such model, it is damaged, or it has no head for masks.
+        ConfigError: `sizes` has a key that the model does not have.
+    """
+    check_name(path)
+    try:
+        config = _stored_config(path)
+        factory = _auto_class(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # json, the Hub and transformers raise different types
+        raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
+    if sizes:
+        _check_keys(config.model_type, config, sizes)
+        config.update(dict(sizes))
+    try:
+        model, info = factory.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            use_safetensors=True,  # other formats are pickles
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # safetensors, json, the Hub and transformers raise different types
+        raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
+    if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+        raise CheckpointError(
+            f"the weights in {path} are not whole: {missing[0]} and {len(missing) - 1} others are missing"
+        )
+    return cast(PreTrainedModel, model.eval())
+
+
+def position_offset(architecture: str, pad_id: int) -> int:
+    """The number of position embeddings that no token uses, because positions are numbered from the padding id on.
+
+    Args:
+        architecture: A `model_type`.
+        pad_id: The id of the padding.
+
+    Returns:
+        The number; 0 for most architectures.
+    """
+    return pad_id + 1 if architecture in PAD_OFFSET_POSITIONS else 0
+
+
+def _model_config(
+    architecture: str, sizes: Mapping[str, Any], vocabulary: int, length: int, special_ids: Mapping[str, int]
+) -> PreTrainedConfig:
+    """The architecture's configuration, once every key is checked."""
+    try:
+        blank = AutoConfig.for_model(architecture)
+    except ValueError:
+        known = sorted({c.model_type for c in (*MODEL_FOR_MASKED_LM_MAPPING, *MODEL_FOR_CAUSAL_LM_MAPPING)})
+        near = difflib.get_close_matches(architecture, known, n=3)
+        raise ConfigError(
+            f"model.architecture: transformers has no {architecture!r}; "
+            + (f"near it: {', '.join(near)}" if near else "for example qwen3, llama, modernbert, bert")
+        ) from None
+    names = _check_keys(architecture, blank, sizes)
+    offset = position_offset(architecture, special_ids["pad_token_id"])
+    unset = {name: None for name in names if name.endswith("_token_id")}  # defaults point into another vocabulary
+    given = {"max_position_embeddings": length + offset, **unset, **special_ids, **sizes, "vocab_size": vocabulary}
+    try:
+        config = AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if k in names})
+    except Exception as error:  # architectures raise different types
+        raise ConfigError(f"model.sizes: {architecture} refuses these sizes: {one_line(error, LIMIT)}") from error
+    return config
+
+
+def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str, Any]) -> list[str]:
+    """Checks that an architecture's configuration has the keys of `sizes`; returns all of its keys."""
+    names = sorted(set(config.to_dict()) | set(config.attribute_map))
+    for key in sizes:
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            raise ConfigError(
+                f"unknown configuration key model.sizes.{key}: "
+                + (f"did you mean {near[0]}?" if near else f"{architecture} has no such key")
+            )
+    return names
+
+
+def _stored_config(path: str) -> PreTrainedConfig:
+    """A checkpoint's configuration; a time-conditioned one gets its architecture's own name back."""
+    tree, _ = PreTrainedConfig.get_config_dict(path)
+    if tree.get("model_type") != TIMED:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    architecture = tree.pop(UNDERLYING)
+    config: PreTrainedConfig = CONFIG_MAPPING[architecture].from_dict({**tree, "model_type": architecture})
+    return config
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    """The class of an architecture's models; a decoder's attention is opened."""
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING:
+        return AutoModelForMaskedLM
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        open_attention(config)
+        return AutoModelForCausalLM
+    raise ConfigError(f"the architecture {config.model_type} has neither a masked-LM nor a causal-LM head")

@@ -1,0 +1,102 @@
+"""From a string to a model: a run folder, a checkpoint folder or the name of a model on the Hub."""
+
+from pathlib import Path
+
+from dlm import hub
+from dlm.errors import CheckpointError
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its checkpoints."""
+
+ADAPTER = "adapter_config.json"
+"""The file that marks a folder of adapters, written by `peft`."""
+
+
+def resolve(model: str | Path) -> str:
+    """Finds the checkpoint that a string names.
+
+    Args:
+        model: A run folder (its best checkpoint, or its last where there is no best), a checkpoint folder,
+            or the name of a model on the Hub.
+
+    Returns:
+        A folder with a model or adapters of one, or the Hub name as it was given.
+
+    Raises:
+        CheckpointError: There is no checkpoint at the path, or it is neither a path nor a Hub name.
+    """
+    path = Path(model)
+    for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
+        if (folder / "config.json").is_file() or is_adapter(str(folder)):
+            return str(folder)
+    if (path / CHECKPOINTS).is_dir():
+        raise CheckpointError(
+            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {path}"
+        )
+    if path.exists():
+        raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
+    if not hub.is_name(str(model)):
+        raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
+    return str(model)
+
+
+def check_name(path: str) -> None:
+    """Refuses a string that is neither a path that exists nor a possible name on the Hub.
+
+    Args:
+        path: A path, or a Hub name.
+
+    Raises:
+        CheckpointError: It is neither.
+    """
+    if not Path(path).exists() and not hub.is_name(path):
+        raise CheckpointError(f"no model at {path}: there is no such folder, and it is no Hub name")
+
+
+def check_there(path: str) -> None:
+    """Refuses a model that is neither a folder nor in the Hub's cache, if the Hub does not answer.
+
+    Args:
+        path: A folder, or a Hub name.
+
+    Raises:
+        CheckpointError: The model is not available.
+    """
+    check_name(path)
+    known = Path(path).exists() or hub.is_cached(path, ("config.json", "tokenizer_config.json"))
+    if not known and not hub.answers(path):
+        raise _unreachable(path)
+
+
+def file_of(path: str, name: str) -> Path | None:
+    """A file of a model, from its folder or from the Hub.
+
+    Args:
+        path: A folder, or a Hub name.
+        name: The file's name.
+
+    Returns:
+        Its local path; None if the model has no such file.
+
+    Raises:
+        CheckpointError: The Hub does not give the file, and it is not in the cache.
+    """
+    if Path(path).is_dir():
+        file = Path(path) / name
+        return file if file.exists() else None
+    try:
+        return hub.download(path, name)
+    except (OSError, ValueError) as error:
+        raise _unreachable(path) from error
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a checkpoint folder holds adapters instead of a model."""
+    return (Path(path) / ADAPTER).is_file()
+
+
+def _unreachable(path: str) -> CheckpointError:
+    return CheckpointError(
+        f"no model at {path}: there is no such folder, and no such model could be had from the Hub "
+        "(is the name right, is the network there, is the model public?)"
+    )

@@ -1,0 +1,105 @@
+"""Text to ids and back: no text is lost, and none is taken for a special token."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dlm.errors import DataError, one_line
+from dlm.model.tokenizer import all_special_ids
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters."""
+    if not texts:
+        return []
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        # The backend, because the wrapper warns of long texts, and keeps its last settings of truncation and padding.
+        backend.no_truncation()
+        backend.no_padding()
+        rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before
+    return _spelled_out(tokenizer, rows)
+
+
+def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """The ids of a chat in the tokenizer's own template, up to the beginning of the assistant's next message.
+
+    Args:
+        tokenizer: A tokenizer with a chat template.
+        messages: `{role, content}`; the last one is not the assistant's.
+
+    Returns:
+        Ids, including the template's special tokens.
+
+    Raises:
+        DataError: The tokenizer has no template, or the template refuses these messages.
+    """
+    if not tokenizer.chat_template:
+        raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
+    try:
+        ids: Any = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template is a program that may raise any type
+        raise DataError(f"the chat template refuses these messages: {one_line(error)}") from error
+    return list(ids)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe."""
+    text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
+    return text
+
+
+def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; together they are the decoded text.
+
+    A token that only begins a character adds nothing; the token that completes the character adds it. Bytes that are
+    incomplete at the end, or are no character, add U+FFFD.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: Ids.
+
+    Returns:
+        One piece an id.
+    """
+    parts: list[str] = []
+    start = done = 0  # the decoded window begins at `start`, the next at `done`; neither is inside a character
+    given = ""  # the part of the window's text that is in `parts`
+    for end in range(1, len(ids) + 1):
+        now = decode(tokenizer, ids[start:end])
+        # An incomplete character shows as one U+FFFD at the end; a real U+FFFD there is added with the next token.
+        sure = now if end == len(ids) else now.removesuffix("\ufffd")
+        parts.append(sure[len(given) :])
+        given = sure
+        cut = end
+        if sure != now:  # a cut inside a character would decode to one U+FFFD more
+            before = range(end - 1, max(done, end - 4), -1)
+            cut = next((i for i in before if decode(tokenizer, ids[start:i]) + decode(tokenizer, ids[i:end]) == now), 0)
+        if cut > done:
+            start, done = done, cut
+            window = decode(tokenizer, ids[start:end])
+            given = window if sure == now else window.removesuffix("\ufffd")
+    return parts
+
+
+def _spelled_out(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:
+    """The rows with special ids spelled by their characters, except for the unknown character.
+
+    A model of whole pieces (Unigram, words) holds `</s>` in its own vocabulary and finds it in a text.
+    """
+    special = all_special_ids(tokenizer) - {tokenizer.unk_token_id}
+    model = tokenizer.backend_tokenizer.model
+
+    def spell(id_: int) -> list[int]:
+        if id_ not in special:
+            return [id_]
+        return [token.id for character in tokenizer.convert_ids_to_tokens(id_) for token in model.tokenize(character)]
+
+    return [row if special.isdisjoint(row) else [part for id_ in row for part in spell(id_)] for row in rows]
