@@ -49,12 +49,13 @@ def train(folder: Path, *settings: str) -> None:
 CHECK_PROCESS = """
 import math, torch
 from dlm.selftest.joints import Joint, exact_bound
+from dlm.diffusion.matrices import transition_matrix
 from dlm.diffusion.noise import Zipf
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine
 
 process = Process(Zipf(exponent=1.5), Cosine(), Vocabulary.plain(4))
-first, second, whole = (process.transition_matrix(s, t) for s, t in ((0.0, 0.4), (0.4, 0.9), (0.0, 0.9)))
+first, second, whole = (transition_matrix(process, s, t) for s, t in ((0.0, 0.4), (0.4, 0.9), (0.0, 0.9)))
 assert torch.allclose(second @ first, whole, atol=1e-12, rtol=0)
 assert math.isclose(float(whole[0, 3] / whole[1, 3]), 2**1.5)  # the ranks of the noise
 joint = Joint(torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64))

@@ -72,7 +72,7 @@ def test_a_wheel_holds_everything_and_trains_the_default_outside_the_clone(tmp_p
     }
     assert len([name for name in sources if name.endswith("__init__.py")]) >= 7
     assert sources <= names
-    assert {"dlm/cli/film.html", "dlm/py.typed", "dlm/configs/tiny.yaml"} <= names
+    assert {"dlm/film/page.html", "dlm/py.typed", "dlm/configs/tiny.yaml"} <= names
     assert not [name for name in names if name.startswith(("tests", "dlm/tests", "configs"))]
 
     code = (

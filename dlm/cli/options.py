@@ -41,6 +41,12 @@ Export = Annotated[
 ]
 
 
+def check_export(path: Path | None) -> None:
+    """Refuses a film of unknown kind, before anything is computed for it."""
+    if path is not None and path.suffix not in (".html", ".svg"):
+        raise ConfigError(f"--export writes .html or .svg, got {path}")
+
+
 def check_device(name: str | None) -> None:
     """Refuses a device that is not there, before anything is loaded onto it."""
     import torch

@@ -21,12 +21,12 @@ class Batch:
 
     Attributes:
         x0_BL: Ids, int64.
-        where_BL: True at tokens to learn or to score, False at prompts and at padding.
+        loss_mask_BL: True at tokens to learn or to score, False at prompts and at padding.
         document_BL: Which document each token belongs to; -1 at padding.
     """
 
     x0_BL: Tensor
-    where_BL: Tensor
+    loss_mask_BL: Tensor
     document_BL: Tensor
 
 
@@ -89,10 +89,10 @@ class Sequences:
             document_BL[row, : stop - start] = (
                 np.searchsorted(self.tokens.offsets, np.arange(start, stop), side="right") - 1
             )
-        where_BL = document_BL >= 0
+        loss_mask_BL = document_BL >= 0
         if self.packing == "pad":
-            where_BL &= np.arange(self.length) >= self.tokens.given[document_BL[:, :1]]
-        return Batch(torch.from_numpy(x0_BL), torch.from_numpy(where_BL), torch.from_numpy(document_BL))
+            loss_mask_BL &= np.arange(self.length) >= self.tokens.given[document_BL[:, :1]]
+        return Batch(torch.from_numpy(x0_BL), torch.from_numpy(loss_mask_BL), torch.from_numpy(document_BL))
 
     def _span(self, row: int, offset: int) -> tuple[int, int]:
         if self.packing == "pad":
@@ -158,7 +158,7 @@ class TrainingBatches:
         for epoch in sorted({epoch for epoch, _ in places}):
             order, offset = self._epoch(epoch)
             parts.append(self._sequences.batch([order[place] for e, place in places if e == epoch], offset))
-        fields = zip(*((part.x0_BL, part.where_BL, part.document_BL) for part in parts), strict=True)
+        fields = zip(*((part.x0_BL, part.loss_mask_BL, part.document_BL) for part in parts), strict=True)
         batch = Batch(*(torch.cat(field) for field in fields))
         if self._tail_id is not None:
             _add_tails(batch, self._tail_id, [generator(self._seed, "tail", step, position) for position in positions])
@@ -185,5 +185,5 @@ def _add_tails(batch: Batch, tail_id: int, streams: Sequence[torch.Generator]) -
         used = int((batch.document_BL[row] >= 0).sum())
         stop = used + int(torch.randint(width - used + 1, (), generator=stream))
         batch.x0_BL[row, used:stop] = tail_id
-        batch.where_BL[row, used:stop] = True
+        batch.loss_mask_BL[row, used:stop] = True
         batch.document_BL[row, used:stop] = batch.document_BL[row, 0]

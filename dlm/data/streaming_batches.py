@@ -82,8 +82,8 @@ class StreamingBatches:
         x0_BL = torch.from_numpy(np.stack(rows))
         ends_BL = x0_BL == self._end_id
         document_BL = ends_BL.cumsum(1) - ends_BL.long() + torch.arange(len(rows))[:, None] * self._length
-        where_BL = x0_BL != self._pad_id
-        return Batch(x0_BL, where_BL, document_BL.masked_fill(~where_BL, -1))
+        loss_mask_BL = x0_BL != self._pad_id
+        return Batch(x0_BL, loss_mask_BL, document_BL.masked_fill(~loss_mask_BL, -1))
 
     def state(self) -> dict[str, Any]:
         """The place in the stream, in plain values that JSON can hold; `restore` goes there."""

@@ -19,7 +19,7 @@ from dlm.diffusion.draws import largest, random_subset, uniforms
 from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.noise import counts_suffice
 from dlm.diffusion.process import Process
-from dlm.diffusion.schedule import noise_levels
+from dlm.diffusion.schedule import noise_levels, time_at
 from dlm.diffusion.unmask import Order, Predictions
 
 
@@ -164,7 +164,7 @@ def timed_nelbo(
             u_B = (j + shift_B) / size
             s_B = None
             if steps is None:
-                t_B = process.time_at(u_B**LEVEL_POWER)
+                t_B = time_at(process.schedule, u_B**LEVEL_POWER)
                 density_B = 1.0 / (LEVEL_POWER * u_B ** (LEVEL_POWER - 1.0) * (end - start))
             else:
                 index_B = (u_B**LEVEL_POWER * steps).floor()

@@ -20,7 +20,7 @@ from dlm.diffusion.draws import Draws
 from dlm.diffusion.levels import Levels
 from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.process import Process
-from dlm.diffusion.schedule import noise_levels
+from dlm.diffusion.schedule import noise_levels, time_at
 from dlm.diffusion.weighting import Weighting
 
 
@@ -169,7 +169,7 @@ class TimedObjective:
         power = LEVEL_POWER if self.weighting.weighted else 1.0
         level_B = self.levels.level(u_B)
         start, end = noise_levels(process.schedule)
-        t_B = process.time_at(level_B**power)
+        t_B = time_at(process.schedule, level_B**power)
         if self.steps is None:
             return t_B, t_B, power * level_B ** (power - 1.0) * (end - start) / self.levels.density(level_B)
         index_B = (t_B * self.steps).floor().clamp(0, self.steps - 1)

@@ -1,8 +1,8 @@
-"""The forward process: how text is corrupted, and how how one step back is drawn when the clean text is known.
+"""The forward process: how text is corrupted, and how one step back is drawn when the clean text is known.
 
 Everything here follows from three numbers a time, the shares of clean tokens, masks and random symbols: between
-any two times a transition is of the same kind, q(xt | xs) = keep xs + masked e_m + random pi. No matrix is made
-of it but to check and to teach.
+any two times a transition is of the same kind, q(xt | xs) = keep xs + masked e_m + random pi. `matrices.py` writes
+it as matrices.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, random_subset
 from dlm.diffusion.noise import Noise, Shares
-from dlm.diffusion.schedule import NoiseSchedule, noise_levels
+from dlm.diffusion.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,6 @@ class Process:
     @cached_property
     def _copies(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
         return {}
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """The time whose noise level is this share of the way from that at t = 0 to that at t = 1.
-
-        Args:
-            level: From 0 to 1, any shape; for most schedules 1 - alpha itself.
-
-        Returns:
-            Times in [0, 1], of that shape.
-        """
-        start, end = noise_levels(self.schedule)
-        return self.schedule.inverse(1.0 - start - (end - start) * level)
 
     def shares(self, t: Tensor) -> Shares:
         """The shares of q(xt | x0).
@@ -261,52 +249,6 @@ class Process:
         xs_BL = torch.where(u_BL < stays_BL + shows_BL, x0_BL, xs_BL)
         return torch.where(~editable_BL | (u_BL < stays_BL), xt_BL, xs_BL)
 
-    def posterior(self, xt_BL: Tensor, p0_BLS: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """The mixture form sum_x0 q(xs | xt, x0) p0(x0); for a one-hot p0 the posterior itself, by Bayes.
-
-        q(xs | xt, x0) is proportional to q(xt | xs) q(xs | x0) (D3PM, 2107.03006, eq. 3). This table is to check
-        and to teach; `sample_posterior` draws from it without.
-
-        Args:
-            xt_BL: Noisy ids.
-            p0_BLS: A distribution over the S states, the mask among them with probability zero. Where xt cannot
-                have come from any of it, as for other visible tokens under absorbing noise, xt stays.
-            s: The earlier time, a scalar.
-            t: The later time, a scalar.
-
-        Returns:
-            Probabilities over the S states, shape (B, L, S).
-        """
-        q_s, q_ts = self._matrix(self.shares(s)), self._matrix(self.transition(s, t))
-        # q(xt | x0) by x0, in the order of p0's last axis.
-        came_BLS = (q_ts @ q_s).to(p0_BLS)[xt_BL]
-        seen_BLS = torch.nn.functional.one_hot(xt_BL, self.vocabulary.size).to(p0_BLS)
-        possible_BL1 = ((came_BLS > 0) & (p0_BLS > 0)).any(-1, keepdim=True)
-        share_BLS = torch.where(came_BLS > 0, p0_BLS / came_BLS, 0.0)
-        xs_BLS = q_ts.to(p0_BLS)[xt_BL] * (share_BLS @ q_s.T.to(p0_BLS))
-        return torch.where(possible_BL1, xs_BLS / xs_BLS.sum(-1, keepdim=True), seen_BLS)
-
-    def transition_matrix(self, s: float | Tensor, t: float | Tensor) -> Tensor:
-        """Q from time `s` to time `t` as a matrix whose columns sum to 1, to check and to teach.
-
-        From s = 0 it is q(xt | x0) itself, noise that is there from the start (alpha(0) < 1) included.
-
-        Args:
-            s: The earlier time.
-            t: The later time.
-
-        Returns:
-            A float64 matrix, shape (S, S): column j is q(xt | xs = j).
-        """
-        s, t = torch.as_tensor(s, dtype=torch.float64), torch.as_tensor(t, dtype=torch.float64)
-        return self._matrix(self.shares(t) if s == 0 else self.transition(s, t))
-
-    def _matrix(self, shares: Shares) -> Tensor:
-        """The matrix of one pair of times, from its shares."""
-        clean, masked, random = shares
-        eye_SS = torch.eye(self.vocabulary.size, dtype=torch.float64)
-        return clean * eye_SS + (masked * eye_SS[self.mask_id] + random * self.pi_S)[:, None]
-
     @cached_property
     def prior_nats_S(self) -> Tensor:
         """KL(q(x1 | x0) || the prior) for each x0, in nats; alpha(1) ln K for absorbing noise.
@@ -316,7 +258,7 @@ class Process:
         clean, _, random = self.shares(torch.ones(()))
         noise_S = random * self.pi_S
         there_S = noise_S + clean / len(self.vocabulary.symbols_K)
-        return self._column_sums(noise_S, clean, lambda q_S: torch.xlogy(q_S, q_S) - torch.xlogy(q_S, there_S))
+        return _sum_over_symbols(self, noise_S, clean, lambda q_S: torch.xlogy(q_S, q_S) - torch.xlogy(q_S, there_S))
 
     @cached_property
     def reconstruction_nats_S(self) -> Tensor:
@@ -327,14 +269,8 @@ class Process:
         clean, masked, random = self.shares(torch.zeros(()))
         noise_S, count = random * self.pi_S, len(self.vocabulary.symbols_K)
         whole_S = clean + count * noise_S
-        seen_S = self._column_sums(noise_S, clean, lambda q_S: torch.xlogy(q_S, whole_S) - torch.xlogy(q_S, q_S))
+        seen_S = _sum_over_symbols(self, noise_S, clean, lambda q_S: torch.xlogy(q_S, whole_S) - torch.xlogy(q_S, q_S))
         return seen_S + masked * math.log(count)
-
-    def _column_sums(self, noise_S: Tensor, clean: Tensor, term: Callable[[Tensor], Tensor]) -> Tensor:
-        """For each x0 the sum over symbols z of term(q(z | x0)), q being `noise_S` and `clean` more at z = x0."""
-        term_S = term(noise_S)
-        is_symbol_S = self.pi_S.new_zeros(self.vocabulary.size).index_fill(0, self.vocabulary.symbols_K, 1.0)
-        return (term_S * is_symbol_S).sum() - term_S + term(noise_S + clean)
 
     def _draw(
         self, x_BL: Tensor, shares: Shares, generators: Sequence[torch.Generator], editable_BL: Tensor | None
@@ -355,3 +291,10 @@ class Process:
         cdf_K = pi_S[symbols_K].cumsum(0)
         index_BL = torch.searchsorted(cdf_K, u_BL.nan_to_num() * cdf_K[-1], right=True)
         return symbols_K[index_BL.clamp(max=len(symbols_K) - 1)]
+
+
+def _sum_over_symbols(process: Process, noise_S: Tensor, clean: Tensor, term: Callable[[Tensor], Tensor]) -> Tensor:
+    """For each x0 the sum over symbols z of term(q(z | x0)), q being `noise_S` and `clean` more at z = x0."""
+    term_S = term(noise_S)
+    is_symbol_S = noise_S.new_zeros(process.vocabulary.size).index_fill(0, process.vocabulary.symbols_K, 1.0)
+    return (term_S * is_symbol_S).sum() - term_S + term(noise_S + clean)

@@ -141,3 +141,17 @@ def noise_levels(schedule: NoiseSchedule) -> tuple[float, float]:
     """The noise level 1 - alpha at t = 0 and at t = 1."""
     start, end = (1.0 - schedule.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))).tolist()
     return start, end
+
+
+def time_at(schedule: NoiseSchedule, level: Tensor) -> Tensor:
+    """The time whose noise level is this share of the way from that at t = 0 to that at t = 1.
+
+    Args:
+        schedule: alpha(t).
+        level: From 0 to 1, any shape; for most schedules 1 - alpha itself.
+
+    Returns:
+        Times in [0, 1], of that shape.
+    """
+    start, end = noise_levels(schedule)
+    return schedule.inverse(1.0 - start - (end - start) * level)

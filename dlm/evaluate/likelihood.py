@@ -207,13 +207,13 @@ def evaluate_chain_rule(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = sequences.batch(part)
-        x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
+        x0_BL, loss_mask_BL = batch.x0_BL.to(lm.device), batch.loss_mask_BL.to(lm.device)
         streams = [generator(seed, "evaluate", row) for row in part]
-        totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), where_BL).sum())
-        totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), where_BL).sum())
-        bound_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL)
+        totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), loss_mask_BL).sum())
+        totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), loss_mask_BL).sum())
+        bound_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, loss_mask_BL)
         totals["bound"] += float(bound_RBL.mean(0).sum())
-        totals["tokens"] += float(where_BL.sum())
+        totals["tokens"] += float(loss_mask_BL.sum())
     return ChainRuleReport(
         left_to_right_nats_per_token=totals["left"] / totals["tokens"],
         confidence_nats_per_token=totals["confidence"] / totals["tokens"],
@@ -264,22 +264,22 @@ def _score(
         here = batches[number % len(batches)]
         part = rows[here]
         batch = sequences.batch(part)
-        x0_BL, where_BL = batch.x0_BL.to(lm.device), batch.where_BL.to(lm.device)
+        x0_BL, loss_mask_BL = batch.x0_BL.to(lm.device), batch.loss_mask_BL.to(lm.device)
         streams = [generator(seed, "evaluate", row) for row in part]
-        terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, where_BL).cpu()
+        terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, loss_mask_BL).cpu()
         if number >= len(batches):
             break  # a batch that another process scores too: a sharded network needs all processes in each forward
-        scored_N = batch.x0_BL[batch.where_BL]
+        scored_N = batch.x0_BL[batch.loss_mask_BL]
         extra[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
         extra[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()
         extra[2] += (scored_N == unknown_id).sum() if unknown_id is not None else 0
-        document_N = batch.document_BL[batch.where_BL]
-        nats_RD.index_add_(1, document_N, terms_RBL[:, batch.where_BL].expand(2, -1))
+        document_N = batch.document_BL[batch.loss_mask_BL]
+        nats_RD.index_add_(1, document_N, terms_RBL[:, batch.loss_mask_BL].expand(2, -1))
         tokens_D.index_add_(0, document_N, torch.ones_like(document_N).double())
         first_B, second_B = terms_RBL.sum(2).expand(2, -1)
         nats_S[here] = (first_B + second_B) / 2
         squares_S[here] = (first_B - second_B) ** 2 / 4
-        tokens_S[here] = batch.where_BL.sum(1).double()
+        tokens_S[here] = batch.loss_mask_BL.sum(1).double()
     sums = (nats_RD, tokens_D, nats_S, tokens_S, squares_S, extra)
     if team.num_processes > 1:  # each process has zeros for the rows of the others
         sums = tuple(reduce(part.to(team.device), "sum").cpu() for part in sums)

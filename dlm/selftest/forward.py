@@ -8,6 +8,7 @@ import torch
 
 from dlm.diffusion.bound import step_nats
 from dlm.diffusion.draws import generator
+from dlm.diffusion.matrices import posterior, transition_matrix
 from dlm.diffusion.noise import Absorbing
 from dlm.diffusion.process import Process
 from dlm.diffusion.schedule import Cosine
@@ -23,10 +24,10 @@ def matrices() -> Iterator[Check]:
         product, worst = torch.eye(4, dtype=torch.float64), 0.0
         sums = 0.0
         for s, t in itertools.pairwise(times):
-            step = process.transition_matrix(s, t)
+            step = transition_matrix(process, s, t)
             product = step @ product
             sums = max(sums, float((step.sum(0) - 1).abs().max()))
-            worst = max(worst, float((product - process.transition_matrix(0.0, t)).abs().max()))
+            worst = max(worst, float((product - transition_matrix(process, 0.0, t)).abs().max()))
         yield Check(f"{noise.name}: the product of Q_t is the closed Q_1:t, largest error", 0.0, worst, 1e-12)
         yield Check(f"{noise.name}: the columns of Q_t sum to 1, largest error", 0.0, sums, 1e-12)
         yield Check(f"{noise.name}: posteriors are Bayes' rule, largest error", 0.0, _worst_posterior(process), 1e-12)
@@ -63,7 +64,7 @@ def _absorbing_step() -> Iterator[Check]:
 def _worst_posterior(process: Process) -> float:
     """The largest error of q(xs | xt, x0), for each x0 and averaged over a prediction, against Bayes' rule."""
     s, t = (torch.tensor(x, dtype=torch.float64) for x in (0.4, 0.7))
-    before, step = process.transition_matrix(0.0, s), process.transition_matrix(s, t)
+    before, step = transition_matrix(process, 0.0, s), transition_matrix(process, s, t)
     p0_S = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
     worst = 0.0
     for z in range(4):
@@ -76,7 +77,7 @@ def _worst_posterior(process: Process) -> float:
             rows.append(p0_S)
             known.append(bayes_SX @ p0_S[:3])
         for p0, bayes in zip(rows, known, strict=True):
-            row = process.posterior(torch.tensor([[z]]), p0[None, None], s, t)[0, 0]
+            row = posterior(process, torch.tensor([[z]]), p0[None, None], s, t)[0, 0]
             worst = max(worst, float((row - bayes).abs().max()))
     return worst
 
@@ -89,6 +90,6 @@ def _drawn_posterior(process: Process, z: int, x0: int) -> Check:
     streams = [generator("undo", row) for row in range(rows)]
     xs_BL = process.sample_posterior(xt_BL, x0_BL, s_B, t_B, streams, torch.ones_like(xt_BL, dtype=torch.bool))
     one_hot = torch.nn.functional.one_hot(x0_BL[:1], 4).double()
-    expected_S = rows * process.posterior(xt_BL[:1], one_hot, s_B[0], t_B[0])[0, 0]
+    expected_S = rows * posterior(process, xt_BL[:1], one_hot, s_B[0], t_B[0])[0, 0]
     found_S = torch.bincount(xs_BL[:, 0], minlength=4)
     return chi_square(f"{process.noise.name}: a drawn step back follows the posterior", found_S, expected_S)

@@ -11,10 +11,11 @@ from dlm.diffusion.bound import prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import position_nats
+from dlm.diffusion.matrices import transition_matrix
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
-from dlm.diffusion.schedule import Linear, NoiseSchedule, noise_levels
+from dlm.diffusion.schedule import Linear, NoiseSchedule, noise_levels, time_at
 
 NOISES: tuple[Noise, ...] = (Absorbing(), Uniform(), Hybrid(0.3))
 """One of each kind of noise."""
@@ -72,7 +73,7 @@ class Joint:
             xt_BL = inputs.ids_BL
             nats_BM = log_p_M.repeat(len(xt_BL), 1)
             for row, (xt_L, t) in enumerate(zip(xt_BL, inputs.time_B.tolist(), strict=True)):
-                log_q_SS = process.transition_matrix(0.0, t).log()
+                log_q_SS = transition_matrix(process, 0.0, t).log()
                 nats_BM[row] += log_q_SS[xt_L, texts_ML].sum(-1)
             p_BM = nats_BM.softmax(-1)
             shape = (*xt_BL.shape, process.vocabulary.size)
@@ -131,7 +132,7 @@ def exact_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int |
 
     def mean(t: float, s: float | None) -> float:
         """The bound's term at one time, over all noisy texts."""
-        weight_M = process.transition_matrix(0.0, t)[xt_ML, x0_L].prod(-1)
+        weight_M = transition_matrix(process, 0.0, t)[xt_ML, x0_L].prod(-1)
         seen_ML, weight_M = xt_ML[weight_M > 0], weight_M[weight_M > 0]
         t_M = torch.full_like(weight_M, t)
         s_M = None if s is None else torch.full_like(weight_M, s)
@@ -143,7 +144,7 @@ def exact_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int |
     else:
         start, end = noise_levels(process.schedule)
         levels, weights = quadrature()
-        t = process.time_at(torch.tensor(levels, dtype=torch.float64))
+        t = time_at(process.schedule, torch.tensor(levels, dtype=torch.float64))
         inner = (end - start) * sum(w * mean(when, None) for w, when in zip(weights, t.tolist(), strict=True))
     return inner + float(prior_and_reconstruction_nats(process, x0_L).sum())
 

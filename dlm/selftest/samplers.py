@@ -73,10 +73,12 @@ class _Given:
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]) -> Tensor:
+    def score(
+        self, candidates_BL: Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """Minus the rank of each position; see `Order`."""
         rank_L = torch.tensor(self.first).argsort().double()
-        return (-rank_L).expand(where_BL.shape).masked_fill(~where_BL, -torch.inf)
+        return (-rank_L).expand(candidates_BL.shape).masked_fill(~candidates_BL, -torch.inf)
 
 
 def _draws_from(joint: Joint, texts_BL: Tensor, claim: str) -> Check:

@@ -216,13 +216,13 @@ class Trainer:
         """The loss of part of the global batch, and the number of tokens in it."""
         batch, positions = self.upcoming.batch(step, micro), self.micros[micro]
         draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
-        where_BL = batch.where_BL
+        loss_mask_BL = batch.loss_mask_BL
         if share := self.config.data.context:
             streams = [generator(self.config.seed, "context", step, position) for position in positions]
-            where_BL = editable_part(where_BL, share, streams)
-        x0_BL, where_BL = batch.x0_BL.to(self.device), where_BL.to(self.device)
+            loss_mask_BL = editable_part(loss_mask_BL, share, streams)
+        x0_BL, loss_mask_BL = batch.x0_BL.to(self.device), loss_mask_BL.to(self.device)
         seen = (batch.document_BL >= 0).sum().to(self.device)
-        return self.objective(denoiser, self.process, x0_BL, draws, where_BL), seen
+        return self.objective(denoiser, self.process, x0_BL, draws, loss_mask_BL), seen
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the likelihood of the validation text, and samples a short text."""

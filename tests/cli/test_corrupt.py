@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dlm.cli.film import MASK
 from dlm.diffusion.noise import AnyNoise
+from dlm.film.layout import MASK
 from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import Sidecar
 from dlm.settings import parse_config

@@ -264,14 +264,14 @@ def test_unknown_characters_are_told(tmp_path: Path, make_lm: MakeLM, shelf: Pat
 
 TELLS = """
 import sys
-from dlm import pipeline
+from dlm.lm import sampler
 from dlm.cli.app import main
 
-def tells(*args, real=pipeline.sample, **options):
+def tells(*args, real=sampler.sample, **options):
     print("begun", file=sys.stderr, flush=True)
     return real(*args, **options)
 
-pipeline.sample = tells
+sampler.sample = tells
 main()
 """
 

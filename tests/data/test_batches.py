@@ -42,7 +42,7 @@ def of(documents: Dataset, tokenizer: PreTrainedTokenizerBase, calls: list[int])
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("x0_BL", "where_BL", "document_BL"))
+    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("x0_BL", "loss_mask_BL", "document_BL"))
 
 
 # Tokens
@@ -154,10 +154,10 @@ def test_packed_rows_hold_every_token_once_and_in_order(length: int) -> None:
     tokens = counted([5, 1, 3, 10, 2])
     sequences = Sequences(tokens, length, "pack", PAD)
     batch = sequences.batch(range(len(sequences)))
-    assert batch.x0_BL[batch.where_BL].tolist() == list(range(21))
-    assert (batch.x0_BL[~batch.where_BL] == PAD).all()
+    assert batch.x0_BL[batch.loss_mask_BL].tolist() == list(range(21))
+    assert (batch.x0_BL[~batch.loss_mask_BL] == PAD).all()
     assert batch.x0_BL.shape == (len(sequences), length)
-    assert batch.where_BL[:-1].all()  # only the last row may be short
+    assert batch.loss_mask_BL[:-1].all()  # only the last row may be short
     assert sequences.dropped_tokens == 0
 
 
@@ -171,8 +171,8 @@ def test_padded_rows_begin_with_their_document(length: int) -> None:
         kept = min(size, length)
         assert batch.x0_BL[row].tolist() == [*range(start, start + kept), *[PAD] * (length - kept)]
         assert batch.document_BL[row].tolist() == [row] * kept + [-1] * (length - kept)
-    assert torch.equal(batch.where_BL, batch.document_BL >= 0)
-    assert int(batch.where_BL.sum()) + sequences.dropped_tokens == sum(sizes)
+    assert torch.equal(batch.loss_mask_BL, batch.document_BL >= 0)
+    assert int(batch.loss_mask_BL.sum()) + sequences.dropped_tokens == sum(sizes)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])
@@ -180,9 +180,9 @@ def test_packed_tokens_know_their_document(offset: int) -> None:
     sizes = [5, 1, 3, 10, 2]
     owner = np.repeat(np.arange(5), sizes)
     batch = Sequences(counted(sizes), 4, "pack", PAD).batch([0, 2, 4], offset)
-    assert torch.equal(batch.document_BL >= 0, batch.where_BL)
-    places = batch.x0_BL[batch.where_BL].numpy()  # an id is its own place in the stream
-    assert batch.document_BL[batch.where_BL].tolist() == owner[places].tolist()
+    assert torch.equal(batch.document_BL >= 0, batch.loss_mask_BL)
+    places = batch.x0_BL[batch.loss_mask_BL].numpy()  # an id is its own place in the stream
+    assert batch.document_BL[batch.loss_mask_BL].tolist() == owner[places].tolist()
     assert [int(row[0]) for row in batch.x0_BL] == [offset, offset + 8, offset + 16]
 
 
@@ -232,7 +232,7 @@ def test_the_parts_of_a_batch_are_the_parts_of_the_whole(packing: Literal["pack"
     for step in range(1, 9):
         whole = batches.batch(step, range(total))
         halves = [batches.batch(step, range(start, start + total // 2)) for start in (0, total // 2)]
-        for name in ("x0_BL", "where_BL", "document_BL"):
+        for name in ("x0_BL", "loss_mask_BL", "document_BL"):
             assert torch.equal(torch.cat([getattr(half, name) for half in halves]), getattr(whole, name))
 
 
@@ -247,7 +247,7 @@ def test_epochs_have_orders_of_their_own() -> None:
 def test_every_row_of_a_little_text_is_full(tokens: int) -> None:
     batches = TrainingBatches(Sequences(counted([tokens]), 4, "pack", PAD), 3, seed=0)
     for step in range(1, 20):
-        assert batches.batch(step, range(3)).where_BL.all()
+        assert batches.batch(step, range(3)).loss_mask_BL.all()
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3])

@@ -137,10 +137,10 @@ def test_only_what_is_needed_is_read() -> None:
 
 def test_padding_is_not_learned_and_documents_are_told_apart() -> None:
     batch = batches(documents(10)[1], packing="pad", length=16, buffer=2).batch(1, range(6))
-    assert torch.equal(batch.where_BL, batch.x0_BL != PAD)
-    assert torch.equal(batch.document_BL >= 0, batch.where_BL)
+    assert torch.equal(batch.loss_mask_BL, batch.x0_BL != PAD)
+    assert torch.equal(batch.document_BL >= 0, batch.loss_mask_BL)
     for row in range(6):
-        assert len(set(batch.document_BL[row][batch.where_BL[row]].tolist())) == 1
+        assert len(set(batch.document_BL[row][batch.loss_mask_BL[row]].tolist())) == 1
     packed = batches(documents(10)[1], buffer=2).batch(1, range(4))
     ends_BL = packed.x0_BL[:, :-1] == END
     assert torch.equal(packed.document_BL[:, 1:] - packed.document_BL[:, :-1], ends_BL.long())

@@ -11,6 +11,7 @@ from torch import Tensor
 from dlm.diffusion.bound import count_weights, nats_per_level, prior_and_reconstruction_nats, step_nats
 from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_out, own_evidence, with_own_token
 from dlm.diffusion.draws import generator
+from dlm.diffusion.matrices import posterior
 from dlm.diffusion.network import FunctionNetwork
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
@@ -286,7 +287,7 @@ def test_the_mixture_of_a_plug_in_network_is_the_plug_in_step(s: float, t: float
     denoiser = LeaveOneOutDenoiser(FunctionNetwork(lambda _: logits_NV), VOCABULARY.forbidden, process)
     every_BL = torch.ones_like(xt_BL, dtype=torch.bool)
     p0_BLS = ask(denoiser, xt_BL, at(t), every_BL).exp()[None]
-    found_LS = process.posterior(xt_BL, p0_BLS, *at(s, t))[0]
+    found_LS = posterior(process, xt_BL, p0_BLS, *at(s, t))[0]
     alpha_s, alpha_t = process.schedule.alpha(at(s, t)).tolist()
     ts, uniform_S = alpha_t / alpha_s, process.pi_S
     for z, x_S, found_S in zip(SYMBOLS, logits_NV.exp(), found_LS, strict=True):
@@ -296,7 +297,7 @@ def test_the_mixture_of_a_plug_in_network_is_the_plug_in_step(s: float, t: float
         torch.testing.assert_close(found_S, step_S / step_S.sum(), atol=1e-12, rtol=0)
     if t < 1:  # else xt says nothing; with the network's answer taken for p(x0 | xt) the step would be another
         mixed_BLS = ask(X0Denoiser(denoiser.network, VOCABULARY.forbidden), xt_BL, at(t), every_BL).exp()[None]
-        other_LS = process.posterior(xt_BL, mixed_BLS, *at(s, t))[0]
+        other_LS = posterior(process, xt_BL, mixed_BLS, *at(s, t))[0]
         assert float((other_LS - found_LS).abs().max()) > 0.1 * (t - s)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll
+from dlm.diffusion.matrices import posterior
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.sample import State
 from dlm.diffusion.schedule import Cosine, Linear, Schedule
@@ -50,8 +51,10 @@ class Given:
     informed: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
-    def score(self, where_BL: Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]) -> Tensor:
-        return torch.tensor(self.rank).double().expand(where_BL.shape).masked_fill(~where_BL, -math.inf)
+    def score(
+        self, candidates_BL: Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        return torch.tensor(self.rank).double().expand(candidates_BL.shape).masked_fill(~candidates_BL, -math.inf)
 
 
 def every_text(length: int, symbols: int) -> Tensor:
@@ -132,7 +135,7 @@ def test_ancestral_sampling_is_the_chain_of_posteriors(schedule: Schedule) -> No
             p0 = torch.zeros(1, length, symbols + 1, dtype=torch.float64)
             masked = (x_L == symbols)[None]
             p0[masked] = ask(bits, x_L[None], t[None], masked).exp()
-            left, right = process.posterior(x_L[None], p0, s, t)[0]
+            left, right = posterior(process, x_L[None], p0, s, t)[0]
             after += weight * torch.outer(left, right).flatten()
         p = after
     clean = (states < symbols).all(1)
@@ -184,7 +187,7 @@ def test_neighbours_that_stop_or_have_fewer_blocks_change_no_other_row(order: Or
 def test_texts_of_different_lengths_share_a_batch_and_are_scored_as_if_alone() -> None:
     wrong, lengths = Wrong(K, 6, seed=1), (1, 2, 4, 6)
     x0_BL = torch.randint(K, (4, 6), generator=generator("lengths"))
-    where_BL = torch.arange(6) < torch.tensor(lengths)[:, None]
+    candidates_BL = torch.arange(6) < torch.tensor(lengths)[:, None]
 
     class Trimmed(Denoiser):
         """Each row alone, without its padding."""
@@ -195,7 +198,7 @@ def test_texts_of_different_lengths_share_a_batch_and_are_scored_as_if_alone() -
             return torch.cat([ask(Narrow(wrong, n), x[None], t[None], s[None]) for n, x, t, s in rows])
 
     streams = [generator("alone", b) for b in range(4)]
-    together = count_nelbo(Trimmed(), PROCESS, x0_BL, 6, streams, where_BL)
+    together = count_nelbo(Trimmed(), PROCESS, x0_BL, 6, streams, candidates_BL)
     for b, n in enumerate(lengths):
         alone = count_nelbo(wrong, PROCESS, x0_BL[b : b + 1, :n], 6, [generator("alone", b)])
         torch.testing.assert_close(together[:, b, :n], alone[:, 0], atol=1e-12, rtol=0)

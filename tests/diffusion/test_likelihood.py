@@ -74,20 +74,20 @@ def test_a_single_token_is_scored_exactly() -> None:
 @pytest.mark.parametrize("scored", [[1, 3], [0, 1, 2], [2]])
 def test_with_context_the_bound_of_an_exact_denoiser_is_the_conditional_likelihood(scored: list[int]) -> None:
     joint = random_joint(4, K, seed=2)
-    x0_L, where_L = torch.tensor([1, 0, 2, 1]), torch.zeros(4, dtype=torch.bool)
-    where_L[scored] = True
+    x0_L, scored_L = torch.tensor([1, 0, 2, 1]), torch.zeros(4, dtype=torch.bool)
+    scored_L[scored] = True
     rows = 2000
     streams = [generator("conditional", b) for b in range(rows)]
-    terms = count_nelbo(joint, PROCESS, x0_L.expand(rows, 4), 2, streams, where_L.expand(rows, 4))
-    assert (terms[:, :, ~where_L] == 0).all()
-    found, truth = terms.sum(2)[0], conditional(joint, x0_L, where_L)
+    terms = count_nelbo(joint, PROCESS, x0_L.expand(rows, 4), 2, streams, scored_L.expand(rows, 4))
+    assert (terms[:, :, ~scored_L] == 0).all()
+    found, truth = terms.sum(2)[0], conditional(joint, x0_L, scored_L)
     error = float(found.std()) / math.sqrt(rows)
     assert abs(float(found.mean()) - truth) < 4 * error + 1e-9 and error < 0.01 * truth
 
 
-def conditional(joint: Joint, x0_L: Tensor, where_L: Tensor) -> float:
+def conditional(joint: Joint, x0_L: Tensor, scored_L: Tensor) -> float:
     """-log p(the scored tokens | the others)."""
-    context = tuple(slice(None) if where else int(x) for x, where in zip(x0_L, where_L, strict=True))
+    context = tuple(slice(None) if where else int(x) for x, where in zip(x0_L, scored_L, strict=True))
     return float(joint.table[context].sum().log() - joint.log_p(x0_L[None])[0])
 
 
@@ -142,21 +142,21 @@ def test_the_chain_rule_is_a_distribution_whatever_the_denoiser_says(order: Orde
 
 def test_with_context_the_chain_rule_is_the_conditional_likelihood() -> None:
     joint = random_joint(4, K, seed=5)
-    where_BL = torch.tensor([[True, False, True, True], [False, True, False, False], [False, False, True, True]])
+    scored_BL = torch.tensor([[True, False, True, True], [False, True, False, False], [False, False, True, True]])
     x0_BL = torch.tensor([[0, 2, 1, 1], [2, 0, 0, 1], [1, 1, 2, 0]])
-    truth = [conditional(joint, x0_L, where_L) for x0_L, where_L in zip(x0_BL, where_BL, strict=True)]
+    truth = [conditional(joint, x0_L, scored_L) for x0_L, scored_L in zip(x0_BL, scored_BL, strict=True)]
     for order in (LeftToRight(), Confidence()):
         joint.calls.clear()
-        nll = chain_rule_nll(joint, PROCESS, x0_BL, order, where_BL)
+        nll = chain_rule_nll(joint, PROCESS, x0_BL, order, scored_BL)
         assert nll.tolist() == pytest.approx(truth, rel=1e-10)
         assert [len(x) for x, _ in joint.calls] == [3, 2, 1]  # finished rows are not sent again
 
 
 @pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
 def test_with_context_the_chain_rule_is_a_distribution_too(order: Order) -> None:
-    texts, where_L = random_joint(4, K).texts(), torch.tensor([True, False, True, True])
+    texts, scored_L = random_joint(4, K).texts(), torch.tensor([True, False, True, True])
     texts = texts[texts[:, 1] == 2]
-    nll = chain_rule_nll(Wrong(K, 4, seed=3), PROCESS, texts, order, where_L.expand(texts.shape))
+    nll = chain_rule_nll(Wrong(K, 4, seed=3), PROCESS, texts, order, scored_L.expand(texts.shape))
     assert len(texts) == K**3 and float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-12)
 
 

@@ -126,11 +126,11 @@ def test_padding_changes_neither_loss_nor_masks(weighting: Weighting, levels: Le
     plain, padded = Narrow(Wrong(K, L), L), Narrow(Wrong(K, L), L)
     x0_BL = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 1, 0, 0]])
     first = MaskedObjective(weighting, levels)(plain, PROCESS, x0_BL, stratified_draws(("pad",), range(2), 2))
-    where_BL = torch.tensor([[True] * L + [False] * 3] * 2)
+    loss_mask_BL = torch.tensor([[True] * L + [False] * 3] * 2)
     # The padding here is the mask itself, which must not be taken for a masked token.
     wide_BL = torch.nn.functional.pad(x0_BL, (0, 3), value=K)
     second = MaskedObjective(weighting, levels)(
-        padded, PROCESS, wide_BL, stratified_draws(("pad",), range(2), 2), where_BL
+        padded, PROCESS, wide_BL, stratified_draws(("pad",), range(2), 2), loss_mask_BL
     )
     assert torch.equal(padded.seen[0][:, :L], plain.seen[0]) and (padded.seen[0][:, L:] == K).all()
     for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True):
@@ -139,11 +139,11 @@ def test_padding_changes_neither_loss_nor_masks(weighting: Weighting, levels: Le
 
 @pytest.mark.parametrize(("weighting", "levels"), PAIRS, ids=repr)
 def test_context_is_shown_and_never_masked_and_the_masks_do_not_feel_it(weighting: Weighting, levels: Levels) -> None:
-    x0_BL, where_BL = torch.randint(K, (9, 7), generator=generator("text")), torch.zeros(9, 7, dtype=torch.bool)
-    where_BL[:, 2:] = True
+    x0_BL, loss_mask_BL = torch.randint(K, (9, 7), generator=generator("text")), torch.zeros(9, 7, dtype=torch.bool)
+    loss_mask_BL[:, 2:] = True
     with_context, without = Narrow(Wrong(K, 7), 7), Narrow(Wrong(K, 7), 7)
     terms = MaskedObjective(weighting, levels)(
-        with_context, PROCESS, x0_BL, stratified_draws(("c",), range(9), 9), where_BL
+        with_context, PROCESS, x0_BL, stratified_draws(("c",), range(9), 9), loss_mask_BL
     )
     MaskedObjective(weighting, levels)(without, PROCESS, x0_BL[:, 2:], stratified_draws(("c",), range(9), 9))
     assert torch.equal(with_context.seen[0][:, :2], x0_BL[:, :2])
@@ -152,9 +152,9 @@ def test_context_is_shown_and_never_masked_and_the_masks_do_not_feel_it(weightin
 
 
 def test_an_empty_row_adds_nothing_and_breaks_nothing() -> None:
-    x0_BL, where_BL = torch.zeros(2, L, dtype=torch.long), torch.tensor([[True] * L, [False] * L])
+    x0_BL, loss_mask_BL = torch.zeros(2, L, dtype=torch.long), torch.tensor([[True] * L, [False] * L])
     terms = MaskedObjective(Elbo(), Even())(
-        Wrong(K, L), PROCESS, x0_BL, stratified_draws(("e",), range(2), 2), where_BL
+        Wrong(K, L), PROCESS, x0_BL, stratified_draws(("e",), range(2), 2), loss_mask_BL
     )
     assert math.isfinite(float(terms.loss)) and int(terms.tokens) == L
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dlm.diffusion.bound import nats_per_level
 from dlm.diffusion.draws import generator
+from dlm.diffusion.matrices import posterior, transition_matrix
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Shares, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, Schedule
@@ -98,7 +99,7 @@ def test_noise_is_never_taken_back(process: Process) -> None:
 def test_a_transition_is_a_distribution_over_what_may_be(process: Process) -> None:
     allowed = sorted({*SYMBOLS} | ({VOCABULARY.mask_id} if process.noise.masks else set()))
     for s, t in pairwise(TIMES):
-        q = process.transition_matrix(s, t)
+        q = transition_matrix(process, s, t)
         assert (q >= 0).all()
         torch.testing.assert_close(q.sum(0), torch.ones(VOCABULARY.size, dtype=torch.float64), atol=1e-14, rtol=0)
         columns = q[:, allowed]
@@ -108,9 +109,9 @@ def test_a_transition_is_a_distribution_over_what_may_be(process: Process) -> No
 def test_the_chain_is_that_of_its_marginals(process: Process) -> None:
     """Q from s to t is the one matrix that takes Q from 0 to s to Q from 0 to t, and steps compose."""
     for r, s, t in [(0.1, 0.35, 0.5), (0.35, 0.5, 0.8), (0.1, 0.8, 0.95), (0.0, 0.1, 0.95), (0.5, 0.8, 1.0)]:
-        torch.testing.assert_close(process.transition_matrix(s, t), step_matrix(process, s, t), atol=1e-10, rtol=0)
-        both = process.transition_matrix(s, t) @ process.transition_matrix(r, s)
-        torch.testing.assert_close(process.transition_matrix(r, t), both, atol=1e-13, rtol=0)
+        torch.testing.assert_close(transition_matrix(process, s, t), step_matrix(process, s, t), atol=1e-10, rtol=0)
+        both = transition_matrix(process, s, t) @ transition_matrix(process, r, s)
+        torch.testing.assert_close(transition_matrix(process, r, t), both, atol=1e-13, rtol=0)
 
 
 def test_the_closed_forms_of_d3pm(process: Process) -> None:
@@ -123,7 +124,7 @@ def test_the_closed_forms_of_d3pm(process: Process) -> None:
         closed[SYMBOLS] += (1 - alpha) / len(SYMBOLS)
     else:
         return
-    torch.testing.assert_close(process.transition_matrix(0.0, 0.4), closed, atol=1e-14, rtol=0)
+    torch.testing.assert_close(transition_matrix(process, 0.0, 0.4), closed, atol=1e-14, rtol=0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.9])
@@ -188,7 +189,7 @@ def pairs(process: Process, t: float) -> Iterator[tuple[int, int]]:
     """Every clean token with every noisy one that may have come of it by `t`."""
     for x0 in SYMBOLS:
         for z in range(VOCABULARY.size):
-            if process.transition_matrix(0.0, t)[z, x0] > 0:
+            if transition_matrix(process, 0.0, t)[z, x0] > 0:
                 yield x0, z
 
 
@@ -204,13 +205,13 @@ def test_the_posterior_is_bayes_rule(process: Process, s: float, t: float) -> No
     guess_S[list(VOCABULARY.forbidden)] = 0.0
     guess_S /= guess_S.sum()
     for x0, z in pairs(process, t):
-        found = process.posterior(torch.tensor([[z]]), one_hot(x0)[None, None], *at(s, t))[0, 0]
+        found = posterior(process, torch.tensor([[z]]), one_hot(x0)[None, None], *at(s, t))[0, 0]
         torch.testing.assert_close(found, bayes(process, x0, z, s, t), atol=1e-12, rtol=0)
     for z in {z for _, z in pairs(process, t)}:
-        from_S = process.transition_matrix(0.0, t)[z]
+        from_S = transition_matrix(process, 0.0, t)[z]
         possible = [x0 for x0 in SYMBOLS if from_S[x0] > 0]
         mixed = sum(guess_S[x0] * bayes(process, x0, z, s, t) for x0 in possible) / guess_S[possible].sum()
-        found = process.posterior(torch.tensor([[z]]), guess_S[None, None], *at(s, t))[0, 0]
+        found = posterior(process, torch.tensor([[z]]), guess_S[None, None], *at(s, t))[0, 0]
         torch.testing.assert_close(found, torch.as_tensor(mixed), atol=1e-12, rtol=0)
 
 
@@ -218,8 +219,8 @@ def test_the_posterior_averaged_over_the_noise_is_the_earlier_noise(process: Pro
     """The sum over xt of q(xs | xt, x0) q(xt | x0) is q(xs | x0)."""
     every = torch.arange(VOCABULARY.size)[None]
     for x0 in SYMBOLS:
-        q_t, q_s = (process.transition_matrix(0.0, t)[:, x0] for t in (0.7, 0.4))
-        back = process.posterior(every, one_hot(x0).expand(1, VOCABULARY.size, -1), *at(0.4, 0.7))[0]
+        q_t, q_s = (transition_matrix(process, 0.0, t)[:, x0] for t in (0.7, 0.4))
+        back = posterior(process, every, one_hot(x0).expand(1, VOCABULARY.size, -1), *at(0.4, 0.7))[0]
         torch.testing.assert_close(q_t @ back, q_s, atol=1e-13, rtol=0)
 
 
@@ -232,7 +233,7 @@ def test_corrupted_tokens_follow_the_matrix(drawn: Process) -> None:
         streams = [generator("corrupt", x0) for x0 in SYMBOLS]
         xt_BL = drawn.corrupt(x0_BL, at(t).expand(len(SYMBOLS)), streams)
         for x0, xt_L in zip(SYMBOLS, xt_BL, strict=True):
-            q = drawn.transition_matrix(0.0, t)[:, x0]
+            q = transition_matrix(drawn, 0.0, t)[:, x0]
             assert fits(torch.bincount(xt_L, minlength=VOCABULARY.size), q)
 
 
@@ -241,7 +242,7 @@ def test_each_row_is_corrupted_at_its_own_time_and_each_token_on_its_own(drawn: 
     times = at(0.2, 0.8)
     xt_BL = drawn.corrupt(x0_BL, times.repeat(4000), [generator("row", b) for b in range(8000)])
     for row, t in enumerate((0.2, 0.8)):
-        q = drawn.transition_matrix(0.0, t)
+        q = transition_matrix(drawn, 0.0, t)
         both = torch.outer(q[:, 3], q[:, 6]).flatten()
         index = (xt_BL[row::2] * torch.tensor([VOCABULARY.size, 1])).sum(1)
         assert fits(torch.bincount(index, minlength=VOCABULARY.size**2), both)
@@ -253,7 +254,7 @@ def test_evolved_tokens_follow_the_matrix(drawn: Process) -> None:
     s_B, t_B = (at(t).expand(len(states)) for t in (0.3, 0.7))
     xt_BL = drawn.sample_transition(xs_BL, s_B, t_B, [generator("evolve", x) for x in states])
     for xs, xt_L in zip(states, xt_BL, strict=True):
-        q = drawn.transition_matrix(0.3, 0.7)[:, xs]
+        q = transition_matrix(drawn, 0.3, 0.7)[:, xs]
         assert fits(torch.bincount(xt_L, minlength=VOCABULARY.size), q)
 
 
@@ -271,7 +272,7 @@ def test_undone_steps_follow_the_posterior(drawn: Process, s: float, t: float) -
 def test_the_prior_is_the_noise_of_a_text_that_may_be_any(drawn: Process) -> None:
     editable_BL = torch.arange(24_000)[None] < 20_000
     x_BL = drawn.prior([generator("prior")], editable_BL)
-    expected = drawn.transition_matrix(0.0, 1.0)[:, SYMBOLS].mean(1)
+    expected = transition_matrix(drawn, 0.0, 1.0)[:, SYMBOLS].mean(1)
     assert fits(torch.bincount(x_BL[editable_BL], minlength=VOCABULARY.size), expected)
     assert (x_BL[~editable_BL] == VOCABULARY.mask_id).all()
 
@@ -331,7 +332,7 @@ def test_the_ends_of_absorbing_noise_cost_ln_K_a_missing_share(schedule: NoiseSc
 
 def test_the_ends_are_a_divergence_and_a_reconstruction(process: Process) -> None:
     """By sums over the states, with a prior text that may be any."""
-    at_0, at_1 = (process.transition_matrix(0.0, t)[:, SYMBOLS] for t in (0.0, 1.0))
+    at_0, at_1 = (transition_matrix(process, 0.0, t)[:, SYMBOLS] for t in (0.0, 1.0))
     there = at_1.mean(1)
     divergence = (torch.xlogy(at_1, at_1) - torch.xlogy(at_1, there[:, None])).sum(0)
     bayes_SK = at_0 / at_0.sum(1, keepdim=True).clamp(min=1e-300)

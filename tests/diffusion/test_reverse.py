@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
+from dlm.diffusion.matrices import posterior
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.sample import State
@@ -83,7 +84,7 @@ def chain(denoiser: Denoiser, process: Process, length: int, steps: int) -> tupl
         select_ML = process.informative(texts_ML)
         p_MLS = torch.nn.functional.one_hot(texts_ML, process.vocabulary.size).double()
         p_MLS[select_ML] = ask(denoiser, texts_ML, t.expand(len(texts_ML)), select_ML).exp()
-        xs_MLS = p_MLS if k == 1 else process.posterior(texts_ML, p_MLS, s, t)
+        xs_MLS = p_MLS if k == 1 else posterior(process, texts_ML, p_MLS, s, t)
         after_M = torch.zeros_like(p_M)
         for p, xs_LS in zip(p_M, xs_MLS, strict=True):
             if p > 0:

@@ -271,23 +271,26 @@ def test_the_loss_has_a_finite_gradient_and_what_is_reported_has_none(
 @pytest.mark.parametrize("steps", [None, 4])
 def test_context_and_padding_are_neither_corrupted_nor_scored(noise: Noise, steps: int | None) -> None:
     process = Process(noise, Cosine(), VOCABULARY)
-    x0_BL, where_BL = torch.tensor([[1, 3, 4, 6, 5, 2]] * 8), torch.tensor([[False, True, True, True, False, False]])
-    where_BL = where_BL.expand(8, 6)
+    x0_BL, loss_mask_BL = (
+        torch.tensor([[1, 3, 4, 6, 5, 2]] * 8),
+        torch.tensor([[False, True, True, True, False, False]]),
+    )
+    loss_mask_BL = loss_mask_BL.expand(8, 6)
     wide, narrow = Clocked(process), Clocked(process)
     draws = stratified_draws(("context",), range(8), 8)
-    terms = TimedObjective(Elbo(), Even(), steps)(wide, process, x0_BL, draws, where_BL)
+    terms = TimedObjective(Elbo(), Even(), steps)(wide, process, x0_BL, draws, loss_mask_BL)
     draws = stratified_draws(("context",), range(8), 8)
     alone = TimedObjective(Elbo(), Even(), steps)(narrow, process, x0_BL[:, 1:4], draws)
     ((xt_BL, _, select_BL),) = wide.told
-    assert torch.equal(xt_BL[~where_BL], x0_BL[~where_BL]) and not (select_BL & ~where_BL).any()
+    assert torch.equal(xt_BL[~loss_mask_BL], x0_BL[~loss_mask_BL]) and not (select_BL & ~loss_mask_BL).any()
     assert torch.equal(xt_BL[:, 1:4], narrow.told[0][0])
     assert float(terms.loss) == pytest.approx(float(alone.loss)) and int(terms.tokens) == 24
 
 
 def test_an_empty_row_adds_nothing_and_breaks_nothing(noise: Noise) -> None:
-    process, where_BL = Process(noise, Cosine(), VOCABULARY), torch.tensor([[True] * 3, [False] * 3])
+    process, loss_mask_BL = Process(noise, Cosine(), VOCABULARY), torch.tensor([[True] * 3, [False] * 3])
     draws = stratified_draws(("empty",), range(2), 2)
-    terms = TimedObjective(Elbo(), Even())(Clocked(process), process, torch.full((2, 3), 4), draws, where_BL)
+    terms = TimedObjective(Elbo(), Even())(Clocked(process), process, torch.full((2, 3), 4), draws, loss_mask_BL)
     assert math.isfinite(float(terms.loss)) and int(terms.tokens) == 3
     none = TimedObjective(Elbo(), Even())(
         Clocked(process), process, torch.full((2, 3), 4), draws, torch.zeros(2, 3).bool()
@@ -443,18 +446,19 @@ def test_on_a_chain_the_denoiser_is_told_times_of_the_chain(noise: Noise) -> Non
 @pytest.mark.parametrize("draws", [2, 4])
 def test_what_is_not_scored_costs_nothing_and_is_seen_as_it_is(noise: Noise, draws: int) -> None:
     process = Process(noise, Straight(0.9, 0.2), VOCABULARY)
-    x0_BL, where_BL = (
+    x0_BL, loss_mask_BL = (
         torch.tensor([[1, 3, 4, 2, 5]] * 3),
         torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1] + [0] * 4]),
     )
     spy = Clocked(process)
     streams = [generator("unscored", b) for b in range(3)]
-    terms = Estimator(draws, timed=True)(spy, process, x0_BL, streams, where_BL.bool())
-    assert terms.isfinite().all() and (terms[:, ~where_BL.bool()] == 0).all() and (terms[:, 0, 1] > 0).all()
+    terms = Estimator(draws, timed=True)(spy, process, x0_BL, streams, loss_mask_BL.bool())
+    assert terms.isfinite().all() and (terms[:, ~loss_mask_BL.bool()] == 0).all() and (terms[:, 0, 1] > 0).all()
     assert len(terms) == (1 if draws == 2 else 2)
     for xt_BL, _, select_BL in spy.told:
         assert (
-            torch.equal(xt_BL[~where_BL.bool()], x0_BL[~where_BL.bool()]) and not (select_BL & ~where_BL.bool()).any()
+            torch.equal(xt_BL[~loss_mask_BL.bool()], x0_BL[~loss_mask_BL.bool()])
+            and not (select_BL & ~loss_mask_BL.bool()).any()
         )
 
 

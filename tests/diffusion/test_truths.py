@@ -14,6 +14,7 @@ from dlm.diffusion.bound import prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll, grid_nelbo
+from dlm.diffusion.matrices import posterior, transition_matrix
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
 from dlm.diffusion.unmask import (
@@ -159,7 +160,7 @@ def test_products_of_transition_matrices_are_the_closed_form(schedule: Schedule,
     product = torch.eye(4, dtype=torch.float64)
     for k in range(1, steps + 1):
         t = k / steps
-        product = process.transition_matrix((k - 1) / steps, t) @ product
+        product = transition_matrix(process, (k - 1) / steps, t) @ product
         alpha = float(schedule.alpha(torch.tensor(t, dtype=torch.float64)))
         closed = alpha * torch.eye(4, dtype=torch.float64)
         closed[3] += 1 - alpha
@@ -172,17 +173,17 @@ def test_products_of_transition_matrices_are_the_closed_form(schedule: Schedule,
 def test_the_posterior_is_bayes_rule_on_the_transition_matrices(schedule: Schedule, s: float, t: float) -> None:
     process, states = absorbing(schedule, 3), 4
     times = torch.tensor([s, t], dtype=torch.float64)
-    to_s, s_to_t = process.transition_matrix(0.0, s), process.transition_matrix(s, t)
+    to_s, s_to_t = transition_matrix(process, 0.0, s), transition_matrix(process, s, t)
     bayes_MS = s_to_t[3] * to_s.T[:3]  # every x0, the token masked at t
     bayes_MS = bayes_MS / bayes_MS.sum(1, keepdim=True)
     for x0 in range(3):
         one_hot = torch.nn.functional.one_hot(torch.tensor([[x0]]), states).double()
-        masked = process.posterior(torch.tensor([[3]]), one_hot, *times)[0, 0]
+        masked = posterior(process, torch.tensor([[3]]), one_hot, *times)[0, 0]
         torch.testing.assert_close(masked, bayes_MS[x0], atol=1e-12, rtol=0)
-        visible = process.posterior(torch.tensor([[x0]]), one_hot, *times)
+        visible = posterior(process, torch.tensor([[x0]]), one_hot, *times)
         torch.testing.assert_close(visible, one_hot, atol=0, rtol=0)
     guess = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
-    average = process.posterior(torch.tensor([[3]]), guess[None, None], *times)[0, 0]
+    average = posterior(process, torch.tensor([[3]]), guess[None, None], *times)[0, 0]
     torch.testing.assert_close(average, guess[:3] @ bayes_MS, atol=1e-12, rtol=0)
 
 
@@ -194,7 +195,7 @@ def test_the_kl_of_the_posteriors_is_the_weighted_cross_entropy(schedule: Schedu
     guess = torch.tensor([0.2, 0.5, 0.3, 0.0], dtype=torch.float64)
     for x0 in range(3):
         truth = torch.nn.functional.one_hot(torch.tensor([[x0]]), 4).double()
-        q, p = (process.posterior(masked, p0, *times)[0, 0] for p0 in (truth, guess[None, None]))
+        q, p = (posterior(process, masked, p0, *times)[0, 0] for p0 in (truth, guess[None, None]))
         kl = float((torch.special.xlogy(q, q) - torch.special.xlogy(q, p)).sum())
         assert kl == pytest.approx(float(reveal_probability(process, *times)) * -math.log(guess[x0]), abs=1e-10)
 
@@ -209,9 +210,9 @@ class Given:
     draws: ClassVar[bool] = False
 
     def score(
-        self, where_BL: torch.Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]
+        self, loss_mask_BL: torch.Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
-        return torch.tensor(self.rank).double().expand(where_BL.shape).masked_fill(~where_BL, -math.inf)
+        return torch.tensor(self.rank).double().expand(loss_mask_BL.shape).masked_fill(~loss_mask_BL, -math.inf)
 
 
 def test_the_random_order_chain_of_an_exact_denoiser_has_no_variance() -> None:

@@ -74,7 +74,7 @@ def test_independent_tokens_cost_their_own_logarithms_whatever_is_masked(knows: 
     report = evaluate_likelihood(lm, sequences, draws=64)
     batch = sequences.batch(range(len(sequences)))
     log_p_V = logits_V.index_fill(0, torch.tensor(knows.never), -torch.inf).log_softmax(0)
-    exact = -float(log_p_V[batch.x0_BL[batch.where_BL]].double().mean())
+    exact = -float(log_p_V[batch.x0_BL[batch.loss_mask_BL]].double().mean())
     assert report.monte_carlo_se > 0.0
     assert abs(report.nats_per_token - exact) < 5.0 * report.monte_carlo_se
     chain = evaluate_chain_rule(lm, sequences, count=len(sequences), batch_size=4, seed=0)

@@ -76,11 +76,11 @@ def test_padding_changes_nothing_at_real_positions(model: PreTrainedModel) -> No
     wide_BL = torch.full((3, LENGTH), SPECIAL["pad_token_id"])
     wide_BL[:2, : LENGTH // 2] = short_BL
     wide_BL[2] = text(LENGTH, key="neighbour")
-    where_BL = torch.zeros(3, LENGTH, dtype=torch.bool)
-    where_BL[:2, : LENGTH // 2] = True
+    loss_mask_BL = torch.zeros(3, LENGTH, dtype=torch.bool)
+    loss_mask_BL[:2, : LENGTH // 2] = True
     alone_NV = rows(model, short_BL, torch.ones_like(short_BL, dtype=torch.bool))
-    torch.testing.assert_close(rows(model, wide_BL, where_BL), alone_NV, rtol=1e-4, atol=1e-5)
-    assert rows(model, wide_BL, torch.ones_like(where_BL)).isfinite().all()
+    torch.testing.assert_close(rows(model, wide_BL, loss_mask_BL), alone_NV, rtol=1e-4, atol=1e-5)
+    assert rows(model, wide_BL, torch.ones_like(loss_mask_BL)).isfinite().all()
 
 
 def test_the_whole_context_fits(architecture: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser, with_own_token
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.matrices import transition_matrix
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.noise import Absorbing, Shares
 from dlm.diffusion.process import Process, Vocabulary
@@ -71,10 +72,10 @@ def count_nelbo(
     x0_BL: Tensor,
     draws: int,
     generators: Sequence[torch.Generator],
-    where_BL: Tensor | None = None,
+    loss_mask_BL: Tensor | None = None,
 ) -> Tensor:
     """The bound by exact counts of masks, as `Estimator` gives it for absorbing noise."""
-    return Estimator(draws)(denoiser, process, x0_BL, generators, where_BL)
+    return Estimator(draws)(denoiser, process, x0_BL, generators, loss_mask_BL)
 
 
 @dataclass
@@ -276,7 +277,7 @@ def discrete_nelbo(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: in
 
 def marginal(process: Process, t: float) -> Tensor:
     """q(xt | x0) as a matrix whose columns sum to 1."""
-    return process.transition_matrix(0.0, t)
+    return transition_matrix(process, 0.0, t)
 
 
 def step_matrix(process: Process, s: float, t: float) -> Tensor:

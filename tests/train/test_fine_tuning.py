@@ -79,7 +79,7 @@ def test_a_prompt_is_never_masked_and_never_learned(tmp_path: Path) -> None:
     for step in range(1, 30):
         batch = trainer.batches.batch(step, range(8))
         for ids, where, document in zip(
-            batch.x0_BL.tolist(), batch.where_BL.tolist(), batch.document_BL.tolist(), strict=True
+            batch.x0_BL.tolist(), batch.loss_mask_BL.tolist(), batch.document_BL.tolist(), strict=True
         ):
             letter, used = chr(ids[0]), sum(d >= 0 for d in document)
             assert ids[1] == ord(">") and where[:2] == [False, False] and all(where[2:used])
@@ -115,8 +115,8 @@ def test_the_bound_is_the_responses_alone(
     for prompt, response in (("ab", "xyz"), ("", "wü")):
         ids = encode(byte_tokenizer, [prompt, response])
         x0_BL = torch.tensor([[*ids[0], *ids[1], byte_tokenizer.eos_token_id]])
-        where_BL = torch.arange(x0_BL.shape[1])[None] >= len(ids[0])
-        expected += _exact(lm, x0_BL, where_BL)
+        loss_mask_BL = torch.arange(x0_BL.shape[1])[None] >= len(ids[0])
+        expected += _exact(lm, x0_BL, loss_mask_BL)
     assert report.nats_per_token * 8 == pytest.approx(expected, abs=5 * report.monte_carlo_se * 8 + 1e-4)
 
 
@@ -129,13 +129,13 @@ def test_prompts_that_fill_every_row_leave_nothing_to_evaluate(
         evaluate_likelihood(make_lm(byte_tokenizer, 16), sequences)
 
 
-def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, where_BL: torch.Tensor) -> float:
+def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, loss_mask_BL: torch.Tensor) -> float:
     """The bound, every subset of the learned positions masked in turn, weighted by its probability."""
-    places = where_BL[0].nonzero()[:, 0].tolist()
+    places = loss_mask_BL[0].nonzero()[:, 0].tolist()
     nats = 0.0
     for subset in range(1, 2 ** len(places)):
         masked = [place for i, place in enumerate(places) if subset >> i & 1]
-        masked_BL = torch.zeros_like(where_BL)
+        masked_BL = torch.zeros_like(loss_mask_BL)
         masked_BL[0, masked] = True
         share = 1.0 / math.comb(len(places), len(masked)) / len(places)
         with torch.no_grad():
@@ -210,7 +210,7 @@ def test_every_reply_of_an_assistant_is_learned_given_what_came_before(
         )
     ):
         seen = batch.document_BL[row] >= 0
-        where = batch.where_BL[row]
+        where = batch.loss_mask_BL[row]
         assert bytes(batch.x0_BL[row][seen & ~where].tolist()).decode() == given
         assert batch.x0_BL[row][where].tolist() == [*said.encode(), byte_tokenizer.eos_token_id]
 

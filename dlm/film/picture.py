@@ -1,26 +1,20 @@
-"""Turns a film into one file to send to a friend: a page with a slider, or an animated picture.
+"""A film as one animated picture (SVG), without scripts; it loads nothing from elsewhere.
 
-Neither needs anything outside itself. Both lay the text out as it ends, so that nothing moves but the tokens.
+The picture lays the text out as it ends, so that only the tokens change and no text moves.
 """
 
-import json
-import os
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from html import escape
-from importlib.resources import files
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
-from dlm.cli.film import MASK, Cell, Film, Piece, legible, wrap
-from dlm.errors import ConfigError
+from dlm.film.frames import Film
+from dlm.film.layout import Piece, legible, legible_cell, shown, wrap
 
 COLUMNS = 80  # of the picture's text
-PICTURES = 240  # an animation of more pictures than this shows no more to an eye
+PICTURES = 240  # of an animation at most; an eye sees no more
 
 _ADVANCE, _SMALL = 8.4, 7.2  # pixels a column, in the text and in the notes
 _LINE, _MARGIN, _BAR = 22, 24, 40  # pixels a row, around the text, and down to the end of the title bar
@@ -38,164 +32,19 @@ svg{{fill:{_INK}}}.given{{fill:#8fa9d8}}.small{{fill:#8d94a6}}.small text{{font-
 """
 
 
-def export(film: Film, path: Path) -> None:
-    """Writes the film as its suffix says, in place of what stood there.
+def to_svg(film: Film) -> str:
+    """Makes the picture, which loops; without its CSS, or where a reader wants no motion, it shows the finished text.
 
     Args:
-        film: what to write.
-        path: where; a name ending in .html or .svg.
+        film: The film.
 
-    Raises:
-        ConfigError: The suffix is another one, or the file cannot be written.
+    Returns:
+        The picture as XML.
     """
-    writers = {".html": write_html, ".svg": write_svg}
-    if path.suffix.lower() not in writers:
-        raise ConfigError(f"a film is written as .html (a page) or .svg (a picture), not as {path.name!r}")
-    writers[path.suffix.lower()](film, path)
-
-
-def write_html(film: Film, path: Path) -> None:
-    """Writes one page that plays the film: a slider, a counter, light and dark.
-
-    Args:
-        film: what to write.
-        path: the file's name.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    told = {
-        "given": "".join("1" if cell.given else "0" for cell in film.frames[0]),
-        "first": [_told(cell) for cell in film.frames[0]],
-        "changes": [
-            [
-                [index, _told(cell)]
-                for index, (old, cell) in enumerate(zip(before, after, strict=True))
-                if cell.text != old.text
-            ]
-            for before, after in zip(film.frames, film.frames[1:], strict=False)
-        ],
-        "calls": film.calls,
-    }
-    values = {
-        "title": escape(legible(film.title)),
-        "final": escape("".join(_told(cell) or MASK * (cell.text is None) for cell in film.frames[-1])),
-        "footer": escape(legible(film.footer)),
-        # JSON in ASCII, where no character can end the script element.
-        "film": re.sub("[<>&]", lambda char: f"\\u{ord(char[0]):04x}", json.dumps(told, separators=(",", ":"))),
-    }
-    page = files("dlm.cli").joinpath("film.html").read_text(encoding="utf-8")
-    _write(path, re.sub(r"{{(\w+)}}", lambda name: values[name[1]], page))
-
-
-def write_svg(film: Film, path: Path) -> None:
-    """Writes one animated picture, without scripts, that loops; where nothing may move it shows the finished text.
-
-    Args:
-        film: what to write.
-        path: the file's name.
-
-    Raises:
-        ConfigError: The file cannot be written.
-    """
-    _write(path, _picture(film))
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes beside the file and renames, so that no reader sees half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise ConfigError(f"the film cannot be written to {str(path)!r}: {error.strerror}") from error
-
-
-def _told(cell: Cell) -> str | None:
-    return None if cell.text is None else legible(cell.text)
-
-
-class _Scene(NamedTuple):
-    """What one cell shows from picture `start` until picture `end`."""
-
-    start: int
-    end: int
-    text: str | None
-    look: str  # "mask", "given", "plain" or a key of _GLOWS
-
-
-def _scenes(texts: Sequence[str | None], look: str) -> list[_Scene]:
-    """One cell's texts, one a picture, as scenes; what is given, or there from the start, has the look `look`."""
-    scenes: list[_Scene] = []
-    start = 0
-    for end in range(1, len(texts) + 1):
-        if end == len(texts) or texts[end] != texts[start]:
-            text = texts[start]
-            if text is None:
-                kind = "mask"
-            elif look == "given" or start == 0:
-                kind = look
-            else:
-                kind = "revealed" if texts[start - 1] is None else "changed"
-            scenes.append(_Scene(start, end, text, kind))
-            start = end
-    return scenes
-
-
-class _Timeline:
-    """When each picture of the animation shows, and the CSS for what is there only for a while."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pause = min(0.35, max(0.04, 9.0 / max(1, count - 1)))
-        self._seconds = _LEAD + (count - 1) * self._pause + _HOLD
-        self._keyframes: dict[str, str] = {}
-
-    def _at(self, picture: int, later: float = 0.0) -> str:
-        moment = _LEAD + (picture - 1) * self._pause + later if picture else 0.0
-        return f"{100 * moment / self._seconds:.4g}%"
-
-    def name(self, scene: _Scene) -> str:
-        """The class of what shows this scene: it fades in, glows if its look does, and fades out again."""
-        start, end, _, look = scene
-        if (start, end) == (0, self.count):
-            return look
-        name = f"{look[0]}{start}-{end}"
-        glow = f";fill:{_GLOWS[look]}" if look in _GLOWS else ""
-        frames = ["0%{opacity:1}"]
-        if start:
-            frames = [f"0%,{self._at(start)}{{opacity:0{glow}}}", f"{self._at(start, _FADE)}{{opacity:1{glow}}}"]
-            frames += [f"{self._at(start, _FADE + _GLOW)}{{fill:{_INK}}}"] * bool(glow)
-        if end < self.count:
-            frames += [f"{self._at(end)}{{opacity:1}}", f"{self._at(end, _FADE)}{{opacity:0}}"]
-        self._keyframes[name] = "".join(frames)
-        return f"{look} {name}" if look in ("mask", "given") else name
-
-    def css(self) -> str:
-        """The rules for every scene that was named, the bar and the counter."""
-        if self.count == 1:
-            return ""
-        first, last, up = self._at(1), self._at(self.count - 1), f"transform:translateY(-{_LINE}px)"
-        counting = (
-            f"0%{{transform:none;animation-timing-function:step-end}}"
-            f"{first}{{{up};animation-timing-function:steps({max(1, self.count - 2)})}}"
-            f"{last},to{{transform:translateY(-{_LINE * (self.count - 1)}px)}}"
-        )
-        moving = {"bar": f"0%{{transform:scaleX(0)}}{last},to{{transform:none}}", "count": counting, **self._keyframes}
-        rules = [f".{name}{{animation-name:{name}}}@keyframes {name}{{{frames}}}" for name, frames in moving.items()]
-        clock = f"svg g,.bar{{animation:{self._seconds:.2f}s linear infinite}}"
-        still = "@media (prefers-reduced-motion:reduce){svg g,.bar{animation:none!important}}"
-        return "\n".join([clock, *rules, still, ""])
-
-
-def _picture(film: Film) -> str:
-    """The animation as XML. Without its CSS, and where nothing may move, it is the last picture."""
     count = min(len(film.frames), PICTURES)
     steps = [number * (len(film.frames) - 1) // max(1, count - 1) for number in range(count)]
     timeline = _Timeline(len(steps))
-    rows = wrap((MASK if text is None else text for text in map(_told, film.frames[-1])), COLUMNS)
+    rows = wrap(shown(film.frames[-1]), COLUMNS)
     widest = max(piece.column + cell_len(piece.text) for row in rows for piece in row or [Piece(0, 0, "")])
     width = 2 * _MARGIN + _ADVANCE * max(60, widest)
     notes = [row for row in wrap([legible(film.footer)], int((width - 2 * _MARGIN) / _SMALL)) if row]
@@ -222,8 +71,81 @@ def _picture(film: Film) -> str:
     )
 
 
+class _Scene(NamedTuple):
+    """What one cell shows from picture `start` until picture `end`."""
+
+    start: int
+    end: int
+    text: str | None
+    look: str  # "mask", "given", "plain" or a key of _GLOWS
+
+
+def _scenes(texts: Sequence[str | None], look: str) -> list[_Scene]:
+    """One cell's texts, one a picture, as scenes; `look` is that of a cell which is given or starts with a text."""
+    scenes: list[_Scene] = []
+    start = 0
+    for end in range(1, len(texts) + 1):
+        if end == len(texts) or texts[end] != texts[start]:
+            text = texts[start]
+            if text is None:
+                kind = "mask"
+            elif look == "given" or start == 0:
+                kind = look
+            else:
+                kind = "revealed" if texts[start - 1] is None else "changed"
+            scenes.append(_Scene(start, end, text, kind))
+            start = end
+    return scenes
+
+
+class _Timeline:
+    """The times of the animation's pictures, and the CSS of what shows only for a while."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pause = min(0.35, max(0.04, 9.0 / max(1, count - 1)))
+        self._seconds = _LEAD + (count - 1) * self._pause + _HOLD
+        self._keyframes: dict[str, str] = {}
+
+    def _at(self, picture: int, later: float = 0.0) -> str:
+        moment = _LEAD + (picture - 1) * self._pause + later if picture else 0.0
+        return f"{100 * moment / self._seconds:.4g}%"
+
+    def name(self, scene: _Scene) -> str:
+        """The CSS class of a scene: it fades in, glows if its look does, and fades out again."""
+        start, end, _, look = scene
+        if (start, end) == (0, self.count):
+            return look
+        name = f"{look[0]}{start}-{end}"
+        glow = f";fill:{_GLOWS[look]}" if look in _GLOWS else ""
+        frames = ["0%{opacity:1}"]
+        if start:
+            frames = [f"0%,{self._at(start)}{{opacity:0{glow}}}", f"{self._at(start, _FADE)}{{opacity:1{glow}}}"]
+            frames += [f"{self._at(start, _FADE + _GLOW)}{{fill:{_INK}}}"] * bool(glow)
+        if end < self.count:
+            frames += [f"{self._at(end)}{{opacity:1}}", f"{self._at(end, _FADE)}{{opacity:0}}"]
+        self._keyframes[name] = "".join(frames)
+        return f"{look} {name}" if look in ("mask", "given") else name
+
+    def css(self) -> str:
+        """The rules of every scene that was named, of the bar and of the counter."""
+        if self.count == 1:
+            return ""
+        first, last, up = self._at(1), self._at(self.count - 1), f"transform:translateY(-{_LINE}px)"
+        counting = (
+            f"0%{{transform:none;animation-timing-function:step-end}}"
+            f"{first}{{{up};animation-timing-function:steps({max(1, self.count - 2)})}}"
+            f"{last},to{{transform:translateY(-{_LINE * (self.count - 1)}px)}}"
+        )
+        moving = {"bar": f"0%{{transform:scaleX(0)}}{last},to{{transform:none}}", "count": counting, **self._keyframes}
+        rules = [f".{name}{{animation-name:{name}}}@keyframes {name}{{{frames}}}" for name, frames in moving.items()]
+        clock = f"svg g,.bar{{animation:{self._seconds:.2f}s linear infinite}}"
+        still = "@media (prefers-reduced-motion:reduce){svg g,.bar{animation:none!important}}"
+        return "\n".join([clock, *rules, still, ""])
+
+
 def _title_bar(film: Film, title: str, steps: Sequence[int], width: float) -> list[str]:
-    """The bar above the text; its counter is a strip of all its readings, seen through a slit."""
+    """The bar above the text; its counter is a strip of all its values that moves behind a slit."""
     last, calls = len(film.frames) - 1, film.calls
     return [
         f'<path class="head" d="M1 {_BAR}V12.5A11.5 11.5 0 0 1 12.5 1H{width - 12.5:g}'
@@ -246,9 +168,9 @@ def _title_bar(film: Film, title: str, steps: Sequence[int], width: float) -> li
 def _cells(
     film: Film, steps: Sequence[int], rows: Sequence[Sequence[Piece]], timeline: _Timeline
 ) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """What the picture shows for a while only, and what stays at its end, by the class that says when."""
+    """The nodes that show only for a while, and those that stay at the end, each by the class with its times."""
     scenes = [
-        _scenes([_told(film.frames[step][cell]) for step in steps], "given" if first.given else "plain")
+        _scenes([legible_cell(film.frames[step][cell]) for step in steps], "given" if first.given else "plain")
         for cell, first in enumerate(film.frames[0])
     ]
     past: defaultdict[str, list[str]] = defaultdict(list)
@@ -259,7 +181,7 @@ def _cells(
             homes[piece.cell] = piece
     for number, row in enumerate(rows):
         base = _BAR + _MARGIN + _LINE * number + 14
-        runs: list[Piece] = []  # what stays, joined where it comes at once
+        runs: list[Piece] = []  # what stays, joined where it appears at the same time
         names: list[str] = []
         for piece in row:
             *early, final = scenes[piece.cell]
@@ -284,7 +206,7 @@ def _cells(
 
 
 def _grouped(nodes: dict[str, list[str]]) -> Iterator[str]:
-    """One group a class: browsers animate a few hundred groups with ease, but not thousands of nodes."""
+    """One group a class: browsers can animate a few hundred groups, but not thousands of nodes."""
     for name, members in nodes.items():
         if members:
             yield f'<g class="{name}">'
@@ -293,7 +215,7 @@ def _grouped(nodes: dict[str, list[str]]) -> Iterator[str]:
 
 
 def _text(column: int, base: int, text: str, advance: float = _ADVANCE, room: int | None = None) -> str:
-    """Text from a column on; its length is told, so that fonts of other widths keep the columns."""
+    """Text from a column on, with its length, so that fonts of other widths keep the columns."""
     body = text.strip(" ")
     x = _MARGIN + advance * (column + len(text) - len(text.lstrip(" ")))
     columns = cell_len(body)
@@ -303,7 +225,7 @@ def _text(column: int, base: int, text: str, advance: float = _ADVANCE, room: in
 
 
 def _block(piece: Piece, home: bool, base: int) -> list[str]:
-    """The block over a masked piece; blanks have one only where they are the whole cell."""
+    """The block over a masked piece; a blank has one only where it is the whole cell."""
     body = piece.text.strip() or (piece.text or " ") * home
     if not body:
         return []
@@ -313,7 +235,7 @@ def _block(piece: Piece, home: bool, base: int) -> list[str]:
 
 
 def _squeezed(piece: Piece, gone: str, base: int) -> list[str]:
-    """A text that gave way to another, in the room of that one, or at the end of the row."""
+    """An earlier text of a cell, squeezed into the room of its final text, or put at the end of the row."""
     text = " ".join(gone.split())
     lead = len(piece.text) - len(piece.text.lstrip(" "))
     room = cell_len(piece.text.strip()) or max(1, COLUMNS - piece.column)

@@ -1,0 +1,36 @@
+"""Writes a film to a file, as its suffix says."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from dlm.errors import ConfigError
+from dlm.film.frames import Film
+from dlm.film.page import to_html
+from dlm.film.picture import to_svg
+
+WRITERS = {".html": to_html, ".svg": to_svg}
+"""What makes the text of a file, by its suffix."""
+
+
+def export(film: Film, path: Path) -> None:
+    """Writes a film as a page (.html) or a picture (.svg), in place of any file of that name.
+
+    Args:
+        film: What to write.
+        path: The file's name, which ends in .html or .svg.
+
+    Raises:
+        ConfigError: The suffix is another one, or the file cannot be written.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise ConfigError(f"a film is written as .html (a page) or .svg (a picture), not as {path.name!r}")
+    text = WRITERS[path.suffix.lower()](film)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed when it is whole, so that no reader sees half
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise ConfigError(f"the film cannot be written to {str(path)!r}: {error.strerror}") from error
