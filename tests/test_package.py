@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import dlm
 from dlm.settings import default_config_path
@@ -95,3 +96,20 @@ def test_a_wheel_holds_everything_and_trains_the_default_outside_the_clone(tmp_p
     checked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     answer = json.loads(checked.stdout)
     assert checked.returncode == 0 and answer["holds"] and len(answer["checks"]) > 50
+
+
+def test_the_hooks_of_a_commit_are_the_commands_of_make_check() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    _, _, target = makefile.partition("\ncheck:")
+    commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in target.split("\n\n")[0].splitlines()[1:]]
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert commands and [hook["entry"] for hook in hooks] == commands
+    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in hooks)
+
+
+def test_the_workflow_runs_what_must_pass_before_a_change_lands() -> None:
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+    run = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    assert [line for line in run.splitlines() if line.startswith("make")] == ["make check", "make test"]

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors, quiet_libraries, read_text, write_data
+from dlm.cli.console import errors, quiet_libraries, read_text, write_data
+from dlm.cli.writing import check_outputs, load, recording
 from dlm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dlm.lm import Infilling
 
 
 def infill(
@@ -45,46 +48,19 @@ def infill(
 
     Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
     """
-    check_free(output, overwrite)
-    check_free(export, overwrite)
+    check_outputs(output, export, overwrite)
     records = list(_records(text, file, jsonl))
-    computed_in = options.check_precision(precision)
     quiet_libraries()
-    from dlm.film.export import export as export_film
-    from dlm.film.frames import Recorder
-    from dlm.film.live import LiveView
-    from dlm.lm import DiffusionLM, Infilling
     from dlm.template import parse_template
 
-    options.check_export(export)
     how = options.build_sampler(context.obj)
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
-    options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
-    with LiveView(errors, keep=False) if watch else nullcontext() as view:
-        recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
-        results = lm.infill_many(
-            templates,
-            num=num,
-            sampler=how,
-            seed=seed,
-            batch_size=batch_size,
-            watch=recorder.take if watch or export else None,
-        )
-    if export:
-        export_film(recorder.film(f"dlm infill {model}"), export)
-
-    def plain(found: Infilling) -> dict[str, Any]:
-        return {
-            "text": found.text,
-            "spans": list(found.spans),
-            "log_likelihood": found.log_likelihood,
-            "network_calls": found.calls,
-        }
-
+    lm = load(model, device, precision)
+    with recording(lm, f"dlm infill {model}", watch, export) as take:
+        results = lm.infill_many(templates, num=num, sampler=how, seed=seed, batch_size=batch_size, watch=take)
     if as_json or records[0][0]:
         lines = [
-            json.dumps({**record, **plain(found[0]), "alternatives": list(map(plain, found))}, ensure_ascii=False)
+            json.dumps({**record, **_plain(found[0]), "alternatives": [*map(_plain, found)]}, ensure_ascii=False)
             for (_, record), found in zip(records, results, strict=True)
         ]
         write_data("\n".join(lines), output, overwrite=overwrite)
@@ -100,6 +76,16 @@ def infill(
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _plain(found: "Infilling") -> dict[str, Any]:
+    """An alternative as plain values."""
+    return {
+        "text": found.text,
+        "spans": list(found.spans),
+        "log_likelihood": found.log_likelihood,
+        "network_calls": found.calls,
+    }
 
 
 def _records(text: str | None, file: Path | None, jsonl: bool) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -86,7 +86,8 @@ class SamplerCommand(TyperCommand):
     @override
     def invoke(self, ctx: Any) -> Any:
         own = {param.name for param in self._own or self.params}
-        ctx.obj = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
+        given = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
+        ctx.obj = {name: value for name, value in given.items() if ctx.get_parameter_source(name).name != "DEFAULT"}
         return super().invoke(ctx)
 
 
@@ -94,7 +95,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     """The sampler that options describe; a budget is chosen by the options that are its fields.
 
     Args:
-        given: Values by the options' names, None where an option was not given.
+        given: Values by the options' names, of those that were given.
 
     Returns:
         The sampler.
@@ -153,7 +154,8 @@ def _described_by_options() -> Callable[..., None]:
     for name, (kind, told) in numbers.items():
         if name in choices:
             members = [(choice.upper(), choice) for choice in choices[name]]
-            options.append(_option(name, StrEnum("Choices", members), help=told, show_default=choices[name][0]))
+            listed: Any = StrEnum("Choices", members)  # type: ignore[misc]  # its names are known only here
+            options.append(_option(name, listed, listed(choices[name][0]), help=told, show_default=True))
         elif kind is int:
             options.append(_option(name, kind, help=told, min=1, show_default=OWN_STEPS if name == "steps" else False))
         else:
@@ -162,8 +164,8 @@ def _described_by_options() -> Callable[..., None]:
     options.append(_option("block_length", int, help=blocks, min=1))
     for f in fields(TokenChoice):
         least = 1 if f.name == "top_k" else None
-        shown = False if f.default is None else str(f.default)
-        options.append(_option(f.name, int if least else float, help=f.metadata["help"], min=least, show_default=shown))
+        kind, shown = int if least else float, f.default is not None
+        options.append(_option(f.name, kind, f.default, help=f.metadata["help"], min=least, show_default=shown))
 
     def described() -> None:
         pass
@@ -172,10 +174,10 @@ def _described_by_options() -> Callable[..., None]:
     return described
 
 
-def _option(name: str, kind: Any, **told: Any) -> inspect.Parameter:
+def _option(name: str, kind: Any, default: Any = None, **told: Any) -> inspect.Parameter:
     option = typer.Option(_flag(name), rich_help_panel=HOW, **{"show_default": False, **told})
     annotation = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _flag(field: str) -> str:

@@ -2,14 +2,18 @@
 
 import json
 import time
-from contextlib import nullcontext
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors, quiet_libraries, write_data
+from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.cli.writing import check_outputs, load, recording
 from dlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dlm.lm import Sample
 
 
 def sample(
@@ -41,23 +45,12 @@ def sample(
     """
     if prompt and chat:
         raise ConfigError("--prompt continues a text and --chat answers a message: give one of them")
-    check_free(output, overwrite)
-    check_free(export, overwrite)
-    computed_in = options.check_precision(precision)
+    check_outputs(output, export, overwrite)
     quiet_libraries()
-    from dlm.evaluate.samples import unigram_entropy
-    from dlm.film.export import export as export_film
-    from dlm.film.frames import Recorder
-    from dlm.film.live import LiveView
-    from dlm.lm import DiffusionLM
-
-    options.check_export(export)
     how = options.build_sampler(context.obj)
-    options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    lm = load(model, device, precision)
     began = time.perf_counter()
-    with LiveView(errors, keep=False) if watch else nullcontext() as view:
-        recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
+    with recording(lm, f"dlm sample {model}", watch, export) as take:
         texts = lm.generate(
             [{"role": "user", "content": chat}] if chat else prompt,
             num=num,
@@ -65,22 +58,9 @@ def sample(
             sampler=how,
             seed=seed,
             batch_size=batch_size,
-            watch=recorder.take if watch or export else None,
+            watch=take,
         )
-    seconds = time.perf_counter() - began
-    if export:
-        export_film(recorder.film(f"dlm sample {model}"), export)
-
-    tokens = sum(len(text.ids) for text in texts)
-    calls = sum(text.calls for text in texts)
-    facts = {
-        "network_calls": calls,
-        "tokens": tokens,
-        "tokens_per_call": tokens / calls,
-        "tokens_per_second": tokens / seconds,
-        "unigram_entropy": unigram_entropy(id for text in texts for id in text.ids),
-        "seed": seed,
-    }
+        facts = _facts(texts, time.perf_counter() - began, seed)
     if as_json:
         rows = [
             {"text": t.text, "continuation": t.continuation, "tokens": len(t.ids), "network_calls": t.calls}
@@ -90,10 +70,25 @@ def sample(
         return
     write_data("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
     errors.print(
-        f"{num} text{'s' if num > 1 else ''}, {tokens} tokens in {calls} network calls "
+        f"{num} text{'s' if num > 1 else ''}, {facts['tokens']} tokens in {facts['network_calls']} network calls "
         f"({facts['tokens_per_call']:.2f} tokens a call), {facts['tokens_per_second']:,.0f} tokens/s, "
         f"unigram entropy {facts['unigram_entropy']:.2f} nats",
         style="dim",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _facts(texts: "Sequence[Sample]", seconds: float, seed: int) -> dict[str, float]:
+    """What is said of all texts together."""
+    from dlm.evaluate.samples import unigram_entropy
+
+    tokens, calls = sum(len(text.ids) for text in texts), sum(text.calls for text in texts)
+    return {
+        "network_calls": calls,
+        "tokens": tokens,
+        "tokens_per_call": tokens / calls,
+        "tokens_per_second": tokens / seconds,
+        "unigram_entropy": unigram_entropy(id for text in texts for id in text.ids),
+        "seed": seed,
+    }

@@ -1,6 +1,5 @@
 """Text to ids and back: no text is lost, and none is taken for a special token."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,13 +48,6 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     except Exception as error:  # a template is a program that may raise any type
         raise DataError(f"the chat template refuses these messages: {one_line(error)}") from error
     return list(ids)
-
-
-def encode_given(tokenizer: PreTrainedTokenizerBase, batch: Mapping[str, Sequence[str | None]]) -> list[list[int]]:
-    """The ids before each response, from the column `prompt` or `messages`; see `dlm.data.sources.read`."""
-    if "messages" in batch:
-        return [encode_chat(tokenizer, json.loads(messages or "[]")) for messages in batch["messages"]]
-    return encode(tokenizer, [prompt or "" for prompt in batch["prompt"]])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

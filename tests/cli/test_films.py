@@ -41,7 +41,7 @@ def test_films_of_random_symbols_are_written(model: Path, tmp_path: Path, suffix
 def test_a_terminal_shows_random_symbols_change(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = StringIO()
     terminal = Console(file=screen, force_terminal=True, width=80, _environ={"TERM": "xterm-256color"})
-    monkeypatch.setattr("dlm.cli.sample.errors", terminal)
+    monkeypatch.setattr("dlm.cli.writing.errors", terminal)
     words = ["sample", model, "--prompt", PROMPT, "--length", LENGTH, "--steps", STEPS]
     assert dlm(*words, "--watch")[0] == dlm(*words)[0]
     frames = screen.getvalue().split("\x1b[?2026h")[1:]

@@ -265,6 +265,12 @@ def test_the_format_that_a_name_means(name: str, kind: str) -> None:
     assert kind in FORMATS
 
 
+def test_a_suffix_and_a_mark_belong_to_one_format() -> None:
+    for declared in ("suffixes", "marks"):
+        found = [each for choice in FORMATS.values() for each in getattr(choice, declared)]
+        assert found and len(found) == len(set(found))
+
+
 def test_a_saved_folder_is_known_by_its_files(tmp_path: Path) -> None:
     source = write_table("saved", tmp_path / "d", [{"text": "a"}])
     DatasetDict({"test": Dataset.from_dict({"text": ["b"]})}).save_to_disk(tmp_path / "e")
