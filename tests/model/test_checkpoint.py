@@ -4,7 +4,7 @@ import errno
 import json
 import pickle
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pytest
 import yaml
@@ -18,6 +18,7 @@ from dlm.lm import DiffusionLM
 from dlm.model import checkpoint
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder
 from dlm.model.locate import resolve
+from tests.support.choices import defaults, named
 from tests.support.fixtures import Refused
 
 
@@ -173,8 +174,8 @@ def test_the_sidecar_comes_back(tiny_config: Config, tmp_path: Path) -> None:
     assert read_sidecar(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("noise", [each() for each in get_args(AnyNoise)], ids=lambda noise: noise.name)
-@pytest.mark.parametrize("schedule", [each() for each in get_args(Schedule)], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("noise", defaults(AnyNoise), ids=named)
+@pytest.mark.parametrize("schedule", defaults(Schedule), ids=named)
 def test_a_formulation_that_no_run_made_comes_back(noise: AnyNoise, schedule: Schedule, tmp_path: Path) -> None:
     kind: Literal["mixture", "subs"] = "mixture" if noise.randomises else "subs"
     sidecar = Sidecar(Formulation(noise, schedule, 7, kind, timed=noise.randomises), 12, 258)
