@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,6 @@ from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.schedule import Schedule
 from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
-from dlm.model import checkpoint
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder
 from dlm.model.locate import resolve
 from tests.support.choices import defaults, named
@@ -73,10 +73,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, refused: Ref
 def test_a_disk_that_is_full_only_when_flushed(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: Path) -> None:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(os, "fsync", full)
     with refused(CheckpointError, "No space left"), whole_folder(tmp_path / "a") as draft:
         (draft / "x").write_text("x")
     assert names(tmp_path) == set()
