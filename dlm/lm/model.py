@@ -129,11 +129,11 @@ class DiffusionLM:
         self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         scoring: Precision = "fp32" if precision == "auto" else precision
         forbidden = self.process.vocabulary.forbidden
-        unspelled = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
-        self.denoiser = self._predicts(forbidden, scoring)
-        self.sampling_denoiser = self._predicts(unspelled, self.precision)
-        self.infilling_denoiser = self._predicts((*unspelled, ids.end), self.precision)
-        self._ranking_denoiser = self._predicts((*unspelled, ids.end), scoring)
+        known = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
+        self.denoiser = self._forbidding(forbidden, scoring)
+        self.sampling_denoiser = self._forbidding(known, self.precision)
+        self.infilling_denoiser = self._forbidding((*known, ids.end), self.precision)
+        self._ranking_denoiser = self._forbidding((*known, ids.end), scoring)
 
     @classmethod
     def from_pretrained(
@@ -235,8 +235,8 @@ class DiffusionLM:
             num: How many texts.
             length: Tokens to write; what the context leaves room for by default.
             sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
-                where seen tokens may be noise the reverse chain, without steps of its own in as many as tokens
-                (at least 64).
+                where seen tokens may be noise the reverse chain, in T steps, or without T in one step a token and at
+                least 64.
             seed: Text number i depends on the seed and i alone, not on the batch.
             batch_size: Texts written side by side.
             watch: Called with every state.
@@ -246,7 +246,7 @@ class DiffusionLM:
 
         Raises:
             DataError: The prompt, or the prompt and the length, do not fit the context.
-            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
         given, room = self._given(prompt)
@@ -331,7 +331,7 @@ class DiffusionLM:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
-            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
         canvases = [lay_out(each, self.tokenizer, self.process.mask_id, self.context) for each in templates]
@@ -424,7 +424,7 @@ class DiffusionLM:
             )
         return given, room
 
-    def _predicts(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
+    def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
         network = in_precision(self._backbone, self.device, precision)
         return self.formulation.denoiser(network, self.process, forbidden, self._end_id)
