@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, uniforms
+from dlm.diffusion.nucleus import keep_nucleus_
 from dlm.diffusion.schedule import Linear, NoiseSchedule
 
 Generators = Sequence[torch.Generator]
@@ -423,22 +424,14 @@ class TokenChoice:
         """The first token whose cumulative weight is above u times the total; overwrites `work_NV`."""
         # Less the largest: at a low temperature every weight would else be zero.
         logits_NV = work_NV.copy_(log_p_NV).sub_(log_p_NV.amax(-1, keepdim=True)).div_(self.temperature)
-        cdf_NV = self._cut(logits_NV).exp_().cumsum_(-1)
+        if self.top_k is not None and self.top_k < logits_NV.shape[-1]:
+            best = logits_NV.topk(self.top_k, dim=-1)
+            logits_NV = torch.full_like(logits_NV, -torch.inf).scatter(-1, best.indices, best.values)
+        weights_NV = logits_NV.exp_()
+        if self.top_p is not None and self.top_p < 1.0:
+            keep_nucleus_(weights_NV, self.top_p)
+        cdf_NV = weights_NV.cumsum_(-1)
         total_N1 = cdf_NV[:, -1:]
         # Strictly below the total, so that the first larger entry exists and has a weight of its own.
         target_N1 = torch.minimum(u_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
         return torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
-
-    def _cut(self, logits_NV: Tensor) -> Tensor:
-        """The logits, minus infinity where top_k and top_p cut."""
-        if self.top_k is not None and self.top_k < logits_NV.shape[-1]:
-            best = logits_NV.topk(self.top_k, dim=-1)
-            logits_NV = torch.full_like(logits_NV, -torch.inf).scatter(-1, best.indices, best.values)
-        if self.top_p is not None and self.top_p < 1.0:
-            ordered = logits_NV.sort(dim=-1, descending=True, stable=True)
-            p_NV = ordered.values.softmax(-1)
-            before_NV = p_NV.cumsum(-1) - p_NV
-            beyond_NV = before_NV >= self.top_p
-            cut_NV = torch.zeros_like(beyond_NV).scatter(-1, ordered.indices, beyond_NV)
-            logits_NV = logits_NV.masked_fill(cut_NV, -torch.inf)
-        return logits_NV
