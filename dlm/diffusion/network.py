@@ -46,8 +46,7 @@ class NetworkInput:
 
     def of_wanted(self, per_row_B: Tensor) -> Tensor:
         """One value a row as one value a wanted position, shape (N,), where the ids are."""
-        row_N = self.wanted_BL.nonzero()[:, 0]
-        return per_row_B[row_N.to(per_row_B.device)].to(self.ids_BL.device)
+        return per_row_B.to(self.ids_BL.device)[self.wanted_BL.nonzero()[:, 0]]
 
 
 class Reduced(NamedTuple):
@@ -137,6 +136,8 @@ class ShiftedNetwork:
 
     def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         """Logits of the wanted positions, or what the reducer makes of them; see `Network`."""
+        if inputs.attention is not None or inputs.cache is not None:
+            raise ValueError("a shift prepends a token: wrap attention and cache around the network inside of it")
         first_B1 = torch.full_like(inputs.ids_BL[:, :1], self.first_id)
         unwanted_B1 = torch.zeros_like(inputs.wanted_BL[:, :1])
         shifted = replace(

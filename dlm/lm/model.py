@@ -21,7 +21,7 @@ from dlm.lm.scoring import Score, score_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
-from dlm.model.loading import load_model
+from dlm.model.loading import load_model, position_offset
 from dlm.model.locate import is_adapter, resolve
 from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
@@ -117,7 +117,9 @@ class DiffusionLM:
         self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
-        context = int(getattr(model.config, "max_position_embeddings", 512))
+        context = int(getattr(model.config, "max_position_embeddings", 512)) - position_offset(
+            model.config.model_type, ids.pad
+        )
         self.sidecar = sidecar or Sidecar(Formulation(), context, ids.mask)
         if self.sidecar.mask_id != ids.mask:
             raise CheckpointError(
@@ -426,7 +428,7 @@ class DiffusionLM:
 
     def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
-        network = in_precision(self._backbone, self.device, precision)
+        network = in_precision(self._backbone, precision)
         return self.formulation.denoiser(network, self.process, forbidden, self._end_id)
 
 
