@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -113,3 +114,16 @@ def test_the_workflow_runs_what_must_pass_before_a_change_lands() -> None:
     assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
     run = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
     assert [line for line in run.splitlines() if line.startswith("make")] == ["make check", "make test"]
+
+
+def test_what_tests_share_stands_in_their_support() -> None:
+    """No test imports another test or a conftest, and no page runs a helper of the tests."""
+    tests = REPOSITORY / "tests"
+    imported = re.compile(r"^\s*(?:from|import) tests\.(?!support\b)", re.MULTILINE)
+    modules = [path for path in tests.rglob("*.py") if "benchmarks" not in path.parts]
+    assert modules and [path for path in modules if imported.search(path.read_text(encoding="utf-8"))] == []
+    pages = [
+        *REPOSITORY.glob("*.md"),
+        *(p for room in (".github", "configs", "dlm") for p in (REPOSITORY / room).rglob("*.md")),
+    ]
+    assert pages and [page for page in pages if "tests.support" in page.read_text(encoding="utf-8")] == []

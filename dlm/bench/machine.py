@@ -58,7 +58,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float = 1
     peak = 0.0
     for side in SIDES if device.type == "cpu" else (*SIDES, 8192):
         a, b, product = (torch.randn(side, side, device=device).to(dtype) for _ in range(3))
-        peak = max(peak, 2.0 * side**3 / _seconds(partial(torch.mm, a, b, out=product), seconds))
+        peak = max(peak, 2.0 * side**3 / median_seconds(partial(torch.mm, a, b, out=product), seconds))
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return Machine(
@@ -67,9 +67,23 @@ def measure_machine(device: torch.device, dtype: torch.dtype, seconds: float = 1
         threads=torch.get_num_threads(),
         dtype=str(dtype).removeprefix("torch."),
         peak=peak,
-        bandwidth=2.0 * COPIED / _seconds(lambda: target.copy_(source), seconds),
+        bandwidth=2.0 * COPIED / median_seconds(lambda: target.copy_(source), seconds),
         torch=str(torch.__version__),
     )
+
+
+def median_seconds(work: Callable[[], object], seconds: float) -> float:
+    """The median time of a call, including the work it starts on CUDA.
+
+    Args:
+        work: The function; it is called many times.
+        seconds: How long it is repeated.
+
+    Returns:
+        Seconds a call.
+    """
+    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
+    return float(timer.blocked_autorange(min_run_time=seconds).median)
 
 
 def peak_tensor_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -100,12 +114,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _seconds(work: Callable[[], object], seconds: float) -> float:
-    """The median time of a call, including the work it starts on CUDA."""
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return float(timer.blocked_autorange(min_run_time=seconds).median)
 
 
 def _processor() -> str:

@@ -14,7 +14,7 @@ from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.sampling import bench_sampling
 from dlm.bench.training import bench_training, predict_every_row
 from dlm.config import HeldOut
-from dlm.data.streaming_batches import StreamingBatches
+from dlm.diffusion.draws import generator
 from dlm.diffusion.unmask import FixedSteps
 from dlm.lm import DiffusionLM, Sampler
 from dlm.settings import dump_config, parse_config
@@ -30,7 +30,7 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its limits are measured on small matrices and copies."""
     monkeypatch.setattr("dlm.bench.machine.SIDES", (64,))
     monkeypatch.setattr("dlm.bench.machine.COPIED", 2**16)
-    monkeypatch.setattr("dlm.bench.machine._seconds", lambda work, seconds: (work(), 0.5)[1])
+    monkeypatch.setattr("dlm.bench.machine.median_seconds", lambda work, seconds: (work(), 0.5)[1])
 
 
 # What is counted
@@ -94,14 +94,13 @@ def test_a_streams_batches_cost_what_their_blocks_cost(tmp_path: Path, monkeypat
     """One step in five waits for a block, and the mean counts it."""
     config = describe(tmp_path, text="some words\n" * 200, batch_size=2)
     found = {"filled": 0}
-    fill = StreamingBatches._fill
 
-    def slowly(self: StreamingBatches) -> None:
+    def slowly(*key: int | str) -> torch.Generator:
         found["filled"] += 1
         time.sleep(0.05)
-        fill(self)
+        return generator(*key)
 
-    monkeypatch.setattr(StreamingBatches, "_fill", slowly)
+    monkeypatch.setattr("dlm.data.streaming_batches.generator", slowly)  # the order of a block is drawn from it
     tree = dump_config(config)
     tree["data"] |= {"streaming": True, "buffer": 10, "validation": tree["data"]["train"]}
     tree["data"]["train"] |= {"documents": "line"}
@@ -145,7 +144,7 @@ def test_the_peak_is_not_of_what_measures(
         held["bytes"] = 700  # the profiler keeps notes
         return peak_tensor_bytes(work, device)
 
-    monkeypatch.setattr("dlm.bench.machine._seconds", measured)
+    monkeypatch.setattr("dlm.bench.machine.median_seconds", measured)
     for part in ("training", "sampling"):
         monkeypatch.setattr(f"dlm.bench.{part}.peak_tensor_bytes", weighed)
         monkeypatch.setattr(f"dlm.bench.{part}.peak_memory", lambda device: held["bytes"])

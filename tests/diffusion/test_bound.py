@@ -13,17 +13,18 @@ from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_ou
 from dlm.diffusion.draws import generator
 from dlm.diffusion.matrices import posterior
 from dlm.diffusion.network import FunctionNetwork
-from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
+from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
-from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, noise_levels
+from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, Schedule, noise_levels
+from tests.support.choices import COMPLETE_SCHEDULES, defaults, named
 from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()
-NOISES: list[Noise] = [Absorbing(), Uniform(), Hybrid(0.1), Hybrid(0.3), Lopsided()]
+NOISES: list[Noise] = [*defaults(AnyNoise), Hybrid(0.3), Lopsided()]
 RANDOM = [noise for noise in NOISES if noise.randomises]
-SCHEDULES: list[NoiseSchedule] = [Linear(), Cosine(), Polynomial(power=0.5), Geometric(), Straight(0.9, 0.2)]
+SCHEDULES: list[NoiseSchedule] = [*defaults(Schedule), Polynomial(power=0.5), Straight(0.9, 0.2)]
 SPANS = [(0.3, 0.7), (0.0, 0.2), (0.8, 1.0), (0.5, 0.501)]
 
 
@@ -334,7 +335,7 @@ def test_the_ends_of_the_noise_level() -> None:
 
 @pytest.mark.parametrize("length", [1, 5, 64])
 def test_in_continuous_time_every_count_weighs_one(length: int) -> None:
-    for schedule in (Linear(), Cosine(), Polynomial(power=3.0)):
+    for schedule in (*COMPLETE_SCHEDULES, Polynomial(power=3.0)):
         assert (count_weights(schedule, length, None) == 1).all()
 
 
@@ -361,7 +362,7 @@ def test_in_steps_a_count_weighs_what_its_times_sum_to(schedule: NoiseSchedule, 
     assert count_weights(schedule, length, steps).tolist() == pytest.approx(expected, rel=1e-10, abs=1e-13)
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Straight(0.9, 0.2)], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("schedule", [*COMPLETE_SCHEDULES, Straight(0.9, 0.2)], ids=named)
 def test_with_many_steps_counts_weigh_as_in_continuous_time(schedule: NoiseSchedule) -> None:
     limit = count_weights(schedule, 8, None)[1:]
     gaps = [float((count_weights(schedule, 8, steps)[1:] - limit).abs().max()) for steps in (100, 200, 400)]

@@ -18,31 +18,20 @@ from dlm.diffusion.unmask import (
     Confidence,
     Entropy,
     EntropyBound,
-    Factor,
     FixedSteps,
     LeftToRight,
-    Margin,
     OneAtATime,
     Order,
     Random,
-    Threshold,
     TokenChoice,
 )
+from tests.support.choices import BUDGETS, FIXED_ORDERS, ORDERS, named
 from tests.support.joints import Narrow, Wrong, random_joint
 from tests.support.networks import ask, unmask
 
 K, L = 3, 7
 MASK = K
-ORDERS: list[Order] = [Random(), LeftToRight(), Confidence(), Margin(), Entropy()]
-BUDGETS: list[Budget] = [
-    OneAtATime(),
-    FixedSteps(3),
-    FixedSteps(20, "cosine"),
-    Ancestral(4),
-    Threshold(0.6),
-    Factor(0.8),
-    EntropyBound(0.5),
-]
+GRIDS: list[Budget] = [*BUDGETS, FixedSteps(20, "cosine")]
 
 
 def run(
@@ -79,7 +68,7 @@ def canvas() -> tuple[Tensor, Tensor]:
     return torch.randint(K, (4, L), generator=random), torch.rand(4, L, generator=random) < 0.6
 
 
-@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, BUDGETS)), ids=lambda choice: choice.name)
+@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, GRIDS)), ids=lambda choice: choice.name)
 @pytest.mark.parametrize(("block_length", "stop_id"), [(None, None), (2, None), (None, 1), (3, 1)])
 def test_what_is_given_stays_and_every_mask_goes(
     order: Order, budget: Budget, block_length: int | None, stop_id: int | None
@@ -96,7 +85,7 @@ def test_what_is_given_stays_and_every_mask_goes(
     assert (states[0].x_BL == MASK).equal(editable_BL)
 
 
-@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, BUDGETS)), ids=lambda choice: choice.name)
+@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, GRIDS)), ids=lambda choice: choice.name)
 def test_a_row_depends_on_its_own_stream_and_canvas_alone(order: Order, budget: Budget) -> None:
     canvas_BL, editable_BL = canvas()
     together = run(canvas_BL, editable_BL, order, budget)[-1]
@@ -107,7 +96,7 @@ def test_a_row_depends_on_its_own_stream_and_canvas_alone(order: Order, budget: 
     assert torch.equal(together.x_BL, turned.x_BL.flip(0))
 
 
-@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, BUDGETS)), ids=lambda choice: choice.name)
+@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, GRIDS)), ids=lambda choice: choice.name)
 @pytest.mark.parametrize("block_length", [None, 2])
 def test_columns_of_padding_change_nothing(order: Order, budget: Budget, block_length: int | None) -> None:
     canvas_BL, editable_BL = canvas()
@@ -133,7 +122,7 @@ class Recorder(Denoiser):
 
 
 @pytest.mark.parametrize(
-    ("order", "budget"), list(product(ORDERS, [*BUDGETS, Ancestral(40)])), ids=lambda choice: choice.name
+    ("order", "budget"), list(product(ORDERS, [*GRIDS, Ancestral(40)])), ids=lambda choice: choice.name
 )
 @pytest.mark.parametrize(("block_length", "stop_id"), [(None, None), (3, 1)])
 def test_every_call_changes_every_row_it_sees_and_asks_for_no_more_than_it_needs(
@@ -217,7 +206,7 @@ def test_text_before_the_stop_is_written_and_masks_after_it_are_not_asked_for() 
     assert last.calls == 3
 
 
-@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, BUDGETS)), ids=lambda choice: choice.name)
+@pytest.mark.parametrize(("order", "budget"), list(product(ORDERS, GRIDS)), ids=lambda choice: choice.name)
 @pytest.mark.parametrize("block_length", [None, 3])
 def test_once_a_stop_is_written_nothing_new_is_written_after_it(
     order: Order, budget: Budget, block_length: int | None
@@ -271,8 +260,8 @@ def test_a_stop_in_one_block_leaves_the_next_ones_nothing_to_write() -> None:
     assert states[-1].x_BL.tolist() == [[0, 0] + [1] * 10] and states[-1].calls == 3
 
 
-@pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
-@pytest.mark.parametrize("budget", [OneAtATime(), FixedSteps(3), Threshold(0.6)], ids=lambda budget: budget.name)
+@pytest.mark.parametrize("order", FIXED_ORDERS, ids=named)
+@pytest.mark.parametrize("budget", [budget for budget in BUDGETS if budget.name != "ancestral"], ids=named)
 def test_at_temperature_zero_with_an_order_that_is_not_drawn_nothing_is_random(order: Order, budget: Budget) -> None:
     every, blank = torch.ones(5, L, dtype=torch.bool), torch.zeros(5, L, dtype=torch.long)
     states = run(blank, every, order, budget, temperature=0.0)

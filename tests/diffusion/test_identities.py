@@ -17,29 +17,24 @@ from dlm.diffusion.likelihood import chain_rule_nll
 from dlm.diffusion.matrices import posterior
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.sample import State
-from dlm.diffusion.schedule import Cosine, Linear, Schedule
+from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.unmask import (
     Ancestral,
     Budget,
-    Confidence,
-    Entropy,
-    EntropyBound,
     FixedSteps,
     LeftToRight,
-    Margin,
     OneAtATime,
     Order,
     Predictions,
     Random,
-    Threshold,
     TokenChoice,
 )
+from tests.support.choices import BUDGETS, COMPLETE_SCHEDULES, FIXED_ORDERS, ORDERS, named
 from tests.support.joints import Joint, Narrow, Wrong, absorbing, count_nelbo, exact_nelbo, random_joint
 from tests.support.networks import ask, unmask
 
 K = 3
 PROCESS = absorbing(Linear(), K)
-ORDERS: list[Order] = [Random(), LeftToRight(), Confidence(), Margin(), Entropy()]
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ def written(
     )
 
 
-@pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
+@pytest.mark.parametrize("order", FIXED_ORDERS, ids=named)
 def test_the_chain_rule_is_how_often_its_own_sampler_writes_each_text(order: Order) -> None:
     wrong, rows, length = Wrong(2, 3, seed=8), 8000, 3
     p = (-chain_rule_nll(wrong, absorbing(Linear(), 2), every_text(length, 2), order)).exp()
@@ -120,7 +115,7 @@ def test_the_bound_is_the_mean_of_the_chain_rule_over_all_orders_and_above_the_r
     assert (bound > sampler + 1e-3).all()
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("schedule", COMPLETE_SCHEDULES, ids=named)
 def test_ancestral_sampling_is_the_chain_of_posteriors(schedule: Schedule) -> None:
     symbols, length, steps, rows = 2, 2, 12, 10_000
     # Two bits that all but agree: it matters how often both appear in the same step.
@@ -146,7 +141,7 @@ def test_ancestral_sampling_is_the_chain_of_posteriors(schedule: Schedule) -> No
     assert stats.chisquare(found.numpy(), (p[clean] * rows).numpy()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
+@pytest.mark.parametrize("order", ORDERS, ids=named)
 def test_in_one_step_every_token_is_drawn_from_its_own_marginal(order: Order) -> None:
     joint, rows = random_joint(3, 2, seed=3), 8000
     every = torch.ones(rows, 3, dtype=torch.bool)
@@ -158,7 +153,7 @@ def test_in_one_step_every_token_is_drawn_from_its_own_marginal(order: Order) ->
     assert stats.chisquare(found.numpy(), (joint.table.flatten() * rows).numpy()).pvalue < 1e-6  # and not the joint
 
 
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
+@pytest.mark.parametrize("order", ORDERS, ids=named)
 def test_blocks_of_one_are_left_to_right_whatever_the_order(order: Order) -> None:
     every = torch.ones(2, 5, dtype=torch.bool)
     states = written(Wrong(K, 5), every, order, OneAtATime(), block_length=1, temperature=0.0)
@@ -166,10 +161,8 @@ def test_blocks_of_one_are_left_to_right_whatever_the_order(order: Order) -> Non
     assert [s.x_BL.tolist() for s in states] == [s.x_BL.tolist() for s in straight]
 
 
-@pytest.mark.parametrize(
-    "budget", [OneAtATime(), FixedSteps(3), Ancestral(4), Threshold(0.6), EntropyBound(0.5)], ids=lambda b: b.name
-)
-@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.name)
+@pytest.mark.parametrize("budget", BUDGETS, ids=named)
+@pytest.mark.parametrize("order", ORDERS, ids=named)
 def test_neighbours_that_stop_or_have_fewer_blocks_change_no_other_row(order: Order, budget: Budget) -> None:
     editable = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0, 0]]).bool()
 

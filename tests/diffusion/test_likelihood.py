@@ -11,7 +11,8 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.schedule import Linear
-from dlm.diffusion.unmask import Confidence, Entropy, LeftToRight, Margin, Order, Random
+from dlm.diffusion.unmask import Confidence, LeftToRight, Order, Random
+from tests.support.choices import FIXED_ORDERS, named
 from tests.support.joints import (
     ByCount,
     Chain,
@@ -133,7 +134,7 @@ def test_left_to_right_the_chain_rule_of_an_exact_denoiser_is_minus_log_p() -> N
     torch.testing.assert_close(chain_rule_nll(joint, PROCESS, texts, LeftToRight()), -joint.log_p(texts))
 
 
-@pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
+@pytest.mark.parametrize("order", FIXED_ORDERS, ids=named)
 def test_the_chain_rule_is_a_distribution_whatever_the_denoiser_says(order: Order) -> None:
     texts = random_joint(4, K).texts()
     nll = chain_rule_nll(Wrong(K, 4, seed=3), PROCESS, texts, order)
@@ -152,7 +153,7 @@ def test_with_context_the_chain_rule_is_the_conditional_likelihood() -> None:
         assert [len(x) for x, _ in joint.calls] == [3, 2, 1]  # finished rows are not sent again
 
 
-@pytest.mark.parametrize("order", [LeftToRight(), Confidence(), Margin(), Entropy()], ids=lambda order: order.name)
+@pytest.mark.parametrize("order", FIXED_ORDERS, ids=named)
 def test_with_context_the_chain_rule_is_a_distribution_too(order: Order) -> None:
     texts, scored_L = random_joint(4, K).texts(), torch.tensor([True, False, True, True])
     texts = texts[texts[:, 1] == 2]

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-from typing import get_args
 
 import pytest
 import torch
@@ -16,17 +15,18 @@ from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.objective import MaskedObjective
 from dlm.diffusion.schedule import Cosine, Linear, Polynomial, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, Weighting
+from tests.support.choices import COMPLETE_SCHEDULES, defaults
 from tests.support.joints import ByCount, Narrow, Wrong, absorbing, exact_nelbo
 from tests.support.networks import ask
 
 K, L = 3, 5
 PROCESS = absorbing(Linear(), K)
-WEIGHTINGS: list[Weighting] = [choice() for choice in get_args(AnyWeighting)]
-LEVELS: list[Levels] = [choice() for choice in get_args(AnyLevels)]
+WEIGHTINGS: list[Weighting] = defaults(AnyWeighting)
+LEVELS: list[Levels] = defaults(AnyLevels)
 PAIRS: list[tuple[Weighting, Levels]] = [(weighting, Even()) for weighting in WEIGHTINGS]
 PAIRS += [(CrossEntropy(), levels) for levels in LEVELS if levels != Even()] + [(Elbo(), Bell(4))]
 COMPLETE = [(weighting, levels) for weighting, levels in PAIRS if levels.complete]
-SCHEDULES: list[Schedule] = [Linear(), Cosine(), Polynomial(power=0.5), Polynomial(power=3.0)]
+SCHEDULES: list[Schedule] = [*COMPLETE_SCHEDULES, Polynomial(power=0.5), Polynomial(power=3.0)]
 
 
 @pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)

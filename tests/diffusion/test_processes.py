@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 import pytest
 import torch
@@ -17,13 +17,14 @@ from dlm.diffusion.matrices import posterior, transition_matrix
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Shares, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial, Schedule
+from tests.support.choices import defaults
 from tests.support.joints import Lopsided, Straight, marginal, step_matrix
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 """Symbols 1, 3, 4, 6; the mask is 2; no text holds 0 and 5."""
 
-NOISES: list[Noise] = [*(noise() for noise in get_args(AnyNoise)), Hybrid(share=0.3), Lopsided()]
-SCHEDULES: list[NoiseSchedule] = [*(each() for each in get_args(Schedule)), Polynomial(power=0.5), Straight(0.9, 0.2)]
+NOISES: list[Noise] = [*defaults(AnyNoise), Hybrid(share=0.3), Lopsided()]
+SCHEDULES: list[NoiseSchedule] = [*defaults(Schedule), Polynomial(power=0.5), Straight(0.9, 0.2)]
 SYMBOLS = VOCABULARY.symbols_K.tolist()
 TIMES = [0.0, 0.1, 0.35, 0.5, 0.8, 0.95, 1.0]
 

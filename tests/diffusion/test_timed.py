@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from typing import get_args
 
 import pytest
 import torch
@@ -14,12 +13,13 @@ from dlm.diffusion.draws import Draws, generator, stratified_draws
 from dlm.diffusion.levels import AnyLevels, Bell, Clip, Even, Levels
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
-from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
+from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Uniform
 from dlm.diffusion.objective import LossTerms, MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
-from dlm.diffusion.schedule import Cosine, Geometric, Linear, NoiseSchedule, Polynomial
+from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule, Polynomial, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy, Elbo, HybridCrossEntropy, Weighting
 from dlm.selftest.joints import Joint, exact_bound
+from tests.support.choices import COMPLETE_SCHEDULES, defaults, named
 from tests.support.joints import (
     ByCount,
     Clocked,
@@ -35,10 +35,10 @@ from tests.support.networks import ask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
 SYMBOLS = VOCABULARY.symbols_K.tolist()
-NOISES: list[Noise] = [Absorbing(), Uniform(), Hybrid(0.3), Lopsided()]
-SCHEDULES: list[NoiseSchedule] = [Linear(), Cosine(), Geometric(), Straight(0.9, 0.2)]
-WEIGHTINGS: list[Weighting] = [choice() for choice in get_args(AnyWeighting)]
-LEVELS: list[Levels] = [choice() for choice in get_args(AnyLevels)]
+NOISES: list[Noise] = [*defaults(AnyNoise), Lopsided()]
+SCHEDULES: list[NoiseSchedule] = [*defaults(Schedule), Straight(0.9, 0.2)]
+WEIGHTINGS: list[Weighting] = defaults(AnyWeighting)
+LEVELS: list[Levels] = defaults(AnyLevels)
 PAIRS: list[tuple[Weighting, Levels]] = [(weighting, Even()) for weighting in WEIGHTINGS]
 PAIRS += [(CrossEntropy(), levels) for levels in LEVELS if levels != Even()] + [(Elbo(), Bell(4))]
 COMPLETE = [(weighting, levels) for weighting, levels in PAIRS if levels.complete]
@@ -182,7 +182,7 @@ def seen_levels(weighting: Weighting, levels: Levels, process: Process) -> Tenso
     return 1.0 - process.schedule.alpha(spy.told[0][1])
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=3.0)], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("schedule", [*COMPLETE_SCHEDULES, Polynomial(power=3.0)], ids=repr)
 def test_what_is_trained_on_is_the_same_under_any_schedule(noise: Noise, schedule: NoiseSchedule) -> None:
     process = Process(noise, schedule, VOCABULARY)
     quantiles = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
@@ -302,7 +302,7 @@ def test_an_empty_row_adds_nothing_and_breaks_nothing(noise: Noise) -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Straight(0.9, 0.2)], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("schedule", [*COMPLETE_SCHEDULES, Straight(0.9, 0.2)], ids=named)
 @pytest.mark.parametrize(("weighting", "levels"), COMPLETE, ids=repr)
 def test_over_all_counts_the_masked_objective_is_the_T_step_bound(
     weighting: Weighting, levels: Levels, schedule: NoiseSchedule, steps: int
@@ -358,7 +358,7 @@ def test_the_continuous_bound_is_the_limit_of_ever_more_steps(noise: Noise) -> N
     assert abs(rates[1] - 1) <= abs(rates[0] - 1) + 1e-3 < 0.25
 
 
-@pytest.mark.parametrize("noise", [Absorbing(), Uniform(), Hybrid(0.1), Hybrid(0.3)], ids=repr)
+@pytest.mark.parametrize("noise", [*defaults(AnyNoise), Hybrid(0.3)], ids=repr)
 def test_of_an_exact_denoiser_the_continuous_bound_is_minus_log_p_for_every_text(noise: Noise) -> None:
     joint = Joint.random(2, 3, generator("continuous"))
     process = Process(noise, Linear(), Vocabulary.plain(3))
@@ -367,7 +367,7 @@ def test_of_an_exact_denoiser_the_continuous_bound_is_minus_log_p_for_every_text
         assert exact_bound(denoiser, process, x0_L, None) == pytest.approx(-math.log(p), abs=1e-4)
 
 
-@pytest.mark.parametrize("noise", [Absorbing(), Uniform(), Hybrid(0.3)], ids=lambda noise: noise.name)
+@pytest.mark.parametrize("noise", defaults(AnyNoise), ids=named)
 def test_of_two_identical_symbols_a_chain_costs_more_the_fewer_its_steps(noise: Noise) -> None:
     joint, process = Joint.twins(2), Process(noise, Linear(), Vocabulary.plain(2))
     denoiser = joint.denoiser(process)

@@ -27,6 +27,7 @@ from dlm.diffusion.unmask import (
     Random,
     TokenChoice,
 )
+from tests.support.choices import COMPLETE_SCHEDULES, named
 from tests.support.joints import (
     ByCount,
     Joint,
@@ -114,7 +115,7 @@ def test_the_gap_of_the_T_step_bound_falls_like_1_over_T() -> None:
     assert abs(rates[1] - 1) < abs(rates[0] - 1)
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=2.0)])
+@pytest.mark.parametrize("schedule", COMPLETE_SCHEDULES, ids=named)
 def test_every_schedule_gives_the_same_bound_and_it_is_minus_log_p(schedule: Schedule) -> None:
     joint = random_joint(3, 3, seed=1)
     x0_L = torch.tensor([0, 2, 1])
@@ -128,7 +129,7 @@ def test_every_schedule_gives_the_same_bound_and_it_is_minus_log_p(schedule: Sch
     assert error < 0.02 * truth
 
 
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=0.5), Polynomial(power=2.0)])
+@pytest.mark.parametrize("schedule", [*COMPLETE_SCHEDULES, Polynomial(power=0.5)], ids=repr)
 def test_every_schedule_weighs_each_number_of_masks_alike(schedule: Schedule) -> None:
     says, rows = ByCount([0.1, 2.0, 0.3, 1.0]), 20_000
     even = (torch.arange(rows, dtype=torch.float64) + 0.5) / rows
@@ -154,7 +155,7 @@ def test_the_denoiser_is_told_the_time_of_each_sequence() -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 7])
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=3.0)])
+@pytest.mark.parametrize("schedule", COMPLETE_SCHEDULES, ids=named)
 def test_products_of_transition_matrices_are_the_closed_form(schedule: Schedule, steps: int) -> None:
     process = absorbing(schedule, 3)
     product = torch.eye(4, dtype=torch.float64)
@@ -169,7 +170,7 @@ def test_products_of_transition_matrices_are_the_closed_form(schedule: Schedule,
 
 
 @pytest.mark.parametrize(("s", "t"), [(0.3, 0.7), (0.0, 0.2), (0.9, 1.0), (0.5, 0.51)])
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=0.5)], ids=repr)
+@pytest.mark.parametrize("schedule", [*COMPLETE_SCHEDULES, Polynomial(power=0.5)], ids=repr)
 def test_the_posterior_is_bayes_rule_on_the_transition_matrices(schedule: Schedule, s: float, t: float) -> None:
     process, states = absorbing(schedule, 3), 4
     times = torch.tensor([s, t], dtype=torch.float64)
@@ -188,7 +189,7 @@ def test_the_posterior_is_bayes_rule_on_the_transition_matrices(schedule: Schedu
 
 
 @pytest.mark.parametrize(("s", "t"), [(0.4, 0.6), (0.0, 0.25), (0.75, 1.0)])
-@pytest.mark.parametrize("schedule", [Linear(), Cosine(), Polynomial(power=2.0)], ids=repr)
+@pytest.mark.parametrize("schedule", COMPLETE_SCHEDULES, ids=named)
 def test_the_kl_of_the_posteriors_is_the_weighted_cross_entropy(schedule: Schedule, s: float, t: float) -> None:
     process, masked = absorbing(schedule, 3), torch.tensor([[3]])
     times = torch.tensor([s, t], dtype=torch.float64)

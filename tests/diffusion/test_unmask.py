@@ -28,6 +28,7 @@ from dlm.diffusion.unmask import (
     Threshold,
     TokenChoice,
 )
+from tests.support.choices import BUDGETS, FIXED_ORDERS, named
 
 # Three positions of a row of four. Position 1 is not masked.
 P = torch.tensor([[0.50, 0.49, 0.01], [0.48, 0.26, 0.26], [0.40, 0.30, 0.30]], dtype=torch.float64)
@@ -89,12 +90,12 @@ def test_the_threshold_and_the_factor_are_strict() -> None:
     assert counted(Factor(1.5), even, Confidence()) == 1 and counted(Factor(1.5 + 1e-9), even, Confidence()) == 2
 
 
-@pytest.mark.parametrize("budget", [Threshold(0.9), Factor(0.5), EntropyBound(0.5)], ids=lambda budget: budget.name)
+@pytest.mark.parametrize("budget", [budget for budget in BUDGETS if budget.informed], ids=named)
 def test_a_budget_never_counts_what_is_not_masked(budget: Budget) -> None:
     # Four positions, one masked: at the others nothing was predicted, and that is no certainty.
     where = torch.tensor([[False, False, True, False]])
     found = Predictions(two(0.99).log(), where)
-    for order in (Confidence(), Entropy(), LeftToRight()):
+    for order in FIXED_ORDERS:
         step = Step(1, torch.tensor([1]), torch.tensor([4]), order.score(where, found, ()), found)
         assert budget.count(step, ()).tolist() == [1]
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.unmask import FixedSteps
 from dlm.film.frames import Cell, Film, Frame, Recorder, frame_of
 from dlm.film.paint import STYLES, render
@@ -14,9 +15,10 @@ from dlm.model.checkpoint import Sidecar
 from dlm.model.time_embedding import build_time_embedding
 from dlm.settings import parse_config
 from dlm.template import parse_template
+from tests.support.choices import names
 from tests.support.films import frame
 
-NOISES = ("absorbing", "uniform", "hybrid")
+NOISES = names(AnyNoise)
 PROMPT = "the cat"
 LENGTH, STEPS = 9, 6
 

@@ -2,9 +2,10 @@
 
 import errno
 import json
+import os
 import pickle
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import pytest
 import yaml
@@ -15,9 +16,9 @@ from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.schedule import Schedule
 from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
-from dlm.model import checkpoint
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder
 from dlm.model.locate import resolve
+from tests.support.choices import defaults, named
 from tests.support.fixtures import Refused
 
 
@@ -72,10 +73,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, refused: Ref
 def test_a_disk_that_is_full_only_when_flushed(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: Path) -> None:
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_flush", full)
+    monkeypatch.setattr(os, "fsync", full)
     with refused(CheckpointError, "No space left"), whole_folder(tmp_path / "a") as draft:
         (draft / "x").write_text("x")
     assert names(tmp_path) == set()
@@ -173,8 +174,8 @@ def test_the_sidecar_comes_back(tiny_config: Config, tmp_path: Path) -> None:
     assert read_sidecar(str(tmp_path)) is None
 
 
-@pytest.mark.parametrize("noise", [each() for each in get_args(AnyNoise)], ids=lambda noise: noise.name)
-@pytest.mark.parametrize("schedule", [each() for each in get_args(Schedule)], ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("noise", defaults(AnyNoise), ids=named)
+@pytest.mark.parametrize("schedule", defaults(Schedule), ids=named)
 def test_a_formulation_that_no_run_made_comes_back(noise: AnyNoise, schedule: Schedule, tmp_path: Path) -> None:
     kind: Literal["mixture", "subs"] = "mixture" if noise.randomises else "subs"
     sidecar = Sidecar(Formulation(noise, schedule, 7, kind, timed=noise.randomises), 12, 258)

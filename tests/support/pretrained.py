@@ -1,16 +1,11 @@
-"""Small pretrained models of the kinds that the Hub has, made on the spot: an encoder with a mask, a causal decoder.
+"""Small pretrained models of the kinds that the Hub has, made on the spot: an encoder with a mask, a causal decoder."""
 
-Run: python -m tests.support.pretrained decoder FOLDER    # and sentences for it, in FOLDER/sentences.txt
-"""
-
-import argparse
 import random
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import (
@@ -87,14 +82,3 @@ def save(kind: Kind, folder: Path) -> Path:
     trained(kind).save_pretrained(folder)
     tokenizer(kind).save_pretrained(folder)
     return folder
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("encoder", "decoder"))
-    parser.add_argument("folder", type=Path)
-    asked = parser.parse_args()
-    transformers.logging.disable_progress_bar()
-    save(asked.kind, asked.folder)
-    (asked.folder / "sentences.txt").write_text(sentences(20_000, seed=1), encoding="utf-8")
-    print(f"{asked.folder}: a pretrained {asked.kind}, and sentences.txt")

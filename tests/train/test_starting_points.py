@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from dlm.config import Config
 from dlm.data.corpus import corpus
 from dlm.diffusion.draws import generator
-from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
@@ -173,12 +172,13 @@ def test_padding_stays_unseen_while_attention_opens(decoder: Path, tmp_path: Pat
     open_LL = attention_annealing_mask(6, 0.5, generator(2))
     assert backbone.pad_id is not None
     x_BL = torch.tensor([[1, 2, 3, 4, backbone.pad_id, backbone.pad_id]])
-    seen = backbone._attend(
-        NetworkInput(x_BL, torch.ones_like(x_BL, dtype=torch.bool), torch.zeros(1), attention=open_LL)
-    )
-    assert seen is not None
-    assert (seen[0, 0, :, 4:] < -1e30).all()
-    assert torch.equal(seen[0, 0, :4, :4] == 0.0, open_LL[:4, :4])
+    text_BL = x_BL != backbone.pad_id
+    with torch.no_grad():
+        padded = ask(with_attention(backbone, open_LL), x_BL, None, text_BL)
+        alone = ask(with_attention(backbone, open_LL[:4, :4]), x_BL[:, :4], None, text_BL[:, :4])
+        opened = ask(with_attention(backbone, torch.ones_like(open_LL)), x_BL, None, text_BL)
+    torch.testing.assert_close(padded, alone)
+    assert not torch.allclose(padded, opened)
 
 
 # What is refused
