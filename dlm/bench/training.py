@@ -12,7 +12,6 @@ from dlm.bench.machine import Machine, measure_machine, peak_memory, peak_tensor
 from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Config
-from dlm.diffusion.denoiser import X0Denoiser
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
@@ -145,16 +144,14 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
 
 def predict_every_row(trainer: Trainer) -> None:
     """Makes a trainer project every position at once, and take the wanted rows of the result."""
-    denoiser = trainer.denoiser
-    assert isinstance(denoiser, X0Denoiser)
-    network = denoiser.network
+    network = trainer.computed
 
     def every_row(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         whole = replace(inputs, wanted_BL=torch.ones_like(inputs.wanted_BL))
         logits_NV = network(whole)[inputs.wanted_BL.flatten()]
         return reducer(logits_NV, slice(None)) if reducer else logits_NV
 
-    denoiser.network = every_row  # type: ignore[assignment]  # a closure cannot say that a reducer decides the type
+    trainer.computed = every_row  # type: ignore[assignment]  # a closure cannot say that a reducer decides the type
 
 
 def _data_seconds(trainer: Trainer, steps: range) -> float:

@@ -81,7 +81,7 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
                     "another process of this run has ended, and this one with it; what that one said is the reason"
                 )
             else:
-                message = f"{type(error).__name__}: {error}; run it again with --debug for the whole story"
+                message = f"{type(error).__name__}: {error}; run it again with --debug for the traceback"
             _fail(message, 1, debug)
 
     return run

@@ -52,7 +52,7 @@ def sample(
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a text.", show_default="the context")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 5,
     *,
-    precision: options.Computed = "auto",
+    precision: options.Computed = "fp32",
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,

@@ -133,8 +133,8 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
     ]
     lines = ["upper bound      value     95% interval"]
     lines += [f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}" for name, value, (low, high) in rows]
-    edges = (("prior", report.prior_nats_per_token), ("reconstruction", report.reconstruction_nats_per_token))
-    shown = [f"{nats:.6f} from the {name}" for name, nats in edges if nats]
+    terms = (("prior", report.prior_nats_per_token), ("reconstruction", report.reconstruction_nats_per_token))
+    shown = [f"{nats:.6f} from the {name}" for name, nats in terms if nats]
     if shown:
         lines.append(f"of its nats/token {' and '.join(shown)}, as the schedule does not go from 1 to 0")
     masks = report.estimator == "counts"

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 from typing_extensions import override
 
+from dlm.cli.console import errors, quiet_libraries
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +79,12 @@ class SamplerCommand(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         if self._own is None:
             described = typer.Typer(add_completion=False)
-            described.command()(_described_by_options())
+            quiet_libraries()
+            try:
+                described.command()(_described_by_options())
+            except KeyboardInterrupt:  # while torch is loaded, before the command's own errors are caught
+                errors.print("[bold red]dlm:[/] interrupted", highlight=False)
+                raise typer.Exit(130) from None
             self._own = list(self.params)
             self.params.extend(get_command(described).params)
         return super().get_params(ctx)
@@ -101,7 +107,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
         The sampler.
 
     Raises:
-        ConfigError: More than one budget is given, an option has no budget to go with, or a number is out of range.
+        ConfigError: More than one budget is given, or a number is out of range.
     """
     from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
     from dlm.lm import Sampler
@@ -129,10 +135,9 @@ def _budget(budgets: "Sequence[type[Budget]]", asked: Mapping[str, Any]) -> "Bud
         given = [name for name in asked if name in numbers]
         raise ConfigError(f"{' and '.join(map(_flag, given))} are different budgets: give one of them")
     for budget in fit:
-        hints = get_type_hints(budget)
-        allowed = {f.name: get_args(hints[f.name]) for f in fields(budget) if f.name != "name"}  # type: ignore[arg-type]
-        if all(name in allowed and (not allowed[name] or value in allowed[name]) for name, value in asked.items()):
-            return budget(**asked)
+        choices = {f.name: get_args(get_type_hints(budget)[f.name]) for f in fields(budget) if f.name != "name"}  # type: ignore[arg-type]
+        if all(not choices.get(name) or value in choices[name] for name, value in asked.items()):
+            return budget(**{name: value for name, value in asked.items() if name in choices})
     return None
 
 

@@ -19,7 +19,7 @@ def corpus(
 
     Args:
         tokenizer: Its end-of-text token goes after every document.
-        documents: Such as `dlm.data.documents.read` gives.
+        documents: Such as `dlm.data.reading.read` gives.
         length: Tokens a sequence.
         packing: As `data.packing` in the configuration.
 

@@ -9,12 +9,12 @@ from torch import Tensor
 def editable_part(editable_BL: Tensor, share: float, generators: Sequence[torch.Generator]) -> Tensor:
     """Takes a random prefix, suffix or both out of some sequences; what is taken out is never corrupted.
 
-    A chosen sequence keeps a prefix, a suffix or both with equal chances. Two cuts, uniform over the gaps between its n
-    tokens, bound what remains: one cut with an end of the sequence, or the two together; at least one token remains.
+    A chosen sequence keeps a prefix, a suffix or both with equal chances. A prefix or a suffix takes one cut, both
+    take two, uniform over the gaps between its n tokens. At least one token may still be corrupted.
 
     Args:
         editable_BL: The tokens that may be corrupted.
-        share: The share of sequences that keep clean context.
+        share: The fraction of sequences that keep clean context.
         generators: One stream a sequence.
 
     Returns:

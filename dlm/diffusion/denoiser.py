@@ -53,8 +53,8 @@ class X0Denoiser(Denoiser):
     """A network whose softmax over the symbols is p(x0 | xt) itself.
 
     For absorbing noise this is the SUBS parameterization (MDLM, 2406.07524, section 3.2.3): the mask is never
-    predicted, its logit is minus infinity, and visible tokens are carried over, which here means that only masked
-    positions are ever wanted. For other noise it is the mixture form, D3PM's x0-parameterization (2107.03006,
+    predicted, its logit is minus infinity, and visible tokens are kept, because predictions
+    are wanted at masks alone. For other noise it is the mixture form, D3PM's x0-parameterization (2107.03006,
     section 3.3). Ids that no text can hold, such as padding, are forbidden like the mask, so the bound is over
     the K symbols that text is made of.
     """
@@ -131,17 +131,17 @@ def with_own_token(log_p_NV: Tensor, z_N: Tensor, process: Process, t_N: Tensor)
     Returns:
         Log-probabilities, shape (N, V).
     """
-    return _add_at(log_p_NV, z_N, own_evidence(process, z_N, t_N))
+    return _add_at(log_p_NV, z_N, own_token_log_odds(process, z_N, t_N))
 
 
 def leave_one_out(log_p0_NV: Tensor, z_N: Tensor, process: Process, t_N: Tensor) -> Tensor:
     """p(x0_i | xt without i) from p(x0_i | xt): divided by q(z | x0), and normalised; undoes `with_own_token`."""
     if process.absorbing:
         return log_p0_NV  # a mask looks the same whatever is under it
-    return _add_at(log_p0_NV, z_N, -own_evidence(process, z_N, t_N))
+    return _add_at(log_p0_NV, z_N, -own_token_log_odds(process, z_N, t_N))
 
 
-def own_evidence(process: Process, z_N: Tensor, t_N: Tensor) -> Tensor:
+def own_token_log_odds(process: Process, z_N: Tensor, t_N: Tensor) -> Tensor:
     """What seeing z says for x0 = z: log q(z | x0 = z) - log q(z | any other x0), in nats; 0 where z is the mask."""
     shares = process.shares(t_N)
     noise_N = process.noise_of(shares, z_N)

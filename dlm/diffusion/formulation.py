@@ -103,22 +103,26 @@ class Formulation:
         *,
         order: Order | None = None,
         budget: Budget | None = None,
-        suits: Order,
+        default_order: Order,
         tokens: int,
     ) -> Rule:
         """The sampling rule that an order and a budget ask for; without them the model's own.
 
-        Where noise is masks alone, that is unmasking one token at a time in the order that suits the task, or by the
-        chain of T steps that the model was trained for; a timed network takes the steps of `Ancestral` on the
-        reverse chain. Where a token that is seen may be noise it is the reverse chain, in as many steps as the
-        budget says, or the model's own T, or one a token.
+        | noise | budget | rule |
+        |---|---|---|
+        | absorbing | none, no T or another order | unmasking one token a step |
+        | absorbing | none, T steps | unmasking by `Ancestral(T)`; the reverse chain in T steps for a timed network |
+        | absorbing | `Ancestral` | unmasking; the reverse chain for a timed network |
+        | absorbing | any other | unmasking |
+        | uniform, hybrid | none | the reverse chain in T steps, or one a token and at least `FEWEST_STEPS` |
+        | uniform, hybrid | `Ancestral`, or `FixedSteps` on a linear grid | the reverse chain in so many steps |
 
         Args:
             process: The forward process.
             token: Which token each position gets.
             order: Which masks first.
             budget: How many a step.
-            suits: The order that suits the task.
+            default_order: The order that suits the task.
             tokens: How many are to be written.
 
         Returns:
@@ -128,10 +132,10 @@ class Formulation:
             ValueError: This noise knows no such order or budget.
         """
         if process.absorbing:
-            own = self.steps if order is None and suits == Random() else None
+            own = self.steps if order is None and default_order == Random() else None
             budget = budget or (Ancestral(own) if own else OneAtATime())
             if self.counts or not isinstance(budget, Ancestral):
-                return Unmasking(process, order or budget.order or suits, budget, token)
+                return Unmasking(process, order or budget.order or default_order, budget, token)
             steps = budget.steps
         elif budget is None:
             steps = self.steps or max(tokens, FEWEST_STEPS)
@@ -147,6 +151,6 @@ class Formulation:
 
 
 NO_ORDER = (
-    "the reverse chain, by which this model writes here, goes by the clock: it has no order and no blocks; "
+    "this model writes here by the reverse chain, which has no order and no blocks: "
     "leave --order and --block-length out"
 )

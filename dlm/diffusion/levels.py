@@ -14,8 +14,8 @@ from torch import Tensor
 class Levels(Protocol):
     """The distribution of the noise level in training.
 
-    It decides how often a level is seen. A weighted loss is divided by the density and keeps its expectation; an
-    unweighted one is not, so for it the distribution is a weight as well.
+    It decides how often a level is seen. A loss that is the bound is importance-weighted by 1/density, so that its
+    expectation does not change. Plain cross-entropy is not, so for it the distribution is a weighting as well.
 
     Attributes:
         name: What the configuration calls it.

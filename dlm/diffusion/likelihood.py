@@ -28,7 +28,7 @@ class Estimator:
     """How the bound is estimated.
 
     Attributes:
-        draws: Noisy copies of each sequence, even; exact counts add the fully masked one.
+        draws: How many noisy copies of each sequence, an even number; exact counts add the fully masked one.
         steps: T, for the bound of a chain of that many steps; None for continuous time.
         timed: Whether the denoiser takes the time, so that it cannot be integrated out.
     """
@@ -53,7 +53,7 @@ class Estimator:
         generators: Sequence[torch.Generator],
         scored_BL: Tensor | None = None,
     ) -> Tensor:
-        """Upper bounds of -log p, estimated with as little scatter as the process and the denoiser allow.
+        """Upper bounds of -log p, by the estimator of least variance that the process and the denoiser allow.
 
         Args:
             denoiser: Predicts the clean tokens.
@@ -82,7 +82,9 @@ def exact_count_nelbo(
     scored_BL: Tensor,
     steps: int | None = None,
 ) -> Tensor:
-    """The any-order bound of absorbing noise, with stratified counts and complements, without its edges.
+    """The any-order bound of absorbing noise, with stratified counts and complements.
+
+    The prior and reconstruction terms are not in it.
 
     NELBO = E_{l~U{1..L}} (w_l L/l) E[sum of the cross-entropy over a uniform subset of l tokens], with w_l = 1
     in continuous time, else as in `count_weights`. The l = L term, all masks, is taken exactly. The others come
@@ -137,7 +139,7 @@ def timed_nelbo(
     scored_BL: Tensor,
     steps: int | None = None,
 ) -> Tensor:
-    """The bound of any noise, at stratified times, without its edges.
+    """The bound of any noise, at stratified times; the prior and reconstruction terms are not in it.
 
     In continuous time the integral of `nats_per_level` over the noise level, on a chain of T steps the sum of
     `step_nats`. Even levels would have infinite variance; here u is even on a grid with one random shift, and
@@ -183,7 +185,7 @@ def grid_nelbo(
     t_BD: Tensor,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """The continuous-time bound, estimated at given times, with what the two ends of time cost.
+    """The continuous-time bound, estimated at given times, with the prior and reconstruction terms.
 
     NELBO = int_0^1 -alpha'(t) E[sum of `nats_per_level`] dt; for absorbing noise -alpha'(t)/(1 - alpha(t)) times
     the masked tokens' cross-entropy (MDLM, 2406.07524, eq. 11).
@@ -229,7 +231,7 @@ def position_nats(
     Returns:
         Nats, by the noise level in continuous time, float64, shape (B, L).
     """
-    select_BL = process.informative(xt_BL)
+    select_BL = process.to_predict(xt_BL)
     if scored_BL is not None:
         select_BL = select_BL & scored_BL
     nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
@@ -267,7 +269,7 @@ def chain_rule_nll(
     Raises:
         ValueError: The order is drawn at random.
     """
-    if order.draws:
+    if order.is_random:
         raise ValueError("the chain rule needs an order that is not drawn at random")
     scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
     x_BL = x0_BL.masked_fill(scored_BL, process.mask_id)

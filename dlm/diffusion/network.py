@@ -1,6 +1,7 @@
 """The seam to the network: what it is told, and what it gives back.
 
-Wrappers (a shift, guidance, a cache) are networks or denoisers around another; all that one may need is in its input.
+Wrappers (a shift, guidance, a cache) are networks or denoisers around another. A call's rows, attention and cache are
+in its input; a prompt, or the blocks of a text, the wrapper keeps itself, by the rows of the canvas.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,7 @@ class Cache(Protocol):
         ...
 
     def crop(self, max_length: int) -> None:
-        """Drops the last tokens; of a negative number, as many."""
+        """Keeps the first `max_length` tokens; if negative, drops that many from the end."""
         ...
 
 
@@ -33,7 +34,7 @@ class NetworkInput:
         time_B: The time of each row in [0, 1]; a network without time conditioning ignores it.
         rows_B: Which rows of the canvas these are, where a sampler passes some of them; None for all of them.
         attention: Boolean, what each query sees, shape (L, M + L) or (B, L, M + L); None for every token.
-        cache: The M tokens that stand before the ids; None for none. A call leaves it as it was.
+        cache: The M tokens that stand before the ids; None for none. A call leaves it as it was; its owner fills it.
     """
 
     ids_BL: Tensor
@@ -45,8 +46,7 @@ class NetworkInput:
 
     def of_wanted(self, per_row_B: Tensor) -> Tensor:
         """One value a row as one value a wanted position, shape (N,), where the ids are."""
-        row_N = self.wanted_BL.nonzero()[:, 0]
-        return per_row_B[row_N.to(per_row_B.device)].to(self.ids_BL.device)
+        return per_row_B.to(self.ids_BL.device)[self.wanted_BL.nonzero()[:, 0]]
 
 
 class Reduced(NamedTuple):
@@ -62,7 +62,9 @@ class Reduced(NamedTuple):
 
 
 Reducer = Callable[[Tensor, slice], Reduced]
-"""(predictions_CV, which of the N rows they are) -> their share of the total, and their values, shape (C,).
+"""(predictions_CV, which of the N rows they are) -> what these rows add to the total, and a value for each, shape (C,).
+
+A network hands over logits, a denoiser log-probabilities.
 
 Rows must not depend on each other, so that a network may hand over a few at a time and never hold N x V numbers.
 """
@@ -134,6 +136,8 @@ class ShiftedNetwork:
 
     def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         """Logits of the wanted positions, or what the reducer makes of them; see `Network`."""
+        if inputs.attention is not None or inputs.cache is not None:
+            raise ValueError("a shift prepends a token: wrap attention and cache around the network inside of it")
         first_B1 = torch.full_like(inputs.ids_BL[:, :1], self.first_id)
         unwanted_B1 = torch.zeros_like(inputs.wanted_BL[:, :1])
         shifted = replace(

@@ -11,7 +11,7 @@ class Shares(NamedTuple):
     """What a token is at one time: three probabilities that sum to 1, tensors of one shape.
 
     Attributes:
-        clean: Still the clean token: alpha.
+        clean: Still the clean token; alpha itself for absorbing and uniform noise.
         masked: The mask.
         random: A symbol drawn without a look at the clean one, which it may be by chance.
     """
@@ -48,8 +48,8 @@ class Noise(Protocol):
             alpha: The value, from 1 (clean) to 0 (pure noise). It is differentiated through.
 
         Returns:
-            Three tensors of that shape. masked/clean and random/clean must not fall as alpha does: what
-            one moment has added, the next cannot take back.
+            Three tensors of that shape. masked/clean and random/clean must not fall as t grows, or a
+            transition would have negative probabilities.
         """
         ...
 

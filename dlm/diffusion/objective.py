@@ -144,7 +144,7 @@ class TimedObjective:
         loss_mask_BL = torch.ones_like(x0_BL, dtype=torch.bool) if loss_mask_BL is None else loss_mask_BL
         s_B, t_B, weight_B = self._times(process, draws.u_B)
         xt_BL = process.corrupt(x0_BL, t_B, draws.generators, loss_mask_BL)
-        select_BL = process.informative(xt_BL) & loss_mask_BL
+        select_BL = process.to_predict(xt_BL) & loss_mask_BL
         inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
         s_N, t_N, weight_N = (inputs.of_wanted(x) for x in (s_B, t_B, weight_B))
         x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]

@@ -143,7 +143,7 @@ class Process:
         _, pi_S = self.on(z.device)
         return torch.where(z == self.mask_id, shares.masked, shares.random * pi_S[z])
 
-    def informative(self, xt_BL: Tensor) -> Tensor:
+    def to_predict(self, xt_BL: Tensor) -> Tensor:
         """Where something is left to predict: at masks, and everywhere if a token that is seen may be noise."""
         return xt_BL == self.mask_id if self.absorbing else torch.ones_like(xt_BL, dtype=torch.bool)
 
@@ -193,7 +193,7 @@ class Process:
         return x0_BL.masked_fill(random_subset(generators, editable_BL, count_B), self.mask_id)
 
     def prior(self, generators: Sequence[torch.Generator], editable_BL: Tensor) -> Tensor:
-        """Draws the state at t = 1 of a text whose symbols are all equally likely.
+        """Draws x1 from q(x1 | x0), with x0 uniform over the symbols.
 
         For a schedule that ends at 0 this is the noise: all masks, or random symbols.
 
@@ -223,7 +223,7 @@ class Process:
         """Draws xs from the posterior q(xs | xt, x0), one step back on the chain.
 
         With x0 drawn from p(x0 | xt), xs is a draw of the mixture form sum_x0 q(xs | xt, x0) p(x0 | xt) (D3PM,
-        2107.03006, eq. 4). The posterior has four ways to be: xt stays, x0 shows, the mask, another symbol.
+        2107.03006, eq. 4). xs is xt, or x0, or the mask, or a symbol drawn from pi.
 
         Args:
             xt_BL: Noisy ids.
@@ -239,15 +239,15 @@ class Process:
         early, step = (
             Shares(*(x[:, None] for x in shares)) for shares in (self.shares(s_B), self.transition(s_B, t_B))
         )
-        came_BL = self.noise_of(step, xt_BL)
-        stays_BL = step.clean * ((xt_BL == x0_BL) * early.clean + self.noise_of(early, xt_BL))
-        shows_BL, random_BL = came_BL * early.clean, came_BL * early.random
-        whole_BL = stays_BL + shows_BL + random_BL + came_BL * early.masked
-        u_BL = random_scores(generators, editable_BL) * whole_BL
-        symbol_BL = self._symbol((u_BL - stays_BL - shows_BL) / random_BL)
-        xs_BL = torch.where(u_BL < stays_BL + shows_BL + random_BL, symbol_BL, self.mask_id)
-        xs_BL = torch.where(u_BL < stays_BL + shows_BL, x0_BL, xs_BL)
-        return torch.where(~editable_BL | (u_BL < stays_BL), xt_BL, xs_BL)
+        transition_BL = self.noise_of(step, xt_BL)
+        keep_BL = step.clean * ((xt_BL == x0_BL) * early.clean + self.noise_of(early, xt_BL))
+        reveal_BL, random_BL = transition_BL * early.clean, transition_BL * early.random
+        total_BL = keep_BL + reveal_BL + random_BL + transition_BL * early.masked
+        u_BL = random_scores(generators, editable_BL) * total_BL
+        symbol_BL = self._symbol((u_BL - keep_BL - reveal_BL) / random_BL)
+        xs_BL = torch.where(u_BL < keep_BL + reveal_BL + random_BL, symbol_BL, self.mask_id)
+        xs_BL = torch.where(u_BL < keep_BL + reveal_BL, x0_BL, xs_BL)
+        return torch.where(~editable_BL | (u_BL < keep_BL), xt_BL, xs_BL)
 
     @cached_property
     def prior_nats_S(self) -> Tensor:

@@ -26,14 +26,14 @@ class StepInput:
     Attributes:
         index: The step's number in this block, from 1.
         x_BL: Ids, which the rule does not change in place.
-        open_BL: The positions that it may change.
-        open_at_start_B: How many were open before the first step of this block.
+        active_BL: The positions that it may change.
+        initial_count_B: How many were open before the first step of this block.
     """
 
     index: int
     x_BL: Tensor
-    open_BL: Tensor
-    open_at_start_B: Tensor
+    active_BL: Tensor
+    initial_count_B: Tensor
 
 
 class Changes(NamedTuple):
@@ -54,11 +54,11 @@ class Rule(Protocol):
     """One step of a sampler.
 
     Attributes:
-        settles: Whether a token that was written stays as it is.
+        tokens_are_final: Whether a token that was written stays as it is.
         steps: The number of steps in a block; None where it goes on until nothing is open.
     """
 
-    settles: ClassVar[bool]
+    tokens_are_final: ClassVar[bool]
 
     @property
     def steps(self) -> int | None:
@@ -69,7 +69,7 @@ class Rule(Protocol):
         """The canvas with noise at every editable position."""
         ...
 
-    def open(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+    def active(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
         """The positions of a block that may still change."""
         ...
 
@@ -105,23 +105,23 @@ class Unmasking:
     order: Order
     budget: Budget
     token: TokenChoice
-    settles: ClassVar[bool] = True
+    tokens_are_final: ClassVar[bool] = True
     steps: ClassVar[int | None] = None
 
     def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
         """Masks at every editable position; see `Rule`."""
         return canvas_BL.masked_fill(editable_BL, self.process.mask_id)
 
-    def open(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+    def active(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
         """The masks; see `Rule`."""
         return (x_BL == self.process.mask_id) & block_BL
 
     def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
         """Reveals what the budget allows, with one network call; see `Rule`."""
-        x_BL, open_BL = given.x_BL, given.open_BL
-        rows = open_BL.any(1).nonzero()[:, 0]
+        x_BL, active_BL = given.x_BL, given.active_BL
+        rows = active_BL.any(1).nonzero()[:, 0]
         count_R = None
-        if not self.budget.informed:
+        if not self.budget.needs_predictions:
             streams = [generators[b] for b in rows.tolist()]
             count_R = self.budget.count(self._budgeted(given, rows), streams)
             rows, count_R = rows[count_R > 0], count_R[count_R > 0]
@@ -130,11 +130,11 @@ class Unmasking:
 
         # From here on R stands for the rows that change in this step.
         streams = [generators[b] for b in rows.tolist()]
-        x_RL, open_RL = x_BL[rows], open_BL[rows]
+        x_RL, open_RL = x_BL[rows], active_BL[rows]
         share_R = (x_RL == self.process.mask_id).double().mean(1)
         inputs = NetworkInput(x_RL, open_RL, self._time(share_R), rows_B=rows)
         predictions = None
-        if self.order.informed or self.budget.informed:
+        if self.order.needs_predictions or self.budget.needs_predictions:
             predictions = Predictions(denoiser(inputs), open_RL)
         scores_RL = self.order.score(open_RL, predictions, streams)
         if count_R is None:
@@ -143,7 +143,7 @@ class Unmasking:
         log_p_NV = predictions.at(chosen_RL) if predictions else denoiser(replace(inputs, wanted_BL=chosen_RL))
         u_N = torch.cat(uniforms(streams, count_R.tolist()))
 
-        changed_BL = torch.zeros_like(open_BL).index_copy(0, rows, chosen_RL)
+        changed_BL = torch.zeros_like(active_BL).index_copy(0, rows, chosen_RL)
         new_BL = x_BL.index_copy(0, rows, x_RL.masked_scatter(chosen_RL, self.token.draw(log_p_NV, u_N)))
         called_B = torch.zeros(len(x_BL), dtype=torch.bool).index_fill(0, rows.cpu(), True)
         return Changes(new_BL, changed_BL, called_B)
@@ -152,9 +152,9 @@ class Unmasking:
         self, given: StepInput, rows: Tensor, scores_RL: Tensor | None = None, predictions: Predictions | None = None
     ) -> Step:
         """What the budget is told of some rows."""
-        masked_R = given.open_BL[rows].sum(1)
+        masked_R = given.active_BL[rows].sum(1)
         return Step(
-            given.index, masked_R, given.open_at_start_B[rows], scores_RL, predictions, schedule=self.process.schedule
+            given.index, masked_R, given.initial_count_B[rows], scores_RL, predictions, schedule=self.process.schedule
         )
 
     def _time(self, share_R: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class ReverseChain:
     process: Process
     steps: int
     token: TokenChoice
-    settles: ClassVar[bool] = False
+    tokens_are_final: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -188,18 +188,18 @@ class ReverseChain:
         """The noise at t = 1 at every editable position; see `Rule`."""
         return self.process.prior(generators, editable_BL).to(canvas_BL.device).where(editable_BL, canvas_BL)
 
-    def open(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+    def active(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
         """Masks, and everything else that may be noise; see `Rule`."""
-        return self.process.informative(x_BL) & block_BL
+        return self.process.to_predict(x_BL) & block_BL
 
     def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
         """Goes back by one time; see `Rule`."""
-        x_BL, open_BL, k = given.x_BL, given.open_BL, self.steps + 1 - given.index
+        x_BL, active_BL, k = given.x_BL, given.active_BL, self.steps + 1 - given.index
         s_B, t_B = (
             torch.full((len(x_BL),), i / self.steps, dtype=torch.float64, device=x_BL.device) for i in (k - 1, k)
         )
-        log_p_NV = denoiser(NetworkInput(x_BL, open_BL, t_B))
-        u_N = torch.cat(uniforms(generators, open_BL.sum(1).tolist()))
-        x0_BL = x_BL.masked_scatter(open_BL, self.token.draw(log_p_NV, u_N))
-        xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, open_BL)
-        return Changes(xs_BL, xs_BL != x_BL, open_BL.any(1).cpu())
+        log_p_NV = denoiser(NetworkInput(x_BL, active_BL, t_B))
+        u_N = torch.cat(uniforms(generators, active_BL.sum(1).tolist()))
+        x0_BL = x_BL.masked_scatter(active_BL, self.token.draw(log_p_NV, u_N))
+        xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, active_BL)
+        return Changes(xs_BL, xs_BL != x_BL, active_BL.any(1).cpu())

@@ -59,20 +59,20 @@ def sample(
     Yields:
         The noise before the first step, the state after every step that changed something, and the last state.
     """
-    stop_id = stop_id if rule.settles else None
+    stop_id = stop_id if rule.tokens_are_final else None
     x_BL = rule.begin(canvas_BL, editable_BL, generators)
     calls, calls_B, unchanged_BL = 0, torch.zeros(len(x_BL), dtype=torch.long), torch.zeros_like(editable_BL)
     yield (last := State(x_BL, editable_BL, unchanged_BL, calls, calls_B))
 
     for block_BL in _blocks(editable_BL, block_length):
-        open_at_start_B: Tensor | None = None
+        initial_count_B: Tensor | None = None
         for index in range(1, rule.steps + 1) if rule.steps else itertools.count(1):
-            open_BL = rule.open(x_BL, block_BL) & ~_stopped(x_BL, editable_BL, stop_id)
-            if open_at_start_B is None:
-                open_at_start_B = open_BL.sum(1)
-            if not open_BL.any():
+            active_BL = rule.active(x_BL, block_BL) & ~_stopped(x_BL, editable_BL, stop_id)
+            if initial_count_B is None:
+                initial_count_B = active_BL.sum(1)
+            if not active_BL.any():
                 break
-            changes = rule.step(StepInput(index, x_BL, open_BL, open_at_start_B), denoiser, generators)
+            changes = rule.step(StepInput(index, x_BL, active_BL, initial_count_B), denoiser, generators)
             if changes is None:
                 continue
             x_BL = changes.x_BL
@@ -80,7 +80,7 @@ def sample(
             if changes.changed_BL.any():
                 yield (last := State(x_BL, editable_BL, changes.changed_BL, calls, calls_B))
 
-    if stop_id is not None and (rest_BL := rule.open(x_BL, editable_BL)).any():
+    if stop_id is not None and (rest_BL := rule.active(x_BL, editable_BL)).any():
         yield State(x_BL.masked_fill(rest_BL, stop_id), editable_BL, rest_BL, calls, calls_B)
     elif calls > last.calls:
         yield State(x_BL, editable_BL, unchanged_BL, calls, calls_B)

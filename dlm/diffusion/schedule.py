@@ -1,4 +1,7 @@
-"""Noise schedules: alpha(t), the probability that a token is still clean at time t."""
+"""Noise schedules: alpha(t), which falls as noise grows.
+
+With absorbing and with uniform noise alpha(t) is the probability that a token is still clean.
+"""
 
 import math
 from collections.abc import Hashable
@@ -19,7 +22,7 @@ class NoiseSchedule(Hashable, Protocol):
         ...
 
     def alpha(self, t: Tensor) -> Tensor:
-        """The probability that a token is still clean at time `t`."""
+        """The value at time `t`."""
         ...
 
     def alpha_prime(self, t: Tensor) -> Tensor:
@@ -144,7 +147,7 @@ def noise_levels(schedule: NoiseSchedule) -> tuple[float, float]:
 
 
 def time_at(schedule: NoiseSchedule, level: Tensor) -> Tensor:
-    """The time whose noise level is this share of the way from that at t = 0 to that at t = 1.
+    """The time at which the noise level is at this fraction between its values at t = 0 and t = 1.
 
     Args:
         schedule: alpha(t).

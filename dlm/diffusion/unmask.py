@@ -68,12 +68,12 @@ class Order(Protocol):
     """Which of the masked positions come first.
 
     Attributes:
-        informed: Whether it looks at the predictions.
-        draws: Whether it draws random numbers.
+        needs_predictions: Whether it looks at the predictions.
+        is_random: Whether it draws random numbers.
     """
 
-    informed: ClassVar[bool]
-    draws: ClassVar[bool]
+    needs_predictions: ClassVar[bool]
+    is_random: ClassVar[bool]
 
     @property
     def name(self) -> str:
@@ -90,8 +90,8 @@ class Random:
     """Any masked position is as likely as any other. With one at a time, or ancestral, this order is exact."""
 
     name: Literal["random"] = "random"
-    informed: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
+    needs_predictions: ClassVar[bool] = False
+    is_random: ClassVar[bool] = True
 
     def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """A random number each; see `Order`."""
@@ -103,8 +103,8 @@ class LeftToRight:
     """The leftmost masked position first."""
 
     name: Literal["left-to-right"] = "left-to-right"
-    informed: ClassVar[bool] = False
-    draws: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
 
     def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """Minus the position; see `Order`."""
@@ -117,8 +117,8 @@ class Confidence:
     """The position whose best token is the most probable first (MaskGIT, 2202.04200; LLaDA, 2502.09992)."""
 
     name: Literal["confidence"] = "confidence"
-    informed: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = True
+    is_random: ClassVar[bool] = False
 
     def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """The largest probability; see `Order`."""
@@ -131,8 +131,8 @@ class Margin:
     """The position where the best token leads the second best by most first (2502.06768)."""
 
     name: Literal["margin"] = "margin"
-    informed: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = True
+    is_random: ClassVar[bool] = False
 
     def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """The lead; see `Order`."""
@@ -145,8 +145,8 @@ class Entropy:
     """The position with the least entropy first."""
 
     name: Literal["entropy"] = "entropy"
-    informed: ClassVar[bool] = True
-    draws: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = True
+    is_random: ClassVar[bool] = False
 
     def score(self, candidates_BL: Tensor, predictions: Predictions | None, generators: Generators) -> Tensor:
         """Minus the entropy; see `Order`."""
@@ -165,8 +165,8 @@ class Step:
         index: The step's number in this block, from 1.
         masked_B: How many positions are masked now.
         start_B: How many were masked before the first step.
-        scores_BL: The order's scores; None where the budget is not informed.
-        predictions: The predictions; None where the budget is not informed.
+        scores_BL: The order's scores; None for a budget that needs none.
+        predictions: The predictions; None for a budget that needs none.
         schedule: alpha(t) of the model's process.
     """
 
@@ -185,12 +185,12 @@ class Budget(Protocol):
     metadata has its help.
 
     Attributes:
-        informed: Whether it looks at the predictions. One that does not is asked first, and a step in
+        needs_predictions: Whether it looks at the predictions. One that does not is asked first, and a step in
             which it reveals nothing costs no network call.
         order: The order that goes with it where none is asked for; None for the order that suits the task.
     """
 
-    informed: ClassVar[bool]
+    needs_predictions: ClassVar[bool]
     order: ClassVar[Order | None]
 
     @property
@@ -223,7 +223,7 @@ class FixedSteps:
         metadata={"help": "How --steps are laid out; binomial reveals each token on its own (ancestral sampling)."},
     )
     name: Literal["fixed"] = "fixed"
-    informed: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
     order: ClassVar[Order | None] = None
 
     def __post_init__(self) -> None:
@@ -244,7 +244,7 @@ class OneAtATime:
     """One position a step: L calls, and with a random order exact for continuous time (2409.02908, first-hitting)."""
 
     name: Literal["one"] = "one"
-    informed: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
     order: ClassVar[Order | None] = None
 
     def count(self, step: Step, generators: Generators) -> Tensor:
@@ -267,7 +267,7 @@ class Ancestral:
     steps: int
     grid: Literal["binomial"] = "binomial"
     name: Literal["ancestral"] = "ancestral"
-    informed: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
     order: ClassVar[Order | None] = None
 
     def __post_init__(self) -> None:
@@ -297,7 +297,7 @@ class Threshold:
 
     threshold: float = field(metadata={"help": "Budget: every token above this probability."})
     name: Literal["threshold"] = "threshold"
-    informed: ClassVar[bool] = True
+    needs_predictions: ClassVar[bool] = True
     order: ClassVar[Order | None] = Confidence()
 
     def __post_init__(self) -> None:
@@ -322,7 +322,7 @@ class Factor:
 
     factor: float = field(metadata={"help": "Budget: the most n with (n+1)(1-p_n) below this."})
     name: Literal["factor"] = "factor"
-    informed: ClassVar[bool] = True
+    needs_predictions: ClassVar[bool] = True
     order: ClassVar[Order | None] = Confidence()
 
     def __post_init__(self) -> None:
@@ -351,7 +351,7 @@ class EntropyBound:
         metadata={"help": "Budget: as many as keep the joint entropy error below this, in nats."}
     )
     name: Literal["entropy-bound"] = "entropy-bound"
-    informed: ClassVar[bool] = True
+    needs_predictions: ClassVar[bool] = True
     order: ClassVar[Order | None] = Entropy()
 
     def __post_init__(self) -> None:

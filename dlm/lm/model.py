@@ -21,7 +21,7 @@ from dlm.lm.scoring import Score, score_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
-from dlm.model.loading import load_model
+from dlm.model.loading import load_model, position_offset
 from dlm.model.locate import is_adapter, resolve
 from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
@@ -117,7 +117,9 @@ class DiffusionLM:
         self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
-        context = int(getattr(model.config, "max_position_embeddings", 512))
+        context = int(getattr(model.config, "max_position_embeddings", 512)) - position_offset(
+            model.config.model_type, ids.pad
+        )
         self.sidecar = sidecar or Sidecar(Formulation(), context, ids.mask)
         if self.sidecar.mask_id != ids.mask:
             raise CheckpointError(
@@ -129,11 +131,11 @@ class DiffusionLM:
         self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         scoring: Precision = "fp32" if precision == "auto" else precision
         forbidden = self.process.vocabulary.forbidden
-        unspelled = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
-        self.denoiser = self._predicts(forbidden, scoring)
-        self.sampling_denoiser = self._predicts(unspelled, self.precision)
-        self.infilling_denoiser = self._predicts((*unspelled, ids.end), self.precision)
-        self._ranking_denoiser = self._predicts((*unspelled, ids.end), scoring)
+        known = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
+        self.denoiser = self._forbidding(forbidden, scoring)
+        self.sampling_denoiser = self._forbidding(known, self.precision)
+        self.infilling_denoiser = self._forbidding((*known, ids.end), self.precision)
+        self._ranking_denoiser = self._forbidding((*known, ids.end), scoring)
 
     @classmethod
     def from_pretrained(
@@ -235,8 +237,8 @@ class DiffusionLM:
             num: How many texts.
             length: Tokens to write; what the context leaves room for by default.
             sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
-                where seen tokens may be noise the reverse chain, without steps of its own in as many as tokens
-                (at least 64).
+                where seen tokens may be noise the reverse chain, in T steps, or without T in one step a token and at
+                least 64.
             seed: Text number i depends on the seed and i alone, not on the batch.
             batch_size: Texts written side by side.
             watch: Called with every state.
@@ -246,7 +248,7 @@ class DiffusionLM:
 
         Raises:
             DataError: The prompt, or the prompt and the length, do not fit the context.
-            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
         given, room = self._given(prompt)
@@ -331,7 +333,7 @@ class DiffusionLM:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
-            ConfigError: The sampler needs masks, and the model's process has none, or none for good.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
         canvases = [lay_out(each, self.tokenizer, self.process.mask_id, self.context) for each in templates]
@@ -424,9 +426,9 @@ class DiffusionLM:
             )
         return given, room
 
-    def _predicts(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
+    def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
-        network = in_precision(self._backbone, self.device, precision)
+        network = in_precision(self._backbone, precision)
         return self.formulation.denoiser(network, self.process, forbidden, self._end_id)
 
 

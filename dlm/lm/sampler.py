@@ -34,13 +34,13 @@ class Sampler:
     token: TokenChoice = field(default_factory=TokenChoice)
     block_length: int | None = None
 
-    def rule(self, formulation: Formulation, process: Process, suits: Order, tokens: int) -> Rule:
+    def rule(self, formulation: Formulation, process: Process, default_order: Order, tokens: int) -> Rule:
         """What this asks of a model; see `Formulation.rule`.
 
         Args:
             formulation: The model's.
             process: Its forward process.
-            suits: The order that suits the task.
+            default_order: The order that suits the task.
             tokens: How many are to be written.
 
         Returns:
@@ -51,7 +51,7 @@ class Sampler:
         """
         try:
             rule = formulation.rule(
-                process, self.token, order=self.order, budget=self.budget, suits=suits, tokens=tokens
+                process, self.token, order=self.order, budget=self.budget, default_order=default_order, tokens=tokens
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error

@@ -24,12 +24,19 @@ def native_precision(device: torch.device) -> Precision:
     return "bf16" if bf16_is_native(device) else "fp32"
 
 
-def in_precision(module: nn.Module, device: torch.device, precision: Precision) -> Network:
-    """A module as a network that computes in a precision; log-probabilities are float32 or wider in any case."""
+def in_precision(module: nn.Module, precision: Precision) -> Network:
+    """A module as a network that computes in a precision; what is made of the logits is float32 or wider."""
 
     def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found: Tensor | Reduced = module(inputs, reducer)
+        device = inputs.ids_BL.device.type
+
+        def outside(logits_CV: Tensor, rows: slice) -> Reduced:
+            assert reducer is not None
+            with torch.autocast(device, enabled=False):
+                return reducer(logits_CV, rows)
+
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            found: Tensor | Reduced = module(inputs, outside if reducer else None)
         return found
 
     return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned

@@ -117,7 +117,9 @@ def every_text(states: int, length: int) -> Tensor:
 
 
 def exact_bound(denoiser: Denoiser, process: Process, x0_L: Tensor, steps: int | None) -> float:
-    """The bound of one text, edges included: every noisy text is enumerated, and time is summed or integrated.
+    """The bound of one text, with its prior and reconstruction terms.
+
+    Every noisy text is enumerated, and time is summed or integrated.
 
     Args:
         denoiser: Predicts the clean tokens.

@@ -70,8 +70,8 @@ class _Given:
 
     first: tuple[int, ...]
     name: Literal["given"] = "given"
-    informed: ClassVar[bool] = False
-    draws: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
 
     def score(
         self, candidates_BL: Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]

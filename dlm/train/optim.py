@@ -43,7 +43,9 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    optimizers: list[Optimizer] = [AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
+    optimizers: list[Optimizer] = []
+    if groups:
+        optimizers.append(AdamW(groups, lr=config.lr, betas=config.betas, fused=True))
     if hidden:
         optimizers.append(
             FullMatrixMuon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay, momentum=config.momentum)

@@ -29,7 +29,7 @@ from dlm.train.sharding import sharding
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PATIENCE = timedelta(days=1)
+TIMEOUT = timedelta(days=1)
 """How long the other processes wait for the first, which may have to download and tokenise a corpus."""
 
 
@@ -95,7 +95,7 @@ def first_of_machine_first(accelerator: Accelerator) -> Iterator[None]:
         None, once this process may go on.
     """
     together = accelerator.num_processes > 1
-    waiting = dist.new_group(backend="gloo", timeout=PATIENCE) if together else None
+    waiting = dist.new_group(backend="gloo", timeout=TIMEOUT) if together else None
     if together and not accelerator.is_local_main_process:
         dist.barrier(waiting)
     yield

@@ -85,7 +85,7 @@ class Trainer:
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
         self._end_id = ids.end
         # Set here, because Accelerate sets it only where weights are not sharded.
-        self.denoiser = self._denoiser(in_precision(self.network, self.device, self.precision))
+        self.computed = in_precision(self.network, self.precision)
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
@@ -148,7 +148,7 @@ class Trainer:
         began = time.perf_counter()
         config, world = self.config.train, self.accelerator.num_processes
         self.network.train()
-        denoiser = self._denoiser_at(step)
+        denoiser = self.denoiser_at(step)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         for micro, positions in enumerate(self.micros):
             last = micro == len(self.micros) - 1
@@ -187,15 +187,14 @@ class Trainer:
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
 
-    def _denoiser_at(self, step: int) -> Denoiser:
+    def denoiser_at(self, step: int) -> Denoiser:
         """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""
         model = self.config.model
         if step > model.annealing:
-            return self.denoiser
+            return self._denoiser(self.computed)
         length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
-        network = in_precision(self.network, self.device, self.precision)
-        return self._denoiser(with_attention(network, open_LL.to(self.device)))
+        return self._denoiser(with_attention(self.computed, open_LL.to(self.device)))
 
     def _any(self, mine: bool) -> bool:
         """Whether a flag is set on any process; all of them must stop after the same step."""

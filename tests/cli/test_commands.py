@@ -141,6 +141,7 @@ BUDGETS: list[tuple[Sequence[str], range]] = [
     (["--steps", "4", "--grid", "cosine"], range(4, 5)),
     (["--steps", "4", "--grid", "binomial"], range(1, 5)),
     (["--threshold", "0"], range(1, 2)),
+    (["--threshold", "0", "--grid", "cosine"], range(1, 2)),
     (["--threshold", "1"], range(CONTEXT, CONTEXT + 1)),
     (["--factor", "1e9"], range(1, 2)),
     (["--factor", "0.001"], range(1, CONTEXT + 1)),

@@ -233,7 +233,7 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(DiffusionLM, "generate", broken)
     code, out, err = invoke(shelf, "sample @model")
-    expected = "dlm: RuntimeError: two lines [bold]; run it again with --debug for the whole story\n"
+    expected = "dlm: RuntimeError: two lines [bold]; run it again with --debug for the traceback\n"
     assert (code, out, err) == (1, "", expected)
     monkeypatch.setattr(DiffusionLM, "generate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert invoke(shelf, "sample @model") == (130, "", "dlm: interrupted\n")

@@ -9,7 +9,7 @@ from scipy import stats
 from torch import Tensor
 
 from dlm.diffusion.bound import count_weights, nats_per_level, prior_and_reconstruction_nats, step_nats
-from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_out, own_evidence, with_own_token
+from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_out, own_token_log_odds, with_own_token
 from dlm.diffusion.draws import generator
 from dlm.diffusion.matrices import posterior
 from dlm.diffusion.network import FunctionNetwork
@@ -275,9 +275,9 @@ def test_what_a_token_says_of_itself(process: Process) -> None:
     if process.noise.randomises:
         others = [SYMBOLS[(i + 1) % 4] for i in range(4)]
         expected = (q[SYMBOLS, SYMBOLS] / q[SYMBOLS, others]).log()
-        torch.testing.assert_close(own_evidence(process, torch.tensor(SYMBOLS), t_N), expected)
+        torch.testing.assert_close(own_token_log_odds(process, torch.tensor(SYMBOLS), t_N), expected)
     if process.noise.masks:
-        assert own_evidence(process, torch.tensor([VOCABULARY.mask_id]), t_N[:1]).tolist() == [0.0]
+        assert own_token_log_odds(process, torch.tensor([VOCABULARY.mask_id]), t_N[:1]).tolist() == [0.0]
 
 
 @pytest.mark.parametrize(("s", "t"), SPANS)

@@ -142,7 +142,7 @@ def test_every_call_changes_every_row_it_sees_and_asks_for_no_more_than_it_needs
         rows = state.changed_BL.any(1)
         calls_B += rows
         assert torch.equal(xt_RL, before.x_BL[rows])
-        if order.informed or budget.informed:
+        if order.needs_predictions or budget.needs_predictions:
             assert (state.changed_BL[rows] & ~select_RL).sum() == 0 and (xt_RL[select_RL] == MASK).all()
         else:
             assert torch.equal(select_RL, state.changed_BL[rows])

@@ -316,7 +316,7 @@ def test_what_is_drawn_does_not_depend_on_neighbours_and_padding(drawn: Process)
 def test_where_something_is_left_to_predict() -> None:
     xt_BL = torch.tensor([[1, 2, 3, 2]])
     for noise, expected in ((Absorbing(), [False, True, False, True]), (Uniform(), [True] * 4), (Hybrid(), [True] * 4)):
-        assert Process(noise, Linear(), VOCABULARY).informative(xt_BL).tolist() == [expected]
+        assert Process(noise, Linear(), VOCABULARY).to_predict(xt_BL).tolist() == [expected]
 
 
 # The ends of time

@@ -82,7 +82,7 @@ def chain(denoiser: Denoiser, process: Process, length: int, steps: int) -> tupl
     p_M = marginal(process, 1.0)[:, process.vocabulary.symbols_K].mean(1)[texts_ML].prod(-1)
     for k in range(steps, 0, -1):
         s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
-        select_ML = process.informative(texts_ML)
+        select_ML = process.to_predict(texts_ML)
         p_MLS = torch.nn.functional.one_hot(texts_ML, process.vocabulary.size).double()
         p_MLS[select_ML] = ask(denoiser, texts_ML, t.expand(len(texts_ML)), select_ML).exp()
         xs_MLS = p_MLS if k == 1 else posterior(process, texts_ML, p_MLS, s, t)

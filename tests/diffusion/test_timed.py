@@ -231,7 +231,7 @@ def test_the_loss_is_the_bound_without_its_ends_or_plain_cross_entropy_or_both(
     terms = TimedObjective(weighting, levels, steps)(denoiser, process, x0_BL, draws)
     ((xt_BL, t_B, select_BL),) = denoiser.told
     ce = -float(ask(denoiser, xt_BL, t_B, select_BL).gather(-1, x0_BL[select_BL][:, None]).sum())
-    assert torch.equal(select_BL, process.informative(xt_BL)) and int(terms.predicted) == int(select_BL.sum())
+    assert torch.equal(select_BL, process.to_predict(xt_BL)) and int(terms.predicted) == int(select_BL.sum())
     assert int(terms.tokens) == 60
     if weighting.weighted:
         bound = float(terms.nelbo) - float(prior_and_reconstruction_nats(process, x0_BL).sum())

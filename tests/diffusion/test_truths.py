@@ -207,8 +207,8 @@ class Given:
 
     rank: tuple[int, ...]
     name: str = "given"
-    informed: ClassVar[bool] = False
-    draws: ClassVar[bool] = False
+    needs_predictions: ClassVar[bool] = False
+    is_random: ClassVar[bool] = False
 
     def score(
         self, loss_mask_BL: torch.Tensor, predictions: Predictions | None, generators: Sequence[torch.Generator]

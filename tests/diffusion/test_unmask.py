@@ -90,7 +90,7 @@ def test_the_threshold_and_the_factor_are_strict() -> None:
     assert counted(Factor(1.5), even, Confidence()) == 1 and counted(Factor(1.5 + 1e-9), even, Confidence()) == 2
 
 
-@pytest.mark.parametrize("budget", [budget for budget in BUDGETS if budget.informed], ids=named)
+@pytest.mark.parametrize("budget", [budget for budget in BUDGETS if budget.needs_predictions], ids=named)
 def test_a_budget_never_counts_what_is_not_masked(budget: Budget) -> None:
     # Four positions, one masked: at the others nothing was predicted, and that is no certainty.
     where = torch.tensor([[False, False, True, False]])

@@ -30,7 +30,7 @@ def example(choice: type[Any]) -> Any:
 
 
 ORDERS: list[Order] = defaults(AnyOrder)
-FIXED_ORDERS: list[Order] = [order for order in ORDERS if not order.draws]
+FIXED_ORDERS: list[Order] = [order for order in ORDERS if not order.is_random]
 """Those that draw no random numbers."""
 
 BUDGETS: list[Budget] = [example(choice) for choice in get_args(AnyBudget)]
