@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 from typer.main import get_command
 from typing_extensions import override
 
-from dlm.cli.console import errors, quiet_libraries
+from dlm.cli.console import errors
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class SamplerCommand(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         if self._own is None:
             described = typer.Typer(add_completion=False)
-            quiet_libraries()
             try:
                 described.command()(_described_by_options())
             except KeyboardInterrupt:  # while torch is loaded, before the command's own errors are caught

@@ -20,6 +20,8 @@ def defined(file: str) -> set[str]:
             names.add(node.name)
             members = node.body if isinstance(node, ast.ClassDef) else []
             names |= {f"{node.name}.{part.name}" for part in members if isinstance(part, ast.FunctionDef)}
+            fields = (part.target for part in members if isinstance(part, ast.AnnAssign))
+            names |= {f"{node.name}.{field.id}" for field in fields if isinstance(field, ast.Name)}
     return names
 
 
