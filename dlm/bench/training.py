@@ -151,7 +151,7 @@ def predict_every_row(trainer: Trainer) -> None:
         logits_NV = network(whole)[inputs.wanted_BL.flatten()]
         return reducer(logits_NV, slice(None)) if reducer else logits_NV
 
-    trainer.computed = every_row  # type: ignore[assignment]  # a closure cannot say that a reducer decides the type
+    trainer.predict_with(every_row)  # type: ignore[arg-type]  # a closure cannot say that a reducer decides the type
 
 
 def _data_seconds(trainer: Trainer, steps: range) -> float:

@@ -111,7 +111,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
     from dlm.lm import Sampler
 
-    asked = {name: value for name, value in given.items() if value is not None}
+    asked = dict(given)
     order = asked.pop("order", None)
     block_length = asked.pop("block_length", None)
     token = {f.name: asked.pop(f.name) for f in fields(TokenChoice) if f.name in asked}

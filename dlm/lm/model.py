@@ -117,10 +117,10 @@ class DiffusionLM:
         self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
-        context = int(getattr(model.config, "max_position_embeddings", 512)) - position_offset(
-            model.config.model_type, ids.pad
-        )
-        self.sidecar = sidecar or Sidecar(Formulation(), context, ids.mask)
+        if sidecar is None:
+            positions = int(getattr(model.config, "max_position_embeddings", 512))
+            sidecar = Sidecar(Formulation(), positions - position_offset(model.config.model_type, ids.pad), ids.mask)
+        self.sidecar = sidecar
         if self.sidecar.mask_id != ids.mask:
             raise CheckpointError(
                 f"the mask of this tokenizer is {ids.mask} and the model was trained with {self.sidecar.mask_id}: "

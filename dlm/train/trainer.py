@@ -85,7 +85,7 @@ class Trainer:
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
         self._end_id = ids.end
         # Set here, because Accelerate sets it only where weights are not sharded.
-        self.computed = in_precision(self.network, self.precision)
+        self.predict_with(in_precision(self.network, self.precision))
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
@@ -94,6 +94,10 @@ class Trainer:
             self.batches.restore(self.progress.places or [])
         self.micros = micro_batches(self.config, self.accelerator)
         self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps)
+
+    def predict_with(self, network: Network) -> None:
+        """Sets the network that every step runs, made into a denoiser once."""
+        self.computed, self.denoiser = network, self._denoiser(network)
 
     def _denoiser(self, network: Network) -> Denoiser:
         """The network in training as a denoiser."""
@@ -191,7 +195,7 @@ class Trainer:
         """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""
         model = self.config.model
         if step > model.annealing:
-            return self._denoiser(self.computed)
+            return self.denoiser
         length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
         return self._denoiser(with_attention(self.computed, open_LL.to(self.device)))

@@ -16,6 +16,7 @@ from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.noise import Absorbing, Shares
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.schedule import NoiseSchedule
+from dlm.selftest.joints import every_text
 from tests.support.networks import ask
 
 
@@ -95,7 +96,7 @@ class Joint(Denoiser):
         return self.table.shape[0]
 
     def texts(self) -> Tensor:
-        return torch.tensor(list(itertools.product(range(self.symbols), repeat=self.length)))
+        return every_text(self.symbols, self.length)
 
     def log_p(self, texts: Tensor) -> Tensor:
         return torch.stack([self.table[tuple(x.tolist())].log() for x in texts])
