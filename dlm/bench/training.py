@@ -162,7 +162,7 @@ def _data_seconds(trainer: Trainer, steps: range) -> float:
     watch = Stopwatch(torch.device("cpu"))
     with watch:
         for step in range(steps.stop, steps.stop + count):
-            trainer.batches.batch(step, range(rows))
+            trainer.prepare(trainer.batches.batch(step, range(rows)), step, range(rows))
     return watch.median() / count
 
 

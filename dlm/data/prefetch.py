@@ -1,12 +1,14 @@
 """The next batches, made in a thread while the network computes with this one."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from dlm.data.batches import Batch
+
+Made = TypeVar("Made")
 
 
 class Batches(Protocol):
@@ -26,29 +28,32 @@ class Batches(Protocol):
         ...
 
 
-class Prefetched:
+class Prefetched(Generic[Made]):
     """One process's micro-batches, made ahead in a thread.
 
     Attributes:
         state: The source's state after the micro-batch that was given out last, whatever has been made since.
     """
 
-    def __init__(self, source: Batches, parts: Sequence[range], steps: int) -> None:
+    def __init__(
+        self, source: Batches, parts: Sequence[range], steps: int, prepare: Callable[[Batch, int, range], Made]
+    ) -> None:
         """Prepares; nothing is made before the first call of `batch`.
 
         Args:
             source: Where batches come from; nothing else may call it until `close`.
             parts: The positions in the global batch of each micro-batch, the same in every step.
             steps: The last step; batches beyond it are made only when asked for.
+            prepare: What is made of a micro-batch, its step and its positions, in the same thread.
         """
         self.state: dict[str, Any] | None = None
-        self._source, self._parts, self._steps = source, parts, steps
+        self._source, self._parts, self._steps, self._prepare = source, parts, steps, prepare
         self._depth = -(-source.ahead // len(parts[0]))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dlm-batches")
         self._plan: Iterator[tuple[int, int]] = iter(())
-        self._made: deque[tuple[tuple[int, int], Future[tuple[Batch, dict[str, Any] | None]]]] = deque()
+        self._made: deque[tuple[tuple[int, int], Future[tuple[Made, dict[str, Any] | None]]]] = deque()
 
-    def batch(self, step: int, part: int) -> Batch:
+    def batch(self, step: int, part: int) -> Made:
         """One micro-batch; the first call may ask for any, and each later call must ask for the next.
 
         Args:
@@ -56,7 +61,7 @@ class Prefetched:
             part: Its number within the step.
 
         Returns:
-            One row a position.
+            What was made of it.
 
         Raises:
             DataError: The source cannot be read.
@@ -85,5 +90,6 @@ class Prefetched:
         for asked in islice(self._plan, count):
             self._made.append((asked, self._thread.submit(self._part, *asked)))
 
-    def _part(self, step: int, part: int) -> tuple[Batch, dict[str, Any] | None]:
-        return self._source.batch(step, self._parts[part]), self._source.state()
+    def _part(self, step: int, part: int) -> tuple[Made, dict[str, Any] | None]:
+        batch, state = self._source.batch(step, self._parts[part]), self._source.state()
+        return self._prepare(batch, step, self._parts[part]), state

@@ -49,6 +49,28 @@ class FunctionDenoiser(Denoiser):
         return self.function(inputs)
 
 
+class PlacedDenoiser(Denoiser):
+    """A denoiser that computes on a device, for inputs made on the CPU; its predictions stay on the device."""
+
+    def __init__(self, denoiser: Denoiser, device: Callable[[], torch.device]) -> None:
+        """Wraps a denoiser.
+
+        Args:
+            denoiser: What predicts.
+            device: Says where its network is.
+        """
+        self.denoiser = denoiser
+        self.device = device
+
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        """Log-probabilities log_p0_NV, on the device; see `Denoiser`."""
+        return self.denoiser(inputs.to(self.device()))
+
+    def reduce(self, inputs: NetworkInput, reducer: Reducer) -> Reduced:
+        """Reduces the predictions on the device; see `Denoiser`."""
+        return self.denoiser.reduce(inputs.to(self.device()), reducer)
+
+
 class X0Denoiser(Denoiser):
     """A network whose softmax over the symbols is p(x0 | xt) itself.
 
@@ -115,7 +137,7 @@ class LeaveOneOutDenoiser(X0Denoiser):
         self.process = process
 
     def _log_p0(self, inputs: NetworkInput) -> Callable[[Tensor, slice], Tensor]:
-        z_N, t_N = inputs.ids_BL[inputs.wanted_BL], inputs.of_wanted(inputs.time_B)
+        z_N, t_N = inputs.ids_BL.flatten()[inputs.index_N], inputs.of_wanted(inputs.time_B)
         return lambda logits_CV, rows: with_own_token(self._allowed(logits_CV), z_N[rows], self.process, t_N[rows])
 
 

@@ -6,7 +6,8 @@ in its input; a prompt, or the blocks of a text, the wrapper keeps itself, by th
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, overload
+from functools import cached_property
+from typing import NamedTuple, Protocol, Self, overload
 
 import torch
 from torch import Tensor
@@ -24,9 +25,19 @@ class Cache(Protocol):
         ...
 
 
+def copied(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; a copy from the CPU's memory to a GPU's does not wait for what the GPU is computing."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
 @dataclass(frozen=True)
 class NetworkInput:
     """One call of a network.
+
+    Samplers and objectives make it on the CPU, where their random numbers are, and move it: nothing has to wait for a
+    GPU to tell where the wanted positions are.
 
     Attributes:
         ids_BL: Noisy ids.
@@ -35,6 +46,7 @@ class NetworkInput:
         rows_B: Which rows of the canvas these are, where a sampler passes some of them; None for all of them.
         attention: Boolean, what each query sees, shape (L, M + L) or (B, L, M + L); None for every token.
         cache: The M tokens that stand before the ids; None for none. A call leaves it as it was; its owner fills it.
+        padded: Whether some ids are padding; None where nobody has looked.
     """
 
     ids_BL: Tensor
@@ -43,10 +55,31 @@ class NetworkInput:
     rows_B: Tensor | None = None
     attention: Tensor | None = None
     cache: Cache | None = None
+    padded: bool | None = None
+
+    @cached_property
+    def index_N(self) -> Tensor:
+        """The wanted positions, as indices into all B x L."""
+        return self.wanted_BL.flatten().nonzero()[:, 0]
 
     def of_wanted(self, per_row_B: Tensor) -> Tensor:
         """One value a row as one value a wanted position, shape (N,), where the ids are."""
-        return per_row_B.to(self.ids_BL.device)[self.wanted_BL.nonzero()[:, 0]]
+        return per_row_B.to(self.ids_BL.device)[self.index_N // self.wanted_BL.shape[1]]
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device; `index_N` is found before it is moved."""
+        if self.ids_BL.device == device:
+            return self
+        attention = None if self.attention is None else copied(self.attention, device)
+        moved = replace(
+            self,
+            ids_BL=copied(self.ids_BL, device),
+            wanted_BL=copied(self.wanted_BL, device),
+            time_B=copied(self.time_B, device),
+            attention=attention,
+        )
+        vars(moved)["index_N"] = copied(self.index_N, device)
+        return moved
 
 
 class Reduced(NamedTuple):
@@ -145,4 +178,6 @@ class ShiftedNetwork:
             ids_BL=torch.cat([first_B1, inputs.ids_BL], 1),
             wanted_BL=torch.cat([inputs.wanted_BL, unwanted_B1], 1),
         )
+        # Known without looking: each row is one longer.
+        vars(shifted)["index_N"] = inputs.index_N + inputs.index_N // inputs.ids_BL.shape[1]
         return self.network(shifted) if reducer is None else self.network(shifted, reducer)

@@ -1,8 +1,9 @@
 """Training objectives: a batch of clean text in, sums in nats and counts out."""
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from dlm.diffusion.bound import (
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
 from dlm.diffusion.levels import Levels
-from dlm.diffusion.network import NetworkInput, Reduced
+from dlm.diffusion.network import NetworkInput, Reduced, copied
 from dlm.diffusion.process import Process
 from dlm.diffusion.schedule import noise_levels, time_at
 from dlm.diffusion.weighting import Weighting
@@ -44,30 +45,81 @@ class LossTerms:
     predicted: Tensor
 
 
-class Objective(Protocol):
-    """A training loss."""
+@dataclass(frozen=True)
+class Corrupted:
+    """A batch of noisy text, and what its predictions are compared with.
 
-    def __call__(
-        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
-    ) -> LossTerms:
-        """Corrupts the batch, predicts it and compares.
+    Attributes:
+        inputs: What the network is to read.
+        x0_N: The clean tokens at the wanted positions.
+        values_N: What the objective knows of each of them, such as a weight.
+        tokens: Number of tokens that the bound is over.
+        constant: Nats of the bound that no prediction changes: the prior and the reconstruction term.
+    """
+
+    inputs: NetworkInput
+    x0_N: Tensor
+    values_N: tuple[Tensor, ...]
+    tokens: Tensor
+    constant: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        if self.x0_N.device == device:
+            return self
+        return replace(
+            self,
+            inputs=self.inputs.to(device),
+            x0_N=copied(self.x0_N, device),
+            values_N=tuple(copied(x, device) for x in self.values_N),
+            tokens=copied(self.tokens, device),
+            constant=copied(self.constant, device),
+        )
+
+
+class Objective(ABC):
+    """A training loss, in two halves: what needs random numbers, and what needs the network.
+
+    The first half runs on the CPU, where the random numbers are, ahead of the step that needs it.
+    """
+
+    @abstractmethod
+    def corrupt(self, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None) -> Corrupted:
+        """Corrupts a batch.
 
         Args:
-            denoiser: Predicts the clean tokens.
-            process: Corrupts them.
+            process: How.
             x0_BL: Clean ids.
             draws: The randomness of this batch.
             loss_mask_BL: The tokens that count, such as all but padding; all of them by default. The others
                 are never corrupted.
 
         Returns:
+            The noisy batch, where the clean one is.
+        """
+
+    @abstractmethod
+    def loss(self, denoiser: Denoiser, process: Process, batch: Corrupted) -> LossTerms:
+        """Predicts a corrupted batch, and compares.
+
+        Args:
+            denoiser: Predicts the clean tokens.
+            process: What the batch was corrupted with.
+            batch: What `corrupt` made, where the denoiser computes.
+
+        Returns:
             Sums and counts over the batch.
         """
-        ...
+
+    def __call__(
+        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
+    ) -> LossTerms:
+        """Both halves; see `corrupt` and `loss`."""
+        return self.loss(denoiser, process, self.corrupt(process, x0_BL, draws, loss_mask_BL))
 
 
 @dataclass(frozen=True)
-class MaskedObjective:
+class MaskedObjective(Objective):
     """Absorbing noise with an exact number of masks a sequence, for a denoiser that takes no time.
 
     With l drawn from q and S_l the summed cross-entropy of a uniform subset of l of the L tokens,
@@ -85,10 +137,8 @@ class MaskedObjective:
     levels: Levels
     steps: int | None = None
 
-    def __call__(
-        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
-    ) -> LossTerms:
-        """One masked copy of each sequence; see `Objective`."""
+    def corrupt(self, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None) -> Corrupted:
+        """One masked copy of each sequence; the values are the weights of the bound. See `Objective`."""
         loss_mask_BL = torch.ones_like(x0_BL, dtype=torch.bool) if loss_mask_BL is None else loss_mask_BL
         length_B = loss_mask_BL.sum(1).double()
         level_B = self.levels.level(draws.u_B).to(x0_BL.device)
@@ -96,17 +146,19 @@ class MaskedObjective:
         count_B = torch.minimum((level_B * length_B).floor() + 1.0, length_B)
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, loss_mask_BL)
         masked_BL = (xt_BL == process.mask_id) & loss_mask_BL
-
         inputs = NetworkInput(xt_BL, masked_BL, count_B / length_B.clamp(min=1.0))
-        x0_N, weight_N = x0_BL[masked_BL], inputs.of_wanted(self._weight(process, count_B, length_B))
+        return _corrupted(process, inputs, x0_BL, loss_mask_BL, self._weight(process, count_B, length_B))
+
+    def loss(self, denoiser: Denoiser, process: Process, batch: Corrupted) -> LossTerms:
+        """The weighted cross-entropy of the masked tokens; see `Objective`."""
+        (weight_N,) = batch.values_N
 
         def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
-            ce_C = cross_entropy(log_p0_CV, x0_N[rows])
+            ce_C = cross_entropy(log_p0_CV, batch.x0_N[rows])
             nats_C = weight_N[rows].to(ce_C) * ce_C
             return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        loss, nats_N = denoiser.reduce(inputs, reducer)
-        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, loss_mask_BL)
+        return _terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
 
     def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
         """w_l / (l q(l)), with q(l) the probability that a drawn level gives this count."""
@@ -120,7 +172,7 @@ class MaskedObjective:
 
 
 @dataclass(frozen=True)
-class TimedObjective:
+class TimedObjective(Objective):
     """Any noise, with a time drawn for each sequence; in continuous time, or on a chain of T steps.
 
     The noise level is drawn and the time follows from it, so that what is trained on is the same under any
@@ -137,17 +189,19 @@ class TimedObjective:
     levels: Levels
     steps: int | None = None
 
-    def __call__(
-        self, denoiser: Denoiser, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None
-    ) -> LossTerms:
-        """One noisy copy of each sequence; see `Objective`."""
+    def corrupt(self, process: Process, x0_BL: Tensor, draws: Draws, loss_mask_BL: Tensor | None = None) -> Corrupted:
+        """One noisy copy of each sequence; the values are two times and the weight of the bound. See `Objective`."""
         loss_mask_BL = torch.ones_like(x0_BL, dtype=torch.bool) if loss_mask_BL is None else loss_mask_BL
         s_B, t_B, weight_B = self._times(process, draws.u_B)
         xt_BL = process.corrupt(x0_BL, t_B, draws.generators, loss_mask_BL)
-        select_BL = process.to_predict(xt_BL) & loss_mask_BL
-        inputs = NetworkInput(xt_BL, select_BL, t_B.to(x0_BL.device))
-        s_N, t_N, weight_N = (inputs.of_wanted(x) for x in (s_B, t_B, weight_B))
-        x0_N, z_N = x0_BL[select_BL], xt_BL[select_BL]
+        wanted_BL = process.to_predict(xt_BL) & loss_mask_BL
+        inputs = NetworkInput(xt_BL, wanted_BL, t_B.to(x0_BL.device))
+        return _corrupted(process, inputs, x0_BL, loss_mask_BL, s_B, t_B, weight_B)
+
+    def loss(self, denoiser: Denoiser, process: Process, batch: Corrupted) -> LossTerms:
+        """Each token's term of the bound, or its cross-entropy; see `Objective`."""
+        s_N, t_N, weight_N = batch.values_N
+        x0_N, z_N = batch.x0_N, batch.inputs.ids_BL.flatten()[batch.inputs.index_N]
 
         def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
             ce_C = cross_entropy(log_p0_CV, x0_N[rows])
@@ -161,8 +215,7 @@ class TimedObjective:
                     nats_C = weight_N[rows] * step_nats(*seen, s_N[rows], t_N[rows])
             return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        loss, nats_N = denoiser.reduce(inputs, reducer)
-        return _terms(self.weighting, self.levels, process, loss, nats_N, x0_BL, loss_mask_BL)
+        return _terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two times of each sequence, s <= t, and one over the probability of them."""
@@ -179,34 +232,34 @@ class TimedObjective:
         return s_B, t_B, 1.0 / (self.levels.cdf(above_B) - self.levels.cdf(below_B))
 
 
+def _corrupted(
+    process: Process, inputs: NetworkInput, x0_BL: Tensor, loss_mask_BL: Tensor, *values_B: Tensor
+) -> Corrupted:
+    """The batch, with one value a row as one a wanted position."""
+    return Corrupted(
+        inputs,
+        x0_BL.flatten()[inputs.index_N],
+        tuple(inputs.of_wanted(x_B) for x_B in values_B),
+        loss_mask_BL.sum().double(),
+        (prior_and_reconstruction_nats(process, x0_BL) * loss_mask_BL).sum(),
+    )
+
+
 def _to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:
     """The sum that the weighting asks for, from each row's cross-entropy and term of the bound."""
     loss = nats_C.sum() if weighting.weighted else ce_C.sum()
     return loss + weighting.auxiliary * ce_C.sum() if weighting.auxiliary else loss
 
 
-def _terms(
-    weighting: Weighting,
-    levels: Levels,
-    process: Process,
-    loss: Tensor,
-    nats_N: Tensor,
-    x0_BL: Tensor,
-    loss_mask_BL: Tensor,
-) -> LossTerms:
+def _terms(weighting: Weighting, levels: Levels, batch: Corrupted, reduced: Reduced) -> LossTerms:
     """The sums, from the loss and each predicted token's term of the bound."""
-    tokens, predicted = loss_mask_BL.sum().double(), torch.tensor(float(len(nats_N)), device=nats_N.device).double()
-    with torch.no_grad():
-        nelbo = nats_N.sum()
-        bound = (
-            nelbo + (prior_and_reconstruction_nats(process, x0_BL) * loss_mask_BL).sum()
-            if levels.complete
-            else nelbo * math.nan
-        )
+    loss, nats_N = reduced
+    predicted = torch.full_like(batch.tokens, len(nats_N))
+    bound = nats_N.sum() + batch.constant if levels.complete else torch.full_like(batch.constant, math.nan)
     return LossTerms(
         loss=loss,
-        count=tokens if weighting.weighted else predicted,
-        nelbo=bound.detach(),
-        tokens=tokens,
+        count=batch.tokens if weighting.weighted else predicted,
+        nelbo=bound,
+        tokens=batch.tokens,
         predicted=predicted,
     )

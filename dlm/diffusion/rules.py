@@ -144,7 +144,9 @@ class Unmasking:
         u_N = torch.cat(uniforms(streams, count_R.tolist()))
 
         changed_BL = torch.zeros_like(active_BL).index_copy(0, rows, chosen_RL)
-        new_BL = x_BL.index_copy(0, rows, x_RL.masked_scatter(chosen_RL, self.token.draw(log_p_NV, u_N)))
+        new_BL = x_BL.index_copy(
+            0, rows, x_RL.masked_scatter(chosen_RL, self.token.draw(log_p_NV, u_N).to(x_RL.device))
+        )
         called_B = torch.zeros(len(x_BL), dtype=torch.bool).index_fill(0, rows.cpu(), True)
         return Changes(new_BL, changed_BL, called_B)
 
@@ -200,6 +202,6 @@ class ReverseChain:
         )
         log_p_NV = denoiser(NetworkInput(x_BL, active_BL, t_B))
         u_N = torch.cat(uniforms(generators, active_BL.sum(1).tolist()))
-        x0_BL = x_BL.masked_scatter(active_BL, self.token.draw(log_p_NV, u_N))
+        x0_BL = x_BL.masked_scatter(active_BL, self.token.draw(log_p_NV, u_N).to(x_BL.device))
         xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, active_BL)
         return Changes(xs_BL, xs_BL != x_BL, active_BL.any(1).cpu())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.draws import random_scores, uniforms
+from dlm.diffusion.network import copied
 from dlm.diffusion.nucleus import keep_nucleus_
 from dlm.diffusion.schedule import Linear, NoiseSchedule
 
@@ -39,7 +40,8 @@ class Predictions:
 
     def at(self, chosen_BL: Tensor) -> Tensor:
         """The rows of `chosen_BL`, a subset of the positions."""
-        return self.log_p_NV[chosen_BL[self.candidates_BL]]
+        chosen_N = chosen_BL[self.candidates_BL].nonzero()[:, 0]
+        return self.log_p_NV.index_select(0, copied(chosen_N, self.log_p_NV.device))
 
     @cached_property
     def confidence_BL(self) -> Tensor:
@@ -59,9 +61,9 @@ class Predictions:
         return self._dense(-(self.log_p_NV.exp() * finite_NV).sum(-1))
 
     def _dense(self, values_N: Tensor) -> Tensor:
-        return torch.zeros(self.candidates_BL.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(
-            self.candidates_BL, values_N
-        )
+        """Values of positions, where the positions are."""
+        values_N = values_N.to(self.candidates_BL.device)
+        return values_N.new_zeros(self.candidates_BL.shape).masked_scatter(self.candidates_BL, values_N)
 
 
 class Order(Protocol):
@@ -417,7 +419,7 @@ class TokenChoice:
         rows = max(CPU_SLICE // log_p_NV.shape[-1], 1) if log_p_NV.device.type == "cpu" else len(log_p_NV)
         # One block of memory for all slices: fetching it anew would take longer than the arithmetic.
         work_NV = torch.empty((rows, log_p_NV.shape[-1]), dtype=torch.float64, device=log_p_NV.device)
-        slices = zip(log_p_NV.split(rows), u_N.to(log_p_NV.device).split(rows), strict=True)
+        slices = zip(log_p_NV.split(rows), copied(u_N, log_p_NV.device).split(rows), strict=True)
         return torch.cat([self._invert(part_NV, part_N, work_NV[: len(part_NV)]) for part_NV, part_N in slices])
 
     def _invert(self, log_p_NV: Tensor, u_N: Tensor, work_NV: Tensor) -> Tensor:

@@ -89,18 +89,17 @@ def written_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], hole: r
     return "".join(pieces(tokenizer, list(ids[: hole.stop]))[hole.start :])
 
 
-def stack(canvases: Sequence[Canvas], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def stack(canvases: Sequence[Canvas], pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows of unequal length side by side.
 
     Args:
         canvases: The rows.
         pad_id: What fills up the shorter ones, on the right.
-        device: Where to.
 
     Returns:
-        Ids, and whether each position is editable; both of shape (B, L).
+        Ids, and whether each position is editable; both of shape (B, L), on the CPU.
     """
     width = max(len(canvas.ids) for canvas in canvases)
     ids_BL = [canvas.ids + [pad_id] * (width - len(canvas.ids)) for canvas in canvases]
     editable_BL = [canvas.editable + [False] * (width - len(canvas.ids)) for canvas in canvases]
-    return torch.tensor(ids_BL, device=device), torch.tensor(editable_BL, device=device)
+    return torch.tensor(ids_BL), torch.tensor(editable_BL)

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Literal, Self, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm import hub
 from dlm.config import Config, Pretrained
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.unmask import Margin, Random
 from dlm.errors import CheckpointError, DataError
 from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_text
@@ -133,8 +135,10 @@ class DiffusionLM:
         forbidden = self.process.vocabulary.forbidden
         known = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
         self.denoiser = self._forbidding(forbidden, scoring)
-        self.sampling_denoiser = self._forbidding(known, self.precision)
-        self.infilling_denoiser = self._forbidding((*known, ids.end), self.precision)
+        self.sampling_denoiser: Denoiser = PlacedDenoiser(self._forbidding(known, self.precision), lambda: self.device)
+        self.infilling_denoiser: Denoiser = PlacedDenoiser(
+            self._forbidding((*known, ids.end), self.precision), lambda: self.device
+        )
         self._ranking_denoiser = self._forbidding((*known, ids.end), scoring)
 
     @classmethod
@@ -261,7 +265,7 @@ class DiffusionLM:
         stop_id = self._end_id if prompt else None
         samples = []
         for indices in _batches(range(num), batch_size):
-            rows = stack([canvas] * len(indices), self._pad_id, self.device)
+            rows = stack([canvas] * len(indices), self._pad_id)
             streams = [generator(seed, "sample", i) for i in indices]
             final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_id=stop_id, watch=watch)
             for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
@@ -343,11 +347,11 @@ class DiffusionLM:
         estimator = self.formulation.estimator(draws)
         results: list[list[Infilling]] = [[] for _ in templates]
         for jobs in _batches([(i, number) for i in range(len(templates)) for number in range(num)], batch_size):
-            rows_BL, editable_BL = stack([canvases[i] for i, _ in jobs], self._pad_id, self.device)
+            rows_BL, editable_BL = stack([canvases[i] for i, _ in jobs], self._pad_id)
             streams = [generator(seed, "infill", *job) for job in jobs]
             final = sampler.write(rule, self.infilling_denoiser, rows_BL, editable_BL, streams, watch=watch)
             ranks = [generator(seed, "rank") for _ in jobs]
-            scores = score_rows(self._ranking_denoiser, self.process, estimator, final.x_BL, editable_BL, ranks)
+            scores = self._score(self._ranking_denoiser, estimator, final.x_BL, editable_BL, ranks)
             for (i, _), ids, calls, score in zip(
                 jobs, final.x_BL.tolist(), final.calls_B.tolist(), scores, strict=True
             ):
@@ -379,9 +383,8 @@ class DiffusionLM:
             raise DataError(
                 f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"
             )
-        rows = stack([Canvas.after(given, ids)], self._pad_id, self.device)
-        estimator, streams = self.formulation.estimator(draws), [generator(seed, "score")]
-        return score_rows(self.denoiser, self.process, estimator, *rows, streams)[0]
+        rows = stack([Canvas.after(given, ids)], self._pad_id)
+        return self._score(self.denoiser, self.formulation.estimator(draws), *rows, [generator(seed, "score")])[0]
 
     def nelbo(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0, batch_size: int = 16) -> list[float]:
         """Upper bounds of texts' negative log-likelihoods, each text followed by its end.
@@ -406,9 +409,9 @@ class DiffusionLM:
         estimator = self.formulation.estimator(draws)
         nats = [0.0] * (pieces[-1][0] + 1 if pieces else 0)
         for numbered in _batches(list(enumerate(pieces)), batch_size):
-            rows = stack([canvas for _, (_, canvas) in numbered], self._pad_id, self.device)
+            rows = stack([canvas for _, (_, canvas) in numbered], self._pad_id)
             streams = [generator(seed, "nelbo", number) for number, _ in numbered]
-            scores = score_rows(self.denoiser, self.process, estimator, *rows, streams)
+            scores = self._score(self.denoiser, estimator, *rows, streams)
             for (_, (index, _)), score in zip(numbered, scores, strict=True):
                 nats[index] -= score.log_likelihood
         return nats
@@ -425,6 +428,18 @@ class DiffusionLM:
                 f"the prompt takes {len(given)} tokens and the context of this model is {self.context}: shorten it"
             )
         return given, room
+
+    def _score(
+        self,
+        denoiser: Denoiser,
+        estimator: Estimator,
+        x0_BL: Tensor,
+        editable_BL: Tensor,
+        streams: Sequence[torch.Generator],
+    ) -> list[Score]:
+        """Scores rows made on the CPU; see `score_rows`."""
+        rows = x0_BL.to(self.device), editable_BL.to(self.device)
+        return score_rows(denoiser, self.process, estimator, *rows, streams)
 
     def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""

@@ -1,10 +1,11 @@
 """The network: a HuggingFace model made bidirectional, its vocabulary projected only where asked."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
 from transformers import PreTrainedModel
 
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
@@ -50,7 +51,7 @@ class Backbone(nn.Module):
         self.model = model
         self.pad_id = pad_id
         self.time_embedding = time_embedding
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled = False
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
 
@@ -78,22 +79,32 @@ class Backbone(nn.Module):
             read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None]
         if inputs.cache is not None:
             read |= {"past_key_values": inputs.cache, "use_cache": True}
-        body = self._compiled if self._compiled and self.training else self.model.base_model
-        hidden_BLD = body(**read).last_hidden_state
+        # Outside of training shapes vary, and each would be compiled anew.
+        with set_stance("force_eager") if self._compiled and not self.training else nullcontext():
+            hidden_BLD = self.model.base_model(**read).last_hidden_state
         if inputs.cache is not None:
             inputs.cache.crop(-inputs.ids_BL.shape[1])  # the model has added the keys and values of these ids
-        rows_ND: Tensor = hidden_BLD[inputs.wanted_BL]
+        rows_ND: Tensor = hidden_BLD.flatten(0, 1).index_select(0, inputs.index_N)
         return rows_ND
 
-    def compile_body(self) -> None:
-        """Compiles everything below the head, for training only: there shapes are constant."""
-        self._compiled = torch.compile(self.model.base_model.forward)
+    def compile_layers(self) -> None:
+        """Compiles the layers, for training only: there shapes are constant.
+
+        Layers of one kind share what is compiled. The attention mask is made outside of them: where it is traced, some
+        versions of transformers (5.17 is one) make one even if every token is seen, which rules out flash attention.
+        """
+        kinds = set(self._no_split_modules)
+        layers = [module for module in self.model.modules() if type(module).__name__ in kinds]
+        for module in layers or [self.model.base_model]:
+            module.compile()
+        self._compiled = True
 
     def _attend(self, inputs: NetworkInput) -> Tensor | None:
         """The attention mask: None for all tokens, the ones that are no padding, or what is added to each logit."""
-        xt_BL, seen_BM = inputs.ids_BL, None  # nothing is padded: the common case, and the fastest
-        if self.pad_id is not None and (padding_BL := xt_BL == self.pad_id).any():
-            seen_BM = ~padding_BL
+        xt_BL, pad_id = inputs.ids_BL, self.pad_id
+        seen_BM = None  # nothing is padded: the common case, and the fastest
+        if pad_id is not None and inputs.padded is not False and (inputs.padded or (xt_BL == pad_id).any()):
+            seen_BM = xt_BL != pad_id
             if inputs.cache is not None:  # cached tokens are not padding
                 seen_BM = torch.nn.functional.pad(seen_BM, (inputs.cache.get_seq_length(), 0), value=True)
         if inputs.attention is None:

@@ -57,24 +57,49 @@ def build_optimizers(model: nn.Module, config: Optim) -> list[Optimizer]:
 
 
 class FullMatrixMuon(Muon):
-    """Muon whose update sees full matrices, also where they are sharded.
+    """Muon whose update sees full matrices, also where they are sharded, and many of them at once on a GPU.
 
     Orthogonalisation needs the full matrix. By itself, torch would exchange partial products of a sharded one in
     bfloat16 eleven times. Here each matrix is gathered, one at a time. Every process takes torch's own step on it and
     keeps its shard, so the step is bit for bit that of a matrix that is not sharded.
+
+    On a GPU, torch's own step takes the matrices one after another, and starting its small products takes far longer
+    than computing them. Here all matrices of one shape are multiplied together.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Takes one step; see `torch.optim.Muon`."""
-        sharded = [p for group in self.param_groups for p in group["params"] if isinstance(p, DTensor)]
-        if not sharded:
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if all(p.is_cuda and not isinstance(p, DTensor) for p in parameters):
+            for group in self.param_groups:
+                self.step_together(group)
+            return None
+        if not any(isinstance(p, DTensor) for p in parameters):
             return super().step(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
                     self._step_full(p, {key: value for key, value in group.items() if key != "params"})
         return None
+
+    @torch.no_grad()
+    def step_together(self, group: dict[str, Any]) -> None:
+        """Takes the step of `torch.optim.Muon` on a group of parameters, all matrices of one shape together."""
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                shapes.setdefault(p.shape, []).append(p)
+        for (rows, columns), matrices in shapes.items():
+            gradients = [p.grad for p in matrices if p.grad is not None]
+            averages = [self.state[p]["momentum_buffer"] for p in matrices]
+            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
+            updates_PMN = orthogonalised(torch.stack(list(updates)), group["ns_coefficients"], group["ns_steps"])
+            scale = math.sqrt(max(1.0, rows / columns))
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(matrices, list(updates_PMN.to(matrices[0]).unbind()), alpha=-group["lr"] * scale)
 
     def _step_full(self, p: Tensor, settings: dict[str, Any]) -> None:
         assert p.grad is not None
@@ -86,6 +111,32 @@ class FullMatrixMuon(Muon):
         optimizer.step()
         p.copy_(shard_like(matrix.detach(), p))
         self.state[p] = {key: shard_like(value, p) for key, value in optimizer.state[matrix].items()}
+
+
+def orthogonalised(matrices_PMN: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+    """Moves the singular values of matrices towards 1, by Newton-Schulz iterations in bfloat16.
+
+    With X of norm at most 1 each iteration is aX + b(XX')X + c(XX')(XX')X (Muon; 2502.16982, section 2.1).
+
+    Args:
+        matrices_PMN: P matrices of one shape.
+        coefficients: a, b and c.
+        steps: The number of iterations.
+
+    Returns:
+        P matrices in bfloat16.
+    """
+    a, b, c = coefficients
+    x_PMN = matrices_PMN.bfloat16()
+    tall = x_PMN.shape[1] > x_PMN.shape[2]
+    if tall:
+        x_PMN = x_PMN.mT
+    x_PMN = x_PMN / x_PMN.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram_PMM = x_PMN @ x_PMN.mT
+        update_PMM = torch.baddbmm(gram_PMM, gram_PMM, gram_PMM, beta=b, alpha=c)
+        x_PMN = torch.baddbmm(x_PMN, update_PMM, x_PMN, beta=a)
+    return x_PMN.mT if tall else x_PMN
 
 
 def learning_rate_factor(step: int, steps: int, config: Optim) -> float:

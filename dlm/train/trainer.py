@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
 
+from dlm.data.batches import Batch
 from dlm.data.prefetch import Prefetched
 from dlm.data.run_data import read_run_data
 from dlm.diffusion.context import editable_part
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator, stratified_draws
-from dlm.diffusion.network import Network
-from dlm.diffusion.objective import LossTerms
+from dlm.diffusion.network import Network, copied
+from dlm.diffusion.objective import Corrupted
 from dlm.errors import InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
@@ -43,6 +45,18 @@ from dlm.train.setup import (
 )
 from dlm.train.sharding import full_tensor, reshard
 from dlm.train.state import TrainingState
+
+
+class Prepared(NamedTuple):
+    """A micro-batch that waits for its step.
+
+    Attributes:
+        batch: The noisy text.
+        seen: The number of tokens in it.
+    """
+
+    batch: Corrupted
+    seen: torch.Tensor
 
 
 class Trainer:
@@ -79,11 +93,11 @@ class Trainer:
         if self.config.train.gradient_checkpointing:
             checkpoint_gradients(model)
         if self.config.train.compile:
-            self.backbone.compile_body()
+            self.backbone.compile_layers()
         optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
-        self._end_id = ids.end
+        self._end_id, self._pad_id = ids.end, ids.pad
         # Set here, because Accelerate sets it only where weights are not sharded.
         self.predict_with(in_precision(self.network, self.precision))
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
@@ -93,7 +107,7 @@ class Trainer:
             self._state.restore(at[0])
             self.batches.restore(self.progress.places or [])
         self.micros = micro_batches(self.config, self.accelerator)
-        self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps)
+        self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps, self.prepare)
 
     def predict_with(self, network: Network) -> None:
         """Sets the network that every step runs, made into a denoiser once."""
@@ -159,26 +173,19 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 # Dropout depends on the sequences of a micro-batch, not on the process that computes it.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
-                terms, seen = self._terms(denoiser, step, micro)
+                corrupted, seen = self.upcoming.batch(step, micro)
+                terms = self.objective.loss(denoiser, self.process, corrupted.to(self.device))
                 terms.loss.backward()  # not Accelerate's, which divides by a number from its environment
-            sums += torch.stack([terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, seen]).to(sums)
+            sums += torch.stack(
+                [terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, copied(seen, self.device)]
+            ).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
-        count = max(sums[1].item(), 1.0)  # a small batch at low noise may have no token to predict
-        loss = sums[0].item() / count
-        self._check_finite("loss", loss, step)
-        # With clean context or a tail, the bound would not be comparable with that of the validation text.
-        data = self.config.data
-        complete = (
-            self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
-        )
-        nelbo = (sums[2] / sums[3]).item() if complete else None
-        self._check_finite("bound", nelbo or 0.0, step)
+        count = sums[1].clamp(min=1.0)  # a small batch at low noise may have no token to predict
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
         # Each process has the gradient of its own sum, averaged over processes: this makes it that of the global mean.
         torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / count)
         norm = clip_gradients(parameters, self.config.optim.clip)
-        self._check_finite("gradient norm", norm.item(), step)
         factor = learning_rate_factor(step, config.steps, self.config.optim)
         set_learning_rate(self.optimizers, factor)
         for optimizer in self.optimizers:
@@ -186,10 +193,21 @@ class Trainer:
             optimizer.zero_grad()
         if self.ema:
             self.ema.update(self.backbone, step)
-        tokens = int(sums[4].item())
+        # Read together at the end: a GPU that is asked for a number has computed all it was told to.
+        *values, gradient_norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()
+        loss = values[0] / max(values[1], 1.0)
+        # With clean context or a tail, the bound would not be comparable with that of the validation text.
+        data = self.config.data
+        complete = (
+            self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
+        )
+        nelbo = values[2] / values[3] if complete else None
+        for what, value in (("loss", loss), ("bound", nelbo or 0.0), ("gradient norm", gradient_norm)):
+            self._check_finite(what, value, step)
+        tokens = int(values[4])
         self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
         speed = tokens / (time.perf_counter() - began)
-        return StepMetrics(step, loss, nelbo, factor, norm.item(), self.progress.tokens, speed)
+        return StepMetrics(step, loss, nelbo, factor, gradient_norm, self.progress.tokens, speed)
 
     def denoiser_at(self, step: int) -> Denoiser:
         """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""
@@ -215,17 +233,18 @@ class Trainer:
                 f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
             )
 
-    def _terms(self, denoiser: Denoiser, step: int, micro: int) -> tuple[LossTerms, torch.Tensor]:
-        """The loss of part of the global batch, and the number of tokens in it."""
-        batch, positions = self.upcoming.batch(step, micro), self.micros[micro]
+    def prepare(self, batch: Batch, step: int, positions: range) -> Prepared:
+        """The noisy half of a micro-batch's loss, made ahead in a thread, on the CPU."""
         draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
         loss_mask_BL = batch.loss_mask_BL
         if share := self.config.data.context:
             streams = [generator(self.config.seed, "context", step, position) for position in positions]
             loss_mask_BL = editable_part(loss_mask_BL, share, streams)
-        x0_BL, loss_mask_BL = batch.x0_BL.to(self.device), loss_mask_BL.to(self.device)
-        seen = (batch.document_BL >= 0).sum().to(self.device)
-        return self.objective(denoiser, self.process, x0_BL, draws, loss_mask_BL), seen
+        corrupted = self.objective.corrupt(self.process, batch.x0_BL, draws, loss_mask_BL)
+        padded = bool((batch.x0_BL == self._pad_id).any())
+        return Prepared(
+            replace(corrupted, inputs=replace(corrupted.inputs, padded=padded)), (batch.document_BL >= 0).sum()
+        )
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the likelihood of the validation text, and samples a short text."""

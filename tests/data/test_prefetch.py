@@ -38,13 +38,17 @@ class Counted:
         return {"row": self.row}
 
 
-def take(upcoming: Prefetched, step: int, part: int) -> list[int]:
+def unprepared(batch: Batch, step: int, positions: range) -> Batch:
+    return batch
+
+
+def take(upcoming: Prefetched[Batch], step: int, part: int) -> list[int]:
     return upcoming.batch(step, part).x0_BL.flatten().tolist()
 
 
 def test_the_order_is_the_sources_and_the_state_is_that_of_what_was_given_out() -> None:
     source = Counted()
-    upcoming = Prefetched(source, PARTS, steps=3)
+    upcoming = Prefetched(source, PARTS, 3, unprepared)
     for step in (1, 2, 3):
         for part in (0, 1):
             first = 4 * (step - 1) + 2 * part
@@ -56,7 +60,7 @@ def test_the_order_is_the_sources_and_the_state_is_that_of_what_was_given_out() 
 
 def test_the_next_part_is_made_before_it_is_asked_for() -> None:
     source = Counted()
-    upcoming = Prefetched(source, PARTS, steps=9)
+    upcoming = Prefetched(source, PARTS, 9, unprepared)
     take(upcoming, 4, 1)
     assert source.more.acquire(timeout=WAIT) and source.more.acquire(timeout=WAIT)
     assert source.asked == [(4, PARTS[1]), (5, PARTS[0])]
@@ -66,7 +70,7 @@ def test_the_next_part_is_made_before_it_is_asked_for() -> None:
 
 def test_as_many_rows_are_made_ahead_as_the_source_asks_for() -> None:
     source = Counted(ahead=5)
-    upcoming = Prefetched(source, PARTS, steps=9)
+    upcoming = Prefetched(source, PARTS, 9, unprepared)
     take(upcoming, 1, 0)
     for _ in range(4):
         assert source.more.acquire(timeout=WAIT)
@@ -77,7 +81,7 @@ def test_as_many_rows_are_made_ahead_as_the_source_asks_for() -> None:
 
 
 def test_an_error_waits_for_its_own_batch() -> None:
-    upcoming = Prefetched(Counted(breaks_at=4), PARTS, steps=9)
+    upcoming = Prefetched(Counted(breaks_at=4), PARTS, 9, unprepared)
     assert take(upcoming, 1, 0) == [0, 1]
     assert take(upcoming, 1, 1) == [2, 3]
     with pytest.raises(DataError, match="breaks off"):

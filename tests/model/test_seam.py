@@ -1,11 +1,13 @@
 """What a wrapper tells a network by its input: which tokens are cached, and what each one sees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.network import FunctionNetwork, NetworkInput, ShiftedNetwork
 from dlm.model.backbone import Backbone
 from tests.support.tiny_models import LENGTH, SPECIAL, build, text
 
@@ -78,3 +80,27 @@ def test_seeing_everything_is_the_default() -> None:
     ids_BL = text(2, LENGTH)
     everything = network(inputs(ids_BL, torch.ones(LENGTH, LENGTH, dtype=torch.bool)))
     torch.testing.assert_close(everything, network(inputs(ids_BL)))
+
+
+@torch.no_grad()
+def test_whoever_knows_of_padding_is_believed() -> None:
+    network = Backbone(build("qwen3"), SPECIAL["pad_token_id"])
+    ids_BL = text(2, LENGTH)
+    full = inputs(ids_BL)
+    assert torch.equal(network(replace(full, padded=False)), network(full))
+    ids_BL[0, -3:] = SPECIAL["pad_token_id"]
+    padded = inputs(ids_BL)
+    assert torch.equal(network(replace(padded, padded=True)), network(padded))
+    assert not torch.equal(network(replace(padded, padded=False)), network(padded))
+
+
+def test_a_shift_knows_where_the_wanted_positions_go() -> None:
+    seen: list[NetworkInput] = []
+
+    def watch(given: NetworkInput) -> Tensor:
+        seen.append(given)
+        return torch.zeros(len(given.index_N), 3)
+
+    draws_BL = torch.rand(4, 7, generator=torch.Generator().manual_seed(0))
+    ShiftedNetwork(FunctionNetwork(watch), 0)(NetworkInput(text(4, 7), draws_BL < 0.4, torch.zeros(4)))
+    assert torch.equal(seen[0].index_N, seen[0].wanted_BL.flatten().nonzero()[:, 0])

@@ -13,10 +13,12 @@ from dlm.model.backbone import Backbone
 from dlm.model.loading import build_model
 from dlm.model.tensors import read_tensors, write_tensors
 from dlm.train.optim import (
+    FullMatrixMuon,
     build_optimizers,
     clip_gradients,
     learning_rate_factor,
     optimizer_tensors,
+    orthogonalised,
     restore_optimizers,
     set_learning_rate,
 )
@@ -144,6 +146,31 @@ def test_optimizers_go_on_from_the_disk(tmp_path: Path, name: Any) -> None:
     pairs = list(zip(model.parameters(), other.parameters(), fresh_model.parameters(), strict=True))
     assert all(torch.equal(p, q) for p, q, _ in pairs)
     assert not all(torch.equal(p, q) for p, _, q in pairs)  # the state is what made them equal
+
+
+def test_matrices_together_take_the_step_that_each_takes_alone() -> None:
+    """Both round to bfloat16 in their own way, so that they agree to its precision."""
+    torch.manual_seed(0)
+    shapes = [(16, 8), (8, 16), (16, 8), (12, 12)]
+    alone, together = ([nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.9}
+    one, other = Muon(alone, **settings), FullMatrixMuon(together, **settings)
+    for _ in range(3):
+        for p, q in zip(alone, together, strict=True):
+            p.grad = torch.randn(p.shape)
+            q.grad = p.grad.clone()
+        one.step()
+        other.step_together(other.param_groups[0])
+    for p, q in zip(alone, together, strict=True):
+        assert torch.allclose(p, q, atol=3e-3) and not torch.allclose(p, torch.ones(p.shape), atol=0.05)
+        assert torch.equal(one.state[p]["momentum_buffer"], other.state[q]["momentum_buffer"])
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((2, 12, 30), (2, 30, 12)):
+        values = torch.linalg.svdvals(orthogonalised(torch.randn(shape), (3.4445, -4.775, 2.0315), 5).float())
+        assert float(values.min()) > 0.5 and float(values.max()) < 1.3
 
 
 def test_clipping_bounds_the_global_norm() -> None:

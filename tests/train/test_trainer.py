@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlm.diffusion.objective import Corrupted, LossTerms, Objective
 from dlm.errors import TrainingError
 from dlm.evaluate.likelihood import LikelihoodReport
 from dlm.lm import DiffusionLM
@@ -144,11 +145,15 @@ def test_clean_context_is_seen_and_never_predicted(tmp_path: Path) -> None:
     clean = torch.ones(64, 16, dtype=torch.bool)
     inner = trainer.objective
 
-    def watch(denoiser: Any, process: Any, x0_BL: Any, draws: Any, loss_mask_BL: Any = None) -> Any:
-        clean.copy_(~loss_mask_BL)
-        return inner(denoiser, process, x0_BL, draws, loss_mask_BL)
+    class Watched(Objective):
+        def corrupt(self, process: Any, x0_BL: Any, draws: Any, loss_mask_BL: Any = None) -> Corrupted:
+            clean.copy_(~loss_mask_BL)
+            return inner.corrupt(process, x0_BL, draws, loss_mask_BL)
 
-    trainer.objective = watch
+        def loss(self, denoiser: Any, process: Any, batch: Corrupted) -> LossTerms:
+            return inner.loss(denoiser, process, batch)
+
+    trainer.objective = Watched()
     trainer.train()
     held_B = clean[:, 0] | clean[:, -1]
     assert held_B.double().mean() > 0.7 and not clean.all(1).any()
