@@ -49,7 +49,7 @@ def test_an_encoder_keeps_every_weight_and_its_mask(architecture: str, tmp_path:
     model.save_pretrained(tmp_path / "model")
     spell.save_pretrained(tmp_path / "model")
     trainer = start(tmp_path, describe(tmp_path, tmp_path / "model"))
-    mine = trainer.backbone.model.state_dict()
+    mine = {name: weight.cpu() for name, weight in trainer.backbone.model.state_dict().items()}
     for name, weight in load_file(tmp_path / "model" / "model.safetensors").items():
         assert torch.equal(mine[name], weight), name
     assert trainer.process.mask_id == spell.mask_token_id
@@ -59,7 +59,7 @@ def test_a_decoders_mask_begins_at_the_mean_of_its_rows(decoder: Path, tmp_path:
     trainer = start(tmp_path, describe(tmp_path, decoder, model={"shift": True}))
     known = load_file(decoder / "model.safetensors")
     size = len(known["model.embed_tokens.weight"])
-    mine = trainer.backbone.model.state_dict()
+    mine = {name: weight.cpu() for name, weight in trainer.backbone.model.state_dict().items()}
     assert trainer.process.mask_id >= size
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         assert torch.equal(mine[name][:size], known[name])
@@ -148,7 +148,7 @@ def test_visible_goes_from_causal_to_full() -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_token_sees_what_is_visible_and_nothing_else(decoder: Path, tmp_path: Path, attention: str) -> None:
-    backbone = start(tmp_path, describe(tmp_path, decoder, model={"attention": attention})).backbone.train()
+    backbone = start(tmp_path, describe(tmp_path, decoder, model={"attention": attention})).backbone.train().cpu()
     open_LL = attention_annealing_mask(8, 0.3, generator(1))
     network = with_attention(backbone, open_LL)
     x_BL = torch.arange(1, 9)[None]
@@ -168,7 +168,7 @@ def test_a_token_sees_what_is_visible_and_nothing_else(decoder: Path, tmp_path: 
 
 
 def test_padding_stays_unseen_while_attention_opens(decoder: Path, tmp_path: Path) -> None:
-    backbone = start(tmp_path, describe(tmp_path, decoder)).backbone.train()
+    backbone = start(tmp_path, describe(tmp_path, decoder)).backbone.train().cpu()
     open_LL = attention_annealing_mask(6, 0.5, generator(2))
     assert backbone.pad_id is not None
     x_BL = torch.tensor([[1, 2, 3, 4, backbone.pad_id, backbone.pad_id]])
