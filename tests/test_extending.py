@@ -1,5 +1,6 @@
 """The examples of the contributing page, built as it says: one class in one file, and its name in one union."""
 
+import json
 import os
 import re
 import shutil
@@ -31,19 +32,36 @@ def extended(folder: Path, example: str, file: str) -> Path:
     return folder
 
 
-def run(folder: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+SHELL = """
+import json, sys
+from typer.testing import CliRunner
+from dlm.cli.app import app
+
+def dlm(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, (words, done.output, done.exception)
     return done.stdout
 
+def train(*settings):
+    chosen = [part for setting in (*json.loads(sys.argv[2]), *settings) for part in ("--set", setting)]
+    dlm("train", sys.argv[1], "--run-dir", "run", *chosen)
+"""
 
-def train(folder: Path, *settings: str) -> None:
+
+def run(folder: Path, script: str) -> None:
+    """Runs Python in the folder, in one process; `dlm(...)` is a command there and `train(...)` makes a tiny run."""
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
-    chosen = [part for setting in (*TINY, "data.train.path=text.txt", *settings) for part in ("--set", setting)]
-    run(folder, "-m", "dlm", "train", str(ROOT / "configs/tiny.yaml"), "--run-dir", "run", *chosen)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
+    settings = json.dumps([*TINY, "data.train.path=text.txt"])
+    done = subprocess.run(
+        [sys.executable, "-c", SHELL + script, str(ROOT / "configs/tiny.yaml"), settings],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 CHECK_PROCESS = """
@@ -63,26 +81,29 @@ for steps in (None, 3):
     bound = sum(float(p) * exact_bound(joint.denoiser(process), process, torch.tensor([x]), steps)
                 for x, p in enumerate(joint.table))
     assert math.isclose(bound, joint.entropy, abs_tol=1e-9), (steps, bound, joint.entropy)
+
+train("noise=zipf")
+assert "zipf noise" in dlm("eval", "run")
+assert len(dlm("sample", "run", "--length", 4, "--steps", 3)) > 1
+assert dlm("infill", "run", "a [MASK:2] b").startswith("a ")
+assert "zipf" in dlm("corrupt", "abcabc", "--process", "zipf", "--json")
 """
 
 
 @pytest.mark.long
 def test_a_process_is_one_class(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "Zipf", "dlm/diffusion/noise.py")
-    run(folder, "-c", CHECK_PROCESS)
-    train(folder, "noise=zipf")
-    assert "zipf noise" in run(folder, "-m", "dlm", "eval", "run")
-    assert len(run(folder, "-m", "dlm", "sample", "run", "--length", "4", "--steps", "3")) > 1
-    assert run(folder, "-m", "dlm", "infill", "run", "a [MASK:2] b").startswith("a ")
-    assert "zipf" in run(folder, "-m", "dlm", "corrupt", "abcabc", "--process", "zipf", "--json")
+    run(extended(tmp_path, "Zipf", "dlm/diffusion/noise.py"), CHECK_PROCESS)
+
+
+CHECK_ORDER = """
+train()
+assert '"network_calls": 6' in dlm("sample", "run", "--length", 6, "--order", "outside-in", "--json")
+"""
 
 
 @pytest.mark.long
 def test_an_order_is_one_class(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "OutsideIn", "dlm/diffusion/unmask.py")
-    train(folder)
-    done = run(folder, "-m", "dlm", "sample", "run", "--length", "6", "--order", "outside-in", "--json")
-    assert '"network_calls": 6' in done
+    run(extended(tmp_path, "OutsideIn", "dlm/diffusion/unmask.py"), CHECK_ORDER)
 
 
 CHECK_SCHEDULE = """
@@ -96,17 +117,16 @@ assert alpha[0] == 1 and alpha[-1] == 0
 assert torch.allclose(schedule.inverse(alpha), t, atol=1e-12, rtol=0)
 (slope,) = torch.autograd.grad(alpha.sum(), t)
 assert torch.allclose(schedule.alpha_prime(t), slope, atol=1e-12, rtol=0)
+
+train("schedule=hyperbolic")
+assert "hyperbolic schedule" in dlm("eval", "run")
+assert "alpha 0.2500" in dlm("corrupt", "abcabc", "--schedule", "hyperbolic", "--at", 0.5)
 """
 
 
 @pytest.mark.long
 def test_a_schedule_is_one_class(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "Hyperbolic", "dlm/diffusion/schedule.py")
-    run(folder, "-c", CHECK_SCHEDULE)
-    train(folder, "schedule=hyperbolic")
-    assert "hyperbolic schedule" in run(folder, "-m", "dlm", "eval", "run")
-    shown = run(folder, "-m", "dlm", "corrupt", "abcabc", "--schedule", "hyperbolic", "--at", "0.5")
-    assert "alpha 0.2500" in shown
+    run(extended(tmp_path, "Hyperbolic", "dlm/diffusion/schedule.py"), CHECK_SCHEDULE)
 
 
 CHECK_FORMAT = """
@@ -122,6 +142,13 @@ stream = open_stream(Data(source, validation=source, streaming=True))
 assert [row["text"] for row in stream.train] == ["007", "NA", "a, b"]
 pairs = read(Source("tsv", "rows.tsv", prompt="id", response="body"), "data.train")
 assert pairs.rows["prompt"][:] == ["01", "02", "03"]
+
+train("data.train.format=tsv", "data.train.path=texts.tsv")
+assert "20 documents" in dlm("eval", "run", "--data", "texts.tsv")
+import shutil
+shutil.rmtree("run")
+source = "{format: tsv, path: texts.tsv}"
+train(f"data.train={source}", f"data.validation={source}", "data.streaming=true")
 """
 
 
@@ -129,13 +156,8 @@ assert pairs.rows["prompt"][:] == ["01", "02", "03"]
 def test_a_format_is_one_class(tmp_path: Path) -> None:
     folder = extended(tmp_path, "Tsv", "dlm/data/formats.py")
     (folder / "rows.tsv").write_text("id\tbody\n01\t007\n02\tNA\n03\ta, b\n")
-    run(folder, "-c", CHECK_FORMAT)
     (folder / "texts.tsv").write_text("text\n" + "the quick brown fox jumps over the lazy dog\n" * 20)
-    train(folder, "data.train.format=tsv", "data.train.path=texts.tsv")
-    assert "20 documents" in run(folder, "-m", "dlm", "eval", "run", "--data", "texts.tsv")
-    shutil.rmtree(folder / "run")
-    source = "{format: tsv, path: texts.tsv}"
-    train(folder, f"data.train={source}", f"data.validation={source}", "data.streaming=true")
+    run(folder, CHECK_FORMAT)
 
 
 CHECK_BUDGET = """
@@ -147,24 +169,24 @@ while masked.any():
     counts.append(Doubling(2).count(Step(len(counts) + 1, masked, torch.tensor([10])), ()))
     masked = masked - counts[-1]
 assert torch.cat(counts).tolist() == [2, 2, 4, 2]
+
+train()
+done = dlm("sample", "run", "--length", 6, "--first", 1, "--json")
+assert '"network_calls": 4' in done  # 1, 1, 2 and 2
+assert "--first" in dlm("infill", "--help")
 """
 
 
 @pytest.mark.long
 def test_a_budget_is_one_class(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "Doubling", "dlm/diffusion/unmask.py")
-    run(folder, "-c", CHECK_BUDGET)
-    train(folder)
-    done = run(folder, "-m", "dlm", "sample", "run", "--length", "6", "--first", "1", "--json")
-    assert '"network_calls": 4' in done  # 1, 1, 2 and 2
-    assert "--first" in run(folder, "-m", "dlm", "infill", "--help")
+    run(extended(tmp_path, "Doubling", "dlm/diffusion/unmask.py"), CHECK_BUDGET)
 
 
 @pytest.mark.long
 def test_a_loss_and_levels_are_one_class_each(tmp_path: Path) -> None:
     folder = extended(tmp_path, "HalfAndHalf", "dlm/diffusion/weighting.py")
-    extended(tmp_path, "Steep", "dlm/diffusion/levels.py")
-    train(folder, "objective.loss=half-and-half", "objective.loss.share=0.3", "objective.levels=steep")
+    extended(folder, "Steep", "dlm/diffusion/levels.py")
+    run(folder, 'train("objective.loss=half-and-half", "objective.loss.share=0.3", "objective.levels=steep")')
     config = (folder / "run/config.yaml").read_text()
     assert "half-and-half" in config and "steep" in config
     assert '"nelbo": ' in (folder / "run/metrics.jsonl").read_text()

@@ -1,11 +1,9 @@
 """What the pages say is there: links, files, commands, flags, configuration keys, code and the tree of files."""
 
+import contextlib
 import dataclasses
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -19,6 +17,7 @@ from dlm.data.formats import FORMATS
 from dlm.diffusion.unmask import AnyBudget, AnyOrder
 from dlm.errors import ConfigError
 from dlm.settings import default_config_path, load_config
+from tests.support.commands import dlm
 
 ROOT = Path(__file__).parents[1]
 CONTRIBUTING = ROOT / ".github/CONTRIBUTING.md"
@@ -173,20 +172,17 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text("for i in range(10):\n    print(i)\n" * 20)
     settings = ["data.train.path=text.txt", "data.train.format=text", "data.held_out.by=tail", "data.length=64"]
     settings += ["data.held_out.share=0.3", "tokenizer=bytes", "train.steps=2", "train.batch_size=2"]
-    settings += ["train.validate_every=2", "train.validate_sequences=2", "train.sample_length=0"]
+    settings += [
+        "train.validate_every=2",
+        "train.validate_sequences=2",
+        "train.sample_length=0",
+        "train.precision=fp32",
+    ]
     settings += ["model.sizes.hidden_size=16", "model.sizes.num_hidden_layers=1", "model.sizes.head_dim=8"]
     settings += ["model.sizes.num_attention_heads=2", "model.sizes.num_key_value_heads=2"]
-    run_python(folder, "-m", "dlm", "train", *(word for setting in settings for word in ("--set", setting)))
+    with contextlib.chdir(folder):
+        dlm("train", *(word for setting in settings for word in ("--set", setting)))
     return folder
-
-
-def run_python(folder: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def ids(page: Path) -> str:
@@ -229,12 +225,14 @@ def test_every_flag_key_and_path_in_the_prose_of_a_page_exists(page: Path) -> No
         check_path(code)
 
 
-def test_the_pages_print_what_the_commands_print(tmp_path: Path) -> None:
+def test_the_pages_print_what_the_commands_print(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that need no model."""
     shown = [(words, output) for page in PAGES for words, output in commands(page) if words[:2] == ["dlm", "corrupt"]]
     assert shown
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
     for words, output in shown:
-        assert run_python(tmp_path, "-m", *words).rstrip() == output.rstrip()
+        assert dlm(*words[1:])[0].rstrip() == output.rstrip()
 
 
 @pytest.mark.long
@@ -244,8 +242,9 @@ def test_the_python_of_the_pages_runs(run_folder: Path) -> None:
     codes = [re.sub(r"^lm\.push_to_hub\(.*\n", "", code, flags=re.MULTILINE) for code in codes]
     codes = [code for code in codes if "@dataclass" not in code]
     assert len(codes) >= 3
-    for code in codes:
-        run_python(run_folder, "-c", code)
+    with contextlib.chdir(run_folder):
+        for code in codes:
+            exec(code, {})  # the pages' own
     assert (run_folder / "my-model/model.safetensors").is_file()
     assert '"prompt": "def ' in (run_folder / "pairs.jsonl").read_text().splitlines()[0].replace("'", '"')
 
@@ -253,7 +252,7 @@ def test_the_python_of_the_pages_runs(run_folder: Path) -> None:
 def test_every_example_of_the_contributing_page_is_built() -> None:
     built = (ROOT / "tests/test_extending.py").read_text()
     classes = re.findall(r"^class (\w+)[(:]", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
-    assert classes and [name for name in classes if f'extended(tmp_path, "{name}"' not in built] == []
+    assert classes and [name for name in classes if not re.search(rf'extended\(\w+, "{name}"', built)] == []
 
 
 def test_every_configuration_is_in_the_table() -> None:

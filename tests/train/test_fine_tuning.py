@@ -154,11 +154,14 @@ def test_samples_end_where_texts_do_however_long_the_canvas(tmp_path: Path) -> N
     lm = DiffusionLM.from_pretrained(run)
     for length in (10, 24):
         for sampler in (Sampler(), Sampler(order=Confidence(), budget=FixedSteps(8))):
-            texts = [found.continuation for found in lm.generate("c>", num=100, length=length, sampler=sampler)]
+            texts = [
+                found.continuation
+                for found in lm.generate("c>", num=100, length=length, sampler=sampler, batch_size=100)
+            ]
             assert sum(set(text) == {"c"} for text in texts) >= 90
             assert 2.5 < sum(map(len, texts)) / 100 < 4.5
     lm = DiffusionLM.from_pretrained(train(tmp_path / "none", describe(path, data={"tail": False}, train=budget)))
-    assert all(len(found.continuation) > 6 for found in lm.generate("c>", num=20, length=8))
+    assert all(len(found.continuation) > 6 for found in lm.generate("c>", num=20, length=8, batch_size=20))
 
 
 def test_a_fine_tuning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
