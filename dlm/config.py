@@ -147,9 +147,16 @@ class Bpe:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer from a folder or from the Hub; missing mask, padding and end-of-text tokens are added."""
+    """A tokenizer from a folder or from the Hub; missing mask, padding and end-of-text tokens are added.
+
+    Attributes:
+        path: The folder or the Hub name.
+        mask_token: A token of its own that is the mask though it is not registered as one: its text, or its id as a
+            number; null for the registered one, or else a new token.
+    """
 
     path: str
+    mask_token: str | int | None = None
     name: Literal["pretrained"] = "pretrained"
 
 

@@ -44,6 +44,7 @@ def evaluate(
     chain_rule_sequences: Annotated[int, typer.Option(min=1, help="How many sequences that is.")] = 16,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
+    mask_token: options.MaskToken = None,
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -65,7 +66,8 @@ def evaluate(
     options.check_device(device)
     team = process_state()
     device = device or (str(team.device) if team.num_processes > 1 else None)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    mask = options.read_mask_token(mask_token)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
     documents = _documents(lm, data, split, field)
     if max_documents:
         documents = documents.first(max_documents)

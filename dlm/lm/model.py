@@ -14,10 +14,11 @@ from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.unmask import Margin, Random
-from dlm.errors import CheckpointError, DataError
+from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_text
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.scoring import Score, score_rows
+from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
@@ -116,7 +117,10 @@ class DiffusionLM:
         self._backbone = backbone or Backbone(model, ids.pad, time_embedding)
         self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
-            raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
+            raise CheckpointError(
+                f"this model has {self._backbone.vocabulary} ids and none for its tokenizer's mask, padding or end of "
+                f"text, which are {ids.mask}, {ids.pad} and {ids.end}: it was not trained to fill masks"
+            )
         if sidecar is None:
             positions = int(getattr(model.config, "max_position_embeddings", 512))
             sidecar = Sidecar(Formulation(), positions - position_offset(model.config.model_type, ids.pad), ids.mask)
@@ -145,6 +149,7 @@ class DiffusionLM:
         device: str | torch.device | None = None,
         attention: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
+        mask_token: str | int | None = None,
     ) -> Self:
         """Loads a model.
 
@@ -154,19 +159,30 @@ class DiffusionLM:
             device: Where to put it; a GPU where there is one by default.
             attention: As `model.attention` in the configuration.
             precision: What the network computes in; see the constructor.
+            mask_token: The text or the id of the mask, where the model has one that its tokenizer does not register.
 
         Returns:
             The model, ready to use.
 
         Raises:
-            CheckpointError: There is no such model, or it is damaged.
+            CheckpointError: There is no such model, it is damaged, or it has no mask.
+            ConfigError: The model says itself that its mask is another.
         """
         path = resolve(model)
         sidecar = read_sidecar(path)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        tokenizer = build_tokenizer(Pretrained(path), lambda: ())
+        tokenizer = build_tokenizer(Pretrained(path, mask_token), lambda: (), adds_mask=sidecar is not None)
+        ids = special_ids(tokenizer)
+        if sidecar is not None and mask_token is not None and ids.mask != sidecar.mask_id:
+            raise ConfigError(
+                f"--mask-token: {path} was trained with the mask {sidecar.mask_id}, got {mask_token!r}, which is "
+                f"{ids.mask}: leave it out"
+            )
         how = attention_implementation(attention, where, sidecar.context if sidecar else 512)
         network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
+        size = int(network.config.vocab_size)
+        if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
+            init_new_token_rows(network, [ids.pad], ids.pad + 1)
         timed = sidecar is not None and sidecar.formulation.timed
         embedding = load_time_embedding(path, network).to(where) if timed else None
         return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=embedding)  # type: ignore[arg-type]

@@ -1,12 +1,17 @@
 """Text to ids and back: no text is lost, and none is taken for a special token."""
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError, one_line
 from dlm.model.tokenizer import all_special_ids
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -51,9 +56,20 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe."""
-    text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
-    return text
+    """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe.
+
+    Bytes that are no character become U+FFFD; the characters beside them stay whole, whichever tokens stand for bytes.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.decoder is None or not _falls_back_to_bytes(backend):
+        return str(backend.decode(list(ids), skip_special_tokens=False))
+    # The fallback of `tokenizers` gives one U+FFFD a byte to a whole run of byte tokens in which any is incomplete.
+    tokens = [token for id_ in ids if (token := backend.id_to_token(id_)) is not None]
+    parts: list[str] = []
+    for is_byte, run in groupby(tokens, key=lambda token: _BYTE.fullmatch(token) is not None):
+        spelled = list(run)
+        parts += bytes(int(token[3:5], 16) for token in spelled).decode("utf-8", "replace") if is_byte else spelled
+    return str(backend.decoder.decode(parts))
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -87,6 +103,11 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
             window = decode(tokenizer, ids[start:end])
             given = window if sure == now else window.removesuffix("\ufffd")
     return parts
+
+
+def _falls_back_to_bytes(backend: Tokenizer) -> bool:
+    """Whether tokens such as `<0xE4>` are decoded as bytes."""
+    return b'"ByteFallback"' in backend.decoder.__getstate__()
 
 
 def _spelled_out(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:

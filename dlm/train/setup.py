@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,7 +126,7 @@ def tokenizer_of(config: Config, checkpoint: Path | None) -> Tokenizer:
     if checkpoint is not None:
         return Pretrained(str(checkpoint))
     if isinstance(config.tokenizer, Pretrained):
-        return Pretrained(starting_point(config.tokenizer.path))
+        return replace(config.tokenizer, path=starting_point(config.tokenizer.path))
     return config.tokenizer
 
 
@@ -197,7 +198,8 @@ def run_model(
     source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)
     model = load_model(source, attention, config.model.sizes)
     if checkpoint is None or lora:
-        fresh = new_ids(tokenizer, source)
+        named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
+        fresh = [id_ for id_ in new_ids(tokenizer, source) if not (named and id_ == ids.mask)]
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):
