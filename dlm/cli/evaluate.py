@@ -71,7 +71,8 @@ def evaluate(
     documents = _documents(lm, data, split, field)
     if max_documents:
         documents = documents.first(max_documents)
-    sequences = corpus(lm.tokenizer, documents, lm.context, lm.config.data.packing if lm.config else "pack")
+    packing = lm.config.data.packing if lm.config else "pack"
+    sequences = corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes)
     report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:

@@ -28,11 +28,13 @@ class Documents(ABC):
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
         columns: For each key of `Source` that names a column: what the column is called in `rows`.
         identity: The column by which a document is held out or not: equal values are on the same side.
+        has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
     """
 
     rows: Dataset
     columns: ClassVar[Mapping[str, str]]
     identity: ClassVar[str] = "text"
+    has_affixes: ClassVar[bool] = True
 
     @classmethod
     def of(cls, table: Dataset, source: Source, key: str) -> Self:
@@ -146,6 +148,7 @@ class Chats(Documents):
 
     columns: ClassVar[Mapping[str, str]] = {"messages": "messages"}
     identity = "chat"
+    has_affixes = False  # the template writes all that stands before a message
 
     @override
     @classmethod

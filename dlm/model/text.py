@@ -1,5 +1,7 @@
 """Text to ids and back: no text is lost, and none is taken for a special token."""
 
+import copy
+import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -14,20 +16,34 @@ from dlm.model.tokenizer import all_special_ids
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters."""
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
+    """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: Texts.
+        continues: Whether they are parts from within a text, which do not begin with the blank that some tokenizers put
+            before a text.
+
+    Returns:
+        A row of ids a text.
+    """
     if not texts:
         return []
     backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
+    before, steps = backend.encode_special_tokens, (backend.normalizer, backend.pre_tokenizer)
     backend.encode_special_tokens = True
     try:
+        if continues:
+            backend.normalizer, backend.pre_tokenizer = (_without_prefix(step) for step in steps)
         # The backend, because the wrapper warns of long texts, and keeps its last settings of truncation and padding.
         backend.no_truncation()
         backend.no_padding()
         rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+        if continues:
+            backend.normalizer, backend.pre_tokenizer = steps
     return _spelled_out(tokenizer, rows)
 
 
@@ -103,6 +119,37 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
             window = decode(tokenizer, ids[start:end])
             given = window if sure == now else window.removesuffix("\ufffd")
     return parts
+
+
+def drops_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether blanks are in no token, so that the decoder puts one before every word, as with WordPiece."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    return decoder is None or b'"WordPiece"' in decoder.__getstate__()
+
+
+def _without_prefix(step: Any) -> Any:
+    """A normalizer or a pre-tokenizer, or None, that puts no blank before a text."""
+    state = None if step is None else _without_prefix_state(json.loads(step.__getstate__()))
+    if state is None:
+        return None  # the prefix was all that it did
+    other = copy.deepcopy(step)
+    other.__setstate__(json.dumps(state).encode())
+    return other
+
+
+def _without_prefix_state(state: dict[str, Any]) -> dict[str, Any] | None:
+    match state:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return {**state, "prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return {**state, "add_prefix_space": False}
+        case {"type": "Sequence"}:
+            parts = next(key for key in ("normalizers", "pretokenizers") if key in state)
+            kept = [part for each in state[parts] if (part := _without_prefix_state(each)) is not None]
+            return {**state, parts: kept}
+    return state
 
 
 def _falls_back_to_bytes(backend: Tokenizer) -> bool:

@@ -43,6 +43,37 @@ class SpecialIds:
     unknown: int | None
 
 
+@dataclass(frozen=True)
+class Affixes:
+    """The special tokens that stand around every text, such as [CLS] and [SEP]; they are given, and never scored.
+
+    Attributes:
+        prefix: The ids before a text, such as a begin of text.
+        suffix: The ids after it.
+    """
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+    def around(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """What stands before and after these ids; an end of text that is scored, and so in them, is not put twice."""
+        doubled = bool(ids) and bool(self.suffix) and ids[-1] == self.suffix[0]
+        return [*self.prefix], [*self.suffix[doubled:]]
+
+
+def affixes_of(tokenizer: PreTrainedTokenizerBase) -> Affixes:
+    """The special tokens that a tokenizer itself puts around a text; none for most decoders."""
+    for probe in ("a", "1", "."):
+        found = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=True)
+        if 0 in (special := found.special_tokens_mask):
+            first, behind = special.index(0), len(special) - special[::-1].index(0)
+            return Affixes(tuple(found.ids[:first]), tuple(found.ids[behind:]))
+    return Affixes()
+
+
 def build_tokenizer(
     spec: Bytes | Characters | Bpe | Pretrained, texts: Callable[[], Iterable[str]], *, adds_mask: bool = True
 ) -> PreTrainedTokenizerBase:
