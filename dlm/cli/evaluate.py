@@ -85,6 +85,8 @@ def evaluate(
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
         write_data(_table(report, exact), None)
+    if sequences.skipped.rows:
+        errors.print(str(sequences.skipped), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.unknown_tokens:
         errors.print(
             f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",
@@ -113,7 +115,13 @@ def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: st
         has_columns = FORMATS[source.format].tabular
         if lm.config is not None and field is None and has_columns:  # those of prompts and responses are the run's
             begun = lm.config.data.train
-            source = replace(source, prompt=begun.prompt, response=begun.response, messages=begun.messages)
+            source = replace(
+                source,
+                prompt=begun.prompt,
+                response=begun.response,
+                messages=begun.messages,
+                skip_invalid=begun.skip_invalid,
+            )
         return read(source, "--data")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlm.data.tokens import Tokens
+from dlm.data.tokens import Skipped, Tokens
 from dlm.diffusion.draws import generator
 from dlm.errors import DataError
 from dlm.model.tokenizer import Affixes
@@ -42,6 +42,7 @@ class Sequences:
             is longer than the row, and pads the row behind a shorter one.
         pad_id: The padding.
         affixes: The special tokens around each row, which are given.
+        skipped: Rows of the source that are in none of them because they are not valid.
     """
 
     tokens: Tokens
@@ -49,6 +50,7 @@ class Sequences:
     packing: Literal["pack", "pad"]
     pad_id: int
     affixes: Affixes = field(default_factory=Affixes)
+    skipped: Skipped = field(default_factory=Skipped)
 
     @property
     def room(self) -> int:

@@ -35,7 +35,7 @@ def corpus(
     Raises:
         ConfigError: The special tokens leave no room for text.
     """
-    ids = special_ids(tokenizer)
+    ids, documents = special_ids(tokenizer), documents.writable(tokenizer)
     tokens = Tokens.of(
         documents.rows,
         partial(encode, tokenizer),
@@ -50,4 +50,4 @@ def corpus(
             f"data.length: {length} tokens have no room beside the {len(around)} special tokens of this tokenizer: "
             "raise it"
         )
-    return Sequences(tokens, length, packing, ids.pad, around)
+    return Sequences(tokens, length, packing, ids.pad, around, documents.skipped)

@@ -12,6 +12,7 @@ from dlm.data.corpus import corpus
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
+from dlm.data.tokens import Skipped
 from dlm.model.text import encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
@@ -27,6 +28,7 @@ class RunData:
         tokens: Tokens of the training text; None of a stream.
         checksum: A checksum of the training text; None of a stream.
         affixes: The special tokens around every text.
+        skipped: Rows of the training and the validation text that were left out because they are not valid.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -35,6 +37,7 @@ class RunData:
     tokens: int | None = None
     checksum: int | None = None
     affixes: Affixes = field(default_factory=Affixes)
+    skipped: tuple[Skipped, ...] = ()
 
 
 def read_run_data(
@@ -84,4 +87,12 @@ def read_run_data(
     )
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
-    return RunData(tokenizer, batches, validation, len(training.tokens), training.tokens.checksum, around)
+    return RunData(
+        tokenizer,
+        batches,
+        validation,
+        len(training.tokens),
+        training.tokens.checksum,
+        around,
+        (training.skipped, validation.skipped),
+    )

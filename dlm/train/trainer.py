@@ -70,7 +70,7 @@ class Trainer:
             team = self.accelerator.process_index, self.accelerator.num_processes
             data = read_run_data(self.config, spec, *team, affixes_before(self.config, at[0] if at else None))
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
-        self.affixes = data.affixes
+        self.affixes, self.skipped = data.affixes, data.skipped
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
         ids = special_ids(self.tokenizer)
@@ -296,6 +296,7 @@ class Trainer:
             attention=str(self.backbone.model.config._attn_implementation),
             steps=self.config.train.steps,
             first=self.progress.step + 1,
+            skipped=self.skipped,
         )
 
 
