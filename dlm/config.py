@@ -34,6 +34,8 @@ class Source:
         response: The column of responses, which are learned given their prompts.
         messages: The column of chats, lists of `{role, content}`: each message of the assistant is learned, given
             those before it as the tokenizer's chat template formats them.
+        skip_invalid: Whether chats that cannot be read, or that the chat template refuses, are left out and counted;
+            otherwise the first of them ends the run.
     """
 
     format: str
@@ -45,6 +47,7 @@ class Source:
     prompt: str | None = None
     response: str | None = None
     messages: str | None = None
+    skip_invalid: bool = False
 
     def __post_init__(self) -> None:
         if (self.prompt is None) != (self.response is None) or (self.messages and self.prompt):
@@ -52,6 +55,8 @@ class Source:
                 "prompt and response are two columns that go together, or messages is one; "
                 f"got prompt {self.prompt}, response {self.response}, messages {self.messages}"
             )
+        if self.skip_invalid and not self.messages:
+            raise ValueError("skip_invalid: it is for chats, and this source has no messages; leave it out")
 
     @property
     def supervised(self) -> bool:
@@ -147,9 +152,16 @@ class Bpe:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A tokenizer from a folder or from the Hub; missing mask, padding and end-of-text tokens are added."""
+    """A tokenizer from a folder or from the Hub; missing mask, padding and end-of-text tokens are added.
+
+    Attributes:
+        path: The folder or the Hub name.
+        mask_token: A token of its own that is the mask though it is not registered as one: its text, or its id as a
+            number; null for the registered one, or else a new token.
+    """
 
     path: str
+    mask_token: str | int | None = None
     name: Literal["pretrained"] = "pretrained"
 
 

@@ -52,6 +52,7 @@ def sample(
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a text.", show_default="the context")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 5,
     *,
+    mask_token: options.MaskToken = None,
     precision: options.Computed = "fp32",
     device: options.Device = None,
     as_json: options.Json = False,
@@ -68,7 +69,8 @@ def sample(
 
     how = options.build_sampler(context.obj)
     options.check_device(device)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    mask = options.read_mask_token(mask_token)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
     errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)

@@ -143,6 +143,9 @@ class TrainingDisplay:
             f"{text} to train on and {facts.validation_tokens:,} tokens to validate on; "
             f"{facts.device}, {facts.precision}, {facts.attention} attention"
         )
+        for skipped in facts.skipped:
+            if skipped.rows:
+                self._say(f"[yellow]{escape(str(skipped))}[/]")
         if facts.first > facts.steps:
             self._say(f"all {facts.steps} steps are done already")
         elif facts.first > 1:

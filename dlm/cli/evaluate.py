@@ -44,6 +44,7 @@ def evaluate(
     chain_rule_sequences: Annotated[int, typer.Option(min=1, help="How many sequences that is.")] = 16,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
+    mask_token: options.MaskToken = None,
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -65,11 +66,13 @@ def evaluate(
     options.check_device(device)
     team = process_state()
     device = device or (str(team.device) if team.num_processes > 1 else None)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    mask = options.read_mask_token(mask_token)
+    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
     documents = _documents(lm, data, split, field)
     if max_documents:
         documents = documents.first(max_documents)
-    sequences = corpus(lm.tokenizer, documents, lm.context, lm.config.data.packing if lm.config else "pack")
+    packing = lm.config.data.packing if lm.config else "pack"
+    sequences = corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes)
     report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
@@ -82,6 +85,8 @@ def evaluate(
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
         write_data(_table(report, exact), None)
+    if sequences.skipped.rows:
+        errors.print(str(sequences.skipped), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.unknown_tokens:
         errors.print(
             f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",
@@ -110,7 +115,13 @@ def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: st
         has_columns = FORMATS[source.format].tabular
         if lm.config is not None and field is None and has_columns:  # those of prompts and responses are the run's
             begun = lm.config.data.train
-            source = replace(source, prompt=begun.prompt, response=begun.response, messages=begun.messages)
+            source = replace(
+                source,
+                prompt=begun.prompt,
+                response=begun.response,
+                messages=begun.messages,
+                skip_invalid=begun.skip_invalid,
+            )
         return read(source, "--data")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")

@@ -12,6 +12,7 @@ from dlm.cli.console import errors, quiet_libraries
 def merge(
     model: options.Model,
     folder: Annotated[Path, typer.Argument(help="Where to write it; nothing may stand there yet.", show_default=False)],
+    mask_token: options.MaskToken = None,
     debug: options.Debug = False,
 ) -> None:
     """Write a model, its adapters merged in, as one plain HuggingFace folder.
@@ -21,5 +22,6 @@ def merge(
     quiet_libraries()
     from dlm.lm import DiffusionLM
 
-    DiffusionLM.from_pretrained(model, device="cpu").save_pretrained(folder)
+    mask = options.read_mask_token(mask_token)
+    DiffusionLM.from_pretrained(model, device="cpu", mask_token=mask).save_pretrained(folder)
     errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

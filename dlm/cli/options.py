@@ -34,6 +34,14 @@ Computed = Annotated[
     str, typer.Option("--precision", help="auto, bf16 or fp32; auto is bf16 where the hardware computes in it.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one by default.")]
+MaskToken = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT|ID",
+        help="The model's mask, where its tokenizer has it but does not register it as one.",
+        show_default=False,
+    ),
+]
 Output = Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Watching = Annotated[bool, typer.Option("--watch", help="Show the first text while it is being written.")]
@@ -64,6 +72,11 @@ def check_precision(name: str) -> Literal["auto", "bf16", "fp32"]:
     if name not in choices:
         raise ConfigError(f"--precision is {', '.join(choices)}, got {name}")
     return choices[name]
+
+
+def read_mask_token(given: str | None) -> str | int | None:
+    """What `--mask-token` names: a token by its id where it is a whole number, else by its text."""
+    return int(given) if given is not None and given.isdecimal() else given
 
 
 class SamplerCommand(TyperCommand):

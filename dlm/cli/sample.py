@@ -30,6 +30,7 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
+    mask_token: options.MaskToken = None,
     precision: options.Computed = "auto",
     device: options.Device = None,
     output: options.Output = None,
@@ -48,7 +49,7 @@ def sample(
     check_outputs(output, export, overwrite)
     quiet_libraries()
     how = options.build_sampler(context.obj)
-    lm = load(model, device, precision)
+    lm = load(model, device, precision, mask_token)
     began = time.perf_counter()
     with recording(lm, f"dlm sample {model}", watch, export) as take:
         texts = lm.generate(

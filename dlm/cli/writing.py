@@ -20,13 +20,14 @@ def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> 
     options.check_export(export)
 
 
-def load(model: str, device: str | None, precision: str) -> "DiffusionLM":
+def load(model: str, device: str | None, precision: str, mask_token: str | None = None) -> "DiffusionLM":
     """The model that a command writes with."""
     from dlm.lm import DiffusionLM
 
     computed_in = options.check_precision(precision)
     options.check_device(device)
-    return DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    mask = options.read_mask_token(mask_token)
+    return DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
 
 
 @contextmanager

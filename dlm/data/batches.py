@@ -1,7 +1,7 @@
 """Rows of tokens, and the batches that a run trains on."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlm.data.tokens import Tokens
+from dlm.data.tokens import Skipped, Tokens
 from dlm.diffusion.draws import generator
 from dlm.errors import DataError
+from dlm.model.tokenizer import Affixes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Batch:
     Attributes:
         x0_BL: Ids, int64.
         loss_mask_BL: True at tokens to learn or to score, False at prompts and at padding.
-        document_BL: Which document each token belongs to; -1 at padding.
+        document_BL: Which document each token belongs to; -1 at padding, and at special tokens around a row.
     """
 
     x0_BL: Tensor
@@ -36,32 +37,41 @@ class Sequences:
 
     Attributes:
         tokens: The stream.
-        length: Tokens a row.
+        length: Tokens a row, the special tokens around it included.
         packing: `pack` cuts the stream into full rows; `pad` begins a row with each document, cuts a document that
             is longer than the row, and pads the row behind a shorter one.
         pad_id: The padding.
+        affixes: The special tokens around each row, which are given.
+        skipped: Rows of the source that are in none of them because they are not valid.
     """
 
     tokens: Tokens
     length: int
     packing: Literal["pack", "pad"]
     pad_id: int
+    affixes: Affixes = field(default_factory=Affixes)
+    skipped: Skipped = field(default_factory=Skipped)
+
+    @property
+    def room(self) -> int:
+        """Tokens of a row between its special tokens."""
+        return self.length - len(self.affixes)
 
     def __len__(self) -> int:
         """The number of rows; the last packed one may be short."""
         if self.packing == "pad":
             return len(self._rows)
-        return -(-len(self.tokens) // self.length)
+        return -(-len(self.tokens) // self.room)
 
     @cached_property
     def _rows(self) -> NDArray[np.int64]:
         """The documents that have a row: those whose prompt leaves room for at least one token of the text."""
-        return np.flatnonzero(self.tokens.given < self.length)
+        return np.flatnonzero(self.tokens.given < self.room)
 
     @property
     def dropped_whole(self) -> NDArray[np.int64]:
         """The documents that have no row because their prompts would fill it."""
-        return np.flatnonzero(self.tokens.given >= self.length) if self.packing == "pad" else np.empty(0, np.int64)
+        return np.flatnonzero(self.tokens.given >= self.room) if self.packing == "pad" else np.empty(0, np.int64)
 
     @property
     def dropped_tokens(self) -> int:
@@ -69,7 +79,7 @@ class Sequences:
         if self.packing == "pack":
             return 0
         whole_D, given_D = np.diff(self.tokens.offsets), self.tokens.given
-        return int((whole_D - given_D - (whole_D.clip(max=self.length) - given_D).clip(min=0)).sum())
+        return int((whole_D - given_D - (whole_D.clip(max=self.room) - given_D).clip(min=0)).sum())
 
     def batch(self, rows: Iterable[int], offset: int = 0) -> Batch:
         """Rows as tensors.
@@ -81,9 +91,13 @@ class Sequences:
         Returns:
             The batch, every row `length` wide.
         """
+        return with_affixes(self.bare_batch(rows, offset), self.affixes, self.pad_id)
+
+    def bare_batch(self, rows: Iterable[int], offset: int = 0) -> Batch:
+        """The same without special tokens around the rows, which are `room` wide; see `batch`."""
         spans = [self._span(row, offset) for row in rows]
-        x0_BL = np.full((len(spans), self.length), self.pad_id, dtype=np.int64)
-        document_BL = np.full((len(spans), self.length), -1, dtype=np.int64)
+        x0_BL = np.full((len(spans), self.room), self.pad_id, dtype=np.int64)
+        document_BL = np.full((len(spans), self.room), -1, dtype=np.int64)
         for row, (start, stop) in enumerate(spans):
             x0_BL[row, : stop - start] = self.tokens.ids[start:stop]
             document_BL[row, : stop - start] = (
@@ -91,7 +105,7 @@ class Sequences:
             )
         loss_mask_BL = document_BL >= 0
         if self.packing == "pad":
-            loss_mask_BL &= np.arange(self.length) >= self.tokens.given[document_BL[:, :1]]
+            loss_mask_BL &= np.arange(self.room) >= self.tokens.given[document_BL[:, :1]]
         return Batch(torch.from_numpy(x0_BL), torch.from_numpy(loss_mask_BL), torch.from_numpy(document_BL))
 
     def _span(self, row: int, offset: int) -> tuple[int, int]:
@@ -99,8 +113,8 @@ class Sequences:
             document = self._rows[row]
             start, end = self.tokens.offsets[document : document + 2].tolist()
         else:
-            start, end = offset + row * self.length, len(self.tokens)
-        return start, min(start + self.length, end)
+            start, end = offset + row * self.room, len(self.tokens)
+        return start, min(start + self.room, end)
 
 
 class TrainingBatches:
@@ -128,18 +142,18 @@ class TrainingBatches:
         """
         self._sequences, self._batch_size, self._seed, self._tail_id = sequences, batch_size, seed, tail_id
         # Every epoch begins to cut a packed stream at another place, so the last row is not always full.
-        tokens, length = len(sequences.tokens), sequences.length
+        tokens, length = len(sequences.tokens), sequences.room
         self.rows = len(sequences) if sequences.packing == "pad" else (tokens + 1) // length - 1
         if sequences.packing == "pack" and self.rows < 1:
             self.rows = tokens // length
         self._slack = 0 if sequences.packing == "pad" else max(tokens - self.rows * length, 0)
         if self.rows < 1 and sequences.packing == "pad":
             raise DataError(
-                f"no prompt is shorter than data.length {length}, so that there is nothing to learn: raise it"
+                f"no prompt is shorter than data.length {sequences.length}, so that there is nothing to learn: raise it"
             )
         if self.rows < 1:
             raise DataError(
-                f"the training text has {tokens} tokens, fewer than one sequence of data.length {length}: "
+                f"the training text has {tokens} tokens, fewer than one sequence of data.length {sequences.length}: "
                 "give more text, or a smaller data.length"
             )
 
@@ -157,12 +171,12 @@ class TrainingBatches:
         parts = []
         for epoch in sorted({epoch for epoch, _ in places}):
             order, offset = self._epoch(epoch)
-            parts.append(self._sequences.batch([order[place] for e, place in places if e == epoch], offset))
+            parts.append(self._sequences.bare_batch([order[place] for e, place in places if e == epoch], offset))
         fields = zip(*((part.x0_BL, part.loss_mask_BL, part.document_BL) for part in parts), strict=True)
         batch = Batch(*(torch.cat(field) for field in fields))
         if self._tail_id is not None:
             _add_tails(batch, self._tail_id, [generator(self._seed, "tail", step, position) for position in positions])
-        return batch
+        return with_affixes(batch, self._sequences.affixes, self._sequences.pad_id)
 
     def state(self) -> None:
         """None, since the order follows from the step and there is no place to save."""
@@ -176,6 +190,37 @@ class TrainingBatches:
         stream = generator(self._seed, "epoch", epoch)
         order: list[int] = torch.randperm(self.rows, generator=stream).tolist()
         return order, int(torch.randint(self._slack + 1, (), generator=stream))
+
+
+def with_affixes(batch: Batch, affixes: Affixes, pad_id: int) -> Batch:
+    """Rows with special tokens around what each of them holds.
+
+    Args:
+        batch: Rows, padded on the right.
+        affixes: The special tokens; they are given.
+        pad_id: The padding.
+
+    Returns:
+        Rows that are as many tokens wider; the same batch where there are none.
+    """
+    if not len(affixes):
+        return batch
+    rows, width = batch.x0_BL.shape
+    x0_BL = torch.full((rows, width + len(affixes)), pad_id)
+    loss_mask_BL, document_BL = torch.zeros_like(x0_BL, dtype=torch.bool), torch.full_like(x0_BL, -1)
+    for row in range(rows):
+        used = int((batch.document_BL[row] >= 0).sum())
+        before, behind = affixes.around(batch.x0_BL[row, :used].tolist())
+        text = slice(len(before), len(before) + used)
+        x0_BL[row, : text.start] = torch.tensor(before)
+        x0_BL[row, text.stop : text.stop + len(behind)] = torch.tensor(behind)
+        for target_BL, source_BL in (
+            (x0_BL, batch.x0_BL),
+            (loss_mask_BL, batch.loss_mask_BL),
+            (document_BL, batch.document_BL),
+        ):
+            target_BL[row, text] = source_BL[row, :used]
+    return Batch(x0_BL, loss_mask_BL, document_BL)
 
 
 def _add_tails(batch: Batch, tail_id: int, streams: Sequence[torch.Generator]) -> None:

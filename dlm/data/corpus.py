@@ -8,12 +8,17 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.batches import Sequences
 from dlm.data.documents import Documents
 from dlm.data.tokens import Tokens
+from dlm.errors import ConfigError
 from dlm.model.text import encode
-from dlm.model.tokenizer import fingerprint, special_ids
+from dlm.model.tokenizer import Affixes, fingerprint, special_ids
 
 
 def corpus(
-    tokenizer: PreTrainedTokenizerBase, documents: Documents, length: int, packing: Literal["pack", "pad"]
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Documents,
+    length: int,
+    packing: Literal["pack", "pad"],
+    affixes: Affixes | None = None,
 ) -> Sequences:
     """Tokenises documents, or finds them tokenised in the cache, and cuts them into sequences.
 
@@ -22,11 +27,15 @@ def corpus(
         documents: Such as `dlm.data.reading.read` gives.
         length: Tokens a sequence.
         packing: As `data.packing` in the configuration.
+        affixes: The special tokens around every row; a chat has those alone that its template writes.
 
     Returns:
         The sequences.
+
+    Raises:
+        ConfigError: The special tokens leave no room for text.
     """
-    ids = special_ids(tokenizer)
+    ids, documents = special_ids(tokenizer), documents.writable(tokenizer)
     tokens = Tokens.of(
         documents.rows,
         partial(encode, tokenizer),
@@ -35,4 +44,10 @@ def corpus(
         fingerprint(tokenizer),
         documents.prompt_encoder(tokenizer),
     )
-    return Sequences(tokens, length, packing, ids.pad)
+    around = affixes if affixes and documents.has_affixes else Affixes()
+    if len(around) >= length:
+        raise ConfigError(
+            f"data.length: {length} tokens have no room beside the {len(around)} special tokens of this tokenizer: "
+            "raise it"
+        )
+    return Sequences(tokens, length, packing, ids.pad, around, documents.skipped)

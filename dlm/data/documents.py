@@ -5,7 +5,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from dlm.config import HeldOut, Source
 from dlm.data.formats import FORMATS
-from dlm.data.tokens import EncodePrompts
+from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
 from dlm.model.text import encode, encode_chat
 
@@ -26,13 +26,17 @@ class Documents(ABC):
 
     Attributes:
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
+        skipped: What was left out of them because it cannot be written.
         columns: For each key of `Source` that names a column: what the column is called in `rows`.
         identity: The column by which a document is held out or not: equal values are on the same side.
+        has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
     """
 
     rows: Dataset
+    skipped: Skipped = field(default_factory=Skipped, kw_only=True)
     columns: ClassVar[Mapping[str, str]]
     identity: ClassVar[str] = "text"
+    has_affixes: ClassVar[bool] = True
 
     @classmethod
     def of(cls, table: Dataset, source: Source, key: str) -> Self:
@@ -71,6 +75,20 @@ class Documents(ABC):
             A function of columns of `rows`; None where documents have no prompts. The ids that it gives are seen,
             and neither learned nor scored.
         """
+
+    def writable(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The documents that a tokenizer can write, where those that it cannot write may be left out.
+
+        Args:
+            tokenizer: The model's.
+
+        Returns:
+            These documents without the others, which are counted in `skipped`.
+
+        Raises:
+            DataError: None is left.
+        """
+        return self
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,7 +129,7 @@ class Documents(ABC):
                 for back in (False, True)
             ]
         train, validation = (replace(self, rows=part).without_empty() for part in parts)
-        return train, validation
+        return train, replace(validation, skipped=Skipped())  # what was left out is counted once
 
 
 @dataclass(frozen=True)
@@ -141,11 +159,20 @@ class Chats(Documents):
     """Chats: each message of an assistant is a document, given the messages before it.
 
     The columns are `text`, the message; `messages`, those before it as JSON, which the tokenizer's chat template
-    writes; and `chat`, the whole chat as JSON, so that a chat is held out as a whole.
+    writes; `chat`, the whole chat as JSON, so that a chat is held out as a whole; and `row`, its row in the source.
+
+    Attributes:
+        source: What the chats come from, for messages.
+        key: The source's place in the configuration, for messages.
+        may_skip: Whether chats that cannot be written are left out.
     """
 
+    source: str = "the chats"
+    key: str = "data.train"
+    may_skip: bool = False
     columns: ClassVar[Mapping[str, str]] = {"messages": "messages"}
     identity = "chat"
+    has_affixes = False  # the template writes all that stands before a message
 
     @override
     @classmethod
@@ -153,12 +180,58 @@ class Chats(Documents):
         check_column(table.column_names, source, "messages", key)
         column = column_of(source, "messages")
         chats = table.select_columns(column)
-        turns = partial(_turns, column=column, key=key)
-        return cls(chats.map(turns, batched=True, remove_columns=chats.column_names))
+        turns = partial(_turns, column=column, key=key, skips=source.skip_invalid)
+        found = chats.map(turns, batched=True, with_indices=True, remove_columns=chats.column_names)
+        kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
+        if not len(found):
+            return kept
+        if not source.skip_invalid:
+            return replace(kept, rows=found.remove_columns("wrong"))
+        bad = found.filter(_any_text, batched=True, input_columns="wrong")
+        good = found.filter(_no_text, batched=True, input_columns="wrong").remove_columns("wrong")
+        return replace(kept, rows=good, skipped=kept._skipping(bad["row"], bad["wrong"]))
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
-        return lambda batch: [encode_chat(tokenizer, json.loads(before or "[]")) for before in batch["messages"]]
+        def written(before: str, row: int) -> list[int]:
+            try:
+                return encode_chat(tokenizer, json.loads(before or "[]"))
+            except DataError as error:
+                if not tokenizer.chat_template:
+                    raise  # it is the tokenizer that is wrong, not the row
+                raise DataError(
+                    f"{self._named(row)}: {error}; correct it, or leave such rows out by {self.key}.skip_invalid=true"
+                ) from error
+
+        return lambda batch: [written(*each) for each in zip(batch["messages"], batch["row"], strict=True)]
+
+    @override
+    def writable(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """Asks the chat template about every chat, if some may be left out; see `Documents`."""
+        if not self.may_skip or not tokenizer.chat_template:
+            return self
+        wrong: dict[int, str] = {}
+        for batch in self.rows.iter(batch_size=256):
+            for before, row in zip(batch["messages"], batch["row"], strict=True):
+                try:
+                    if row not in wrong:
+                        encode_chat(tokenizer, json.loads(before or "[]"))
+                except DataError as error:
+                    wrong[row] = str(error)
+        if not wrong:
+            return self
+        found, before = self._skipping([*wrong], [*wrong.values()]), self.skipped
+        kept = [i for i, row in enumerate(self.rows["row"]) if row not in wrong]
+        if not kept:
+            raise DataError(f"{self.key}: no chat is left, as all {found.rows} are not valid; {found.first}")
+        skipped = Skipped(before.rows + found.rows, before.first or found.first)
+        return replace(self, rows=self.rows.select(kept), skipped=skipped)
+
+    def _skipping(self, rows: Sequence[int], wrong: Sequence[str]) -> Skipped:
+        return Skipped(len(rows), f"{self._named(rows[0])}: {wrong[0]}" if len(rows) else "")
+
+    def _named(self, row: int) -> str:
+        return f"row {row + 1} of {self.source}"
 
 
 def type_of(source: Source) -> type[Documents]:
@@ -212,28 +285,41 @@ def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
 
 
-def _turns(batch: dict[str, list[Any]], column: str, key: str) -> dict[str, list[str]]:
-    """Every message of an assistant, what came before it, and the whole chat, by which it is held out or not."""
-    found: dict[str, list[str]] = {"text": [], "messages": [], "chat": []}
-    for chat in batch[column]:
+def _turns(batch: dict[str, list[Any]], indices: list[int], column: str, key: str, skips: bool) -> dict[str, list[Any]]:
+    """Every message of an assistant, what came before it, the whole chat, and the chat's row in the source.
+
+    Where rows may be skipped, a chat that cannot be read is one document that says in `wrong` what is wrong.
+    """
+    found: dict[str, list[Any]] = {"text": [], "messages": [], "chat": [], "row": [], "wrong": []}
+
+    def add(text: str, before: str, chat: str, row: int, wrong: str = "") -> None:
+        for name, value in zip(found, (text, before, chat, row, wrong), strict=True):
+            found[name].append(value)
+
+    for row, chat in zip(indices, batch[column], strict=True):
         try:
             said = [{"role": message["role"], "content": message["content"] or ""} for message in chat]
         except (TypeError, KeyError):
             said = [{"role": None}]
         if not all(isinstance(part, str) for message in said for part in message.values()):
-            raise DataError(
-                f"{key}.messages: {column!r} must hold lists of {{role, content}}, both of them text, got {chat!r:.80}"
-            )
+            wrong = f"{column!r} must hold lists of {{role, content}}, both of them text, got {chat!r:.80}"
+            if not skips:
+                raise DataError(f"{key}.messages: row {row + 1}: {wrong}")
+            add("", "", "", row, wrong)
+            continue
         for i, message in enumerate(said):
             if message["role"] == "assistant" and i:
-                found["text"].append(message["content"])  # a call of a tool has none, and is not learned
-                found["messages"].append(json.dumps(said[:i]))
-                found["chat"].append(json.dumps(said))
+                # A call of a tool has no text, and is not learned.
+                add(message["content"], json.dumps(said[:i]), json.dumps(said), row)
     return found
 
 
 def _any_text(texts: list[str | None]) -> list[bool]:
     return [bool(text) for text in texts]
+
+
+def _no_text(texts: list[str | None]) -> list[bool]:
+    return [not text for text in texts]
 
 
 def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:

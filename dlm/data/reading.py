@@ -45,6 +45,8 @@ def read(source: Source, key: str) -> Documents:
     chosen = format_of(source, key)
     with _quiet():
         documents = type_of(source).of(chosen.read(key), source, key).without_empty()
+    if not len(documents) and documents.skipped.rows:
+        raise DataError(f"{key}: no row is left, as {documents.skipped.rows} are not valid; {documents.skipped.first}")
     if not len(documents):
         raise DataError(f"{key}: {source.path or source.format} holds no text at all")
     return documents

@@ -1,7 +1,7 @@
 """The data of a run: its tokenizer, its training batches and its validation sequences."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +12,9 @@ from dlm.data.corpus import corpus
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
+from dlm.data.tokens import Skipped
 from dlm.model.text import encode
-from dlm.model.tokenizer import build_tokenizer, special_ids
+from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class RunData:
         validation: What it validates on.
         tokens: Tokens of the training text; None of a stream.
         checksum: A checksum of the training text; None of a stream.
+        affixes: The special tokens around every text.
+        skipped: Rows of the training and the validation text that were left out because they are not valid.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -33,9 +36,13 @@ class RunData:
     validation: Sequences
     tokens: int | None = None
     checksum: int | None = None
+    affixes: Affixes = field(default_factory=Affixes)
+    skipped: tuple[Skipped, ...] = ()
 
 
-def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: int = 1) -> RunData:
+def read_run_data(
+    config: Config, spec: Tokenizer, process: int = 0, processes: int = 1, affixes: Affixes | None = None
+) -> RunData:
     """Reads, or opens, what a run trains on, and reads what it validates on.
 
     Args:
@@ -43,6 +50,7 @@ def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: 
         spec: Which tokenizer to make or load; that of a checkpoint where a run is resumed.
         process: Which process this is; it has a share of a stream to itself.
         processes: How many there are.
+        affixes: The special tokens that the run's model has around every text; None for those of the tokenizer.
 
     Returns:
         All of it.
@@ -54,7 +62,8 @@ def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: 
     if data.streaming:
         opened = open_stream(data)
         tokenizer = build_tokenizer(spec, opened.beginning)
-        ids = special_ids(tokenizer)
+        ids, around = special_ids(tokenizer), affixes_of(tokenizer) if affixes is None else affixes
+        validation = corpus(tokenizer, opened.validation, data.length, data.packing, around)
         stream = StreamingBatches(
             opened,
             partial(encode, copy.deepcopy(tokenizer)),  # called in a thread, and a tokenizer is not thread-safe
@@ -66,13 +75,24 @@ def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: 
             seed=config.seed,
             process=process,
             processes=processes,
+            affixes=around,
         )
-        return RunData(tokenizer, stream, corpus(tokenizer, opened.validation, data.length, data.packing))
+        return RunData(tokenizer, stream, validation, affixes=around)
     splits = read_splits(data)
     tokenizer = build_tokenizer(spec, splits.train.texts)
+    around = affixes_of(tokenizer) if affixes is None else affixes
     training, validation = (
-        corpus(tokenizer, documents, data.length, data.packing) for documents in (splits.train, splits.validation)
+        corpus(tokenizer, documents, data.length, data.packing, around)
+        for documents in (splits.train, splits.validation)
     )
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
-    return RunData(tokenizer, batches, validation, len(training.tokens), training.tokens.checksum)
+    return RunData(
+        tokenizer,
+        batches,
+        validation,
+        len(training.tokens),
+        training.tokens.checksum,
+        around,
+        (training.skipped, validation.skipped),
+    )

@@ -8,11 +8,12 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
-from dlm.data.batches import Batch
+from dlm.data.batches import Batch, with_affixes
 from dlm.data.streaming import Stream, texts_in
 from dlm.data.tokens import Encode
 from dlm.diffusion.draws import generator
 from dlm.errors import ConfigError, DataError
+from dlm.model.tokenizer import Affixes
 
 
 class StreamingBatches:
@@ -38,6 +39,7 @@ class StreamingBatches:
         seed: int,
         process: int = 0,
         processes: int = 1,
+        affixes: Affixes | None = None,
     ) -> None:
         """Prepares; no document is read yet.
 
@@ -46,13 +48,16 @@ class StreamingBatches:
             encode: Texts to ids.
             end_id: The end-of-text token, which goes after every document.
             pad_id: The padding.
-            length: Tokens a row.
+            length: Tokens a row, the special tokens around it included.
             packing: As `data.packing` in the configuration.
             buffer: Rows a block.
             seed: The order within blocks follows from it.
             process: Which process this is.
             processes: How many there are.
+            affixes: The special tokens around every row.
         """
+        self._affixes = affixes or Affixes()
+        length -= len(self._affixes)
         self._name = stream.name
         self._documents = split_dataset_by_node(stream.train, process, processes)
         self._wanted, self._encode, self._end_id, self._pad_id = stream.wanted, encode, end_id, pad_id
@@ -83,7 +88,8 @@ class StreamingBatches:
         ends_BL = x0_BL == self._end_id
         document_BL = ends_BL.cumsum(1) - ends_BL.long() + torch.arange(len(rows))[:, None] * self._length
         loss_mask_BL = x0_BL != self._pad_id
-        return Batch(x0_BL, loss_mask_BL, document_BL.masked_fill(~loss_mask_BL, -1))
+        batch = Batch(x0_BL, loss_mask_BL, document_BL.masked_fill(~loss_mask_BL, -1))
+        return with_affixes(batch, self._affixes, self._pad_id)
 
     def state(self) -> dict[str, Any]:
         """The place in the stream, in plain values that JSON can hold; `restore` goes there."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
+from typing import Any, Self
 
 import datasets
 import numpy as np
@@ -16,8 +16,24 @@ from numpy.typing import NDArray
 Encode = Callable[[list[str]], list[list[int]]]
 """From texts to their ids."""
 
-EncodePrompts = Callable[[Mapping[str, Sequence[str | None]]], list[list[int]]]
+EncodePrompts = Callable[[Mapping[str, Sequence[Any]]], list[list[int]]]
 """From some documents, column by column, to the ids before each text."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Rows of a source that were left out because they are not valid.
+
+    Attributes:
+        rows: How many.
+        first: What is wrong with the first of them.
+    """
+
+    rows: int = 0
+    first: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.rows} row{'s' if self.rows > 1 else ''} left out; the first: {self.first}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Text as rows of ids, of which some are to be written or scored and the others are given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError
-from dlm.model.text import encode, pieces
+from dlm.model.text import drops_blanks, encode, pieces
+from dlm.model.tokenizer import Affixes
 from dlm.template import Hole, Template
 
 
@@ -20,20 +21,28 @@ class Canvas:
         ids: What the row holds; the mask where something is to be written.
         editable: Whether each position is to be written, or scored.
         holes: Where the holes of a template are, in reading order.
+        start: Where the text begins, behind the special tokens before it.
     """
 
     ids: list[int]
     editable: list[bool]
     holes: list[range]
 
+    start: int = 0
+
     @classmethod
-    def after(cls, given: Sequence[int], rest: Sequence[int]) -> "Canvas":
+    def after(cls, given: Sequence[int], rest: Sequence[int], affixes: Affixes) -> "Canvas":
         """A row of given ids, and after them a hole: masks that are to be written, or ids that are to be scored."""
-        hole = range(len(given), len(given) + len(rest))
-        return cls([*given, *rest], [False] * len(given) + [True] * len(rest), [hole])
+        before, behind = affixes.around(rest)
+        first = len(before) + len(given)
+        hole = range(first, first + len(rest))
+        ids = [*before, *given, *rest, *behind]
+        return cls(ids, [i in hole for i in range(len(ids))], [hole], len(before))
 
 
-def lay_out(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int, context: int) -> Canvas:
+def lay_out(
+    template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int, context: int, affixes: Affixes
+) -> Canvas:
     """A template as the model sees it.
 
     Each of its texts becomes tokens on its own, so that no token crosses the border of a hole. A text longer than the
@@ -44,6 +53,7 @@ def lay_out(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int
         tokenizer: The model's tokenizer.
         mask_id: What stands in the holes.
         context: The longest row, in tokens.
+        affixes: The special tokens around the text, or around the window on it.
 
     Returns:
         The row.
@@ -51,17 +61,15 @@ def lay_out(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int
     Raises:
         DataError: The holes and the text between them are longer than the context.
     """
-    texts = iter(encode(tokenizer, [part for part in template if isinstance(part, str)]))
+    context -= len(affixes)
     ids: list[int] = []
     holes: list[range] = []
-    for part in template:
+    for part, written in zip(template, _encoded(template, tokenizer, mask_id), strict=True):
         if isinstance(part, Hole):
             if part.tokens > context:
                 raise DataError(f"a span of {part.tokens} tokens does not fit the context of {context}")
             holes.append(range(len(ids), len(ids) + part.tokens))
-            ids += [mask_id] * part.tokens
-        else:
-            ids += next(texts)
+        ids += written
     first, last = holes[0].start, holes[-1].stop
     if last - first > context:
         raise DataError(
@@ -70,12 +78,29 @@ def lay_out(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int
         )
     start = max(0, min(first - (context - (last - first)) // 2, len(ids) - context))
     window = range(start, min(start + context, len(ids)))
-    written = {i for hole in holes for i in hole}
-    return Canvas(
-        [ids[i] for i in window],
-        [i in written for i in window],
-        [range(hole.start - start, hole.stop - start) for hole in holes],
-    )
+    before, behind = affixes.around([])
+    moved = [range(hole.start - start + len(before), hole.stop - start + len(before)) for hole in holes]
+    row = [*before, *(ids[i] for i in window), *behind]
+    in_holes = {i for hole in moved for i in hole}
+    return Canvas(row, [i in in_holes for i in range(len(row))], moved, len(before))
+
+
+def _encoded(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> Iterator[list[int]]:
+    """The ids of each part of a template, masks for a hole.
+
+    The blanks beside a hole are left out where the mask takes them, as RoBERTa's does: they belong to its word.
+    """
+    mask = tokenizer.added_tokens_decoder.get(mask_id)
+    takes_left, takes_right = (mask.lstrip, mask.rstrip) if mask else (False, False)
+    for number, part in enumerate(template):
+        if isinstance(part, Hole):
+            yield [mask_id] * part.tokens
+            continue
+        if takes_left and number + 1 < len(template):
+            part = part.rstrip()
+        if takes_right and number:
+            part = part.lstrip()
+        yield encode(tokenizer, [part], continues=number > 0)[0]
 
 
 def fill(template: Template, spans: Sequence[str]) -> str:
@@ -84,9 +109,63 @@ def fill(template: Template, spans: Sequence[str]) -> str:
     return "".join(next(filling) if isinstance(part, Hole) else part for part in template)
 
 
-def written_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], hole: range) -> str:
-    """The text that the ids of a hole add to what stands before them."""
-    return "".join(pieces(tokenizer, list(ids[: hole.stop]))[hole.start :])
+def written_spans(
+    template: Template, tokenizer: PreTrainedTokenizerBase, canvas: Canvas, ids: Sequence[int]
+) -> tuple[str, ...]:
+    """The text of each hole, to be put between the texts of the template as they are.
+
+    Args:
+        template: Texts and holes.
+        tokenizer: The model's tokenizer.
+        canvas: What `lay_out` made of the template.
+        ids: The row with its holes written.
+
+    Returns:
+        One text a hole.
+    """
+    holes, spans = iter(canvas.holes), []
+    for number, part in enumerate(template):
+        if isinstance(part, Hole):
+            hole = next(holes)
+            beside = (*template[max(number - 1, 0) : number], ""), (*template[number + 1 :], "")
+            before, behind = (side[0] if isinstance(side[0], str) else "" for side in beside)
+            place = range(hole.start - canvas.start, hole.stop - canvas.start)
+            spans.append(written_text(tokenizer, ids[canvas.start :], place, before, behind))
+    return tuple(spans)
+
+
+def written_text(
+    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], hole: range, before: str, behind: str = ""
+) -> str:
+    """The text that the ids of a hole add to a text.
+
+    Args:
+        tokenizer: The tokenizer.
+        ids: The ids of the text, without special tokens around it.
+        hole: Where they were written.
+        before: The text before the hole, which it is put behind as it is.
+        behind: The text after it.
+
+    Returns:
+        What the hole adds, without a blank that ends `before` already and that is in no token of its own, and with
+        one where the last word would grow together with the next.
+    """
+    parts = pieces(tokenizer, list(ids[: hole.stop]))
+    seen, added = "".join(parts[: hole.start]), "".join(parts[hole.start :])
+    if before[-1:].isspace() and not seen[-1:].isspace():
+        added = added.removeprefix(" ")
+    if drops_blanks(tokenizer) and _grow_together(tokenizer, added, behind):
+        added += " "
+    return added
+
+
+def _grow_together(tokenizer: PreTrainedTokenizerBase, first: str, second: str) -> bool:
+    """Whether two texts have other tokens side by side than each on its own."""
+    if not first.strip() or second[:1].strip() == "":
+        return False
+    left, right = first.split()[-1], second.split()[0]
+    one, other, both = encode(tokenizer, [left, right, left + right])
+    return both != one + other
 
 
 def stack(canvases: Sequence[Canvas], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,11 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.unmask import Margin, Random
-from dlm.errors import CheckpointError, DataError
-from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_text
+from dlm.errors import CheckpointError, ConfigError, DataError
+from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_spans, written_text
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.scoring import Score, score_rows
+from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
@@ -29,7 +30,7 @@ from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
 from dlm.model.text import encode, encode_chat
 from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
-from dlm.model.tokenizer import build_tokenizer, special_ids, vocabulary_of
+from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids, vocabulary_of
 from dlm.template import Template, parse_template
 
 Item = TypeVar("Item")
@@ -118,10 +119,14 @@ class DiffusionLM:
         self._backbone = backbone or Backbone(model, ids.pad, time_embedding)
         self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
-            raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
+            raise CheckpointError(
+                f"this model has {self._backbone.vocabulary} ids and none for its tokenizer's mask, padding or end of "
+                f"text, which are {ids.mask}, {ids.pad} and {ids.end}: it was not trained to fill masks"
+            )
         if sidecar is None:
             positions = int(getattr(model.config, "max_position_embeddings", 512))
-            sidecar = Sidecar(Formulation(), positions - position_offset(model.config.model_type, ids.pad), ids.mask)
+            room = positions - position_offset(model.config.model_type, ids.pad)
+            sidecar = Sidecar(Formulation(), room, ids.mask, affixes=affixes_of(tokenizer))
         self.sidecar = sidecar
         if self.sidecar.mask_id != ids.mask:
             raise CheckpointError(
@@ -149,6 +154,7 @@ class DiffusionLM:
         device: str | torch.device | None = None,
         attention: str = "auto",
         precision: Precision | Literal["auto"] = "auto",
+        mask_token: str | int | None = None,
     ) -> Self:
         """Loads a model.
 
@@ -158,19 +164,30 @@ class DiffusionLM:
             device: Where to put it; a GPU where there is one by default.
             attention: As `model.attention` in the configuration.
             precision: What the network computes in; see the constructor.
+            mask_token: The text or the id of the mask, where the model has one that its tokenizer does not register.
 
         Returns:
             The model, ready to use.
 
         Raises:
-            CheckpointError: There is no such model, or it is damaged.
+            CheckpointError: There is no such model, it is damaged, or it has no mask.
+            ConfigError: The model says itself that its mask is another.
         """
         path = resolve(model)
         sidecar = read_sidecar(path)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        tokenizer = build_tokenizer(Pretrained(path), lambda: ())
+        tokenizer = build_tokenizer(Pretrained(path, mask_token), lambda: (), adds_mask=sidecar is not None)
+        ids = special_ids(tokenizer)
+        if sidecar is not None and mask_token is not None and ids.mask != sidecar.mask_id:
+            raise ConfigError(
+                f"--mask-token: {path} was trained with the mask {sidecar.mask_id}, got {mask_token!r}, which is "
+                f"{ids.mask}: leave it out"
+            )
         how = attention_implementation(attention, where, sidecar.context if sidecar else 512)
         network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
+        size = int(network.config.vocab_size)
+        if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
+            init_new_token_rows(network, [ids.pad], ids.pad + 1)
         timed = sidecar is not None and sidecar.formulation.timed
         embedding = load_time_embedding(path, network).to(where) if timed else None
         return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=embedding)  # type: ignore[arg-type]
@@ -255,13 +272,15 @@ class DiffusionLM:
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
-        given, room = self._given(prompt)
+        given, affixes = self._given(prompt)
+        room = self.context - len(given) - len(affixes)
         length = room if length is None else length
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
         sampler = sampler or Sampler()
         rule = sampler.rule(self.formulation, self.process, Random(), length)
-        canvas = Canvas.after(given, [self.process.mask_id] * length)
+        canvas = Canvas.after(given, [self.process.mask_id] * length, affixes)
+        (hole,), text_before = canvas.holes, prompt if isinstance(prompt, str) else ""
         stop_id = self._end_id if prompt else None
         samples = []
         for indices in _batches(range(num), batch_size):
@@ -269,12 +288,12 @@ class DiffusionLM:
             streams = [generator(seed, "sample", i) for i in indices]
             final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_id=stop_id, watch=watch)
             for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
-                written = ids[len(given) :]
+                written = ids[hole.start : hole.stop]
                 if stop_id in written:
                     written = written[: written.index(stop_id)]
-                end = len(given) + len(written)
-                text = written_text(self.tokenizer, ids, range(len(given), end))
-                samples.append(Sample((prompt if isinstance(prompt, str) else "") + text, text, tuple(written), calls))
+                whole = [*given, *written]
+                text = written_text(self.tokenizer, whole, range(len(given), len(whole)), text_before)
+                samples.append(Sample(text_before + text, text, tuple(written), calls))
         return samples
 
     def infill(
@@ -340,7 +359,8 @@ class DiffusionLM:
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
-        canvases = [lay_out(each, self.tokenizer, self.process.mask_id, self.context) for each in templates]
+        mask_id, affixes = self.process.mask_id, self.sidecar.affixes
+        canvases = [lay_out(each, self.tokenizer, mask_id, self.context, affixes) for each in templates]
         sampler = sampler or Sampler()
         widest = max((sum(canvas.editable) for canvas in canvases), default=1)
         rule = sampler.rule(self.formulation, self.process, Margin(), widest)
@@ -355,9 +375,8 @@ class DiffusionLM:
             for (i, _), ids, calls, score in zip(
                 jobs, final.x_BL.tolist(), final.calls_B.tolist(), scores, strict=True
             ):
-                holes = canvases[i].holes
-                spans = tuple(written_text(self.tokenizer, ids, hole) for hole in holes)
-                written = tuple(tuple(ids[hole.start : hole.stop]) for hole in holes)
+                spans = written_spans(templates[i], self.tokenizer, canvases[i], ids)
+                written = tuple(tuple(ids[hole.start : hole.stop]) for hole in canvases[i].holes)
                 results[i].append(Infilling(fill(templates[i], spans), spans, written, score.log_likelihood, calls))
         return [sorted(alternatives, key=lambda found: -found.log_likelihood) for alternatives in results]
 
@@ -377,19 +396,22 @@ class DiffusionLM:
             DataError: Both together do not fit the context.
         """
         self.model.eval()
-        given, room = self._given(prompt)
+        given, affixes = self._given(prompt)
         ids = [*encode(self.tokenizer, [response])[0], self._end_id]
-        if len(ids) > room:
+        canvas = Canvas.after(given, ids, affixes)
+        if (excess := len(canvas.ids) - self.context) > 0:
             raise DataError(
-                f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"
+                f"the response takes {len(ids)} tokens with its end, and the context has room for "
+                f"{len(ids) - excess}: shorten it"
             )
-        rows = stack([Canvas.after(given, ids)], self._pad_id)
+        rows = stack([canvas], self._pad_id)
         return self._score(self.denoiser, self.formulation.estimator(draws), *rows, [generator(seed, "score")])[0]
 
     def nelbo(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0, batch_size: int = 16) -> list[float]:
         """Upper bounds of texts' negative log-likelihoods, each text followed by its end.
 
-        A text longer than the context is scored in pieces of the context's length.
+        A text longer than the context is scored in pieces of the context's length. The special tokens that the model
+        expects around a text are given, and not scored.
 
         Args:
             texts: One text or several.
@@ -402,10 +424,11 @@ class DiffusionLM:
         """
         self.model.eval()
         pieces: list[tuple[int, Canvas]] = []
+        affixes, room = self.sidecar.affixes, self.context - len(self.sidecar.affixes)
         for index, ids in enumerate(encode(self.tokenizer, [texts] if isinstance(texts, str) else list(texts))):
             whole = [*ids, self._end_id]
-            cuts = range(0, len(whole), self.context)
-            pieces += [(index, Canvas.after([], whole[start : start + self.context])) for start in cuts]
+            cuts = range(0, len(whole), room)
+            pieces += [(index, Canvas.after([], whole[start : start + room], affixes)) for start in cuts]
         estimator = self.formulation.estimator(draws)
         nats = [0.0] * (pieces[-1][0] + 1 if pieces else 0)
         for numbered in _batches(list(enumerate(pieces)), batch_size):
@@ -416,18 +439,18 @@ class DiffusionLM:
                 nats[index] -= score.log_likelihood
         return nats
 
-    def _given(self, prompt: Prompt) -> tuple[list[int], int]:
-        """The ids of a prompt, and how many more the context has room for."""
+    def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
+        """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""
         if prompt is None or isinstance(prompt, str):
-            given = encode(self.tokenizer, [prompt or ""])[0]
+            given, affixes = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes
         else:
-            given = encode_chat(self.tokenizer, prompt)
-        room = self.context - len(given)
-        if room < 1:
+            given, affixes = encode_chat(self.tokenizer, prompt), Affixes()
+        if len(given) + len(affixes) >= self.context:
             raise DataError(
-                f"the prompt takes {len(given)} tokens and the context of this model is {self.context}: shorten it"
+                f"the prompt takes {len(given) + len(affixes)} tokens and the context of this model is "
+                f"{self.context}: shorten it"
             )
-        return given, room
+        return given, affixes
 
     def _score(
         self,

@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,14 @@ from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.locate import file_of
 from dlm.model.lora import write_adapter
 from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
+from dlm.model.tokenizer import Affixes
 from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FORMAT = 3
-"""Version of `dlm.yaml`; a reader refuses a later one."""
+FORMAT = 4
+"""The latest version of `dlm.yaml`; a reader refuses a later one. Version 4 has special tokens around every text."""
 
 SIDECAR = "dlm.yaml"
 
@@ -40,6 +41,7 @@ class Sidecar:
         mask_id: The id of the mask.
         step: The step of its run at which the checkpoint was taken, where a run made it.
         config: The run's resolved configuration.
+        affixes: The special tokens that stand around every text.
     """
 
     formulation: Formulation
@@ -47,20 +49,23 @@ class Sidecar:
     mask_id: int
     step: int | None = None
     config: Config | None = None
+    affixes: Affixes = field(default_factory=Affixes)
 
     @classmethod
-    def of_run(cls, config: Config, mask_id: int, step: int) -> "Sidecar":
+    def of_run(cls, config: Config, mask_id: int, step: int, affixes: Affixes | None = None) -> "Sidecar":
         """What a run says beside a checkpoint of its own."""
-        return cls(config.formulation, config.data.length, mask_id, step, config)
+        return cls(config.formulation, config.data.length, mask_id, step, config, affixes or Affixes())
 
     def dump(self) -> str:
         """The file's text."""
         tree: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMAT if self.affixes else 3,  # a reader of version 3 alone would leave them out
             "formulation": dump_formulation(self.formulation),
             "context": self.context,
             "mask_id": self.mask_id,
         }
+        if self.affixes:
+            tree["affixes"] = {"prefix": [*self.affixes.prefix], "suffix": [*self.affixes.suffix]}
         if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         if self.config is not None:
@@ -85,7 +90,9 @@ class Sidecar:
             return cls.of_run(parse_config(tree["config"]), tree["mask_id"], tree["step"])
         formulation, context, mask_id = parse_formulation(tree["formulation"]), tree["context"], tree["mask_id"]
         config = parse_config(tree["config"]) if "config" in tree else None
-        return cls(formulation, int(context), int(mask_id), tree.get("step"), config)
+        named = tree.get("affixes", {"prefix": (), "suffix": ()})
+        affixes = Affixes(*(tuple(map(int, named[side])) for side in ("prefix", "suffix")))
+        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes)
 
 
 def read_sidecar(path: str) -> Sidecar | None:

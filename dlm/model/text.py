@@ -1,28 +1,49 @@
 """Text to ids and back: no text is lost, and none is taken for a special token."""
 
+import copy
+import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError, one_line
 from dlm.model.tokenizer import all_special_ids
 
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters."""
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
+    """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: Texts.
+        continues: Whether they are parts from within a text, which do not begin with the blank that some tokenizers put
+            before a text.
+
+    Returns:
+        A row of ids a text.
+    """
     if not texts:
         return []
     backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
+    before, steps = backend.encode_special_tokens, (backend.normalizer, backend.pre_tokenizer)
     backend.encode_special_tokens = True
     try:
+        if continues:
+            backend.normalizer, backend.pre_tokenizer = (_without_prefix(step) for step in steps)
         # The backend, because the wrapper warns of long texts, and keeps its last settings of truncation and padding.
         backend.no_truncation()
         backend.no_padding()
         rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+        if continues:
+            backend.normalizer, backend.pre_tokenizer = steps
     return _spelled_out(tokenizer, rows)
 
 
@@ -51,9 +72,20 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe."""
-    text: str = tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=False)
-    return text
+    """Ids to text, special tokens by their names; the inverse of `encode` for bytes, characters and bpe.
+
+    Bytes that are no character become U+FFFD; the characters beside them stay whole, whichever tokens stand for bytes.
+    """
+    backend = tokenizer.backend_tokenizer
+    if backend.decoder is None or not _falls_back_to_bytes(backend):
+        return str(backend.decode(list(ids), skip_special_tokens=False))
+    # The fallback of `tokenizers` gives one U+FFFD a byte to a whole run of byte tokens in which any is incomplete.
+    tokens = [token for id_ in ids if (token := backend.id_to_token(id_)) is not None]
+    parts: list[str] = []
+    for is_byte, run in groupby(tokens, key=lambda token: _BYTE.fullmatch(token) is not None):
+        spelled = list(run)
+        parts += bytes(int(token[3:5], 16) for token in spelled).decode("utf-8", "replace") if is_byte else spelled
+    return str(backend.decoder.decode(parts))
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
@@ -87,6 +119,42 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
             window = decode(tokenizer, ids[start:end])
             given = window if sure == now else window.removesuffix("\ufffd")
     return parts
+
+
+def drops_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether blanks are in no token, so that the decoder puts one before every word, as with WordPiece."""
+    decoder = tokenizer.backend_tokenizer.decoder
+    return decoder is None or b'"WordPiece"' in decoder.__getstate__()
+
+
+def _without_prefix(step: Any) -> Any:
+    """A normalizer or a pre-tokenizer, or None, that puts no blank before a text."""
+    state = None if step is None else _without_prefix_state(json.loads(step.__getstate__()))
+    if state is None:
+        return None  # the prefix was all that it did
+    other = copy.deepcopy(step)
+    other.__setstate__(json.dumps(state).encode())
+    return other
+
+
+def _without_prefix_state(state: dict[str, Any]) -> dict[str, Any] | None:
+    match state:
+        case {"type": "Prepend"}:
+            return None
+        case {"type": "Metaspace"}:
+            return {**state, "prepend_scheme": "never"}
+        case {"type": "ByteLevel"}:
+            return {**state, "add_prefix_space": False}
+        case {"type": "Sequence"}:
+            parts = next(key for key in ("normalizers", "pretokenizers") if key in state)
+            kept = [part for each in state[parts] if (part := _without_prefix_state(each)) is not None]
+            return {**state, parts: kept}
+    return state
+
+
+def _falls_back_to_bytes(backend: Tokenizer) -> bool:
+    """Whether tokens such as `<0xE4>` are decoded as bytes."""
+    return b'"ByteFallback"' in backend.decoder.__getstate__()
 
 
 def _spelled_out(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:

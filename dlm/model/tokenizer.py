@@ -1,8 +1,11 @@
 """Tokenizers with a mask: trained here or loaded, their special tokens, and the ids that no text holds."""
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -11,9 +14,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.diffusion.process import Vocabulary
+from dlm.distributed import process_state
 from dlm.errors import CheckpointError, ConfigError, DataError, one_line
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
+
+LONGEST_WORD = 1024
+"""Characters of the longest word that byte-pair merges are learned from; a merge takes time with a word's square."""
+
+
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
 
 
 @dataclass(frozen=True)
@@ -33,25 +43,66 @@ class SpecialIds:
     unknown: int | None
 
 
+@dataclass(frozen=True)
+class Affixes:
+    """The special tokens that stand around every text, such as [CLS] and [SEP]; they are given, and never scored.
+
+    Attributes:
+        prefix: The ids before a text, such as a begin of text.
+        suffix: The ids after it.
+    """
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.prefix) + len(self.suffix)
+
+    def around(self, ids: Sequence[int]) -> tuple[list[int], list[int]]:
+        """What stands before and after these ids; an end of text that is scored, and so in them, is not put twice."""
+        doubled = bool(ids) and bool(self.suffix) and ids[-1] == self.suffix[0]
+        return [*self.prefix], [*self.suffix[doubled:]]
+
+
+def affixes_of(tokenizer: PreTrainedTokenizerBase) -> Affixes:
+    """The special tokens that a tokenizer itself puts around a text; none for most decoders."""
+    for probe in ("a", "1", "."):
+        found = tokenizer.backend_tokenizer.encode(probe, add_special_tokens=True)
+        if 0 in (special := found.special_tokens_mask):
+            first, behind = special.index(0), len(special) - special[::-1].index(0)
+            return Affixes(tuple(found.ids[:first]), tuple(found.ids[behind:]))
+    return Affixes()
+
+
 def build_tokenizer(
-    spec: Bytes | Characters | Bpe | Pretrained, texts: Callable[[], Iterable[str]]
+    spec: Bytes | Characters | Bpe | Pretrained, texts: Callable[[], Iterable[str]], *, adds_mask: bool = True
 ) -> PreTrainedTokenizerBase:
     """Makes, trains or loads a tokenizer.
 
     Args:
         spec: Which one.
         texts: Gives the training documents, for the tokenizers that are trained on them.
+        adds_mask: Whether a pretrained tokenizer without a mask gets one, which its model was not trained with.
 
     Returns:
         A HuggingFace tokenizer with mask, padding and end-of-text tokens.
 
     Raises:
         DataError: The training documents are empty.
-        CheckpointError: A pretrained tokenizer cannot be loaded.
+        CheckpointError: A pretrained tokenizer cannot be loaded, has no such mask, or has none and may get none.
     """
     match spec:
         case Pretrained():
-            return _complete(_load(spec.path))
+            tokenizer = _load(spec.path)
+            if spec.mask_token is not None:
+                _name_mask(tokenizer, spec.mask_token, spec.path)
+            elif tokenizer.mask_token_id is None and not adds_mask:
+                # A network may have more rows than the tokenizer has tokens: an added mask would be an untrained one.
+                raise CheckpointError(
+                    f"{spec.path} has no mask token of its own: it was not trained to fill masks; train it by "
+                    "configs/adapt-decoder.yaml first, or name the mask that it has by --mask-token"
+                )
+            return _complete(tokenizer)
         case Bytes():
             alphabet = {character: byte for byte, character in enumerate(_byte_alphabet())}
             backend = _byte_level(models.BPE(vocab=alphabet, merges=[]))
@@ -60,11 +111,11 @@ def build_tokenizer(
             backend = _byte_level(models.BPE())
             specials = [END, PAD, MASK]
             backend.train_from_iterator(
-                texts(),
+                (part for text in texts() for part in _in_short_words(text)),
                 trainers.BpeTrainer(
                     vocab_size=spec.size - len(specials),
                     initial_alphabet=_byte_alphabet(),
-                    show_progress=False,
+                    show_progress=sys.stderr.isatty() and process_state().is_main_process,
                 ),
             )
         case Characters():
@@ -184,6 +235,19 @@ def _byte_level(model: models.Model) -> Backend:
     return backend
 
 
+def _in_short_words(text: str) -> Iterator[str]:
+    """A text in parts: cut only where more than `LONGEST_WORD` characters follow each other without a border.
+
+    The tokenizer itself still sees such a word as a whole.
+    """
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        for cut in range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
 def _byte_alphabet() -> list[str]:
     """The character that stands for each byte: itself if it is printable, else the next free one from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -202,6 +266,31 @@ def _load(path: str) -> PreTrainedTokenizerBase:
         # If the files are missing, transformers makes an empty tokenizer from the model's type.
         raise CheckpointError(f"{path} holds no tokenizer, or one without a vocabulary: copy its files there")
     return tokenizer
+
+
+def _name_mask(tokenizer: PreTrainedTokenizerBase, named: str | int, path: str) -> None:
+    """Registers a token as the mask: one by its text or its id, or one more at the end of the vocabulary by its id."""
+    vocabulary = tokenizer.get_vocab()
+    by_id = {id_: token for token, id_ in vocabulary.items()}
+    text = by_id.get(named) if isinstance(named, int) else named
+    if isinstance(named, int) and named == len(tokenizer) == max(by_id) + 1:
+        text = _free_name(tokenizer, MASK)  # some models have one row more than their tokenizer: their mask
+    elif text not in vocabulary:
+        near = difflib.get_close_matches(str(named), [*tokenizer.added_tokens_encoder], n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise CheckpointError(
+            f"the tokenizer of {path} has no token {named!r} that could be its mask: it has {len(vocabulary)} tokens"
+            f"{hint or ', whose names are in its tokenizer.json'}"
+        )
+    if text in vocabulary and vocabulary[text] in (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    ):
+        raise CheckpointError(
+            f"{text!r} is another special token of {path} already and cannot be its mask: name another token"
+        )
+    tokenizer.add_special_tokens({"mask_token": _special(str(text))})
 
 
 def _complete(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

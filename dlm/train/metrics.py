@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
+from dlm.data.tokens import Skipped
 from dlm.evaluate.likelihood import LikelihoodReport
 
 
@@ -55,6 +56,7 @@ class RunFacts:
         attention: How attention is computed.
         steps: Steps of the whole run.
         first: The first step to take; more than 1 where a run is resumed.
+        skipped: Rows of the texts that were left out because they are not valid.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class RunFacts:
     attention: str
     steps: int
     first: int
+    skipped: tuple[Skipped, ...] = ()
 
 
 class Reporter(Protocol):

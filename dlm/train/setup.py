@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,12 @@ from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
 from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
 from dlm.model.attention import attention_implementation
+from dlm.model.checkpoint import read_sidecar
 from dlm.model.loading import build_model, load_model
 from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
-from dlm.model.tokenizer import fingerprint, new_ids, special_ids
+from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
 
@@ -125,8 +127,27 @@ def tokenizer_of(config: Config, checkpoint: Path | None) -> Tokenizer:
     if checkpoint is not None:
         return Pretrained(str(checkpoint))
     if isinstance(config.tokenizer, Pretrained):
-        return Pretrained(starting_point(config.tokenizer.path))
+        return replace(config.tokenizer, path=starting_point(config.tokenizer.path))
     return config.tokenizer
+
+
+def affixes_before(config: Config, checkpoint: Path | None) -> Affixes | None:
+    """The special tokens that a run's model has had around every text so far.
+
+    Args:
+        config: The run's configuration.
+        checkpoint: Where a resumed run goes on from.
+
+    Returns:
+        Those of the checkpoint, or of a model of `dlm` that the run starts from; None where it starts from neither.
+
+    Raises:
+        DlmError: The pretrained model is not there.
+    """
+    if checkpoint is None and config.model.path is None:
+        return None
+    sidecar = read_sidecar(str(checkpoint) if checkpoint else starting_point(str(config.model.path)))
+    return sidecar.affixes if sidecar else None
 
 
 def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
@@ -197,7 +218,8 @@ def run_model(
     source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)
     model = load_model(source, attention, config.model.sizes)
     if checkpoint is None or lora:
-        fresh = new_ids(tokenizer, source)
+        named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
+        fresh = [id_ for id_ in new_ids(tokenizer, source) if not (named and id_ == ids.mask)]
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):

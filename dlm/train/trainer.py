@@ -34,6 +34,7 @@ from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silen
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
 from dlm.train.setup import (
+    affixes_before,
     check_agreement,
     checkpoint_gradients,
     first_of_machine_first,
@@ -80,8 +81,10 @@ class Trainer:
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
             spec = tokenizer_of(self.config, at[0] if at else None)
-            data = read_run_data(self.config, spec, self.accelerator.process_index, self.accelerator.num_processes)
+            team = self.accelerator.process_index, self.accelerator.num_processes
+            data = read_run_data(self.config, spec, *team, affixes_before(self.config, at[0] if at else None))
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
+        self.affixes, self.skipped = data.affixes, data.skipped
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
         ids = special_ids(self.tokenizer)
@@ -264,7 +267,7 @@ class Trainer:
             text = ""
             # On all processes: a sharded network needs them all. Samples of a supervised run would need a prompt.
             if config.sample_length and not self.config.data.train.supervised:
-                length = min(config.sample_length, self.config.data.length)
+                length = min(config.sample_length, self.config.data.length - len(self.affixes))
                 text = lm.generate(length=length, seed=step)[0].text
             reshard(self.network)
         metrics.validation(step, report)
@@ -287,7 +290,7 @@ class Trainer:
         )
 
     def _sidecar(self) -> Sidecar:
-        return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step)
+        return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step, self.affixes)
 
     def _save(self) -> None:
         if self.config.data.streaming:  # each process has its own position in its share of the stream
@@ -312,6 +315,7 @@ class Trainer:
             attention=str(self.backbone.model.config._attn_implementation),
             steps=self.config.train.steps,
             first=self.progress.step + 1,
+            skipped=self.skipped,
         )
 
 

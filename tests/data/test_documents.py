@@ -25,7 +25,7 @@ SOURCES = {
     [
         (Plain, ["text"], ["whole"]),
         (Pairs, ["prompt", "text"], ["answer"]),
-        (Chats, ["chat", "messages", "text"], ["a", "a"]),
+        (Chats, ["chat", "messages", "row", "text"], ["a", "a"]),
     ],
 )
 def test_a_type_takes_its_columns_from_a_table(kind: type[Documents], columns: list[str], texts: list[str]) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from dlm.config import Bpe, Characters
 from dlm.diffusion.denoiser import Denoiser
@@ -30,13 +31,16 @@ from dlm.diffusion.unmask import (
     Threshold,
     TokenChoice,
 )
-from dlm.errors import CheckpointError, DataError
+from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.model.text import decode, encode, pieces
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
+from tests.support import commands
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
+from tests.support.tiny_models import TINY
+from tests.support.tokenizers import like_roberta
 
 PROSE = "the cat sat on the mat and the mat sat on the cat, then the theatre "
 FIXED = Sampler(budget=FixedSteps(4))
@@ -372,8 +376,47 @@ def test_a_model_too_small_for_its_tokenizer_is_refused(
     make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, refused: Refused
 ) -> None:
     small = make_lm(build_tokenizer(Characters(), lambda: ["abc"]), 8)
-    with refused(CheckpointError, "no mask token"):
+    with refused(CheckpointError, "none for its tokenizer's mask"):
         DiffusionLM(small.model, byte_tokenizer)
+
+
+@pytest.fixture
+def padded_decoder(tmp_path: Path) -> Path:
+    """A decoder that predicts the next token, with more rows than its tokenizer has tokens, as Qwen's have."""
+    tokenizer = like_roberta()
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="</s>")
+    bare.save_pretrained(tmp_path)
+    sizes: dict[str, Any] = {**TINY, "max_position_embeddings": 24, "bos_token_id": None, "eos_token_id": 2}
+    config = Qwen3Config(vocab_size=len(bare) + 50, **sizes)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_padded_vocabulary_is_no_mask(padded_decoder: Path, refused: Refused) -> None:
+    with refused(CheckpointError, "no mask token", "--mask-token"):
+        DiffusionLM.from_pretrained(padded_decoder, device="cpu")
+    assert "--mask-token" in commands.refusal("sample", padded_decoder)
+    assert "--mask-token" in commands.refusal("infill", padded_decoder, "a [MASK:1]")
+    assert "--mask-token" in commands.refusal("merge", padded_decoder, padded_decoder / "merged")
+
+
+@pytest.mark.parametrize("named", ["<mask>", "267"])
+def test_a_mask_that_is_not_registered_can_be_named(padded_decoder: Path, named: str) -> None:
+    asked = commands.answer("sample", padded_decoder, "--mask-token", named, "--length", "4")
+    assert asked["tokens"] == 4
+    lm = DiffusionLM.from_pretrained(padded_decoder, device="cpu", mask_token=int(named) if named == "267" else named)
+    assert lm.process.mask_id == 267
+    lm.save_pretrained(padded_decoder / "saved")
+    again = DiffusionLM.from_pretrained(padded_decoder / "saved", device="cpu")
+    assert again.process.mask_id == 267 and again.nelbo("you") == lm.nelbo("you")
+
+
+def test_a_model_that_knows_its_mask_is_not_given_another(
+    tiny_lm: DiffusionLM, tmp_path: Path, refused: Refused
+) -> None:
+    tiny_lm.save_pretrained(tmp_path / "a")
+    with refused(ConfigError, "--mask-token", "258", "65"):
+        DiffusionLM.from_pretrained(tmp_path / "a", device="cpu", mask_token=65)
 
 
 def test_a_tokenizer_that_is_not_the_runs_own_is_refused(tiny_lm: DiffusionLM, refused: Refused) -> None:

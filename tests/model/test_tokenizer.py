@@ -1,5 +1,7 @@
 """A text survives the way to ids and back, nothing in it is taken for a special token, and no id changes meaning."""
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from dlm.errors import CheckpointError, DataError
 from dlm.model.text import decode, encode, pieces
 from dlm.model.tokenizer import build_tokenizer, fingerprint, forbidden_ids, special_ids
 from tests.support.fixtures import Refused
+from tests.support.tokenizers import like_llama, like_roberta
 
 HOSTILE = [
     "plain text, and \u00e9\u00e8 \u4e2d\u6587 \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301",
@@ -169,8 +172,6 @@ def test_training_twice_gives_the_same_tokenizer() -> None:
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_pieces_are_the_decoded_text_even_of_broken_ids(spec: Bytes | Characters | Bpe) -> None:
-    import random
-
     tokenizer, stream = build_tokenizer(spec, lambda: TRAINING), random.Random(0)
     for _ in range(200):
         ids = stream.choices(range(len(tokenizer)), k=stream.randint(0, 12))
@@ -184,7 +185,83 @@ def test_a_character_is_given_out_by_the_byte_that_completes_it(byte_tokenizer: 
     assert pieces(byte_tokenizer, list(text.encode())) == ["a", "", "\u00e9", "", "", "", "\U0001f600", "b"]
 
 
+@pytest.mark.parametrize("unigram", [False, True])
+def test_characters_spelled_by_byte_tokens_come_back_whole(unigram: bool) -> None:
+    tokenizer = like_llama(unigram=unigram)
+    for text in ("a\U0001f600b", "\u4e2d\u6587 you", "\ufffd", "x\U0001f468\u200d\U0001f469", "\U0001f600"):
+        (ids,) = encode(tokenizer, [text])
+        assert decode(tokenizer, ids) == "".join(pieces(tokenizer, ids)) == text
+    (ids,) = encode(tokenizer, ["a\U0001f600b"])
+    assert [piece for piece in pieces(tokenizer, ids) if piece] == ["a", "\U0001f600", "b"]
+
+
+@pytest.mark.parametrize("unigram", [False, True])
+def test_a_broken_byte_leaves_the_characters_beside_it_whole(unigram: bool) -> None:
+    tokenizer = like_llama(unigram=unigram)
+
+    def spelled(content: bytes) -> list[int]:
+        return [tokenizer.get_vocab()[f"<0x{byte:02X}>"] for byte in content]
+
+    character = "\u4e2d".encode()
+    assert decode(tokenizer, spelled(character + character[:2])) == "\u4e2d\ufffd"
+    assert decode(tokenizer, spelled(character[2:] + character)) == "\ufffd\u4e2d"
+    assert pieces(tokenizer, spelled(character + character[:2])) == ["", "", "\u4e2d", "", "\ufffd"]
+    stream = random.Random(0)
+    for _ in range(200):
+        ids = stream.choices([*spelled(b"\xe4\xb8\xad\xf0\x9f\x98"), *range(259, len(tokenizer))], k=9)
+        assert "".join(pieces(tokenizer, ids)) == decode(tokenizer, ids)
+
+
 # Those of others
+
+
+def test_words_without_an_end_are_learned_from_in_linear_time() -> None:
+    letters = "".join(random.Random(0).choices("ACGT", k=120_000))
+    began = time.perf_counter()
+    tokenizer = build_tokenizer(Bpe(size=600), lambda: [letters])
+    assert time.perf_counter() - began < 3.0  # as one word it takes seven seconds, and four times as long for twice
+    (ids,) = encode(tokenizer, [letters])
+    assert decode(tokenizer, ids) == letters and len(ids) < len(letters) / 3
+
+
+def test_ordinary_words_are_learned_from_as_they_are() -> None:
+    texts = ["the cat sat on the mat " * 300, "x" * 1023 + " " * 1000 + "y" * 500, "a\n" * 900]
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=297, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    learned = build_tokenizer(Bpe(size=300), lambda: texts).backend_tokenizer.get_vocab(with_added_tokens=False)
+    assert set(learned) == set(backend.get_vocab())
+
+
+@pytest.mark.parametrize("named", ["you", 4 + 256 + 6])
+def test_a_token_can_be_named_as_the_mask(tmp_path: Path, named: str | int) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=like_roberta().backend_tokenizer, eos_token="</s>")
+    tokenizer.save_pretrained(tmp_path)
+    told = build_tokenizer(Pretrained(str(tmp_path), named), lambda: ())
+    mask_id = told.convert_tokens_to_ids("you" if named == "you" else "\u0120you")
+    assert special_ids(told).mask == mask_id
+    assert mask_id in forbidden_ids(told, len(told))
+    assert mask_id not in encode(told, ["you love you"])[0]
+
+
+def test_a_mask_may_be_the_row_behind_the_vocabulary(tmp_path: Path) -> None:
+    path = left_to_right(tmp_path, eos_token="<|endoftext|>")
+    assert special_ids(build_tokenizer(Pretrained(path, 300), lambda: ())).mask == 300
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [("<|nothing|>", ["no token '<|nothing|>'"]), (9999, ["no token 9999"]), ("<|endoftext|>", ["another special"])],
+)
+def test_a_mask_that_is_no_token_is_refused(
+    refused: Refused, tmp_path: Path, named: str | int, words: list[str]
+) -> None:
+    path = left_to_right(tmp_path, eos_token="<|endoftext|>")
+    with refused(CheckpointError, *words):
+        build_tokenizer(Pretrained(path, named), lambda: ())
 
 
 def test_a_tokenizer_without_mask_and_padding_gets_them_as_new_ids(tmp_path: Path) -> None:

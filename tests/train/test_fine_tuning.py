@@ -254,6 +254,11 @@ def test_a_chat_is_sampled_by_the_template_it_was_trained_with(tiny_lm: Diffusio
 # What is refused
 
 
+def test_leaving_rows_out_is_for_chats(refused: Refused, tmp_path: Path) -> None:
+    with refused(ConfigError, "skip_invalid", "messages"):
+        describe(tmp_path / "x.jsonl", data={"train": {"format": "jsonl", "path": "x", "skip_invalid": True}})
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
