@@ -23,7 +23,13 @@ def evaluate(
         str | None,
         typer.Option(help="A file, folder, glob or dataset.", show_default="the run's own validation text"),
     ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="The data's format.", show_default="the one that its name tells")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Which subset of a dataset on the Hub.", show_default=False)
+    ] = None,
     field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
     time: Annotated[
         str | None,
@@ -66,7 +72,7 @@ def evaluate(
     team = process_state()
     device = device or (str(team.device) if team.num_processes > 1 else None)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
-    documents = _documents(lm, data, split, field)
+    documents = _documents(lm, data, format, split, subset, field)
     if max_documents:
         documents = documents.first(max_documents)
     sequences = corpus(lm.tokenizer, documents, lm.context, lm.config.data.packing if lm.config else "pack")
@@ -100,18 +106,24 @@ def _time(asked: str | None) -> "Time | None":
     return Time(None if asked == "continuous" else int(asked))
 
 
-def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Documents":
+def _documents(
+    lm: "DiffusionLM", data: str | None, format: str | None, split: str | None, subset: str | None, field: str | None
+) -> "Documents":
     from dlm.data.formats import FORMATS, source_of
     from dlm.data.reading import read, read_splits
     from dlm.data.streaming import open_stream
 
     if data is not None:
-        source = source_of(data, field, split)
-        has_columns = FORMATS[source.format].tabular
-        if lm.config is not None and field is None and has_columns:  # those of prompts and responses are the run's
+        source = source_of(data, field, split, subset, format)
+        has_columns = source.format in FORMATS and FORMATS[source.format].tabular
+        if lm.config is not None and field is None and has_columns:  # the columns are those of the run
             begun = lm.config.data.train
-            source = replace(source, prompt=begun.prompt, response=begun.response, messages=begun.messages)
+            names = {name: getattr(begun, name) for name in ("field", "prompt", "response", "messages")}
+            source = replace(source, **names)
         return read(source, "--data")
+    for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
+        if value is not None:
+            raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")
     if lm.config.data.streaming:

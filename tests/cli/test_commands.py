@@ -1,5 +1,6 @@
 """The commands on a run of their own: what they print where, and that equal questions get equal answers."""
 
+import gzip
 import json
 import math
 from collections.abc import Sequence
@@ -284,6 +285,33 @@ def test_eval_of_the_runs_own_texts(run: Path, text: Path) -> None:
     assert during["tokens"] == validation["tokens"]
     error = 4 * math.hypot(during["monte_carlo_se"], validation["monte_carlo_se"])
     assert during["nats_per_token"] == pytest.approx(validation["nats_per_token"], abs=error)
+
+
+def test_eval_knows_a_format_by_its_name_or_is_told(run: Path, text: Path, tmp_path: Path) -> None:
+    lines = [line for line in text.read_text().splitlines() if line]
+    rows = "".join(json.dumps({"n": i, "text": line}) + "\n" for i, line in enumerate(lines)).encode()
+    for name, content in (("a.ndjson", rows), ("a.jsonl.gz", gzip.compress(rows)), ("a.rows", rows)):
+        (tmp_path / name).write_bytes(content)
+    expected = answer("eval", run, "--data", tmp_path / "a.ndjson")
+    assert expected["bytes"] == sum(len(line) for line in lines) and expected["documents"] == len(lines)
+    assert answer("eval", run, "--data", tmp_path / "a.jsonl.gz") == expected
+    assert answer("eval", run, "--data", tmp_path / "a.rows", "--format", "jsonl") == expected
+    assert answer("eval", run, "--data", tmp_path / "a.rows", "--format", "text")["bytes"] == len(rows)
+    assert "known: text (.txt), jsonl (.jsonl .ndjson)" in refusal("eval", run, "--data", tmp_path / "a.rows")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data", "a.txt", "--subset", "en"], "--data.subset: text has no subsets, got 'en'"),
+        (["--data", "a.txt", "--format", "json"], "--data.format: there is no format 'json'; did you mean jsonl?"),
+        (["--subset", "en"], "--subset is of other text than the run's own"),
+        (["--format", "text"], "--format is of other text than the run's own"),
+        (["--field", "body"], "--field is of other text than the run's own"),
+    ],
+)
+def test_eval_refuses_what_its_text_does_not_have(run: Path, words: list[str], told: str) -> None:
+    assert told in refusal("eval", run, *words)
 
 
 def test_eval_in_batches_of_any_size(run: Path) -> None:
