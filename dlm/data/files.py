@@ -1,81 +1,22 @@
-"""Files of documents: which ones a path means, what they hold line by line, and the documents that text files hold."""
+"""Files of documents: which ones a path means, and the documents that text files hold."""
 
-import bz2
-import gzip
 import hashlib
-import importlib
-import lzma
-import os
-import re
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 
 from dlm.config import Separator
-from dlm.errors import DataError, one_line
+from dlm.data.lines import bare_suffix, expand, lines_of
+from dlm.data.records import with_key
+from dlm.errors import DataError
 
 TextUnit = Literal["file", "paragraph", "line"] | Separator
 """What one document of a text file is."""
-
-
-def _open_zstandard(file: str) -> IO[bytes]:
-    try:
-        library: Any = importlib.import_module("zstandard")
-    except ImportError as error:
-        raise DataError(f"{file} needs the package zstandard: pip install zstandard, or unpack the file") from error
-    return library.open(file, "rb")
-
-
-OPENERS: Mapping[str, Callable[[str], Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zstandard,
-}
-"""How a compressed file is opened, by its suffix."""
-
-DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
-"""What the libraries of `OPENERS` raise where a file is no archive, or is cut off."""
-
-
-class ColumnError(DataError):
-    """A column of a record does not hold what it should.
-
-    Attributes:
-        option: The key of the source that names the column.
-    """
-
-    def __init__(self, message: str, option: str) -> None:
-        """Keeps the message and the key.
-
-        Args:
-            message: What the column holds, and where.
-            option: The key.
-        """
-        super().__init__(message)
-        self.option = option
-
-
-def with_key(error: DataError, key: str) -> DataError:
-    """The error with the key of its source before it."""
-    return DataError(f"{key}.{error.option}: {error}" if isinstance(error, ColumnError) else f"{key}: {error}")
-
-
-def bare_suffix(path: str | Path) -> str:
-    """The suffix of a name in lower case, without the one of its compression: `.jsonl` of `a.JSONL.gz`."""
-    path = Path(str(path).lower())
-    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
-
-
-def expand(path: str) -> Path:
-    """A path whose `~` stands for the home folder; a user that is not there leaves it as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of pathlib raises where there is no such user
 
 
 def files_of(path: str, suffixes: Sequence[str], key: str) -> list[str]:
@@ -105,36 +46,6 @@ def files_of(path: str, suffixes: Sequence[str], key: str) -> list[str]:
         if not files:
             raise DataError(f"{key}: there is no file {path}")
     return [str(file.resolve()) for file in files]
-
-
-def lines_of(file: str) -> Iterator[str]:
-    r"""The lines of a text file, which may be compressed.
-
-    Args:
-        file: Its path.
-
-    Yields:
-        Each line with its end, which is `\n`, `\r\n` or `\r` and no other character.
-
-    Raises:
-        DataError: It is not UTF-8, or the compressed data is damaged.
-    """
-    read = 0
-    with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
-        try:
-            for line in stream:
-                text = line.decode("utf-8")
-                read += len(line)
-                if "\r" in text.removesuffix("\n").removesuffix("\r"):
-                    yield from re.split(r"(?<=\r)(?!\n|\Z)", text)
-                else:
-                    yield text
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file} is not UTF-8 text: byte {read + error.start} cannot be read") from error
-        except DAMAGE as error:
-            raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
-        except OSError as error:  # bz2 has no error of its own
-            raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
 
 
 def texts_of(files: list[str], documents: TextUnit, stamp: str) -> Iterator[dict[str, str]]:
@@ -240,10 +151,6 @@ def is_utf8(path: Path) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _open(file: str) -> IO[bytes]:
-    return Path(file).open("rb")
 
 
 def _parted(file: str, parts: Callable[[str], bool]) -> Iterator[dict[str, str]]:

@@ -23,9 +23,7 @@ from dlm import hub
 from dlm.config import Source
 from dlm.data.files import (
     TextUnit,
-    bare_suffix,
     check_separator,
-    expand,
     files_of,
     is_utf8,
     read_rows,
@@ -33,6 +31,7 @@ from dlm.data.files import (
     stamp_of,
     stream_texts,
 )
+from dlm.data.lines import bare_suffix, expand
 from dlm.data.records import Read, csv_records, json_records, names_in, rows_of
 from dlm.errors import ConfigError, DataError, one_line
 

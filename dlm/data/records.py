@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.data.chats import messages_of
-from dlm.data.files import ColumnError, lines_of
+from dlm.data.lines import lines_of
 from dlm.errors import DataError
 
 Record = tuple[str, Mapping[str, Any]]
@@ -17,6 +17,29 @@ Record = tuple[str, Mapping[str, Any]]
 
 Read = Callable[[str], Iterator[Record]]
 """Gives the records of a file."""
+
+
+class ColumnError(DataError):
+    """A column of a record does not hold what it should.
+
+    Attributes:
+        option: The key of the source that names the column.
+    """
+
+    def __init__(self, message: str, option: str) -> None:
+        """Keeps the message and the key.
+
+        Args:
+            message: What the column holds, and where.
+            option: The key.
+        """
+        super().__init__(message)
+        self.option = option
+
+
+def with_key(error: DataError, key: str) -> DataError:
+    """The error with the key of its source before it."""
+    return DataError(f"{key}.{error.option}: {error}" if isinstance(error, ColumnError) else f"{key}: {error}")
 
 
 def parse_record(line: str) -> dict[str, Any]:
@@ -32,11 +55,12 @@ def parse_record(line: str) -> dict[str, Any]:
         DataError: It is no object in JSON.
     """
     try:
-        record = json.loads(line)
+        record = json.loads(line.strip())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON: {error}") from error
+        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"not JSON: {why}") from error
     if not isinstance(record, dict):
-        raise DataError(f"is no object in JSON: {line.strip():.60}")
+        raise DataError(f"no object in JSON: {line.strip():.60}")
     return record
 
 
@@ -86,7 +110,7 @@ def json_records(file: str) -> Iterator[Record]:
         try:
             record = parse_record(line)
         except DataError as error:
-            raise DataError(f"line {number} of {file} {error}") from error
+            raise DataError(f"line {number} of {file}: {error}") from error
         yield f"line {number}", record
 
 
@@ -184,10 +208,10 @@ def _array(text: str, file: str) -> Iterator[Record]:
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
+        raise DataError(f"{file}: not JSON: {error}") from error
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise DataError(f"record {number} of {file} is no object in JSON: {json.dumps(record):.60}")
+            raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record):.60}")
         yield f"record {number}", record
 
 

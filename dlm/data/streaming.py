@@ -9,9 +9,9 @@ from datasets import Dataset, IterableDataset
 
 from dlm.config import Data, Source
 from dlm.data.documents import Documents, Plain, kept_back
-from dlm.data.files import with_key
 from dlm.data.formats import FORMATS, check_columns, format_of
 from dlm.data.reading import read
+from dlm.data.records import with_key
 from dlm.errors import ConfigError, DataError, DlmError, one_line
 
 SCANNED = 10_000

@@ -528,8 +528,8 @@ def test_long_values_and_line_breaks_in_csv(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("t.jsonl", '{"text": "a"}\n\n{"text": \n', ("line 3 of", "is not JSON")),
-        ("t.jsonl", '{"text": "a"}\n["a"]\n', ("line 2 of", "is no object")),
+        ("t.jsonl", '{"text": "a"}\n\n{"text": \n', ("line 3 of", "not JSON")),
+        ("t.jsonl", '{"text": "a"}\n["a"]\n', ("line 2 of", "no object")),
         ("t.jsonl", '{"text": "a"}\n{"text": {"a": 1}}\n', ("data.train.field", "line 2 of", "'text'", '{"a": 1}')),
         ("t.jsonl", '{"text": "\\ud800"}\n', ("line 1 of", r"'\ud800'", "half of a character")),
         ("t.json", '[{"text": "a"}, 7]', ("record 2 of", "no object")),
