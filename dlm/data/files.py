@@ -11,9 +11,10 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 
 from dlm.config import Separator
-from dlm.data.lines import bare_suffix, expand, lines_of
+from dlm.data.lines import bare_suffix, lines_of
 from dlm.data.records import with_key
 from dlm.errors import DataError
+from dlm.paths import expand
 
 TextUnit = Literal["file", "paragraph", "line"] | Separator
 """What one document of a text file is."""

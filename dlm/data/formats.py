@@ -31,9 +31,10 @@ from dlm.data.files import (
     stamp_of,
     stream_texts,
 )
-from dlm.data.lines import bare_suffix, expand
+from dlm.data.lines import bare_suffix
 from dlm.data.records import Read, csv_records, json_records, names_in, rows_of
 from dlm.errors import ConfigError, DataError, one_line
+from dlm.paths import expand
 
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 

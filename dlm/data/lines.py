@@ -4,7 +4,6 @@ import bz2
 import gzip
 import importlib
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -38,11 +37,6 @@ def bare_suffix(path: str | Path) -> str:
     """The suffix of a name in lower case, without the one of its compression: `.jsonl` of `a.JSONL.gz`."""
     path = Path(str(path).lower())
     return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
-
-
-def expand(path: str) -> Path:
-    """A path whose `~` stands for the home folder; a user that is not there leaves it as it is."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - that of pathlib raises where there is no such user
 
 
 def split_lines(text: str) -> Iterator[str]:

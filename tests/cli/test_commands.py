@@ -208,6 +208,23 @@ def test_a_checkpoint_folder_is_a_model_too(run: Path) -> None:
     assert dlm("sample", best)[0] == dlm("sample", best.resolve())[0] == dlm("sample", run)[0]
 
 
+def test_a_tilde_is_the_home_folder_everywhere(
+    run: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlm.train.setup import starting_point
+
+    expected = dlm("infill", run, "the [MASK:3] sat")[0]
+    scored = answer("eval", run, "--data", text)
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert answer("eval", f"~/{run.name}", "--data", f"~/{text.name}") == scored
+    assert Path(starting_point(f"~/{run.name}")).samefile(run / "checkpoints/best")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in.txt").write_text("the [MASK:3] sat")
+    dlm("infill", run, "--file", "~/in.txt", "--output", "~/out.txt")
+    assert (tmp_path / "out.txt").read_text() == expected
+    assert "exists already" in refusal("sample", run, "--output", "~/out.txt")
+
+
 # infill
 
 
