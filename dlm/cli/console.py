@@ -199,6 +199,8 @@ class TrainingDisplay:
             f"{text} to train on and {facts.validation_tokens:,} tokens to validate on; "
             f"{facts.device}, {facts.precision}, {facts.attention} attention"
         )
+        for loss in facts.losses:
+            self._say(f"[yellow]{escape(loss)}[/]")
         if facts.first > facts.steps:
             self._say(f"all {facts.steps} steps are done already")
         elif facts.first > 1:

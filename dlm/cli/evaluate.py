@@ -136,6 +136,13 @@ def _documents(
     return splits.train if split == "train" else splits.validation
 
 
+def _dropped(report: "LikelihoodReport") -> str:
+    """Of how many documents something is dropped."""
+    parts = [f"{report.dropped_documents:,} whole documents, whose prompts fill a row"] * bool(report.dropped_documents)
+    parts += [f"{report.cut_documents:,} documents cut"] * bool(report.cut_documents)
+    return f": {', '.join(parts)}" if parts else ""
+
+
 def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
     rows = [
         ("nats/token", report.nats_per_token, report.nats_per_token_ci95),
@@ -165,7 +172,7 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
             if report.given_tokens
             else []
         ),
-        f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes",
+        f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
         f"estimator        stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}, "
         f"seed {report.seed}",
     ]

@@ -26,10 +26,12 @@ class Documents(ABC):
 
     Attributes:
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
+        empty: How many documents were left out because their texts are empty.
         identity: The column by which a document is held out or not: equal values are on the same side.
     """
 
     rows: Dataset
+    empty: int = 0
     identity: ClassVar[str] = "text"
 
     @classmethod
@@ -87,8 +89,9 @@ class Documents(ABC):
         return replace(self, rows=self.rows.select(range(min(count, len(self)))))
 
     def without_empty(self) -> Self:
-        """The documents that have a text."""
-        return replace(self, rows=self.rows.filter(_any_text, batched=True, input_columns="text"))
+        """The documents that have a text; the others are counted."""
+        rows = self.rows.filter(_any_text, batched=True, input_columns="text")
+        return replace(self, rows=rows, empty=self.empty + len(self.rows) - len(rows))
 
     def split(self, held_out: HeldOut) -> tuple[Self, Self]:
         """Keeps a share back.

@@ -1,6 +1,7 @@
 """The data of a run: its tokenizer, its training batches and its validation sequences."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.corpus import corpus
+from dlm.data.documents import Documents, Plain
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
@@ -26,6 +28,9 @@ class RunData:
         validation: What it validates on.
         tokens: Tokens of the training text; None of a stream.
         checksum: A checksum of the training text; None of a stream.
+        learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
+            stream.
+        losses: What is left out and cut, a line each.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -33,6 +38,8 @@ class RunData:
     validation: Sequences
     tokens: int | None = None
     checksum: int | None = None
+    learned: int | None = None
+    losses: tuple[str, ...] = ()
 
 
 def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: int = 1) -> RunData:
@@ -67,7 +74,14 @@ def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: 
             process=process,
             processes=processes,
         )
-        return RunData(tokenizer, stream, corpus(tokenizer, opened.validation, data.length, data.packing))
+        validation = corpus(tokenizer, opened.validation, data.length, data.packing)
+        losses = tuple(_losses("validation", opened.validation, validation))
+        if data.packing == "pad":
+            losses = (
+                f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
+                *losses,
+            )
+        return RunData(tokenizer, stream, validation, losses=losses)
     splits = read_splits(data)
     tokenizer = build_tokenizer(spec, splits.train.texts)
     training, validation = (
@@ -75,4 +89,20 @@ def read_run_data(config: Config, spec: Tokenizer, process: int = 0, processes: 
     )
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
-    return RunData(tokenizer, batches, validation, len(training.tokens), training.tokens.checksum)
+    losses = (*_losses("training", splits.train, training), *_losses("validation", splits.validation, validation))
+    tokens = training.tokens
+    return RunData(tokenizer, batches, validation, len(tokens), tokens.checksum, training.learned_tokens, losses)
+
+
+def _losses(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:
+    """What is left out of some documents, and cut, a line each."""
+    if documents.empty and not isinstance(documents, Plain):
+        yield f"{documents.empty:,} {which} rows without a response are left out"
+    filled, cut = len(sequences.dropped_whole), sequences.cut_documents
+    parts = [f"{filled:,} are left out, as their prompts fill it"] if filled else []
+    parts += [f"{cut:,} are cut"] if cut else []
+    if parts:
+        yield (
+            f"of {len(documents):,} {which} documents at data.length {sequences.length}, {', and '.join(parts)}: "
+            f"{sequences.dropped_tokens:,} tokens are in no row"
+        )

@@ -47,14 +47,15 @@ class RunFacts:
     Attributes:
         folder: The run folder.
         parameters: Parameters of the network, frozen ones included.
-        train_tokens: Tokens of the training text; None of a stream.
-        validation_tokens: Tokens of the validation text.
+        train_tokens: Tokens that are learned, so without prompts and without what no row holds; None of a stream.
+        validation_tokens: Tokens of the validation text that can be scored, counted the same way.
         vocabulary: Number of ids.
         device: Where it runs.
         precision: What it computes in.
         attention: How attention is computed.
         steps: Steps of the whole run.
         first: The first step to take; more than 1 where a run is resumed.
+        losses: What of the text is left out and cut, a line each.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class RunFacts:
     attention: str
     steps: int
     first: int
+    losses: tuple[str, ...] = ()
 
 
 class Reporter(Protocol):
