@@ -3,6 +3,7 @@
 A choice between classes (a tokenizer, a noise, a loss) is written `{name: ..., ...}`, or as the bare name.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,6 +21,27 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
+class Separator:
+    """Documents of text files that are parted by a line of its own.
+
+    Attributes:
+        separator: The line, such as `<|endoftext|>`; blanks around it do not count.
+    """
+
+    separator: str
+
+    def __post_init__(self) -> None:
+        if not self.separator.strip() or len(self.separator.splitlines()) > 1:
+            raise ValueError(
+                f"a separator is one line with a text in it, got {self.separator!r}; empty lines part a paragraph"
+            )
+
+    def parts(self, line: str) -> bool:
+        """Whether a line is the separator."""
+        return line.strip() == self.separator.strip()
+
+
+@dataclass(frozen=True)
 class Source:
     """Where documents come from.
 
@@ -29,11 +51,13 @@ class Source:
         field: The column that holds the text; for `text` always `text`.
         split: Which split of a `saved` or `hub` dataset; files are all `train`.
         subset: The configuration name of a `hub` dataset, where it has several.
-        documents: For `text`: one document a `file`, a `paragraph` or a `line`.
-        prompt: For supervised fine-tuning, the column of prompts; goes with `response`.
+        documents: For `text`: one document a `file`, a `paragraph` or a `line`, or a `separator` between two.
+        prompt: For supervised fine-tuning, the column of prompts; goes with `response`. Of several columns, such as
+            Alpaca's `instruction` and `input`, those that are not empty are joined, with an empty line after each.
         response: The column of responses, which are learned given their prompts.
-        messages: The column of chats, lists of `{role, content}`: each message of the assistant is learned, given
-            those before it as the tokenizer's chat template formats them.
+        messages: The column of chats, lists of `{role, content}` or of ShareGPT's `{from, value}`: each message of the
+            assistant is learned, given those before it as the tokenizer's chat template formats them. One of
+            `weight: 0` is not learned.
         skip_invalid: Whether chats that cannot be read, or that the chat template refuses, are left out and counted;
             otherwise the first of them ends the run.
     """
@@ -43,8 +67,8 @@ class Source:
     field: str = "text"
     split: str | None = None
     subset: str | None = None
-    documents: Literal["file", "paragraph", "line"] = "file"
-    prompt: str | None = None
+    documents: Literal["file", "paragraph", "line"] | Separator = "file"
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     response: str | None = None
     messages: str | None = None
     skip_invalid: bool = False
@@ -57,11 +81,23 @@ class Source:
             )
         if self.skip_invalid and not self.messages:
             raise ValueError("skip_invalid: it is for chats, and this source has no messages; leave it out")
+        if self.response is not None and self.response in self.columns["prompt"]:
+            raise ValueError(f"response: {self.response!r} is the prompt already; name another column")
 
     @property
     def supervised(self) -> bool:
         """Whether its documents are prompts with responses, or chats."""
         return self.prompt is not None or self.messages is not None
+
+    @property
+    def columns(self) -> Mapping[str, tuple[str, ...]]:
+        """The columns that are read, by the key that names them."""
+        if self.messages is not None:
+            return {"messages": (self.messages,)}
+        if self.prompt is None or self.response is None:
+            return {"field": (self.field,)}
+        prompts = (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+        return {"prompt": prompts, "response": (self.response,)}
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,12 @@ class SelftestError(DlmError):
     exit_code = 1
 
 
+class BatchError(DlmError):
+    """Some records of a batch could not be used; the others are done."""
+
+    exit_code = 1
+
+
 class InterruptedRunError(DlmError):
     """The user stopped a run, which was saved first."""
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
@@ -35,7 +36,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: A YAML file.
-        overrides: `dotted.key=value`, each value read as YAML, later ones winning.
+        overrides: `dotted.key=value`, later ones winning. A value is read as YAML; that of a key that holds text is
+            taken as it is, unless it is null or in quotes.
 
     Returns:
         The validated configuration.
@@ -173,13 +175,37 @@ def _override(tree: Mapping[str, Any], override: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set takes key=value, got {override!r}; for example --set optim.lr=3e-4")
     try:
-        value = yaml.load(text, _Loader)
+        value = text if _is_text(key.strip(), text) else yaml.load(text, _Loader)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {key}: the value {text!r} is not valid YAML") from error
     changed = dict(tree)
     for name, part in translate_override(key.strip(), value):
         changed = _put(changed, name.split("."), part)
     return _normalise(changed)  # so that the next one finds a bare name spelled out
+
+
+def _is_text(key: str, value: str) -> bool:
+    """Whether an override is text as it stands: the key holds text, and the value is no null and nothing in quotes.
+
+    So `data.train.path=*.txt` is a glob and no alias of YAML, and `data.train.field=1` is a name and no number.
+    """
+    value = value.strip()
+    if value.lower() in ("", "~", "null") or value[0] in "\"'":
+        return False
+    hint: Any = Config
+    for name in key.split("."):
+        hint = next((hints[name] for c in _dataclasses(hint) if name in (hints := get_type_hints(c))), None)
+    members = set(_members(hint))
+    return str in members and not (value[0] in "[{" and members - {str, type(None)})
+
+
+def _members(hint: Any) -> Iterator[Any]:
+    """The types in a union, or the type itself."""
+    if get_origin(hint) in (Union, types.UnionType):
+        for member in get_args(hint):
+            yield from _members(member)
+    else:
+        yield hint
 
 
 def _get(tree: Any, keys: Sequence[str]) -> Any:
@@ -200,7 +226,7 @@ def _put(tree: Mapping[str, Any], keys: Sequence[str], value: Any) -> dict[str, 
 
 def _explain(error: ValidationError, root: type, *above: str) -> str:
     """The first error in one line: the dotted key, the value received and the valid ones."""
-    first = error.errors()[0]
+    first = _telling(error)
     parts, names = _walk(first["loc"], root)
     key, got = ".".join([*above, *parts]), f"{first['input']!r:.80}"
     match first["type"]:
@@ -222,6 +248,15 @@ def _explain(error: ValidationError, root: type, *above: str) -> str:
             return f"{key}: {message}, got {got}"
 
 
+def _telling(error: ValidationError) -> ErrorDetails:
+    """The first error; where a list or a mapping is given for a choice of types, not that it is no text."""
+    first, *others = error.errors()
+    above = first["loc"][:-1]
+    if first["type"] in ("literal_error", "string_type") and isinstance(first["input"], Mapping | list | tuple):
+        return next((other for other in others if other["loc"][: len(above)] == above), first)
+    return first
+
+
 def _walk(location: Sequence[str | int], root: type) -> tuple[list[str], list[str]]:
     """The location without the tags that pydantic adds for unions, and the key names valid at its end."""
     here: Any = root
@@ -232,6 +267,8 @@ def _walk(location: Sequence[str | int], root: type) -> tuple[list[str], list[st
         tagged = [c for c in classes if len(classes) > 1 and getattr(c, "name", None) == step]
         if tagged or (len(classes) == 1 and step == classes[0].__name__):
             here = (tagged or classes)[0]
+            continue
+        if step == "str" or "[" in str(step):  # which of several types, such as literal['file','line']
             continue
         parts.append(str(step))
         names = [f.name for c in classes for f in dataclasses.fields(c)]

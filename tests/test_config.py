@@ -1,6 +1,7 @@
 """Configuration: what is read is what was written, and each mistake is one line that names its key."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dlm.config import Bpe, Bytes, Config, ObjectiveConfig, Optim, Pretrained, Source, Time
+from dlm.config import Bpe, Bytes, Config, ObjectiveConfig, Optim, Pretrained, Separator, Source, Time
 from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.levels import Bell, Clip, Even
@@ -188,7 +189,7 @@ def test_the_name_of_a_choice_swaps_it_and_drops_the_settings_of_the_old_one(boo
         ("optim=5", ["optim:", "5"]),
         ("data.length=0", ["data.length:", "greater than 0"]),
         ("data.held_out.share=1", ["data.held_out.share:", "less than 1"]),
-        ("data.train.path=1", ["data.train.path:", "string", "1"]),
+        ("data.train={format: text, path: 1}", ["data.train.path:", "string", "1"]),
         ("train.steps=true", ["train.steps:", "number", "True"]),
         ("optim.lr=false", ["optim.lr:", "number", "False"]),
         ("optim.betas=[0.9, false]", ["optim.betas.1:", "number", "False"]),
@@ -321,6 +322,65 @@ def test_a_formulation_is_the_mathematics_that_the_configuration_asks_for() -> N
         for each in (Formulation(Hybrid(0.3), parameterization="plug-in"), Formulation())
     ]
     assert kinds == [LeaveOneOutDenoiser, X0Denoiser]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.train.path=*.txt", "*.txt"),
+        ("data.train.path=&a.txt", "&a.txt"),
+        ("data.train.path=[1]*.txt", "[1]*.txt"),
+        ("data.train.path={a}.txt", "{a}.txt"),
+        ("data.train.path=a: b #1.txt", "a: b #1.txt"),
+        ("data.train.path=2024", "2024"),
+        ("data.train.path=yes", "yes"),
+        ("data.train.path=%y.txt", "%y.txt"),
+        ("data.train.path='a b.txt'", "a b.txt"),
+        ('data.train.path="a\\tb"', "a\tb"),
+        ("data.train.path=null", None),
+        ("data.train.path=~", None),
+        ("data.train.path=", None),
+        ("data.train.field=007", "007"),
+        ("data.train.split=1e3", "1e3"),
+        ("data.train.documents.separator=<|endoftext|>", "<|endoftext|>"),
+        ("data.train.documents.separator=*", "*"),
+        ("data.train.documents={separator: '* * *'}", Separator("* * *")),
+    ],
+)
+def test_text_is_taken_as_it_stands(book: Path, override: str, expected: object) -> None:
+    found: object = load_config(book, [override]).data
+    for name in override.partition("=")[0].split(".")[1:]:
+        found = getattr(found, name)
+    assert found == expected
+
+
+def test_prompts_of_several_columns_are_written_and_read(book: Path) -> None:
+    source = ["data.train.response=output", "data.packing=pad", "data.held_out.by=documents", "data.validation=null"]
+    config = load_config(book, [*source, "data.train.prompt=[instruction, input]"])
+    assert config.data.train.prompt == ("instruction", "input")
+    assert parse_config(json.loads(json.dumps(dump_config(config)))) == config
+    assert load_config(book, [*source, "data.train.prompt=*q"]).data.train.prompt == "*q"
+
+
+@pytest.mark.parametrize(
+    ("documents", "words"),
+    [
+        ("fil", ["'file', 'paragraph' or 'line', got 'fil'"]),
+        (7, ["'file', 'paragraph' or 'line', got 7"]),
+        ({"separater": "x"}, ["separator"]),
+        ({"separator": 7}, ["data.train.documents.separator: ", "string, got 7"]),
+    ],
+)
+def test_what_no_document_is(refused: Refused, documents: object, words: list[str]) -> None:
+    with refused(ConfigError, "data.train.documents", *words):
+        parse_config({"data": {"train": {**LEAST["data"]["train"], "documents": documents}}})
+
+
+@pytest.mark.parametrize("separator", ["", "  ", "a\nb"])
+def test_a_separator_is_one_line(refused: Refused, separator: str) -> None:
+    source = {**LEAST["data"]["train"], "documents": {"separator": separator}}
+    with refused(ConfigError, "data.train.documents", "one line"):
+        parse_config({"data": {"train": source}})
 
 
 def test_neither_the_tree_nor_the_overrides_are_touched() -> None:

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import pytest
 import yaml
 
-from dlm.config import Config, Data, Source
+from dlm.config import Config, Data, Separator, Source
 from dlm.data.formats import FORMATS
 from dlm.settings import default_config_path, dump_config, load_config
 from dlm.spellings import translate_tree
@@ -33,14 +33,14 @@ def keys_of(kind: Any, value: dict[str, Any]) -> set[str]:
         return {field.name for field in dataclasses.fields(kind)}
     choice = FORMATS[value["format"]]
     columns = COLUMNS - {"field"} if "prompt" in value else {"field"}
-    options = {option.name for option in dataclasses.fields(choice)} - COLUMNS
+    options = {option.name for option in dataclasses.fields(choice)} - {"columns"}
     return {"format", *options, *(columns if choice.tabular else ())}
 
 
 def missing(hint: Any, value: Any, path: str = "") -> list[str]:
     """The dotted keys that a value of this type does not name."""
     kinds = list(dataclasses_in(hint))
-    if not kinds or value is None:
+    if not kinds or value is None or kinds == [Separator]:  # which is one way to say what a document is
         return []
     given = {"name": value} if isinstance(value, str) else value
     kind = next(kind for kind in kinds if len(kinds) == 1 or kind.name == given["name"])

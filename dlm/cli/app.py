@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,6 +16,7 @@ from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, t
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import SamplerCommand
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
+from dlm.paths import expand
 
 app = typer.Typer(
     name="dlm",
@@ -60,7 +62,8 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
         try:
             if several and not shared:
                 raise ConfigError("train and eval alone run on several processes: start this one without a launcher")
-            command(*args, debug=debug, **kwargs)
+            given = {name: expand(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
+            command(*args, debug=debug, **given)
             _leave(several)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise

@@ -1,11 +1,13 @@
 """What a person sees: the progress of a run, and where data and messages go."""
 
+import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -60,6 +62,60 @@ def write_data(text: str, output: Path | None, *, overwrite: bool = False) -> No
         output.write_text(text + "\n", encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+
+
+def json_line(value: Any, output: Path | None) -> str:
+    r"""A value as a line of JSON, of which nothing is lost where it is written.
+
+    Args:
+        value: Plain values.
+        output: The file, which is UTF-8; stdout if None.
+
+    Returns:
+        The line. Characters that cannot be written as they are, such as half of one, are written as `\ud800`.
+    """
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode("utf-8" if output else sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return line
+
+
+@contextmanager
+def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Callable[[str], None]]:
+    """Opens a file, or stdout, for lines that are there as soon as they are written.
+
+    Args:
+        output: The file; stdout if None.
+        overwrite: Whether an existing file is replaced.
+
+    Yields:
+        A function that writes a line.
+
+    Raises:
+        ConfigError: The file exists, or cannot be written.
+    """
+
+    def write(line: str) -> None:
+        try:
+            stream.write(f"{line}\n")
+            stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"cannot write {output or 'stdout'}: {error.strerror}") from error
+
+    check_free(output, overwrite)
+    try:
+        stream = output.open("w" if overwrite else "x", encoding="utf-8", newline="\n") if output else sys.stdout
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+    try:
+        yield write
+    finally:
+        if output:
+            stream.close()
 
 
 def write_styled(draw: Callable[[int | None], Text], output: Path | None, *, overwrite: bool = False) -> None:
@@ -143,9 +199,8 @@ class TrainingDisplay:
             f"{text} to train on and {facts.validation_tokens:,} tokens to validate on; "
             f"{facts.device}, {facts.precision}, {facts.attention} attention"
         )
-        for skipped in facts.skipped:
-            if skipped.rows:
-                self._say(f"[yellow]{escape(str(skipped))}[/]")
+        for loss in facts.losses:
+            self._say(f"[yellow]{escape(loss)}[/]")
         if facts.first > facts.steps:
             self._say(f"all {facts.steps} steps are done already")
         elif facts.first > 1:

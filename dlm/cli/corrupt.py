@@ -1,6 +1,5 @@
 """`dlm corrupt`."""
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +7,7 @@ import typer
 from rich.text import Text
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors, quiet_libraries, read_text, write_data, write_styled
+from dlm.cli.console import check_free, errors, json_line, quiet_libraries, read_text, write_data, write_styled
 from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ def corrupt(
     if as_json:
         names = {"process": formulation.noise.name, "schedule": formulation.schedule.name}
         found = {**names, "tokens": len(x0), "symbols": symbols, "states": [noisy.to_dict() for noisy in texts]}
-        write_data(json.dumps(found, ensure_ascii=False), output, overwrite=overwrite)
+        write_data(json_line(found, output), output, overwrite=overwrite)
     else:
         write_styled(
             lambda width: Text("\n\n").join(noisy.render(width) for noisy in texts), output, overwrite=overwrite

@@ -23,7 +23,13 @@ def evaluate(
         str | None,
         typer.Option(help="A file, folder, glob or dataset.", show_default="the run's own validation text"),
     ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="The data's format.", show_default="the one that its name tells")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
+    subset: Annotated[
+        str | None, typer.Option(help="Which subset of a dataset on the Hub.", show_default=False)
+    ] = None,
     field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
     time: Annotated[
         str | None,
@@ -68,7 +74,7 @@ def evaluate(
     device = device or (str(team.device) if team.num_processes > 1 else None)
     mask = options.read_mask_token(mask_token)
     lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
-    documents = _documents(lm, data, split, field)
+    documents = _documents(lm, data, format, split, subset, field)
     if max_documents:
         documents = documents.first(max_documents)
     packing = lm.config.data.packing if lm.config else "pack"
@@ -105,24 +111,24 @@ def _time(asked: str | None) -> "Time | None":
     return Time(None if asked == "continuous" else int(asked))
 
 
-def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: str | None) -> "Documents":
+def _documents(
+    lm: "DiffusionLM", data: str | None, format: str | None, split: str | None, subset: str | None, field: str | None
+) -> "Documents":
     from dlm.data.formats import FORMATS, source_of
     from dlm.data.reading import read, read_splits
     from dlm.data.streaming import open_stream
 
     if data is not None:
-        source = source_of(data, field, split)
-        has_columns = FORMATS[source.format].tabular
-        if lm.config is not None and field is None and has_columns:  # those of prompts and responses are the run's
+        source = source_of(data, field, split, subset, format)
+        has_columns = source.format in FORMATS and FORMATS[source.format].tabular
+        if lm.config is not None and field is None and has_columns:  # the columns are those of the run
             begun = lm.config.data.train
-            source = replace(
-                source,
-                prompt=begun.prompt,
-                response=begun.response,
-                messages=begun.messages,
-                skip_invalid=begun.skip_invalid,
-            )
+            kept = ("field", "prompt", "response", "messages", "skip_invalid")
+            source = replace(source, **{name: getattr(begun, name) for name in kept})
         return read(source, "--data")
+    for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
+        if value is not None:
+            raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")
     if lm.config.data.streaming:
@@ -133,6 +139,13 @@ def _documents(lm: "DiffusionLM", data: str | None, split: str | None, field: st
     if split not in (None, "train", "validation"):
         raise ConfigError(f"--split of a run is train or validation, got {split!r}")
     return splits.train if split == "train" else splits.validation
+
+
+def _dropped(report: "LikelihoodReport") -> str:
+    """Of how many documents something is dropped."""
+    parts = [f"{report.dropped_documents:,} whole documents, whose prompts fill a row"] * bool(report.dropped_documents)
+    parts += [f"{report.cut_documents:,} documents cut"] * bool(report.cut_documents)
+    return f": {', '.join(parts)}" if parts else ""
 
 
 def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
@@ -164,7 +177,7 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
             if report.given_tokens
             else []
         ),
-        f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes",
+        f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
         f"estimator        stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}, "
         f"seed {report.seed}",
     ]

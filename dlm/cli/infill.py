@@ -1,16 +1,18 @@
 """`dlm infill`."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, quiet_libraries, read_text, write_data
+from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, read_text, write_data
+from dlm.cli.records import Record, is_batch, read_batch, report
 from dlm.cli.writing import check_outputs, load, recording
+from dlm.data.lines import lines_of, split_lines
 from dlm.errors import ConfigError, DataError
+from dlm.template import parse_template
 
 if TYPE_CHECKING:
     from dlm.lm import Infilling
@@ -23,10 +25,13 @@ def infill(
         str | None, typer.Argument(help="Text with spans such as [MASK:12]; - reads stdin.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option(help="Read the text from a file; .jsonl is a batch.", show_default=False)
+        Path | None, typer.Option(help="Read the text from a file; .jsonl and .ndjson are a batch.", show_default=False)
     ] = None,
     jsonl: Annotated[
         bool, typer.Option("--jsonl", help='A batch: a {"text": ...} a line in, an object a line out.')
+    ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Fill what can be filled of a batch, and name the rest at the end.")
     ] = False,
     num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
     marker: Annotated[str, typer.Option(help="The word that marks a span.")] = "MASK",
@@ -50,23 +55,71 @@ def infill(
     Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
     """
     check_outputs(output, export, overwrite)
-    records = list(_records(text, file, jsonl))
+    batch = jsonl or (file is not None and is_batch(file))
+    if keep_going and not batch:
+        raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
+    content = _content(text, file)
+    records = list(read_batch(content, marker)) if batch else [_single("".join(content), marker)]
+    if batch and not records:
+        raise DataError(f"{file or 'stdin'} holds no line to fill")
+    wanted = _usable(records, keep_going)
     quiet_libraries()
-    from dlm.template import parse_template
+    from dlm.lm.canvas import lay_out
 
     how = options.build_sampler(context.obj)
-    templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
     lm = load(model, device, precision, mask_token)
-    with recording(lm, f"dlm infill {model}", watch, export) as take:
-        results = lm.infill_many(templates, num=num, sampler=how, seed=seed, batch_size=batch_size, watch=take)
-    if as_json or records[0][0]:
-        lines = [
-            json.dumps({**record, **_plain(found[0]), "alternatives": [*map(_plain, found)]}, ensure_ascii=False)
-            for (_, record), found in zip(records, results, strict=True)
-        ]
-        write_data("\n".join(lines), output, overwrite=overwrite)
-        return
-    (alternatives,) = results
+    for record in wanted.values():
+        with record.failing():
+            lay_out(record.template, lm.tokenizer, lm.process.mask_id, lm.context, lm.sidecar.affixes)
+    wanted = _usable(records, keep_going)
+    with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
+        found = lm.infill_each(
+            {i: record.template for i, record in wanted.items()},
+            num=num,
+            sampler=how,
+            seed=seed,
+            batch_size=batch_size,
+            watch=take,
+        )
+        if batch or as_json:
+            with line_writer(output, overwrite=overwrite) as write:
+                for record, alternatives in zip(wanted.values(), found, strict=True):
+                    write(json_line(record.filled(alternatives), output))
+        else:
+            (alternatives,) = found
+    if not batch and not as_json:
+        _show(alternatives, output, overwrite)
+    report(records)
+
+
+def _content(text: str | None, file: Path | None) -> Iterator[str]:
+    """The lines of what was given."""
+    if (text is None) == (file is None):
+        raise ConfigError('give the text, or --file FILE, or - for stdin; for example dlm infill MODEL "a [MASK:3] b"')
+    if text is not None:
+        return split_lines(read_text(text))
+    try:
+        return iter(list(lines_of(str(file))))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+
+
+def _single(text: str, marker: str) -> Record:
+    """A single text, which must have a span."""
+    return Record("", {"text": text}, parse_template(text, marker))
+
+
+def _usable(records: Sequence[Record], keep_going: bool) -> dict[int, Record]:
+    """The records that can be filled, by their numbers; unless told to go on, the first other one is refused."""
+    if not keep_going:
+        for record in records:
+            if record.error:
+                raise DataError(record.error)
+    return {i: record for i, record in enumerate(records) if not record.error}
+
+
+def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: bool) -> None:
+    """Writes the alternatives of a single text, and their likelihoods to stderr."""
     write_data("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
     for rank, found in enumerate(alternatives, start=1):
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
@@ -77,57 +130,3 @@ def infill(
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _plain(found: "Infilling") -> dict[str, Any]:
-    """An alternative as plain values."""
-    return {
-        "text": found.text,
-        "spans": list(found.spans),
-        "log_likelihood": found.log_likelihood,
-        "network_calls": found.calls,
-    }
-
-
-def _records(text: str | None, file: Path | None, jsonl: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What to fill: each with the line it stands in, for messages, or nothing for a single text."""
-    if (text is None) == (file is None):
-        raise ConfigError('give the text, or --file FILE, or - for stdin; for example dlm infill MODEL "a [MASK:3] b"')
-    if file is not None:
-        content = _read(file)
-    else:
-        assert text is not None
-        content = read_text(text)
-    if not jsonl and (file is None or file.suffix != ".jsonl"):
-        yield "", {"text": content}
-        return
-    empty = True
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        empty = False
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise DataError(f'line {number} has no field "text" with a text in it: {line:.60}')
-        yield f"line {number}: ", record
-    if empty:
-        raise DataError(f"{file or 'stdin'} holds no line to fill")
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text: byte {error.start} cannot be read") from error
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _named(where: str, parse: Any, text: str, marker: str) -> Any:
-    try:
-        return parse(text, marker)
-    except DataError as error:
-        raise DataError(f"{where}{error}") from error

@@ -1,6 +1,5 @@
 """`dlm sample`."""
 
-import json
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.cli.console import errors, json_line, quiet_libraries, write_data
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.errors import ConfigError
 
@@ -67,7 +66,7 @@ def sample(
             {"text": t.text, "continuation": t.continuation, "tokens": len(t.ids), "network_calls": t.calls}
             for t in texts
         ]
-        write_data(json.dumps({"samples": rows, **facts}, ensure_ascii=False), output, overwrite=overwrite)
+        write_data(json_line({"samples": rows, **facts}, output), output, overwrite=overwrite)
         return
     write_data("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
     errors.print(

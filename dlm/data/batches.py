@@ -81,6 +81,18 @@ class Sequences:
         whole_D, given_D = np.diff(self.tokens.offsets), self.tokens.given
         return int((whole_D - given_D - (whole_D.clip(max=self.room) - given_D).clip(min=0)).sum())
 
+    @property
+    def cut_documents(self) -> int:
+        """Documents that are longer than their row, the end of text included, and lose their ends."""
+        if self.packing == "pack":
+            return 0
+        return int(((np.diff(self.tokens.offsets) > self.room) & (self.tokens.given < self.room)).sum())
+
+    @property
+    def learned_tokens(self) -> int:
+        """Tokens in the rows, without those of prompts, which are seen and neither learned nor scored."""
+        return len(self.tokens) - int(self.tokens.given.sum()) - self.dropped_tokens
+
     def batch(self, rows: Iterable[int], offset: int = 0) -> Batch:
         """Rows as tensors.
 

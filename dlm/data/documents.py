@@ -1,6 +1,5 @@
 """The types of documents: plain texts, prompts with responses, and chats."""
 
-import difflib
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -14,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from dlm.config import HeldOut, Source
-from dlm.data.formats import FORMATS
+from dlm.data.chats import messages_of
+from dlm.data.formats import FORMATS, check_columns
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
 from dlm.model.text import encode, encode_chat
@@ -26,15 +26,15 @@ class Documents(ABC):
 
     Attributes:
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
+        empty: How many documents were left out because their texts are empty.
         skipped: What was left out of them because it cannot be written.
-        columns: For each key of `Source` that names a column: what the column is called in `rows`.
         identity: The column by which a document is held out or not: equal values are on the same side.
         has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
     """
 
     rows: Dataset
+    empty: int = field(default=0, kw_only=True)
     skipped: Skipped = field(default_factory=Skipped, kw_only=True)
-    columns: ClassVar[Mapping[str, str]]
     identity: ClassVar[str] = "text"
     has_affixes: ClassVar[bool] = True
 
@@ -53,16 +53,26 @@ class Documents(ABC):
         Raises:
             DataError: A column is not there, or does not hold what this type needs.
         """
-        names = {column_of(source, option): name for option, name in cls.columns.items()}
-        for option in cls.columns:
-            column = column_of(source, option)
-            check_column(table.column_names, source, option, key)
-            kind = table.features[column]
-            if getattr(kind, "dtype", None) not in ("string", "large_string"):
-                said = getattr(kind, "dtype", "values of several kinds, or parts")
-                raise DataError(f"{key}.{option}: {column!r} of {source.path} holds {said}, not text")
-        table = table.select_columns(list(names))
-        return cls(table.rename_columns({column: name for column, name in names.items() if column != name}))
+        wanted = cls._wanted(table, source, key)
+        names = [column for columns in wanted.values() for column in columns]
+        return cls(cls._take(table.select_columns(names), wanted))
+
+    @staticmethod
+    def _wanted(table: Dataset, source: Source, key: str) -> Mapping[str, tuple[str, ...]]:
+        """The columns that each key of a source names; each is there, and holds text unless it holds chats."""
+        wanted = source.columns if FORMATS[source.format].tabular else {"field": ("text",)}
+        check_columns(table.column_names, wanted, source.path or source.format, key)
+        for option, columns in wanted.items():
+            for column in columns:
+                kind = getattr(table.features[column], "dtype", "values of several kinds, or parts")
+                if kind not in ("string", "large_string") and option != "messages":
+                    raise DataError(f"{key}.{option}: {column!r} of {source.path} holds {kind}, not text")
+        return wanted
+
+    @classmethod
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]]) -> Dataset:
+        """The rows of this type, from the wanted columns."""
+        raise NotImplementedError
 
     @abstractmethod
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts | None:
@@ -103,8 +113,9 @@ class Documents(ABC):
         return replace(self, rows=self.rows.select(range(min(count, len(self)))))
 
     def without_empty(self) -> Self:
-        """The documents that have a text."""
-        return replace(self, rows=self.rows.filter(_any_text, batched=True, input_columns="text"))
+        """The documents that have a text; the others are counted."""
+        rows = self.rows.filter(_any_text, batched=True, input_columns="text")
+        return replace(self, rows=rows, empty=self.empty + len(self.rows) - len(rows))
 
     def split(self, held_out: HeldOut) -> tuple[Self, Self]:
         """Keeps a share back.
@@ -136,7 +147,10 @@ class Documents(ABC):
 class Plain(Documents):
     """Texts, each learned and scored as a whole; the only column is `text`."""
 
-    columns: ClassVar[Mapping[str, str]] = {"field": "text"}
+    @override
+    @classmethod
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]]) -> Dataset:
+        return _renamed(table, {wanted["field"][0]: "text"})
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -145,9 +159,19 @@ class Plain(Documents):
 
 @dataclass(frozen=True)
 class Pairs(Documents):
-    """Prompts and responses: the column `text` is the response, which follows the column `prompt` as it is."""
+    """Prompts and responses: the column `text` is the response, which follows the column `prompt` as it is.
 
-    columns: ClassVar[Mapping[str, str]] = {"response": "text", "prompt": "prompt"}
+    Of several columns of prompts, those that are not empty are joined, with an empty line after each.
+    """
+
+    @override
+    @classmethod
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]]) -> Dataset:
+        prompts, (response,) = wanted["prompt"], wanted["response"]
+        if len(prompts) > 1:
+            join = partial(_joined, prompts=prompts, response=response)
+            return table.map(join, batched=True, remove_columns=table.column_names)
+        return _renamed(table, {prompts[0]: "prompt", response: "text"})
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
@@ -170,23 +194,27 @@ class Chats(Documents):
     source: str = "the chats"
     key: str = "data.train"
     may_skip: bool = False
-    columns: ClassVar[Mapping[str, str]] = {"messages": "messages"}
     identity = "chat"
     has_affixes = False  # the template writes all that stands before a message
 
     @override
     @classmethod
     def of(cls, table: Dataset, source: Source, key: str) -> Self:
-        check_column(table.column_names, source, "messages", key)
-        column = column_of(source, "messages")
-        chats = table.select_columns(column)
+        wanted = cls._wanted(table, source, key)
+        (column,) = wanted["messages"]
         turns = partial(_turns, column=column, key=key, skips=source.skip_invalid)
-        found = chats.map(turns, batched=True, with_indices=True, remove_columns=chats.column_names)
+        table = table.select_columns(column)
+        found = table.map(turns, batched=True, with_indices=True, remove_columns=table.column_names)
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
-        if not len(found):
-            return kept
+        if len(table) and not len(found):
+            chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
+            roles = sorted({message["role"] for chat in chats for message in chat})
+            raise DataError(
+                f"{key}.messages: no chat in {column!r} has a message of an assistant to learn, after another message; "
+                f"its roles are {', '.join(roles) or 'none'}"
+            )
         if not source.skip_invalid:
-            return replace(kept, rows=found.remove_columns("wrong"))
+            return replace(kept, rows=found.remove_columns("wrong")) if len(found) else kept
         bad = found.filter(_any_text, batched=True, input_columns="wrong")
         good = found.filter(_no_text, batched=True, input_columns="wrong").remove_columns("wrong")
         return replace(kept, rows=good, skipped=kept._skipping(bad["row"], bad["wrong"]))
@@ -241,35 +269,6 @@ def type_of(source: Source) -> type[Documents]:
     return Plain if source.prompt is None else Pairs
 
 
-def column_of(source: Source, option: str) -> str:
-    """The column that a key of a source names; a text has no columns to choose from and is always in `text`."""
-    if option == "field" and not FORMATS[source.format].tabular:
-        return "text"
-    column: str = getattr(source, option)
-    return column
-
-
-def check_column(columns: Sequence[str], source: Source, option: str, key: str) -> None:
-    """Refuses a column that is not there.
-
-    Args:
-        columns: Those that are.
-        source: Names the column.
-        option: By which of its keys.
-        key: The source's place in the configuration, for messages.
-
-    Raises:
-        DataError: The column is not there; the message names the nearest one.
-    """
-    column = column_of(source, option)
-    if column not in columns:
-        near = difflib.get_close_matches(column, columns, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise DataError(
-            f"{key}.{option}: {source.path or source.format} has no field {column!r}; {hint}it has {', '.join(columns)}"
-        )
-
-
 def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
     """Whether each document is on the wanted side, which follows from its own text, or chat, alone.
 
@@ -285,7 +284,19 @@ def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
 
 
-def _turns(batch: dict[str, list[Any]], indices: list[int], column: str, key: str, skips: bool) -> dict[str, list[Any]]:
+def _renamed(table: Dataset, names: Mapping[str, str]) -> Dataset:
+    """A table with other names for its columns."""
+    return table.rename_columns({column: name for column, name in names.items() if column != name})
+
+
+def _joined(batch: dict[str, list[Any]], prompts: Sequence[str], response: str) -> dict[str, list[str | None]]:
+    """Prompts made of several columns, and the responses."""
+    parts = zip(*(batch[column] for column in prompts), strict=True)
+    joined = ["".join(f"{part}\n\n" for part in row if part) for row in parts]
+    return {"prompt": list(joined), "text": batch[response]}
+
+
+def _turns(batch: dict[str, list[Any]], rows: list[int], column: str, key: str, skips: bool) -> dict[str, list[Any]]:
     """Every message of an assistant, what came before it, the whole chat, and the chat's row in the source.
 
     Where rows may be skipped, a chat that cannot be read is one document that says in `wrong` what is wrong.
@@ -296,19 +307,17 @@ def _turns(batch: dict[str, list[Any]], indices: list[int], column: str, key: st
         for name, value in zip(found, (text, before, chat, row, wrong), strict=True):
             found[name].append(value)
 
-    for row, chat in zip(indices, batch[column], strict=True):
+    for row, chat in zip(rows, batch[column], strict=True):
         try:
-            said = [{"role": message["role"], "content": message["content"] or ""} for message in chat]
-        except (TypeError, KeyError):
-            said = [{"role": None}]
-        if not all(isinstance(part, str) for message in said for part in message.values()):
-            wrong = f"{column!r} must hold lists of {{role, content}}, both of them text, got {chat!r:.80}"
+            messages = messages_of(chat) if chat is not None else []
+        except DataError as error:
             if not skips:
-                raise DataError(f"{key}.messages: row {row + 1}: {wrong}")
-            add("", "", "", row, wrong)
+                raise DataError(f"{key}.messages: row {row + 1}: {column!r} {error}") from error
+            add("", "", "", row, f"{column!r} {error}")
             continue
-        for i, message in enumerate(said):
-            if message["role"] == "assistant" and i:
+        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant" and i and "weight" not in message:
                 # A call of a tool has no text, and is not learned.
                 add(message["content"], json.dumps(said[:i]), json.dumps(said), row)
     return found

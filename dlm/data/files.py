@@ -1,29 +1,31 @@
 """Files of documents: which ones a path means, and the documents that text files hold."""
 
 import hashlib
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset, Features, IterableDataset, Value
+from datasets.exceptions import DatasetGenerationError
 
+from dlm.config import Separator
+from dlm.data.lines import bare_suffix, lines_of
+from dlm.data.records import with_key
 from dlm.errors import DataError
+from dlm.paths import expand
 
-COMPRESSED = {".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"}
-
-TextUnit = Literal["file", "paragraph", "line"]
+TextUnit = Literal["file", "paragraph", "line"] | Separator
 """What one document of a text file is."""
 
 
-def files_of(path: str, suffix: str, key: str) -> list[str]:
+def files_of(path: str, suffixes: Sequence[str], key: str) -> list[str]:
     """The files that a path means.
 
     Args:
         path: A file, a folder or a glob.
-        suffix: Which files of a folder are taken, such as `.txt`; any depth.
+        suffixes: Which files of a folder are taken, such as `.txt`; any depth, compressed or not.
         key: The source's place in the configuration, for messages.
 
     Returns:
@@ -32,11 +34,12 @@ def files_of(path: str, suffix: str, key: str) -> list[str]:
     Raises:
         DataError: There is no such file.
     """
-    found = Path(path).expanduser()
+    found = expand(path)
     if found.is_dir():
-        files = sorted(found.rglob(f"*{suffix}"))
+        files = sorted(file for file in found.rglob("*") if bare_suffix(file) in suffixes and file.is_file())
         if not files:
-            raise DataError(f"{key}: the folder {found} holds no *{suffix} file")
+            wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+            raise DataError(f"{key}: the folder {found} holds no {wanted} file")
     elif found.exists():
         files = [found]
     else:
@@ -51,7 +54,7 @@ def texts_of(files: list[str], documents: TextUnit, stamp: str) -> Iterator[dict
 
     Args:
         files: Which.
-        documents: What one document is. Empty lines separate paragraphs.
+        documents: What one document is. Lines of blanks separate paragraphs.
         stamp: Not used here: `datasets` names its cache by the arguments, and a stamp makes new content a new cache.
 
     Yields:
@@ -63,24 +66,19 @@ def texts_of(files: list[str], documents: TextUnit, stamp: str) -> Iterator[dict
     for file in files:
         match documents:
             case "file":
-                yield {"text": "".join(_lines(file))}
+                yield {"text": "".join(lines_of(file))}
             case "line":
-                for line in _lines(file):
-                    parts = line.removesuffix("\n").removesuffix("\r").split("\r")
-                    yield from ({"text": part} for part in parts)
+                for line in lines_of(file):
+                    yield {"text": line.rstrip("\r\n")}
             case "paragraph":
-                for empty, lines in groupby(_lines(file), lambda line: line in ("\n", "\r\n")):
-                    if not empty:
-                        yield {"text": "".join(lines).strip("\r\n")}
+                yield from _parted(file, str.isspace)
+            case Separator():
+                yield from _parted(file, documents.parts)
 
 
-def read_texts(files: Sequence[str], documents: TextUnit) -> Dataset:
+def read_texts(files: Sequence[str], documents: TextUnit, key: str) -> Dataset:
     """Reads the documents of text files into a memory-mapped dataset; see `texts_of`."""
-    return Dataset.from_generator(
-        texts_of,
-        features=Features({"text": Value("large_string")}),
-        gen_kwargs={"files": files, "documents": documents, "stamp": stamp_of(files)},
-    )
+    return read_rows(texts_of, {"files": files, "documents": documents}, ["text"], key)
 
 
 def stream_texts(files: Sequence[str], documents: TextUnit) -> IterableDataset:
@@ -88,23 +86,63 @@ def stream_texts(files: Sequence[str], documents: TextUnit) -> IterableDataset:
     return IterableDataset.from_generator(texts_of, gen_kwargs={"files": files, "documents": documents, "stamp": ""})
 
 
+def check_separator(files: Sequence[str], documents: TextUnit, key: str) -> None:
+    """Refuses a separator that is in none of the files, which would make each of them one document.
+
+    Args:
+        files: Which.
+        documents: What one document is.
+        key: The source's place in the configuration, for messages.
+
+    Raises:
+        DataError: No line of any file is the separator.
+    """
+    if isinstance(documents, Separator) and not any(
+        map(documents.parts, (x for file in files for x in lines_of(file)))
+    ):
+        raise DataError(
+            f"{key}.documents: no line is the separator {documents.separator!r} in {files[0]}"
+            f"{f' and {len(files) - 1} more' if len(files) > 1 else ''}; it must stand on a line of its own"
+        )
+
+
+def read_rows(
+    generate: Callable[..., Iterator[dict[str, Any]]], given: Mapping[str, Any], columns: Sequence[str], key: str
+) -> Dataset:
+    """Reads rows of text into a memory-mapped dataset, or finds them in the cache of `datasets`.
+
+    Args:
+        generate: Gives the rows. It is called with the arguments `given`, and a `stamp` of the content of the files.
+        given: Its other arguments; `files` is one of them.
+        columns: The columns of its rows.
+        key: The source's place in the configuration, for messages.
+
+    Returns:
+        The rows; every column holds text.
+
+    Raises:
+        DataError: What the generator raises, with the key before it.
+    """
+    try:
+        return Dataset.from_generator(
+            generate,
+            features=Features(dict.fromkeys(columns, Value("large_string"))),
+            gen_kwargs={**given, "stamp": stamp_of(given["files"])},
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise with_key(error.__cause__, key) from error
+        raise
+
+
 def stamp_of(files: Sequence[str]) -> str:
-    """A hash of the files' content, so that a cache never gives old text for new."""
-    digest = hashlib.blake2b(digest_size=16)
+    """A hash of the files' content and of how they are read, so that a cache never gives old text for new."""
+    digest = hashlib.blake2b(b"2", digest_size=16)  # counts the changes of what the same files and arguments give
     for file in files:
         digest.update(repr((file, Path(file).stat().st_size)).encode())
         with Path(file).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "blake2b").digest())
     return digest.hexdigest()
-
-
-def check_utf8(files: Sequence[str], key: str) -> None:
-    """Refuses the first file that is not UTF-8; compressed files are skipped, since their bytes are not text."""
-    for file in files:
-        try:
-            deque(() if Path(file).suffix in COMPRESSED else _lines(file), maxlen=0)
-        except DataError as error:
-            raise DataError(f"{key}: {error}") from error
 
 
 def is_utf8(path: Path) -> bool:
@@ -116,13 +154,8 @@ def is_utf8(path: Path) -> bool:
     return True
 
 
-def _lines(file: str) -> Iterator[str]:
-    """The lines of a text file, each with its end."""
-    read = 0
-    with Path(file).open("rb") as stream:
-        for line in stream:
-            try:
-                yield line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{file} is not UTF-8 text: byte {read + error.start} cannot be read") from error
-            read += len(line)
+def _parted(file: str, parts: Callable[[str], bool]) -> Iterator[dict[str, str]]:
+    """The texts between the lines of a file that part them."""
+    for between, lines in groupby(lines_of(file), parts):
+        if not between:
+            yield {"text": "".join(lines).strip("\r\n")}

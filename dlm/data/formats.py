@@ -9,20 +9,43 @@ import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import datasets
+import pyarrow.parquet
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from typing_extensions import override
 
 from dlm import hub
 from dlm.config import Source
-from dlm.data.files import TextUnit, check_utf8, files_of, is_utf8, read_texts, stamp_of, stream_texts
+from dlm.data.files import (
+    TextUnit,
+    check_separator,
+    files_of,
+    is_utf8,
+    read_rows,
+    read_texts,
+    stamp_of,
+    stream_texts,
+)
+from dlm.data.lines import bare_suffix
+from dlm.data.records import Read, csv_records, json_records, names_in, rows_of
 from dlm.errors import ConfigError, DataError, one_line
+from dlm.paths import expand
 
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+MARKUP = (".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".log", ".srt", ".html", ".htm", ".css")
+SOURCE_CODE = (".py", ".sh", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".ts")
+MORE_SOURCE_CODE = (".kt", ".lean", ".lua", ".ml", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sql", ".swift")
+PLAIN_TEXT = (*MARKUP, *SOURCE_CODE, *MORE_SOURCE_CODE)
+"""Suffixes of files that are known to be plain text; a folder is searched for `.txt` alone."""
+
+FIRST_RECORDS = 10_000
+"""Records at the beginning of a stream in which its columns must come."""
 
 SHARDS = 64
 """Parts of a dataset saved to disk, which processes share."""
@@ -31,13 +54,14 @@ SHARDS = 64
 class Format(ABC):
     """One format of documents, and where they are.
 
-    Each format is a frozen dataclass. Its fields are the keys of `Source` that its reader needs: a format with a field
-    `path` needs a path, and only one with a field `split` has splits to choose from.
+    Each format is a frozen dataclass. Its fields are what its reader needs of `Source`: a format with a field `path`
+    needs a path, and only one with a field `split` or `subset` has some to choose from.
 
     Attributes:
         name: What `format` in the configuration calls it.
-        suffixes: The suffixes of its files. A folder is searched for files with the first one, and a file that the
-            command line names is read in the format that declares its suffix.
+        suffixes: The suffixes of its files, in lower case. A folder is searched for them, and a file that the command
+            line names is read in the format that declares its suffix.
+        alone: Further suffixes of files that are named one by one; a folder is not searched for them.
         marks: Files by which a folder is known to be one dataset in this format.
         tabular: Whether documents are rows with named columns, of which the source names those to read. Otherwise
             each document is one text, in the column `text`.
@@ -45,6 +69,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    alone: ClassVar[tuple[str, ...]] = ()
     marks: ClassVar[tuple[str, ...]] = ()
     tabular: ClassVar[bool] = True
 
@@ -81,100 +106,144 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class Text(Format):
-    """UTF-8 text, byte for byte: one document a file, a paragraph (separated by empty lines) or a line."""
+    """UTF-8 text, byte for byte: one document a file, a paragraph, a line, or between two separators."""
 
     path: str
     documents: TextUnit
     name = "text"
     suffixes = (".txt",)
+    alone = PLAIN_TEXT
     tabular = False
 
     @override
     def read(self, key: str) -> Dataset:
-        return read_texts(files_of(self.path, self.suffixes[0], key), self.documents)
+        files = files_of(self.path, self.suffixes, key)
+        check_separator(files, self.documents, key)
+        return read_texts(files, self.documents, key)
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        files = files_of(self.path, self.suffixes[0], key)
+        files = files_of(self.path, self.suffixes, key)
         if self.documents == "file" and len(files) == 1:
             raise ConfigError(
                 f"{key}.documents: one file is one document, which is never read in parts; set line or paragraph"
             )
+        check_separator(files, self.documents, key)
         return stream_texts(files, self.documents)
 
 
 @dataclass(frozen=True)
-class Table(Format):
-    """Rows with named columns, in a file format that `datasets` reads itself.
+class Records(Format):
+    """Records in text files, of which nothing but the columns asked for is read; see `dlm.data.records`.
 
     Attributes:
         path: A file, a folder or a glob.
-        builder: What `datasets` calls the format.
-        binary: Whether the files hold no UTF-8 text.
+        columns: The columns to read, by the key of the source that names them.
     """
 
     path: str
-    builder: ClassVar[str]
-    binary: ClassVar[bool] = False
+    columns: Mapping[str, tuple[str, ...]]
 
-    def options(self) -> dict[str, Any]:
-        """What the reader in `datasets` is told."""
-        return {}
+    @abstractmethod
+    def records(self) -> Read:
+        """A function that gives the records of a file; it goes into the name of a cache."""
 
     @override
     def read(self, key: str) -> Dataset:
-        files = files_of(self.path, self.suffixes[0], key)
+        files = self._files(key)
         if all(Path(file).stat().st_size == 0 for file in files):
             raise DataError(f"{key}: {self.path} is empty")
-        if not self.binary:
-            check_utf8(files, key)  # pyarrow's JSON reader takes any bytes, and fails where they are used
-        # The cache knows a file by its path and time; the content goes into the name of the build instead.
-        build = hashlib.blake2b(stamp_of(files).encode(), digest_size=8).hexdigest()
-        try:
-            return load_dataset(self.builder, build, data_files=_escaped(files), split="train", **self.options())
-        except Exception as error:  # pyarrow, pandas and datasets each raise their own
-            reason = one_line(error.__cause__ or error, 160)
-            raise DataError(f"{key}: {self.path} cannot be read as {self.name}: {reason}") from error
+        columns = self._checked(files, key, None)
+        return read_rows(rows_of, {"files": files, "read": self.records(), "columns": columns}, list(columns), key)
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        files = files_of(self.path, self.suffixes[0], key)
-        return load_dataset(self.builder, data_files=_escaped(files), split="train", streaming=True, **self.options())
+        files = self._files(key)
+        given = {"files": files, "read": self.records(), "columns": self._checked(files, key, FIRST_RECORDS)}
+        return IterableDataset.from_generator(rows_of, gen_kwargs={**given, "stamp": ""})
+
+    def _files(self, key: str) -> list[str]:
+        return files_of(self.path, self.suffixes, key)
+
+    def _checked(self, files: Sequence[str], key: str, most: int | None) -> dict[str, str]:
+        """The wanted columns and the keys that name them, if they are there."""
+        wanted = {column: option for option, columns in self.columns.items() for column in columns}
+        try:
+            names = names_in(files, self.records(), wanted, most)
+        except DataError as error:
+            raise DataError(f"{key}: {self.path} cannot be read as {self.name}: {error}") from error
+        if not names:
+            raise DataError(f"{key}: {self.path} holds no {self.name} record, so there is no text at all")
+        check_columns(names, self.columns, self.path, key)
+        return wanted
 
 
 @dataclass(frozen=True)
-class Jsonl(Table):
-    """One JSON object a line."""
+class Jsonl(Records):
+    """One JSON object a line, or one array of objects."""
 
     name = "jsonl"
-    suffixes = (".jsonl", ".json")
-    builder = "json"
-
-
-@dataclass(frozen=True)
-class Csv(Table):
-    """Comma-separated values, with the columns' names in the first row."""
-
-    field: str
-    prompt: str | None
-    response: str | None
-    name = "csv"
-    suffixes = (".csv",)
-    builder = "csv"
+    suffixes = (".jsonl", ".ndjson")
+    alone = (".json",)
 
     @override
-    def options(self) -> dict[str, Any]:
-        return as_text(self.field, self.prompt, self.response)
+    def records(self) -> Read:
+        return json_records
 
 
 @dataclass(frozen=True)
-class Parquet(Table):
-    """Apache Parquet."""
+class Csv(Records):
+    """Comma-separated values, with the columns' names in the first row."""
 
+    delimiter: ClassVar[str] = ","
+    name = "csv"
+    suffixes = (".csv",)
+
+    @override
+    def records(self) -> Read:
+        return partial(csv_records, delimiter=self.delimiter)
+
+
+@dataclass(frozen=True)
+class Parquet(Format):
+    """Apache Parquet, of which nothing but the columns asked for is read.
+
+    Attributes:
+        path: A file, a folder or a glob.
+        columns: The columns to read, by the key of the source that names them.
+    """
+
+    path: str
+    columns: Mapping[str, tuple[str, ...]]
     name = "parquet"
     suffixes = (".parquet",)
-    builder = "parquet"
-    binary = True
+
+    @override
+    def read(self, key: str) -> Dataset:
+        files, columns = self._files(key)
+        # The cache knows a file by its path and time; the content goes into the name of the build instead.
+        build = hashlib.blake2b(stamp_of(files).encode(), digest_size=8).hexdigest()
+        try:
+            return load_dataset("parquet", build, data_files=_escaped(files), split="train", columns=columns)
+        except Exception as error:  # pyarrow and datasets each raise their own
+            reason = one_line(error.__cause__ or error, 160)
+            raise DataError(f"{key}: {self.path} cannot be read as parquet: {reason}") from error
+
+    @override
+    def stream(self, key: str) -> IterableDataset:
+        files, columns = self._files(key)
+        return load_dataset("parquet", data_files=_escaped(files), split="train", streaming=True, columns=columns)
+
+    def _files(self, key: str) -> tuple[list[str], list[str]]:
+        """The files, and the wanted columns, which every file has."""
+        files = files_of(self.path, self.suffixes, key)
+        for file in files:
+            try:
+                names = pyarrow.parquet.read_schema(file).names
+            except (pyarrow.ArrowException, OSError) as error:
+                raise DataError(f"{key}: {file} cannot be read as parquet: {one_line(error, 160)}") from error
+            check_columns(names, self.columns, file, key)
+        return files, [column for columns in self.columns.values() for column in columns]
 
 
 @dataclass(frozen=True)
@@ -189,7 +258,7 @@ class Saved(Format):
     @override
     def read(self, key: str) -> Dataset:
         try:
-            found = load_from_disk(self.path)
+            found = load_from_disk(str(expand(self.path)))
         except Exception as error:  # datasets and pyarrow each raise their own
             raise DataError(f"{key}: {self.path} is no dataset saved to disk: {one_line(error, 160)}") from error
         documents = self._split_of(found, key)
@@ -199,7 +268,7 @@ class Saved(Format):
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        documents = self._split_of(load_from_disk(self.path), key)
+        documents = self._split_of(load_from_disk(str(expand(self.path))), key)
         return documents.to_iterable_dataset(num_shards=min(SHARDS, max(len(documents), 1)))
 
     def _split_of(self, found: Dataset | DatasetDict, key: str) -> Dataset:
@@ -249,7 +318,7 @@ class PythonStdlib(Format):
 
     @override
     def read(self, key: str) -> Dataset:
-        return read_texts(self._files(key), "file")
+        return read_texts(self._files(key), "file", key)
 
     @override
     def stream(self, key: str) -> IterableDataset:
@@ -284,7 +353,7 @@ def format_of(source: Source, key: str) -> AnyFormat:
         The format; whether its files are there is not known yet.
 
     Raises:
-        ConfigError: There is no such format, it lacks its path, or it has no splits and one is asked for.
+        ConfigError: There is no such format, it lacks its path, or it has no splits or subsets and one is asked for.
     """
     if source.format not in FORMATS:
         near = difflib.get_close_matches(source.format, FORMATS, n=1)
@@ -296,35 +365,85 @@ def format_of(source: Source, key: str) -> AnyFormat:
         raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
     if "split" not in options and source.split not in (None, "train"):
         raise ConfigError(f"{key}.split: {source.format} has no splits, got {source.split!r}; name the files instead")
+    if "subset" not in options and source.subset is not None:
+        raise ConfigError(
+            f"{key}.subset: {source.format} has no subsets, got {source.subset!r}; name the files instead"
+        )
     return choice(**options)
 
 
-def source_of(data: str, field: str | None = None, split: str | None = None) -> Source:
+def check_columns(names: Sequence[str], wanted: Mapping[str, Sequence[str]], where: str, key: str) -> None:
+    """Refuses a column that is not there.
+
+    Args:
+        names: The columns that are.
+        wanted: The columns that are asked for, by the key of the source that names them.
+        where: What has the columns, for messages.
+        key: The source's place in the configuration, for messages.
+
+    Raises:
+        DataError: A column is not there; the message names the nearest one.
+    """
+    for option, columns in wanted.items():
+        for column in columns:
+            if column not in names:
+                near = difflib.get_close_matches(column, names, n=1)
+                hint = f"did you mean {near[0]}? " if near else ""
+                raise DataError(f"{key}.{option}: {where} has no field {column!r}; {hint}it has {', '.join(names)}")
+
+
+def source_of(
+    data: str, field: str | None = None, split: str | None = None, subset: str | None = None, format: str | None = None
+) -> Source:
     """The source that a name on the command line means.
 
     Args:
         data: A file, a folder, a glob, the name of a dataset on the Hub, or of a format that needs no path.
         field: The column that holds the text.
         split: Which split, where there are several.
+        subset: Which subset of a dataset on the Hub, where it has several.
+        format: The name of its format; by default the name of the data tells.
 
     Returns:
-        The source. The format is known by the marks of a folder or by a suffix; other paths are text, and other names
-        are datasets on the Hub. It may still turn out not to be there.
+        The source. It may still turn out not to be there.
+
+    Raises:
+        ConfigError: The name does not tell the format.
     """
-    path = Path(data).expanduser()
+    if format is None and data in FORMATS and not fields(FORMATS[data]):
+        return Source(data, field=field or "text", split=split)
+    return Source(format or _format_named(data), data, field or "text", split, subset)
+
+
+def _format_named(data: str) -> str:
+    """The format that the name of a folder, of a file or of a dataset on the Hub tells."""
+    path = expand(data)
     choices: Sequence[type[AnyFormat]] = get_args(AnyFormat)
-    if any(choice.name == data and not fields(choice) for choice in choices):
-        return Source(data)
-    marked = (choice for choice in choices if any((path / mark).exists() for mark in choice.marks))
-    by_suffix = (choice for choice in choices if path.suffix in choice.suffixes)
-    is_path = path.exists() or path.suffix or data.startswith((".", "/", "~")) or "*" in data
-    choice = next(marked, None) or next(by_suffix, Text if is_path else Hub)
-    return Source(choice.name, data, field or "text", split)
+    if path.is_dir():
+        if marked := [choice.name for choice in choices if any((path / mark).exists() for mark in choice.marks)]:
+            return marked[0]
+        there = {bare_suffix(file) for file in path.rglob("*") if file.is_file()}
+        found = [choice.name for choice in choices if there.intersection(choice.suffixes)]
+        if len(found) == 1:
+            return found[0]
+        held = f"files of several formats, {', '.join(found)}" if found else "no file of a format that is known"
+        raise ConfigError(f"{data} is a folder with {held}; {_known()}")
+    suffix = bare_suffix(path)
+    by_suffix = [choice.name for choice in choices if suffix in (*choice.suffixes, *choice.alone)]
+    is_path = path.exists() or data.startswith((".", "/", "~")) or any(sign in data for sign in "*?[")
+    if by_suffix:
+        return by_suffix[0]
+    if not is_path and hub.is_name(data):
+        return Hub.name
+    if suffix and (path.exists() or any(sign in data for sign in "*?[")):
+        raise ConfigError(f"{data} is in no format that is known by its name: {suffix}; {_known()}")
+    return Text.name
 
 
-def as_text(*columns: str | None) -> dict[str, Any]:
-    """Options by which pandas reads columns of CSV as the text in the file: 007, NA and None are text."""
-    return {"keep_default_na": False, "converters": {column: str for column in columns if column is not None}}
+def _known() -> str:
+    """The formats by their suffixes, and how to name one."""
+    known = [f"{name} ({' '.join(choice.suffixes)})" for name, choice in FORMATS.items() if choice.suffixes]
+    return f"known: {', '.join(known)}; name one by --format, such as --format text for plain text"
 
 
 def _escaped(files: Sequence[str]) -> list[str]:

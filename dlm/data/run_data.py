@@ -1,6 +1,7 @@
 """The data of a run: its tokenizer, its training batches and its validation sequences."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.corpus import corpus
+from dlm.data.documents import Documents, Plain
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
-from dlm.data.tokens import Skipped
 from dlm.model.text import encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
@@ -28,7 +29,9 @@ class RunData:
         tokens: Tokens of the training text; None of a stream.
         checksum: A checksum of the training text; None of a stream.
         affixes: The special tokens around every text.
-        skipped: Rows of the training and the validation text that were left out because they are not valid.
+        learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
+            stream.
+        losses: What is left out and cut, a line each.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,7 +40,8 @@ class RunData:
     tokens: int | None = None
     checksum: int | None = None
     affixes: Affixes = field(default_factory=Affixes)
-    skipped: tuple[Skipped, ...] = ()
+    learned: int | None = None
+    losses: tuple[str, ...] = ()
 
 
 def read_run_data(
@@ -77,7 +81,13 @@ def read_run_data(
             processes=processes,
             affixes=around,
         )
-        return RunData(tokenizer, stream, validation, affixes=around)
+        losses = tuple(_losses("validation", opened.validation, validation))
+        if data.packing == "pad":
+            losses = (
+                f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
+                *losses,
+            )
+        return RunData(tokenizer, stream, validation, affixes=around, losses=losses)
     splits = read_splits(data)
     tokenizer = build_tokenizer(spec, splits.train.texts)
     around = affixes_of(tokenizer) if affixes is None else affixes
@@ -87,12 +97,24 @@ def read_run_data(
     )
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
+    losses = (*_losses("training", splits.train, training), *_losses("validation", splits.validation, validation))
+    tokens = training.tokens
     return RunData(
-        tokenizer,
-        batches,
-        validation,
-        len(training.tokens),
-        training.tokens.checksum,
-        around,
-        (training.skipped, validation.skipped),
+        tokenizer, batches, validation, len(tokens), tokens.checksum, around, training.learned_tokens, losses
     )
+
+
+def _losses(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:
+    """What is left out of some documents, and cut, a line each."""
+    if sequences.skipped.rows:
+        yield f"of the {which} text, {sequences.skipped}"
+    if documents.empty and not isinstance(documents, Plain):
+        yield f"{documents.empty:,} {which} rows without a response are left out"
+    filled, cut = len(sequences.dropped_whole), sequences.cut_documents
+    parts = [f"{filled:,} are left out, as their prompts fill it"] if filled else []
+    parts += [f"{cut:,} are cut"] if cut else []
+    if parts:
+        yield (
+            f"of {len(documents):,} {which} documents at data.length {sequences.length}, {', and '.join(parts)}: "
+            f"{sequences.dropped_tokens:,} tokens are in no row"
+        )

@@ -8,9 +8,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from dlm.config import Data, Source
-from dlm.data.documents import Documents, Plain, check_column, column_of, kept_back
-from dlm.data.formats import format_of
+from dlm.data.documents import Documents, Plain, kept_back
+from dlm.data.formats import FORMATS, check_columns, format_of
 from dlm.data.reading import read
+from dlm.data.records import with_key
 from dlm.errors import ConfigError, DataError, DlmError, one_line
 
 SCANNED = 10_000
@@ -114,8 +115,8 @@ def _open(source: Source, key: str) -> IterableDataset:
     first = next(iter(_rows(documents.take(1), key, source.path or source.format)), None)
     if first is None:
         raise DataError(f"{key}: {source.path} holds no text at all")
-    column = column_of(source, "field")
-    check_column(list(first), source, "field", key)
+    column = source.field if FORMATS[source.format].tabular else "text"
+    check_columns(list(first), {"field": (column,)}, source.path or source.format, key)
     if not isinstance(first[column], str | None):
         raise DataError(f"{key}.field: {column!r} of {source.path} holds {type(first[column]).__name__}, not text")
     documents = documents.select_columns(column)
@@ -126,8 +127,8 @@ def _rows(documents: IterableDataset, key: str, name: str) -> Iterator[dict[str,
     """The rows of a stream; an error on the way becomes one line."""
     try:
         yield from documents
-    except DataError:
-        raise
+    except DataError as error:
+        raise with_key(error, key) from error
     except Exception as error:  # as in `_open`
         raise DataError(
             f"{key}: the stream of {name} cannot be read: {one_line(error.__cause__ or error, 160)}"

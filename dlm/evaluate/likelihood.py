@@ -60,6 +60,8 @@ class LikelihoodReport:
             not one of the text.
         dropped_tokens: Tokens not scored because a document was longer than a row.
         dropped_bytes: Their bytes.
+        dropped_documents: Documents not scored at all because their prompts fill a row.
+        cut_documents: Documents whose ends are not scored.
         draws: Noisy copies of each sequence.
         estimator: How their noise was drawn: exact counts of masks and also the full mask, or times.
         seed: Decides the masks and the bootstrap.
@@ -91,6 +93,8 @@ class LikelihoodReport:
     unknown_tokens: int
     dropped_tokens: int
     dropped_bytes: int
+    dropped_documents: int
+    cut_documents: int
     draws: int
     estimator: str
     seed: int
@@ -331,6 +335,8 @@ def _report(
             float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())
             + int(sequences.tokens.sizes[sequences.dropped_whole].sum())
         ),
+        dropped_documents=len(sequences.dropped_whole),
+        cut_documents=sequences.cut_documents,
         draws=draws,
         estimator="counts" if estimator.counts(lm.process) else "times",
         seed=seed,

@@ -340,7 +340,7 @@ class DiffusionLM:
         draws: int = 16,
         watch: Watch | None = None,
     ) -> list[list[Infilling]]:
-        """Fills many texts side by side.
+        """Fills many texts side by side; `infill_each` gives each as soon as it is filled.
 
         Args:
             templates: What `parse_template` makes of each text.
@@ -358,15 +358,56 @@ class DiffusionLM:
             DataError: The holes of a text and what stands between them do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
+        return list(
+            self.infill_each(
+                dict(enumerate(templates)),
+                num=num,
+                sampler=sampler,
+                seed=seed,
+                batch_size=batch_size,
+                draws=draws,
+                watch=watch,
+            )
+        )
+
+    def infill_each(
+        self,
+        templates: Mapping[int, Template],
+        *,
+        num: int = 1,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        draws: int = 16,
+        watch: Watch | None = None,
+    ) -> Iterator[list[Infilling]]:
+        """Fills many texts side by side, and gives each as soon as it and those before it are filled.
+
+        Args:
+            templates: What `parse_template` makes of each text, under the number that its noise follows from.
+            num: As for `infill_many`, as all that follow.
+            sampler: How.
+            seed: An alternative depends on the seed, its text's number and its own number alone.
+            batch_size: Alternatives written side by side.
+            draws: Masked copies that a log-likelihood is estimated from.
+            watch: Called with every state.
+
+        Yields:
+            The alternatives of a text, the most likely first.
+
+        Raises:
+            DataError: The holes of a text and what stands between them do not fit the context.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
+        """
         self.model.eval()
         mask_id, affixes = self.process.mask_id, self.sidecar.affixes
-        canvases = [lay_out(each, self.tokenizer, mask_id, self.context, affixes) for each in templates]
+        canvases = {i: lay_out(each, self.tokenizer, mask_id, self.context, affixes) for i, each in templates.items()}
         sampler = sampler or Sampler()
-        widest = max((sum(canvas.editable) for canvas in canvases), default=1)
+        widest = max((sum(canvas.editable) for canvas in canvases.values()), default=1)
         rule = sampler.rule(self.formulation, self.process, Margin(), widest)
         estimator = self.formulation.estimator(draws)
-        results: list[list[Infilling]] = [[] for _ in templates]
-        for jobs in _batches([(i, number) for i in range(len(templates)) for number in range(num)], batch_size):
+        found: list[Infilling] = []
+        for jobs in _batches([(i, number) for i in templates for number in range(num)], batch_size):
             rows_BL, editable_BL = stack([canvases[i] for i, _ in jobs], self._pad_id)
             streams = [generator(seed, "infill", *job) for job in jobs]
             final = sampler.write(rule, self.infilling_denoiser, rows_BL, editable_BL, streams, watch=watch)
@@ -377,8 +418,10 @@ class DiffusionLM:
             ):
                 spans = written_spans(templates[i], self.tokenizer, canvases[i], ids)
                 written = tuple(tuple(ids[hole.start : hole.stop]) for hole in canvases[i].holes)
-                results[i].append(Infilling(fill(templates[i], spans), spans, written, score.log_likelihood, calls))
-        return [sorted(alternatives, key=lambda found: -found.log_likelihood) for alternatives in results]
+                found.append(Infilling(fill(templates[i], spans), spans, written, score.log_likelihood, calls))
+                if len(found) == num:
+                    yield sorted(found, key=lambda one: -one.log_likelihood)
+                    found = []
 
     def score(self, prompt: Prompt, response: str, *, draws: int = 16, seed: int = 0) -> Score:
         """Bounds log p(response, then the end of text | prompt).

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dlm import hub
 from dlm.errors import CheckpointError
+from dlm.paths import expand
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
@@ -25,7 +26,7 @@ def resolve(model: str | Path) -> str:
     Raises:
         CheckpointError: There is no checkpoint at the path, or it is neither a path nor a Hub name.
     """
-    path = Path(model)
+    path = expand(model)
     for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
         if (folder / "config.json").is_file() or is_adapter(str(folder)):
             return str(folder)

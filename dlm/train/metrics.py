@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from dlm.data.tokens import Skipped
 from dlm.evaluate.likelihood import LikelihoodReport
 
 
@@ -48,15 +47,15 @@ class RunFacts:
     Attributes:
         folder: The run folder.
         parameters: Parameters of the network, frozen ones included.
-        train_tokens: Tokens of the training text; None of a stream.
-        validation_tokens: Tokens of the validation text.
+        train_tokens: Tokens that are learned, so without prompts and without what no row holds; None of a stream.
+        validation_tokens: Tokens of the validation text that can be scored, counted the same way.
         vocabulary: Number of ids.
         device: Where it runs.
         precision: What it computes in.
         attention: How attention is computed.
         steps: Steps of the whole run.
         first: The first step to take; more than 1 where a run is resumed.
-        skipped: Rows of the texts that were left out because they are not valid.
+        losses: What of the text is left out and cut, a line each.
     """
 
     folder: Path
@@ -69,7 +68,7 @@ class RunFacts:
     attention: str
     steps: int
     first: int
-    skipped: tuple[Skipped, ...] = ()
+    losses: tuple[str, ...] = ()
 
 
 class Reporter(Protocol):

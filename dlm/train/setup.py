@@ -25,6 +25,7 @@ from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
 from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
+from dlm.paths import expand
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
 
@@ -171,6 +172,8 @@ def starting_point(path: str) -> str:
         ConfigError: The folder holds adapters only.
         CheckpointError: There is no such folder, and the Hub does not answer.
     """
+    if path.startswith("~"):
+        path = str(expand(path))
     found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
     check_there(found)
     if is_adapter(found):

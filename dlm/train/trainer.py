@@ -84,7 +84,7 @@ class Trainer:
             team = self.accelerator.process_index, self.accelerator.num_processes
             data = read_run_data(self.config, spec, *team, affixes_before(self.config, at[0] if at else None))
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
-        self.affixes, self.skipped = data.affixes, data.skipped
+        self.affixes, self._learned, self._losses = data.affixes, data.learned, data.losses
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
         ids = special_ids(self.tokenizer)
@@ -307,15 +307,15 @@ class Trainer:
         return RunFacts(
             folder=self.run.path,
             parameters=sum(p.numel() for p in self.backbone.parameters()),
-            train_tokens=self.progress.train_tokens,
-            validation_tokens=len(self.validation.tokens),
+            train_tokens=self._learned,
+            validation_tokens=self.validation.learned_tokens,
             vocabulary=len(self.tokenizer),
             device=where(self.accelerator),
             precision=self.precision,
             attention=str(self.backbone.model.config._attn_implementation),
             steps=self.config.train.steps,
             first=self.progress.step + 1,
-            skipped=self.skipped,
+            losses=self._losses,
         )
 
 

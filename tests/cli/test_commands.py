@@ -1,20 +1,22 @@
 """The commands on a run of their own: what they print where, and that equal questions get equal answers."""
 
+import gzip
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
-from dlm.lm import DiffusionLM
+from dlm.lm import DiffusionLM, Sampler
 from dlm.settings import load_config
 from tests.support.choices import names
-from tests.support.commands import answer, dlm, refusal
+from tests.support.commands import answer, dlm, invoke, refusal
 from tests.support.tiny_models import TINY
 
 CONTEXT = 16
@@ -206,6 +208,23 @@ def test_a_checkpoint_folder_is_a_model_too(run: Path) -> None:
     assert dlm("sample", best)[0] == dlm("sample", best.resolve())[0] == dlm("sample", run)[0]
 
 
+def test_a_tilde_is_the_home_folder_everywhere(
+    run: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlm.train.setup import starting_point
+
+    expected = dlm("infill", run, "the [MASK:3] sat")[0]
+    scored = answer("eval", run, "--data", text)
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert answer("eval", f"~/{run.name}", "--data", f"~/{text.name}") == scored
+    assert Path(starting_point(f"~/{run.name}")).samefile(run / "checkpoints/best")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "in.txt").write_text("the [MASK:3] sat")
+    dlm("infill", run, "--file", "~/in.txt", "--output", "~/out.txt")
+    assert (tmp_path / "out.txt").read_text() == expected
+    assert "exists already" in refusal("sample", run, "--output", "~/out.txt")
+
+
 # infill
 
 
@@ -256,6 +275,67 @@ def test_infill_of_a_batch(run: Path, tmp_path: Path) -> None:
         assert [r["log_likelihood"] for r in again] == pytest.approx([r["log_likelihood"] for r in found], rel=1e-4)
 
 
+def test_what_a_batch_writes_it_reads(run: Path, tmp_path: Path) -> None:
+    """Characters that end a line elsewhere are part of a text, and nothing else of a record is lost."""
+    rows = [{"text": "a\u2028b\x85 [MASK:2]\x0c\u2029", "id": "\ud800 \u2028"}, {"text": "[MASK:1]\r\n\x1e"}]
+    path, first = tmp_path / "rows.ndjson", tmp_path / "first.jsonl"
+    path.write_text("\ufeff" + "".join(json.dumps(row, ensure_ascii=row.get("id") is not None) + "\n" for row in rows))
+    dlm("infill", run, "--file", path, "--output", first)
+    with first.open(encoding="utf-8") as lines:
+        found = [json.loads(line) for line in lines]
+    assert [row.get("id") for row in found] == [row.get("id") for row in rows]
+    for row, given in zip(found, rows, strict=True):
+        before, _, after = re.split(r"(\[MASK:\d\])", given["text"])
+        assert row["text"] == before + row["spans"][0] + after
+    again = tmp_path / "again.jsonl.gz"
+    lines_again = [json.dumps({**row, "text": row["text"] + "[MASK:1]"}, ensure_ascii=True) for row in found]
+    again.write_bytes(gzip.compress("\r\n".join(lines_again).encode()))
+    second = [json.loads(line) for line in dlm("infill", run, "--file", again)[0].split("\n")[:-1]]
+    assert [row["text"].startswith(first["text"]) for row, first in zip(second, found, strict=True)] == [True, True]
+
+
+def test_a_batch_goes_on_without_its_bad_records(run: Path, tmp_path: Path) -> None:
+    good = ['{"text": "the [MASK:3] sat", "id": 1}', '{"text": "[MASK:2]", "id": 2}']
+    bad = ["not JSON", '{"text": 7}', '{"text": "no span"}', f'{{"text": "[MASK:{CONTEXT + 1}]"}}', "[]"]
+    path, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text("\n".join([bad[0], good[0], *bad[1:4], "", good[1], bad[4]]), encoding="utf-8")
+    assert "line 1: not JSON" in refusal("infill", run, "--file", path, "--output", output)
+    assert not output.exists()
+    found = invoke("infill", run, "--file", path, "--output", output, "--keep-going", "--num", "2")
+    assert found.exit_code == 1 and found.stdout == ""
+    told = found.stderr.splitlines()
+    assert [line.partition(":")[0] for line in told[:-1]] == [f"line {number}" for number in (1, 3, 4, 5, 8)]
+    assert told[-1] == "dlm: 5 of 7 records could not be filled; the others are done"
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [1, 2] and [len(row["alternatives"]) for row in rows] == [2, 2]
+    # A record's noise follows from its own number: mending the others does not change what was written.
+    mended = ['{"text": "[MASK:1]"}' if line in bad else line for line in path.read_text().splitlines()]
+    path.write_text("\n".join(mended))
+    whole = [json.loads(line) for line in dlm("infill", run, "--file", path, "--num", "2")[0].splitlines()]
+    assert [row["text"] for row in whole if "id" in row] == [row["text"] for row in rows]
+    path.write_text("\n".join(bad))
+    nothing = invoke("infill", run, "--file", path, "--keep-going")
+    assert (nothing.exit_code, nothing.stdout) == (1, "") and "5 of 5 records" in nothing.stderr
+
+
+def test_a_batch_that_is_stopped_keeps_what_is_done(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, output = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "a [MASK:2]"}\n' * 5)
+    whole = dlm("infill", run, "--file", path, "--batch-size", "2")[0].splitlines()
+    calls = []
+
+    def stops(*args: Any, real: Any = Sampler.write, **keys: Any) -> Any:
+        calls.append(output.read_text().count("\n"))  # what is on the disk before the batch
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **keys)
+
+    monkeypatch.setattr(Sampler, "write", stops)
+    found = invoke("infill", run, "--file", path, "--batch-size", "2", "--output", output)
+    assert (found.exit_code, found.stderr, calls) == (130, "dlm: interrupted\n", [0, 2, 4])
+    assert output.read_text().splitlines() == whole[:4]
+
+
 # eval
 
 BOUND = ["nats_per_token", "bits_per_token", "bits_per_byte", "perplexity_bound"]
@@ -284,6 +364,33 @@ def test_eval_of_the_runs_own_texts(run: Path, text: Path) -> None:
     assert during["tokens"] == validation["tokens"]
     error = 4 * math.hypot(during["monte_carlo_se"], validation["monte_carlo_se"])
     assert during["nats_per_token"] == pytest.approx(validation["nats_per_token"], abs=error)
+
+
+def test_eval_knows_a_format_by_its_name_or_is_told(run: Path, text: Path, tmp_path: Path) -> None:
+    lines = [line for line in text.read_text().splitlines() if line]
+    rows = "".join(json.dumps({"n": i, "text": line}) + "\n" for i, line in enumerate(lines)).encode()
+    for name, content in (("a.ndjson", rows), ("a.jsonl.gz", gzip.compress(rows)), ("a.rows", rows)):
+        (tmp_path / name).write_bytes(content)
+    expected = answer("eval", run, "--data", tmp_path / "a.ndjson")
+    assert expected["bytes"] == sum(len(line) for line in lines) and expected["documents"] == len(lines)
+    assert answer("eval", run, "--data", tmp_path / "a.jsonl.gz") == expected
+    assert answer("eval", run, "--data", tmp_path / "a.rows", "--format", "jsonl") == expected
+    assert answer("eval", run, "--data", tmp_path / "a.rows", "--format", "text")["bytes"] == len(rows)
+    assert "known: text (.txt), jsonl (.jsonl .ndjson)" in refusal("eval", run, "--data", tmp_path / "a.rows")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--data", "a.txt", "--subset", "en"], "--data.subset: text has no subsets, got 'en'"),
+        (["--data", "a.txt", "--format", "json"], "--data.format: there is no format 'json'; did you mean jsonl?"),
+        (["--subset", "en"], "--subset is of other text than the run's own"),
+        (["--format", "text"], "--format is of other text than the run's own"),
+        (["--field", "body"], "--field is of other text than the run's own"),
+    ],
+)
+def test_eval_refuses_what_its_text_does_not_have(run: Path, words: list[str], told: str) -> None:
+    assert told in refusal("eval", run, *words)
 
 
 def test_eval_in_batches_of_any_size(run: Path) -> None:

@@ -41,6 +41,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     (folder / "broken.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": \n')
     (folder / "fieldless.jsonl").write_text('{"text": "a [MASK:2] b"}\n\n{"txt": "a"}\n')
     (folder / "spanless.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:0] b"}\n')
+    (folder / "long.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:33] b"}\n')
+    (folder / "halves.jsonl").write_text('{"text": "a [MASK:2] \\ud800"}\n')
+    (folder / "no-archive.jsonl.gz").write_text("plain")
     (folder / "no-line.jsonl").write_text("\n\n")
     (folder / "taken.txt").write_text("mine")
     (folder / "taken.svg").write_text("mine")
@@ -103,7 +106,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("eval @model --data @latin.txt", "is not UTF-8 text"),
     ("eval @model --data @rows.jsonl", "text"),
     ("eval @model --data @rows.jsonl --field size", "not text"),
-    ("eval @model --data @broken.jsonl", "cannot be read as jsonl"),
+    ("eval @model --data @broken.jsonl", "broken.jsonl: not JSON: Expecting value at character 9"),
     ("eval @model", "none.txt"),
     ("eval @model --data @text.txt --draws 5", "--draws must be even, got 5"),
     ("eval @model --data @text.txt --time soon", "--time is a number of steps or continuous, got 'soon'"),
@@ -155,10 +158,14 @@ BAD: list[tuple[str | list[str], str]] = [
     (["infill", "@model", "[MASK:4]" + "x" * 30 + "[MASK:4]"], "the spans and the text between them take 38 tokens"),
     ("infill @model --file @none.txt", "cannot read"),
     ("infill @model --file @latin.txt", "is not UTF-8 text: byte 3"),
-    ("infill @model --file @broken.jsonl", "line 2 is not JSON"),
-    ("infill @model --file @fieldless.jsonl", 'line 3 has no field "text"'),
+    ("infill @model --file @broken.jsonl", "line 2: not JSON"),
+    ("infill @model --file @fieldless.jsonl", 'line 3: no field "text"'),
     ("infill @model --file @spanless.jsonl", "line 2: "),
+    ("infill @model --file @long.jsonl", "line 2: a span of 33 tokens does not fit the context of 32"),
+    ("infill @model --file @halves.jsonl", "line 1: no field \"text\" with a text in it: holds '\\ud800'"),
     ("infill @model --file @no-line.jsonl", "holds no line to fill"),
+    ("infill @model --file @no-archive.jsonl.gz", "cannot be unpacked"),
+    (["infill", "@model", "a [MASK:2]", "--keep-going"], "--keep-going is for a batch"),
     (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: surrogates not allowed at 0"),
     # corrupting
     (["corrupt", ""], "the text is empty: there is nothing to corrupt"),

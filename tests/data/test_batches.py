@@ -158,7 +158,7 @@ def test_packed_rows_hold_every_token_once_and_in_order(length: int) -> None:
     assert (batch.x0_BL[~batch.loss_mask_BL] == PAD).all()
     assert batch.x0_BL.shape == (len(sequences), length)
     assert batch.loss_mask_BL[:-1].all()  # only the last row may be short
-    assert sequences.dropped_tokens == 0
+    assert (sequences.dropped_tokens, sequences.cut_documents, sequences.learned_tokens) == (0, 0, 21)
 
 
 @pytest.mark.parametrize("length", [1, 4, 7, 50])
@@ -172,7 +172,8 @@ def test_padded_rows_begin_with_their_document(length: int) -> None:
         assert batch.x0_BL[row].tolist() == [*range(start, start + kept), *[PAD] * (length - kept)]
         assert batch.document_BL[row].tolist() == [row] * kept + [-1] * (length - kept)
     assert torch.equal(batch.loss_mask_BL, batch.document_BL >= 0)
-    assert int(batch.loss_mask_BL.sum()) + sequences.dropped_tokens == sum(sizes)
+    assert int(batch.loss_mask_BL.sum()) == sequences.learned_tokens == sum(sizes) - sequences.dropped_tokens
+    assert sequences.cut_documents == sum(size > length for size in sizes)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3])

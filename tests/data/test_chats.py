@@ -1,115 +1,136 @@
-"""Chats that cannot be written are named by their row, or left out and counted."""
+"""Chats in the usual shapes are the same chats, and what is no chat is named by its place."""
 
-import io
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from dlm.cli.console import TrainingDisplay
-from dlm.config import HeldOut, Source
+from dlm.config import Source
+from dlm.data.chats import messages_of
 from dlm.data.corpus import corpus
 from dlm.data.reading import read
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
+from dlm.model.text import decode
 from dlm.settings import parse_config
-from dlm.train.run import RunFolder
-from dlm.train.trainer import Trainer
-from tests.support import commands
 from tests.support.fixtures import Refused
-from tests.support.tiny_models import SMALLEST
 
-STRICT = (
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate user/assistant/...') }}{% endif %}"
-    "<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}<|assistant|>"
+SAID: list[dict[str, Any]] = [
+    {"role": role, "content": text} for role, text in (("system", "s"), ("user", "q"), ("assistant", "a"))
+]
+SHAREGPT = [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+def rows(source: Source) -> list[tuple[str, list[dict[str, str]]]]:
+    """Each message that is learned, and those before it."""
+    found = read(source, "data.train").rows
+    return [(text, json.loads(before)) for text, before in zip(found["text"], found["messages"], strict=True)]
+
+
+def jsonl(folder: Path, chats: list[Any]) -> Source:
+    path = folder / "chats.jsonl"
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats), encoding="utf-8")
+    return Source("jsonl", str(path), messages="messages")
+
+
+@pytest.mark.parametrize(
+    "chat",
+    [
+        SAID,
+        SHAREGPT,
+        json.dumps(SAID),
+        [{**message, "name": None} for message in SAID],
+        [*SAID[:2], {**SAID[2], "name": "me", "weight": 1, "tags": ["a"]}],
+        [*SAID[:2], {"role": "assistant", "content": [{"type": "text", "text": "a"}]}],
+    ],
 )
+def test_the_usual_shapes_are_the_same_chat(tmp_path: Path, chat: Any) -> None:
+    assert messages_of(chat) == SAID
+    assert rows(jsonl(tmp_path, [chat])) == [("a", SAID[:2])]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def test_messages_may_have_different_keys(tmp_path: Path) -> None:
+    """For such a column, datasets hands over lists of another type; one chat has a key more, in one message alone."""
+    source = jsonl(tmp_path, [SAID, [{**SAID[1], "name": "me"}, SAID[2]], None, SHAREGPT])
+    assert rows(source) == [("a", SAID[:2]), ("a", SAID[1:2]), ("a", SAID[:2])]
 
 
-def spoken(*roles: str) -> dict[str, Any]:
-    return {"m": [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(roles)]}
-
-
-GOOD = spoken("user", "assistant", "user", "assistant")
-BROKEN = spoken("user", "assistant", "user", "user", "assistant")  # its first answer could be written
-MIXED = [GOOD, spoken("user", "assistant"), BROKEN, GOOD, spoken("system", "user", "assistant"), GOOD]
-
-
-@pytest.fixture
-def strict_tokenizer(byte_tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
-    byte_tokenizer.chat_template = STRICT
-    yield byte_tokenizer
-    byte_tokenizer.chat_template = None
-
-
-def test_a_chat_that_the_template_refuses_is_named_by_its_row(
-    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, refused: Refused
-) -> None:
-    source = Source("jsonl", str(write(tmp_path / "m.jsonl", MIXED)), messages="m")
-    with refused(DataError, "row 3 of", "m.jsonl", "roles must alternate", "data.train.skip_invalid=true"):
-        corpus(strict_tokenizer, read(source, "data.train"), 128, "pad")
-
-
-def test_chats_that_cannot_be_written_may_be_left_out_and_are_counted(
-    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    source = Source("jsonl", str(write(tmp_path / "m.jsonl", MIXED)), messages="m", skip_invalid=True)
-    sequences = corpus(strict_tokenizer, read(source, "data.train"), 128, "pad")
-    assert len(sequences) == 2 + 1 + 2 + 2  # nothing of a chat that is wrong further down
-    assert sequences.skipped.rows == 2
-    said = str(sequences.skipped)
-    assert "2 rows left out" in said and "row 3 of" in said and "roles must alternate" in said
-
-
-def test_chats_that_are_none_may_be_left_out_and_are_counted(
-    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
-    rows = [GOOD, {"m": [{"role": "user", "content": "hi"}, {"role": None, "content": "yes"}]}, BROKEN, GOOD]
-    source = Source("jsonl", str(write(tmp_path / "m.jsonl", rows)), messages="m", skip_invalid=True)
-    documents = read(source, "data.train")
-    assert documents.skipped.rows == 1 and "row 2 of" in documents.skipped.first
-    train, validation = documents.split(HeldOut("documents", 0.5))
-    assert train.skipped.rows + validation.skipped.rows == 1
-    sequences = corpus(strict_tokenizer, documents, 128, "pad")
-    assert len(sequences) == 4
-    assert sequences.skipped.rows == 2 and "row 2 of" in sequences.skipped.first
-
-
-def test_a_source_of_which_nothing_is_left_is_refused(
-    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, refused: Refused
-) -> None:
-    source = Source("jsonl", str(write(tmp_path / "m.jsonl", [BROKEN])), messages="m", skip_invalid=True)
-    with refused(DataError, "no chat is left", "row 1 of"):
-        corpus(strict_tokenizer, read(source, "data.train"), 128, "pad")
-    source = Source("jsonl", str(write(tmp_path / "n.jsonl", [{"m": "hi"}])), messages="m", skip_invalid=True)
-    with refused(DataError, "no row is left", "row 1 of"):
-        read(source, "data.train")
-
-
-def test_a_run_says_how_many_rows_it_leaves_out(tmp_path: Path, strict_tokenizer: PreTrainedTokenizerBase) -> None:
-    strict_tokenizer.save_pretrained(tmp_path / "speller")
-    path = tmp_path / "m.jsonl"
-    path.write_text("".join(json.dumps(row).replace("user 0", f"user {i}") + "\n" for i in range(10) for row in MIXED))
-    train = {"format": "jsonl", "path": str(path), "messages": "m", "skip_invalid": True}
-    config = parse_config(
-        {
-            "data": {"train": train, "held_out": {"share": 0.3}, "length": 128, "packing": "pad"},
-            "tokenizer": {"name": "pretrained", "path": str(tmp_path / "speller")},
-            "model": {"sizes": SMALLEST},
-            "train": {"steps": 1, "batch_size": 2, "precision": "fp32", "validate_sequences": 2, "sample_length": 0},
-        }
+@pytest.mark.parametrize("as_json", [False, True])
+def test_chats_in_a_table_with_types(tmp_path: Path, as_json: bool) -> None:
+    chats: list[Any] = [SAID, [{**SAID[1], "weight": 1}, {**SAID[2], "weight": 0}], SHAREGPT]
+    pq.write_table(
+        pa.Table.from_pylist([{"chat": json.dumps(chat) if as_json else chat} for chat in chats]),
+        tmp_path / "t.parquet",
     )
-    shown = io.StringIO()
-    Trainer(RunFolder.create(tmp_path / "run", config), TrainingDisplay(Console(file=shown, width=300), 1)).train()
-    left_out = [int(count) for count in re.findall(r"(\d+) rows? left out", shown.getvalue())]
-    assert sum(left_out) == 20 and "roles must alternate" in shown.getvalue()
-    assert "rows left out" in commands.dlm("eval", tmp_path / "run", "--data", path, "--draws", "4")[1]
+    assert rows(Source("parquet", str(tmp_path / "t.parquet"), messages="chat")) == [("a", SAID[:2])] * 2
+
+
+def test_a_message_of_weight_0_is_seen_and_not_learned(tmp_path: Path) -> None:
+    chat = [SAID[1], {**SAID[2], "weight": 0}, {"role": "user", "content": "more"}, {**SAID[2], "content": "b"}]
+    expected = [{"role": message["role"], "content": message["content"]} for message in chat]
+    assert rows(jsonl(tmp_path, [chat])) == [("b", expected[:3])]
+
+
+@pytest.mark.parametrize(
+    ("chat", "words"),
+    [
+        ("not JSON", ["{role, content}", "not JSON"]),
+        ({"role": "user"}, ["{role, content}"]),
+        ([{"role": "user"}], ["{role, content} or {from, value}", "{'role': 'user'}"]),
+        ([{"from": "human", "text": "x"}], ["{from, value}"]),
+        ([{"role": 7, "content": "x"}], ["both of them text"]),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], ["both of them text", "image_url"]),
+        ([{**SAID[2], "weight": 0.5}], ["0 or 1", "0.5"]),
+        (["hello"], ["'hello'"]),
+    ],
+)
+def test_what_is_no_chat_is_named_by_its_line(tmp_path: Path, refused: Refused, chat: Any, words: list[str]) -> None:
+    with refused(DataError, "data.train.messages", "line 2 of", "'messages'", *words):
+        read(jsonl(tmp_path, [SAID, chat]), "data.train")
+
+
+def test_chats_without_an_answer_say_who_speaks(tmp_path: Path, refused: Refused) -> None:
+    chat = [{"role": "user", "content": "q"}, {"role": "model", "content": "a"}]
+    with refused(DataError, "data.train.messages", "no chat", "model, user"):
+        read(jsonl(tmp_path, [chat]), "data.train")
+
+
+# Prompts of several columns
+
+ALPACA = [
+    {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    {"instruction": "Greet.", "input": "", "output": "Hello"},
+    {"instruction": "Ask.", "output": "Why?"},
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_alpaca(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    path = tmp_path / "t"
+    if kind == "jsonl":
+        path.write_text(json.dumps(ALPACA), encoding="utf-8")
+    else:
+        pq.write_table(pa.Table.from_pylist(ALPACA), path)
+    source = Source(kind, str(path), prompt=("instruction", "input"), response="output")
+    tokens = corpus(byte_tokenizer, read(source, "data.train"), 64, "pad").tokens
+    spans = zip(tokens.offsets[:-1], tokens.offsets[1:] - 1, strict=True)
+    found = [decode(byte_tokenizer, tokens.ids[start:end].tolist()) for start, end in spans]
+    assert found == ["Add.\n\n1 and 2\n\n3", "Greet.\n\nHello", "Ask.\n\nWhy?"]
+    assert tokens.sizes.tolist() == [1, 5, 4]
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"prompt": [], "response": "r"}, ["data.train.prompt"]),
+        ({"prompt": ["p", "r"], "response": "r"}, ["response", "'r'"]),
+        ({"prompt": "r", "response": "r"}, ["response", "'r'"]),
+        ({"prompt": [7], "response": "r"}, ["data.train.prompt"]),
+    ],
+)
+def test_columns_of_prompts_that_are_refused(refused: Refused, keys: dict[str, Any], words: list[str]) -> None:
+    with refused(ConfigError, *words):
+        parse_config({"data": {"train": {"format": "jsonl", "path": "x", **keys}, "packing": "pad"}})

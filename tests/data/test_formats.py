@@ -1,11 +1,15 @@
 """A reader gives the documents as they are, every one of them once, or says in a line why it cannot."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import sys
 import sysconfig
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from dlm.config import Data, HeldOut, Source
+from dlm.config import Data, HeldOut, Separator, Source
 from dlm.data.files import texts_of
 from dlm.data.formats import FORMATS, source_of
 from dlm.data.reading import read, read_splits
@@ -250,6 +254,14 @@ def test_a_split_of_a_dataset_that_has_none_is_refused(tmp_path: Path, refused: 
     [
         ("a.jsonl", "jsonl"),
         ("a.json", "jsonl"),
+        ("a.ndjson", "jsonl"),
+        ("a.JSONL", "jsonl"),
+        ("a.jsonl.gz", "jsonl"),
+        ("sub/a.csv.xz", "csv"),
+        ("a.md", "text"),
+        ("~/a/b", "text"),
+        ("owner/name-1.0", "hub"),
+        ("name.v2", "hub"),
         ("a.csv", "csv"),
         ("a.parquet", "parquet"),
         ("a.txt", "text"),
@@ -415,7 +427,8 @@ def test_a_field_that_is_not_there_names_the_nearest(tmp_path: Path, refused: Re
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_a_field_that_holds_no_text(tmp_path: Path, refused: Refused, kind: str) -> None:
     source = write_table(kind, tmp_path / "t", [{"n": 7, "text": "a"}])
-    with refused(DataError, "data.train.field", "'n'", "int64", "not text"):
+    held = "line 1 of" if kind == "jsonl" else "int64"
+    with refused(DataError, "data.train.field", "'n'", held, "not text"):
         read(Source(kind, source.path, field="n"), "data.train")
 
 
@@ -441,3 +454,206 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(refused: Refused) -> None:
     with refused(DataError, "data.train", "owner/name-of-nothing", "Hub"):
         read(Source("hub", "owner/name-of-nothing"), "data.train")
     assert time.monotonic() - start < 10
+
+
+# Records of text files: only what was asked for is read, and it stays text
+
+
+def test_a_column_that_no_one_asked_for_may_hold_anything(tmp_path: Path) -> None:
+    """It is null for longer than a reader looks ahead for its type, then a text, a number and a list."""
+    path = tmp_path / "t.jsonl"
+    others = [*[None] * 2_000, "a", 7, ["b"], {"c": 1}]
+    rows = [{"text": f"{i} {'x' * 6_000}", "other": other} for i, other in enumerate(others)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert path.stat().st_size > 10 * 2**20
+    source = Source("jsonl", str(path))
+    assert texts(source) == [row["text"] for row in rows]
+    stream = open_stream(Data(source, validation=source, streaming=True))
+    assert [row["text"] for row in stream.train] == [row["text"] for row in rows]
+
+
+def test_a_number_that_becomes_a_word_in_a_column_of_csv_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("id,text\n" + "1,a\n" * 12_000 + "x7,b\n", encoding="utf-8")
+    assert texts(Source("csv", str(path))) == ["a"] * 12_000 + ["b"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_dates_numbers_and_truths_in_quotes_are_text(tmp_path: Path, kind: str) -> None:
+    words = ["2020-01-01", "2020-01-01T00:00:00Z", "12:30", "007", "1e3", "true", "-", "0x1F", "1,5", "NaN"]
+    assert texts(write_table(kind, tmp_path / "t", [{"text": word} for word in words])) == words
+
+
+def test_parquet_files_may_differ_where_no_one_looks(tmp_path: Path) -> None:
+    for name, other in (("a", None), ("b", "x"), ("c", 7)):
+        pq.write_table(pa.Table.from_pylist([{"other": other, "text": name}]), tmp_path / f"{name}.parquet")
+    assert texts(Source("parquet", str(tmp_path))) == ["a", "b", "c"]
+
+
+def test_only_line_feeds_and_carriage_returns_end_a_record(tmp_path: Path) -> None:
+    odd = ["a\u2028b", "c\x85d", "e\x0cf", "g\x1dh", "\u2029"]
+    path = tmp_path / "t.jsonl"
+    path.write_bytes("\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in odd).encode())
+    assert texts(Source("jsonl", str(path))) == odd
+    path = tmp_path / "t.csv"
+    path.write_bytes(("text\r" + "\r".join(f'"{text}"' for text in odd)).encode())
+    assert texts(Source("csv", str(path))) == odd
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("\ufefftext\na\n", encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text('\ufeff{"text": "a"}\n', encoding="utf-8")
+    assert texts(Source("csv", str(tmp_path / "t.csv"))) == texts(Source("jsonl", str(tmp_path / "t.jsonl"))) == ["a"]
+
+
+def test_an_array_of_objects_is_a_table_too(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps([{"text": "a"}, {"other": 1}, {"text": "b", "other": "x"}], indent=1), encoding="utf-8")
+    assert texts(Source("jsonl", str(path))) == ["a", "b"]
+
+
+def test_a_column_may_begin_late(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"n": 1}\n' * 12_000 + '{"text": "late"}\n', encoding="utf-8")
+    assert texts(Source("jsonl", str(path))) == ["late"]
+
+
+def test_long_values_and_line_breaks_in_csv(tmp_path: Path) -> None:
+    long = "x" * 200_000
+    path = tmp_path / "t.csv"
+    path.write_text(f'text,n\n"{long}",1\n\n"a\r\nb\n\n""c""",2\n', encoding="utf-8", newline="")
+    assert texts(Source("csv", str(path))) == [long, 'a\r\nb\n\n"c"']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.jsonl", '{"text": "a"}\n\n{"text": \n', ("line 3 of", "not JSON")),
+        ("t.jsonl", '{"text": "a"}\n["a"]\n', ("line 2 of", "no object")),
+        ("t.jsonl", '{"text": "a"}\n{"text": {"a": 1}}\n', ("data.train.field", "line 2 of", "'text'", '{"a": 1}')),
+        ("t.jsonl", '{"text": "\\ud800"}\n', ("line 1 of", r"'\ud800'", "half of a character")),
+        ("t.json", '[{"text": "a"}, 7]', ("record 2 of", "no object")),
+        ("t.csv", 'n,text\n1,a\n2,"a\nb"\n3\n', ("line 5 of", "1 values", "2 columns")),
+        ("t.csv", "n,text\n1,a,b\n", ("line 2 of", "3 values", "2 columns")),
+        ("t.csv", 'n,text\n1,"a\n', ("line 2 of", "unexpected end")),
+        ("t.csv", "text,text\na,b\n", ("two columns 'text'",)),
+        ("t.csv", "text\n", ("no text at all",)),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_named(
+    tmp_path: Path, refused: Refused, name: str, content: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with refused(DataError, "data.train", str(tmp_path / name), *words):
+        read(Source("csv" if name.endswith("csv") else "jsonl", str(tmp_path / name)), "data.train")
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_compressed_files_are_read_by_name_and_in_folders(
+    tmp_path: Path, refused: Refused, suffix: str, pack: Callable[[bytes], bytes]
+) -> None:
+    for name, content in (
+        ("a.jsonl", '{"text": "\u00e9"}\n'),
+        ("a.ndjson", '{"text": "\u00e9"}\n'),
+        ("a.csv", "text\n\u00e9\n"),
+        ("a.txt", "\u00e9"),
+        ("a.md", "\u00e9"),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = folder / f"{name}{suffix}"
+        path.write_bytes(pack(content.encode()))
+        source = source_of(str(path))
+        assert texts(source) == ["\u00e9"]
+        if name != "a.md":
+            assert texts(source_of(str(folder))) == ["\u00e9"]
+        path.write_bytes(pack(content.encode() * 9)[:-5])
+        with refused(DataError, "data.train", str(path), "cannot be"):
+            read(source, "data.train")
+        path.write_bytes(b"no archive")
+        with refused(DataError, "data.train", str(path), "cannot be"):
+            read(source, "data.train")
+
+
+def test_a_compression_that_needs_a_package_says_which(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.txt.zst").write_bytes(b"x")
+    with refused(DataError, "data.train", "pip install zstandard"):
+        read(source_of(str(tmp_path / "a.txt.zst")), "data.train")
+
+
+# Text with separators
+
+
+def test_documents_parted_by_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"one\n\ntwo <|endoftext|>\n<|endoftext|>\r\n<|endoftext|>\nthree\n <|endoftext|> \n\nfour\n")
+    expected = ["one\n\ntwo <|endoftext|>", "three", "four"]
+    source = Source("text", str(path), documents=Separator("<|endoftext|>"))
+    assert texts(source) == expected
+    stream = open_stream(Data(source, validation=source, streaming=True))
+    assert [row["text"] for row in stream.train] == expected
+
+
+def test_a_separator_that_is_in_no_file_is_refused(tmp_path: Path, refused: Refused) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("one <|endoftext|> two\n", encoding="utf-8")
+    source = Source("text", str(tmp_path), documents=Separator("<|endoftext|>"))
+    with refused(DataError, "data.train.documents", "<|endoftext|>", "a line of its own"):
+        read(source, "data.train")
+    with refused(DataError, "data.train.documents", "<|endoftext|>", "a line of its own"):
+        open_stream(Data(source, validation=source, streaming=True))
+    (tmp_path / "b.txt").write_text("one\n<|endoftext|>\ntwo\n", encoding="utf-8")
+    assert texts(source) == ["one <|endoftext|> two", "one", "two"]
+
+
+@pytest.mark.parametrize("blank", ["", "  ", "\t", " \t \r"])
+def test_a_line_of_blanks_parts_paragraphs(tmp_path: Path, blank: str) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(f"  one\n two \n{blank}\nthree\n".encode())
+    assert texts(Source("text", str(path), documents="paragraph")) == ["  one\n two ", "three"]
+    path.write_bytes(b"one\rtwo\r\rthree\r")
+    assert texts(Source("text", str(path), documents="paragraph")) == ["one\rtwo", "three"]
+
+
+# Names
+
+
+def test_a_file_in_no_known_format_is_refused_with_the_known_ones(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    for name in ("a.xlsx", "*.xlsx"):
+        with refused(ConfigError, name, ".xlsx", "jsonl (.jsonl .ndjson)", "csv (.csv)", "--format"):
+            source_of(str(tmp_path / name))
+    assert source_of(str(tmp_path / "a.xlsx"), format="text").format == "text"
+    (tmp_path / "README").write_text("plain")
+    assert texts(source_of(str(tmp_path / "README"))) == ["plain"]
+
+
+def test_a_folder_is_read_in_the_format_of_its_files(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/a.ndjson").write_text('{"text": "a"}\n')
+    (tmp_path / "notes.json").write_text('{"about": 1}')
+    assert texts(source_of(str(tmp_path))) == ["a"]
+    (tmp_path / "b.txt").write_text("b")
+    with refused(ConfigError, str(tmp_path), "text, jsonl", "--format"):
+        source_of(str(tmp_path))
+    (tmp_path / "none").mkdir()
+    with refused(ConfigError, str(tmp_path / "none"), "no file of a format that is known"):
+        source_of(str(tmp_path / "none"))
+
+
+def test_a_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for kind in ("jsonl", "csv", "parquet", "saved"):
+        source = write_table(kind, tmp_path / kind, [{"text": "a"}])
+        assert source.path is not None
+        assert texts(Source(kind, f"~/{Path(source.path).name}")) == ["a"]
+        assert source_of(f"~/{Path(source.path).name}").format == kind
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved", "text"])
+def test_only_a_dataset_on_the_hub_has_subsets(tmp_path: Path, refused: Refused, kind: str) -> None:
+    with refused(ConfigError, "data.train.subset", kind, "'x'"):
+        read(Source(kind, str(tmp_path), subset="x"), "data.train")

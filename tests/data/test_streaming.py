@@ -204,7 +204,11 @@ def test_the_standard_library_streams() -> None:
         ({"train": {"format": "txet", "path": "x"}}, ConfigError, ("data.train.format", "text")),
         ({"train": {"format": "text"}}, ConfigError, ("data.train.path",)),
         ({"train": {"format": "jsonl", "path": "rows.jsonl"}}, DataError, ("data.train.field", "'text'", "body, id")),
-        ({"train": {"format": "jsonl", "path": "rows.jsonl", "field": "id"}}, DataError, ("data.train.field", "int")),
+        (
+            {"train": {"format": "jsonl", "path": "rows.jsonl", "field": "id"}},
+            DataError,
+            ("data.train.field", "0, not"),
+        ),
         ({"train": {"format": "jsonl", "path": "broken.jsonl"}}, DataError, ("data.train", "broken.jsonl")),
         ({"train": {"format": "text", "path": "empty.txt", "documents": "line"}}, DataError, ("empty.txt",)),
         ({"train": {"format": "text", "path": "empty.txt"}}, ConfigError, ("data.train.documents", "line")),

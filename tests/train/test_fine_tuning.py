@@ -13,12 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Source
 from dlm.data.corpus import corpus
 from dlm.data.reading import read, read_splits
+from dlm.data.run_data import read_run_data
 from dlm.diffusion.unmask import Confidence, FixedSteps
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.text import encode, encode_chat
 from dlm.settings import parse_config
+from dlm.train.metrics import RunFacts, Silent
 from tests.support.commands import refusal
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
@@ -90,6 +92,41 @@ def test_a_prompt_is_never_masked_and_never_learned(tmp_path: Path) -> None:
             assert set(said[len(text) :]) == {end}
             tails.append(len(said) - len(text) - 1)
     assert min(tails) == 0 and max(tails) > 15  # a text may fill its canvas, or leave most of it empty
+
+
+def test_what_is_left_out_and_cut_is_said_in_training_as_in_evaluation(tmp_path: Path) -> None:
+    """And the tokens of the run are those that its steps learn: 30 prompts fill their rows, 30 responses are cut."""
+    rows: list[dict[str, Any]] = [{"q": "p" * 64, "a": "none"}] * 30
+    rows += [{"q": "p" * 60, "a": f"cut {i}"} for i in range(30)]
+    rows += [{"q": "p", "a": "whole"}] * 4 + [{"q": "p", "a": ""}, {"q": "p", "a": None}]
+    path = write(tmp_path / "data.jsonl", rows)
+    source = {"format": "jsonl", "path": str(path), "prompt": "q", "response": "a"}
+    config = describe(path, length=64, data={"validation": source, "tail": False})
+    data = read_run_data(config, config.tokenizer)
+    assert len(data.validation) == 34
+    learned = int(data.validation.batch(range(34)).loss_mask_BL.sum())
+    assert data.learned == data.validation.learned_tokens == learned == 30 * 4 + 4 * len("whole.")
+    dropped = 30 * len("none.") + 10 * len("0.") + 20 * len("10.")
+    told = (
+        "2 {} rows without a response are left out",
+        "of 64 {} documents at data.length 64, 30 are left out, as their prompts fill it, and 30 are cut: "
+        f"{dropped} tokens are in no row",
+    )
+    assert data.losses == tuple(line.format(which) for which in ("training", "validation") for line in told)
+    trainer = start(tmp_path, config)
+    heard: list[RunFacts] = []
+
+    class Hears(Silent):
+        def begin(self, facts: RunFacts) -> None:
+            heard.append(facts)
+            raise KeyboardInterrupt
+
+    trainer.reporter = Hears()
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [(facts.train_tokens, facts.validation_tokens, facts.losses) for facts in heard] == [
+        (learned, learned, data.losses)
+    ]
 
 
 def test_without_a_tail_a_row_ends_with_its_text(tmp_path: Path) -> None:
@@ -288,15 +325,15 @@ def test_half_a_conversation_is_refused(
     [
         ([{"q": "a", "b": "c"}], {"prompt": "q", "response": "a"}, ("data.train.response", "'a'", "it has")),
         ([{"p": "a", "a": "c"}], {"prompt": "q", "response": "a"}, ("data.train.prompt", "'q'")),
-        ([{"q": 1, "a": "c"}], {"prompt": "q", "response": "a"}, ("data.train.prompt", "int64")),
+        ([{"q": 1, "a": "c"}], {"prompt": "q", "response": "a"}, ("data.train.prompt", "holds 1, not text")),
         ([{"m": "text"}], {"messages": "m"}, ("data.train.messages", "role, content")),
         ([{"m": [{"from": "me"}]}], {"messages": "m"}, ("data.train.messages", "role, content")),
         (
-            [{"m": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}],
+            [{"m": [{"role": "user", "content": [{"type": "image", "image": "hi"}]}]}],
             {"messages": "m"},
             ("data.train.messages", "both of them text"),
         ),
-        ([{"m": [{"role": "user", "content": "alone"}]}], {"messages": "m"}, ("holds no text",)),
+        ([{"m": [{"role": "user", "content": "alone"}]}], {"messages": "m"}, ("no chat in 'm'", "its roles are user")),
     ],
 )
 def test_fields_that_hold_something_else_are_refused(

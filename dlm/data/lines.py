@@ -1,0 +1,86 @@
+"""Text files line by line, compressed or not, and what their names tell; imports no library of data."""
+
+import bz2
+import gzip
+import importlib
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dlm.errors import DataError, one_line
+
+
+def _open_zstandard(file: str) -> IO[bytes]:
+    try:
+        library: Any = importlib.import_module("zstandard")
+    except ImportError as error:
+        raise DataError(f"{file} needs the package zstandard: pip install zstandard, or unpack the file") from error
+    return library.open(file, "rb")
+
+
+OPENERS: Mapping[str, Callable[[str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstandard,
+}
+"""How a compressed file is opened, by its suffix."""
+
+DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
+"""What the libraries of `OPENERS` raise where a file is no archive, or is cut off."""
+
+
+def bare_suffix(path: str | Path) -> str:
+    """The suffix of a name in lower case, without the one of its compression: `.jsonl` of `a.JSONL.gz`."""
+    path = Path(str(path).lower())
+    return (path.with_suffix("") if path.suffix in OPENERS else path).suffix
+
+
+def split_lines(text: str) -> Iterator[str]:
+    r"""The lines of a text.
+
+    Args:
+        text: The text.
+
+    Yields:
+        Each line with its end, which is `\n`, `\r\n` or `\r` and no other character.
+    """
+    if "\r" not in text and text.find("\n") in (-1, len(text) - 1):  # one line, as most often
+        if text:
+            yield text
+    else:
+        yield from (found.group() for found in re.finditer(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+\Z", text))
+
+
+def lines_of(file: str) -> Iterator[str]:
+    r"""The lines of a text file, which may be compressed.
+
+    Args:
+        file: Its path.
+
+    Yields:
+        Each line, as `split_lines` does.
+
+    Raises:
+        DataError: It is not UTF-8, or the compressed data is damaged.
+    """
+    read = 0
+    with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
+        try:
+            for line in stream:
+                text = line.decode("utf-8")
+                read += len(line)
+                yield from split_lines(text)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is not UTF-8 text: byte {read + error.start} cannot be read") from error
+        except DAMAGE as error:
+            raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
+        except OSError as error:  # bz2 has no error of its own
+            raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
+
+
+def _open(file: str) -> IO[bytes]:
+    return Path(file).open("rb")

@@ -1,0 +1,223 @@
+"""Records of JSON lines and of CSV, one at a time: only the columns that are asked for, as the text that stands there.
+
+No type is guessed, so a column that no one asked for may hold anything, and nothing becomes a date, a number or a null.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from dlm.data.chats import messages_of
+from dlm.data.lines import lines_of
+from dlm.errors import DataError
+
+Record = tuple[str, Mapping[str, Any]]
+"""A place in a file, such as `line 7`, and what stands there, by column."""
+
+Read = Callable[[str], Iterator[Record]]
+"""Gives the records of a file."""
+
+
+class ColumnError(DataError):
+    """A column of a record does not hold what it should.
+
+    Attributes:
+        option: The key of the source that names the column.
+    """
+
+    def __init__(self, message: str, option: str) -> None:
+        """Keeps the message and the key.
+
+        Args:
+            message: What the column holds, and where.
+            option: The key.
+        """
+        super().__init__(message)
+        self.option = option
+
+
+def with_key(error: DataError, key: str) -> DataError:
+    """The error with the key of its source before it."""
+    return DataError(f"{key}.{error.option}: {error}" if isinstance(error, ColumnError) else f"{key}: {error}")
+
+
+def parse_record(line: str) -> dict[str, Any]:
+    """Reads a line of JSON lines.
+
+    Args:
+        line: The line.
+
+    Returns:
+        The object that stands there.
+
+    Raises:
+        DataError: It is no object in JSON.
+    """
+    try:
+        record = json.loads(line.strip())
+    except (ValueError, RecursionError) as error:
+        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"not JSON: {why}") from error
+    if not isinstance(record, dict):
+        raise DataError(f"no object in JSON: {line.strip():.60}")
+    return record
+
+
+def check_text(value: Any) -> str:
+    r"""A value that must be text.
+
+    Args:
+        value: What JSON gave.
+
+    Returns:
+        The same.
+
+    Raises:
+        DataError: It is something else, or holds half of a character, such as `\ud800`.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"holds {json.dumps(value):.40}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"holds {value[error.start]!r}, which is half of a character and no text") from error
+    return value
+
+
+def json_records(file: str) -> Iterator[Record]:
+    r"""The records of a file of JSON lines, or of one array of objects.
+
+    Args:
+        file: Its path. Only `\n`, `\r\n` and `\r` end a line, and lines of blanks are left out.
+
+    Yields:
+        Each record and its place.
+
+    Raises:
+        DataError: It is not UTF-8, or a line is no object in JSON.
+    """
+    begun = False
+    lines = lines_of(file)
+    for number, line in enumerate(lines, start=1):
+        line = line if begun else line.removeprefix("\ufeff")
+        if not line.strip():
+            continue
+        if not begun and line.lstrip().startswith("["):
+            yield from _array("".join([line, *lines]), file)
+            return
+        begun = True
+        try:
+            record = parse_record(line)
+        except DataError as error:
+            raise DataError(f"line {number} of {file}: {error}") from error
+        yield f"line {number}", record
+
+
+def csv_records(file: str, delimiter: str) -> Iterator[Record]:
+    """The records of a file of separated values, whose first row names the columns.
+
+    Args:
+        file: Its path.
+        delimiter: Stands between two values. Values that hold it are in double quotes.
+
+    Yields:
+        Each record and its place.
+
+    Raises:
+        DataError: It is not UTF-8, or a row has more or fewer values than there are columns.
+    """
+    csv.field_size_limit(2**31 - 1)  # 131,072 by default, and a text may be longer
+    rows = csv.reader(_without_mark(lines_of(file)), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    last = 0
+    try:
+        for row in rows:
+            place, last = f"line {last + 1}", rows.line_num
+            if not row:
+                continue
+            if names is None:
+                names = row
+                if twice := sorted({name for name in names if names.count(name) > 1}):
+                    raise DataError(f"{file} has two columns {twice[0]!r}: rename one of them")
+                continue
+            if len(row) != len(names):
+                raise DataError(f"{place} of {file} has {len(row)} values, and there are {len(names)} columns")
+            yield place, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        raise DataError(f"the row at line {last + 1} of {file} cannot be read: {error}") from error
+
+
+def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str]:
+    """The columns that files have: those of the first record with all that are wanted, or of all records.
+
+    Args:
+        files: Which.
+        read: Gives the records of a file.
+        wanted: The columns that are asked for; a record may leave some out.
+        most: The most records to look at; None for all, until all columns are found.
+
+    Returns:
+        The names, in the order of the file; none where there is no record.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    names: dict[str, None] = {}
+    missing = set(wanted)
+    for count, (_, record) in enumerate((found for file in files for found in read(file)), start=1):
+        names |= dict.fromkeys(record)
+        missing -= record.keys()
+        if not missing or count == most:
+            break
+    return list(names)
+
+
+def rows_of(files: list[str], read: Read, columns: Mapping[str, str], stamp: str) -> Iterator[dict[str, str | None]]:
+    """The wanted columns of files of records.
+
+    Args:
+        files: Which.
+        read: Gives the records of a file.
+        columns: The columns, and the key of the source that names each. Those of `messages` hold chats, others text.
+        stamp: As for `texts_of`.
+
+    Yields:
+        Rows of text. A chat is JSON of its messages, and a record without a column has null in it.
+
+    Raises:
+        ColumnError: A record does not hold what its columns should; the message names its place.
+        DataError: A file cannot be read.
+    """
+    for file in files:
+        for place, record in read(file):
+            row: dict[str, str | None] = {}
+            for column, option in columns.items():
+                value = record.get(column)
+                try:
+                    if value is not None and option == "messages":
+                        value = json.dumps(messages_of(value), ensure_ascii=False)
+                    row[column] = None if value is None else check_text(value)
+                except DataError as error:
+                    raise ColumnError(f"{place} of {file}: {column!r} {error}", option) from error
+            yield row
+
+
+def _array(text: str, file: str) -> Iterator[Record]:
+    """The objects of one array in JSON, which fills a file."""
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not JSON: {error}") from error
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, dict):
+            raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record):.60}")
+        yield f"record {number}", record
+
+
+def _without_mark(lines: Iterator[str]) -> Iterator[str]:
+    """The lines without the byte-order mark that some programs write first."""
+    for line in lines:
+        yield line.removeprefix("\ufeff")
+        break
+    yield from lines

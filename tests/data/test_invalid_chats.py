@@ -1,0 +1,115 @@
+"""Chats that cannot be written are named by their row, or left out and counted."""
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from dlm.cli.console import TrainingDisplay
+from dlm.config import HeldOut, Source
+from dlm.data.corpus import corpus
+from dlm.data.reading import read
+from dlm.errors import DataError
+from dlm.settings import parse_config
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+from tests.support import commands
+from tests.support.fixtures import Refused
+from tests.support.tiny_models import SMALLEST
+
+STRICT = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate user/assistant/...') }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m['content'] }}\n{% endfor %}<|assistant|>"
+)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def spoken(*roles: str) -> dict[str, Any]:
+    return {"m": [{"role": role, "content": f"{role} {i}"} for i, role in enumerate(roles)]}
+
+
+GOOD = spoken("user", "assistant", "user", "assistant")
+BROKEN = spoken("user", "assistant", "user", "user", "assistant")  # its first answer could be written
+MIXED = [GOOD, spoken("user", "assistant"), BROKEN, GOOD, spoken("system", "user", "assistant"), GOOD]
+
+
+@pytest.fixture
+def strict_tokenizer(byte_tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTrainedTokenizerBase]:
+    byte_tokenizer.chat_template = STRICT
+    yield byte_tokenizer
+    byte_tokenizer.chat_template = None
+
+
+def test_a_chat_that_the_template_refuses_is_named_by_its_row(
+    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, refused: Refused
+) -> None:
+    source = Source("jsonl", str(write(tmp_path / "m.jsonl", MIXED)), messages="m")
+    with refused(DataError, "row 3 of", "m.jsonl", "roles must alternate", "data.train.skip_invalid=true"):
+        corpus(strict_tokenizer, read(source, "data.train"), 128, "pad")
+
+
+def test_chats_that_cannot_be_written_may_be_left_out_and_are_counted(
+    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    source = Source("jsonl", str(write(tmp_path / "m.jsonl", MIXED)), messages="m", skip_invalid=True)
+    sequences = corpus(strict_tokenizer, read(source, "data.train"), 128, "pad")
+    assert len(sequences) == 2 + 1 + 2 + 2  # nothing of a chat that is wrong further down
+    assert sequences.skipped.rows == 2
+    said = str(sequences.skipped)
+    assert "2 rows left out" in said and "row 3 of" in said and "roles must alternate" in said
+
+
+def test_chats_that_are_none_may_be_left_out_and_are_counted(
+    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    rows = [GOOD, {"m": [{"role": "user", "content": "hi"}, {"role": None, "content": "yes"}]}, BROKEN, GOOD]
+    source = Source("jsonl", str(write(tmp_path / "m.jsonl", rows)), messages="m", skip_invalid=True)
+    documents = read(source, "data.train")
+    assert documents.skipped.rows == 1 and "row 2 of" in documents.skipped.first
+    train, validation = documents.split(HeldOut("documents", 0.5))
+    assert train.skipped.rows + validation.skipped.rows == 1
+    sequences = corpus(strict_tokenizer, documents, 128, "pad")
+    assert len(sequences) == 4
+    assert sequences.skipped.rows == 2 and "row 2 of" in sequences.skipped.first
+
+
+def test_a_source_of_which_nothing_is_left_is_refused(
+    strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, refused: Refused
+) -> None:
+    source = Source("jsonl", str(write(tmp_path / "m.jsonl", [BROKEN])), messages="m", skip_invalid=True)
+    with refused(DataError, "no chat is left", "row 1 of"):
+        corpus(strict_tokenizer, read(source, "data.train"), 128, "pad")
+    source = Source("jsonl", str(write(tmp_path / "n.jsonl", [{"m": "hi"}])), messages="m", skip_invalid=True)
+    with refused(DataError, "no row is left", "row 1 of"):
+        read(source, "data.train")
+
+
+def test_a_run_says_how_many_rows_it_leaves_out(tmp_path: Path, strict_tokenizer: PreTrainedTokenizerBase) -> None:
+    strict_tokenizer.save_pretrained(tmp_path / "speller")
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(row).replace("user 0", f"user {i}") + "\n" for i in range(10) for row in MIXED))
+    train = {"format": "jsonl", "path": str(path), "messages": "m", "skip_invalid": True}
+    config = parse_config(
+        {
+            "data": {"train": train, "held_out": {"share": 0.3}, "length": 128, "packing": "pad"},
+            "tokenizer": {"name": "pretrained", "path": str(tmp_path / "speller")},
+            "model": {"sizes": SMALLEST},
+            "train": {"steps": 1, "batch_size": 2, "precision": "fp32", "validate_sequences": 2, "sample_length": 0},
+        }
+    )
+    shown = io.StringIO()
+    Trainer(RunFolder.create(tmp_path / "run", config), TrainingDisplay(Console(file=shown, width=300), 1)).train()
+    left_out = [int(count) for count in re.findall(r"(\d+) rows? left out", shown.getvalue())]
+    assert sum(left_out) == 20 and "roles must alternate" in shown.getvalue()
+    assert "rows left out" in commands.dlm("eval", tmp_path / "run", "--data", path, "--draws", "4")[1]
