@@ -139,10 +139,12 @@ class Records(Format):
     Attributes:
         path: A file, a folder or a glob.
         columns: The columns to read, by the key of the source that names them.
+        skip_invalid: Whether what is no chat is kept, to be counted and left out.
     """
 
     path: str
     columns: Mapping[str, tuple[str, ...]]
+    skip_invalid: bool
 
     @abstractmethod
     def records(self) -> Read:
@@ -154,7 +156,13 @@ class Records(Format):
         if all(Path(file).stat().st_size == 0 for file in files):
             raise DataError(f"{key}: {self.path} is empty")
         columns = self._checked(files, key, None)
-        return read_rows(rows_of, {"files": files, "read": self.records(), "columns": columns}, list(columns), key)
+        given = {
+            "files": files,
+            "read": self.records(),
+            "columns": columns,
+            "keeps_invalid": self.skip_invalid,
+        }
+        return read_rows(rows_of, given, list(columns), key)
 
     @override
     def stream(self, key: str) -> IterableDataset:

@@ -173,7 +173,9 @@ def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int 
     return list(names)
 
 
-def rows_of(files: list[str], read: Read, columns: Mapping[str, str], stamp: str) -> Iterator[dict[str, str | None]]:
+def rows_of(
+    files: list[str], read: Read, columns: Mapping[str, str], stamp: str, keeps_invalid: bool = False
+) -> Iterator[dict[str, str | None]]:
     """The wanted columns of files of records.
 
     Args:
@@ -181,6 +183,7 @@ def rows_of(files: list[str], read: Read, columns: Mapping[str, str], stamp: str
         read: Gives the records of a file.
         columns: The columns, and the key of the source that names each. Those of `messages` hold chats, others text.
         stamp: As for `texts_of`.
+        keeps_invalid: Whether what is no chat is JSON of itself, for whoever leaves it out and counts it.
 
     Yields:
         Rows of text. A chat is JSON of its messages, and a record without a column has null in it.
@@ -196,11 +199,21 @@ def rows_of(files: list[str], read: Read, columns: Mapping[str, str], stamp: str
                 value = record.get(column)
                 try:
                     if value is not None and option == "messages":
-                        value = json.dumps(messages_of(value), ensure_ascii=False)
+                        value = json.dumps(_chat(value, keeps_invalid), ensure_ascii=False)
                     row[column] = None if value is None else check_text(value)
                 except DataError as error:
                     raise ColumnError(f"{place} of {file}: {column!r} {error}", option) from error
             yield row
+
+
+def _chat(value: Any, keeps_invalid: bool) -> Any:
+    """The messages of a chat; or the value itself, where it is none and is to be kept."""
+    try:
+        return messages_of(value)
+    except DataError:
+        if keeps_invalid:
+            return value
+        raise
 
 
 def _array(text: str, file: str) -> Iterator[Record]:
