@@ -135,6 +135,10 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._say(escape(text))
+
     def begin(self, facts: "RunFacts") -> None:
         """The facts of the run, and the empty bar."""
         text = "a stream" if facts.train_tokens is None else f"{facts.train_tokens:,} tokens"

@@ -15,6 +15,7 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import point, whole_folder
 from dlm.model.locate import CHECKPOINTS
 from dlm.settings import dump_config, load_config
+from dlm.train.lock import RunLock, clear, is_lock
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
@@ -64,12 +65,14 @@ class RunFolder:
         config: The resolved configuration.
     """
 
-    def __init__(self, path: Path, config: Config, *, replaces: bool = False) -> None:
+    def __init__(self, path: Path, config: Config, check: Callable[[], None], *, replaces: bool = False) -> None:
         """Use `create` or `reopen`."""
         self.path = path
         self.config = config
         self.checkpoints = path / CHECKPOINTS
         self._replaces = replaces
+        self._check = check
+        self._lock = RunLock(path)
 
     @classmethod
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> "RunFolder":
@@ -86,17 +89,22 @@ class RunFolder:
         Raises:
             ConfigError: The folder is not empty, and `overwrite` is not set or it holds something other than a run.
         """
-        if path.is_file():
-            raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
-        taken = path.exists() and any(path.iterdir())
-        if taken and not overwrite:
-            raise ConfigError(
-                f"{path} exists already: go on with it by --resume, start again by --overwrite, "
-                "or choose another folder by --run-dir"
-            )
-        if taken and not (path / "config.yaml").exists():
-            raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
-        return cls(path, config, replaces=taken)
+
+        def check() -> None:
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
+            if not _is_taken(path):
+                return
+            if not overwrite:
+                raise ConfigError(
+                    f"{path} exists already: go on with it by --resume, start again by --overwrite, "
+                    "or choose another folder by --run-dir"
+                )
+            if not (path / "config.yaml").exists():
+                raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
+
+        check()
+        return cls(path, config, check, replaces=overwrite)
 
     @classmethod
     def reopen(cls, path: Path, config: Config | None = None) -> "RunFolder":
@@ -112,12 +120,40 @@ class RunFolder:
         Raises:
             ConfigError: There is no run, or it was begun with another configuration.
         """
-        if not (path / "config.yaml").exists():
-            raise ConfigError(f"nothing to resume: {path} holds no run; leave --resume out to begin one")
-        begun = load_config(path / "config.yaml")
-        if config is not None:
-            _check_same(path, begun, config)
-        return cls(path, config or begun)
+
+        def begun() -> Config:
+            if not (path / "config.yaml").exists():
+                raise ConfigError(f"nothing to resume: {path} holds no run; leave --resume out to begin one")
+            return load_config(path / "config.yaml")
+
+        asked = config or begun()
+
+        def check() -> None:
+            _check_same(path, begun(), asked)
+
+        check()
+        return cls(path, asked, check)
+
+    def lock(self, tell: Callable[[str], None]) -> None:
+        """Makes this process the one writer of the folder, until `unlock` or the end of the process.
+
+        Args:
+            tell: Is told why this takes long, where it does.
+
+        Raises:
+            ConfigError: Another process writes the folder, or has begun or changed the run in the meantime.
+            CheckpointError: The folder cannot be written.
+        """
+        self._lock.acquire(tell)
+        try:
+            self._check()
+        except BaseException:
+            self.unlock()
+            raise
+
+    def unlock(self) -> None:
+        """Lets another process write the folder; does nothing without `lock`."""
+        self._lock.release()
 
     def begin(self) -> None:
         """Makes the folder and writes the configuration into it.
@@ -127,7 +163,7 @@ class RunFolder:
         """
         try:
             if self._replaces:
-                shutil.rmtree(self.path)
+                clear(self.path, last="config.yaml")
                 self._replaces = False
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             draft = self.path / ".config.yaml.draft"
@@ -154,7 +190,9 @@ class RunFolder:
 
         Raises:
             CheckpointError: It could not be written; earlier checkpoints are unchanged.
+            TrainingError: Another process has taken the folder over.
         """
+        self._lock.check()
         target = self._folder(progress.step)
         if not target.exists():
             before = self.last()
@@ -214,6 +252,11 @@ class RunFolder:
             self._folder(step).rename(self.checkpoints / f".step-{step:06d}.doomed")
         for leftover in (*self.checkpoints.glob(".step-*.doomed"), *self.checkpoints.glob(".step-*.draft")):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_taken(path: Path) -> bool:
+    """Whether a folder is there and has anything in it but a lock."""
+    return path.exists() and not all(is_lock(entry) for entry in path.iterdir())
 
 
 def _check_same(path: Path, begun: Config, asked: Config) -> None:

@@ -56,11 +56,23 @@ class Trainer:
             reporter: Is told of the run's progress.
 
         Raises:
-            DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used.
+            DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used, or another process
+                writes the run folder.
         """
         self.run, self.config = run, run.config
         self.accelerator = join(self.config, run.path)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
+        if self.accelerator.is_main_process:
+            run.lock(self.reporter.note)
+        try:
+            self._prepare()
+        except BaseException:
+            run.unlock()
+            raise
+
+    def _prepare(self) -> None:
+        """Everything that a run has before its first step; under the lock of its folder."""
+        run = self.run
         self.device = self.accelerator.device
         self.precision: Precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with first_of_machine_first(self.accelerator):
@@ -112,6 +124,12 @@ class Trainer:
             TrainingError: The run diverged: a loss, a gradient or a weight is not finite.
             CheckpointError: A checkpoint could not be written.
         """
+        try:
+            self._train()
+        finally:
+            self.run.unlock()
+
+    def _train(self) -> None:
         train = self.config.train
         metrics: MetricsLog = Unwritten()
         if self.accelerator.is_main_process:
