@@ -13,7 +13,7 @@ import yaml
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import point, whole_folder
-from dlm.model.locate import CHECKPOINTS
+from dlm.model.locate import CHECKPOINTS, follow
 from dlm.settings import dump_config, load_config
 from dlm.train.lock import RunLock, clear, is_lock
 
@@ -245,7 +245,7 @@ class RunFolder:
 
     def _prune(self) -> None:
         """Removes old checkpoints, except those that `best` and `last` point to and the newest `train.keep`."""
-        named = {(self.checkpoints / link).resolve().name for link in ("best", "last")}
+        named = {follow(self.checkpoints / link).resolve().name for link in ("best", "last")}
         others = [step for step in self._steps() if self._folder(step).name not in named]
         for step in others[: max(len(others) - self.config.train.keep, 0)]:
             # Renamed first, so that no reader finds half of a folder under a checkpoint's name.

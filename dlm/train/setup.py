@@ -19,7 +19,7 @@ from dlm.errors import ConfigError, DataError
 from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
 from dlm.model.attention import attention_implementation
 from dlm.model.loading import build_model, load_model
-from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
+from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
 from dlm.model.tokenizer import fingerprint, new_ids, special_ids
@@ -150,7 +150,11 @@ def starting_point(path: str) -> str:
         ConfigError: The folder holds adapters only.
         CheckpointError: There is no such folder, and the Hub does not answer.
     """
-    found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
+    here, found = Path(path), path
+    if (here / CHECKPOINTS).is_dir():
+        found = resolve(path)
+    elif here.is_file():
+        found = str(follow(here))
     check_there(found)
     if is_adapter(found):
         raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
