@@ -148,7 +148,7 @@ class TrainingDisplay:
             f"{facts.device}, {facts.precision}, {facts.attention} attention"
         )
         if facts.first > facts.steps:
-            self._say(f"all {facts.steps} steps are done already")
+            self._say(f"all {facts.steps} steps are done already; to train on, add --set train.steps=N")
         elif facts.first > 1:
             self._say(f"going on after step {facts.first - 1}")
         self._task = self._progress.add_task(

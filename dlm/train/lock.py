@@ -172,7 +172,7 @@ class RunLock:
         try:
             lock.acquire()
         except Timeout:
-            raise self._refusal(_read(self._record)) from None
+            raise refusal(self._folder, _read(self._record)) from None
         except NotImplementedError:
             return False
         except OSError as error:
@@ -198,7 +198,7 @@ class RunLock:
             time.sleep(PATIENCE)  # of two that came here at once, the later one stays in the record
             found = _read(self._record)
             if found != mine:
-                raise self._refusal(found)
+                raise refusal(self._folder, found)
         self._holder = mine
 
     def _outwait(self, before: Holder, draft: Path, tell: Callable[[str], None]) -> None:
@@ -212,14 +212,25 @@ class RunLock:
             time.sleep(min(1.0, BEAT))
             now = _touched(self._record)
             if now is not None and now != touched:
-                raise self._refusal(_read(self._record) or before)
+                raise refusal(self._folder, _read(self._record) or before)
             touched = now
 
-    def _refusal(self, holder: Holder | None) -> ConfigError:
-        return ConfigError(
-            f"{self._folder} is being written by {holder or 'another process'}: "
-            "wait for its end or stop it, or choose another folder by --run-dir"
-        )
+
+def refusal(folder: Path, holder: Holder | None) -> ConfigError:
+    """The error of a process that finds a run folder being written."""
+    return ConfigError(
+        f"{folder} is being written by {holder or 'another process'}: "
+        "wait for its end or stop it, or choose another folder by --run-dir"
+    )
+
+
+def writer_of(folder: Path) -> Holder | None:
+    """The other process that writes a folder, as far as its record tells; only `RunLock.acquire` is sure."""
+    record = folder / f"{LOCK}.json"
+    found, touched = _read(record), _touched(record)
+    if found is None or touched is None or (found.kernel, found.process) == (_kernel(), os.getpid()):
+        return None
+    return None if found.is_gone(locks=False) or time.time() - touched > STALE else found
 
 
 def is_lock(path: Path) -> bool:

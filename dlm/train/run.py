@@ -15,7 +15,8 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import point, whole_folder
 from dlm.model.locate import CHECKPOINTS, follow
 from dlm.settings import dump_config, load_config
-from dlm.train.lock import RunLock, clear, is_lock
+from dlm.train.lock import RunLock, clear, is_lock, refusal, writer_of
+from dlm.train.optim import learning_rate_factor
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
@@ -33,6 +34,12 @@ FREE_KEYS = {
 }
 """Keys of `train` that may change when a run is resumed: they do not change what is learned."""
 
+PLACE_KEYS = {f"data.{part}.{key}" for part in ("train", "validation") for key in ("format", "path", "split", "subset")}
+"""Keys that say where text is; they may change when a run is resumed, since its text is known by its checksum."""
+
+SCHEDULE_KEYS = {"train.steps", *(f"optim.{key}" for key in ("lr", "muon_lr", "warmup", "decay", "restart"))}
+"""Keys of the learning rate, which may change where the steps that were taken do not depend on them."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -45,6 +52,7 @@ class Progress:
         train_checksum: A checksum of it, to notice that it changed; None of a stream.
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step at which `best` was reached.
+        validation_checksum: A checksum of the validation text; None in checkpoints of earlier versions.
         places: The position of each process in the stream it trains on; None without streaming.
     """
 
@@ -55,6 +63,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     places: list[dict[str, Any]] | None = None
+    validation_checksum: int | None = None
 
 
 class RunFolder:
@@ -63,10 +72,12 @@ class RunFolder:
     Attributes:
         path: The folder.
         config: The resolved configuration.
+        changes: What is different from the configuration it was begun with, each a line.
     """
 
     def __init__(self, path: Path, config: Config, check: Callable[[], None], *, replaces: bool = False) -> None:
         """Use `create` or `reopen`."""
+        self.changes: list[str] = []
         self.path = path
         self.config = config
         self.checkpoints = path / CHECKPOINTS
@@ -91,11 +102,15 @@ class RunFolder:
         """
 
         def check() -> None:
+            if config.optim.restart:
+                raise ConfigError(f"optim.restart {config.optim.restart}: it is for a run that goes on; set it to 0")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
             if not _is_taken(path):
                 return
             if not overwrite:
+                if holder := writer_of(path):
+                    raise refusal(path, holder)
                 raise ConfigError(
                     f"{path} exists already: go on with it by --resume, start again by --overwrite, "
                     "or choose another folder by --run-dir"
@@ -129,10 +144,11 @@ class RunFolder:
         asked = config or begun()
 
         def check() -> None:
-            _check_same(path, begun(), asked)
+            run.changes = _changes(path, begun(), asked, max(run._steps(), default=0))
 
+        run = cls(path, asked, check)
         check()
-        return cls(path, asked, check)
+        return run
 
     def lock(self, tell: Callable[[str], None]) -> None:
         """Makes this process the one writer of the folder, until `unlock` or the end of the process.
@@ -259,16 +275,49 @@ def _is_taken(path: Path) -> bool:
     return path.exists() and not all(is_lock(entry) for entry in path.iterdir())
 
 
-def _check_same(path: Path, begun: Config, asked: Config) -> None:
-    """Refuses to resume a run with a configuration that describes other training."""
+def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
+    """What is asked for that was otherwise when the run was begun.
+
+    Args:
+        path: The run folder.
+        begun: The configuration of the run so far.
+        asked: The one to go on with.
+        step: Steps taken.
+
+    Returns:
+        A line for each key that changed.
+
+    Raises:
+        ConfigError: It describes other training.
+    """
     old, new = _flat(dump_config(begun)), _flat(dump_config(asked))
+    changed = [key for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
     free = {f"train.{key}" for key in FREE_KEYS}
-    for key in sorted(set(old) | set(new)):
-        if key not in free and old.get(key) != new.get(key):
+    if not begun.data.streaming:  # a stream has no checksum
+        free |= PLACE_KEYS
+    steps, restart = asked.train.steps, asked.optim.restart
+    if steps < step:
+        raise ConfigError(f"train.steps {steps}: {path} has taken {step} steps already; ask for at least as many")
+    if restart > step or (restart < step and restart != begun.optim.restart):
+        raise ConfigError(
+            f"optim.restart {restart}: {path} stands at step {step}; set it to that for a new schedule from here on, "
+            f"or leave it at {begun.optim.restart}"
+        )
+    if restart == step:
+        free |= SCHEDULE_KEYS
+    elif not any(key in SCHEDULE_KEYS - {"train.steps"} for key in changed):
+        rates = {learning_rate_factor(step, config.train.steps, config.optim) for config in (begun, asked)}
+        free |= {"train.steps"} if len(rates) == 1 else set()
+    for key in changed:
+        if key not in free:
+            anew = ""
+            if key in SCHEDULE_KEYS:
+                anew = f"; for a new schedule from here on, add --set optim.restart={step}"
             raise ConfigError(
                 f"{path} was begun with another configuration: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "
-                "resume it without a configuration, or choose another --run-dir"
+                f"resume it without a configuration, or choose another --run-dir{anew}"
             )
+    return [f"{key} was {old.get(key)!r} and is {new.get(key)!r} from here on" for key in changed]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -229,7 +229,7 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
-    """Refuses a training text that has changed since the run was begun, and machines that read different files.
+    """Refuses a text that has changed since the run was begun, and machines that read different files.
 
     All processes must call it.
 
@@ -239,7 +239,7 @@ def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
         data: What this process reads.
 
     Raises:
-        DataError: The training text has changed, or the processes read different ones.
+        DataError: The training or validation text has changed, or the processes read different ones.
         ConfigError: The processes find the run after different steps.
     """
     found, before = (data.tokens, data.checksum), (progress.train_tokens, progress.train_checksum)
@@ -247,6 +247,11 @@ def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
         raise DataError(
             f"the training text has changed since {folder} was begun: it has {found[0]} tokens now and had "
             f"{before[0]}; put the old text back, or begin another run"
+        )
+    if progress.validation_checksum not in (None, data.validation.tokens.checksum):
+        raise DataError(
+            f"the validation text has changed since {folder} was begun, so that its bounds could not be compared; "
+            "put the old text back, or begin another run"
         )
     seen = gather_object([(progress.step, data.checksum, fingerprint(data.tokenizer))])
     if len(steps := sorted({step for step, *_ in seen})) > 1:

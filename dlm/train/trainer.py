@@ -82,6 +82,9 @@ class Trainer:
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
+        self.progress = replace(self.progress, validation_checksum=self.validation.tokens.checksum)
+        for change in run.changes:
+            self.reporter.note(change)
         ids = special_ids(self.tokenizer)
 
         formulation = self.config.formulation
