@@ -154,6 +154,7 @@ class Kills:
     def kill(self, number: int, start: Start) -> None:
         """Waits for the moment, kills, and checks what is left of processes and checkpoints."""
         moment, earlier = ("starting", "training", "saving")[number % 3], drafts(start.run)
+        everyone: list[psutil.Process] = []
         if moment == "starting":
             time.sleep(self.draw.uniform(0.0, 8.0))
         else:
@@ -162,10 +163,11 @@ class Kills:
             if moment == "training":
                 time.sleep(self.draw.uniform(0.0, 0.3))
             else:
+                everyone = start.alive()  # before the moment, because it takes longer than a save
                 start.wait_for(lambda: drafts(start.run) - earlier)
         if start.process.poll() is not None:
             start.fail("a run that nobody killed ended")
-        everyone = self.strike(start)
+        everyone = self.strike(start, everyone or start.alive())
         before, torn_save = last(start.run), bool(drafts(start.run) - earlier)
         left, seconds = gone(start, everyone)
         if left:
@@ -180,9 +182,8 @@ class Kills:
             flush=True,
         )
 
-    def strike(self, start: Start) -> list[psutil.Process]:
+    def strike(self, start: Start, everyone: list[psutil.Process]) -> list[psutil.Process]:
         """Kills the victim, and returns every process that the run had."""
-        everyone = start.alive()
         workers = [one for one in everyone if one.pid != start.process.pid]
         while self.victim == "rank" and not workers:
             time.sleep(0.01)
