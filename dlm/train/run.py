@@ -14,7 +14,7 @@ from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import point, whole_folder
 from dlm.model.locate import CHECKPOINTS, follow
-from dlm.settings import dump_config, load_config
+from dlm.settings import dump_config, flatten, load_config
 from dlm.train.lock import RunLock, clear, is_lock, refusal, writer_of
 from dlm.train.optim import learning_rate_factor
 
@@ -290,7 +290,7 @@ def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
     Raises:
         ConfigError: It describes other training.
     """
-    old, new = _flat(dump_config(begun)), _flat(dump_config(asked))
+    old, new = flatten(dump_config(begun)), flatten(dump_config(asked))
     changed = [key for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
     free = {f"train.{key}" for key in FREE_KEYS}
     if not begun.data.streaming:  # a stream has no checksum
@@ -318,10 +318,3 @@ def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
                 f"resume it without a configuration, or choose another --run-dir{anew}"
             )
     return [f"{key} was {old.get(key)!r} and is {new.get(key)!r} from here on" for key in changed]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree as dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {key: value for name, child in tree.items() for key, value in _flat(child, f"{prefix}{name}.").items()}

@@ -43,6 +43,7 @@ from dlm.train.setup import (
 )
 from dlm.train.sharding import full_tensor, reshard
 from dlm.train.state import TrainingState
+from dlm.train.trackers import start_trackers
 
 
 class Trainer:
@@ -139,8 +140,7 @@ class Trainer:
             self.run.begin()
             metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
         self.reporter.begin(self._facts())
-        if train.trackers:
-            self.accelerator.init_trackers("dlm")
+        start_trackers(self.accelerator, self.run.path, self.config, self.progress.step)
         try:
             with _stop_signals(alone=self.accelerator.num_processes == 1) as received:
                 for step in range(self.progress.step + 1, train.steps + 1):
