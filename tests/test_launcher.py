@@ -18,7 +18,8 @@ from dlm.launcher import launches
 WORKER = (
     "import os, sys, time; from dlm.launcher import end_with_launcher; end_with_launcher(); print('on', flush=True)"
 )
-ELASTIC = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "RANK": "1"}
+ELASTIC = {"TORCHELASTIC_RUN_ID": "none", "RANK": "1"}
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
 
 
 @pytest.mark.parametrize(
@@ -50,14 +51,14 @@ def test_command_lines_of_others(command: list[str]) -> None:
 
 
 @contextmanager
-def launched(folder: Path, *words: str, name: str = "torchrun", **environment: str) -> Iterator[subprocess.Popen[str]]:
+def launched(folder: Path, name: str, told: dict[str, str], *words: str) -> Iterator[subprocess.Popen[str]]:
     """A program of this name that starts the words in a session of their own; both are gone in the end."""
     program = folder / name
     program.write_text(
         "import subprocess, sys, time\nsubprocess.Popen(sys.argv[1:], start_new_session=True)\ntime.sleep(60)\n"
     )
     command, left = [sys.executable, str(program), *words], []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**ELASTIC, **environment}, text=True) as launcher:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **told}, text=True) as launcher:
         try:
             assert launcher.stdout is not None and launcher.stdout.readline() == "on\n"
             left = psutil.Process(launcher.pid).children(recursive=True)
@@ -69,11 +70,19 @@ def launched(folder: Path, *words: str, name: str = "torchrun", **environment: s
                     process.kill()
 
 
-@pytest.mark.parametrize(("name", "between"), [("torchrun", False), ("torchrun", True), ("my-own.py", False)])
-def test_a_worker_ends_with_its_launcher(tmp_path: Path, name: str, between: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "told", "between"),
+    [
+        ("torchrun", ELASTIC, False),
+        ("torchrun", ELASTIC, True),
+        ("my-own.py", ELASTIC, False),
+        ("accelerate", ACCELERATE, False),
+    ],
+)
+def test_a_worker_ends_with_its_launcher(tmp_path: Path, name: str, told: dict[str, str], between: bool) -> None:
     worker = [sys.executable, "-c", f"{WORKER}; time.sleep(60)"]
     words = ["bash", "-c", '"$@"; true', "-", *worker] if between else worker
-    with launched(tmp_path, *words, name=name) as launcher:
+    with launched(tmp_path, name, told, *words) as launcher:
         processes = psutil.Process(launcher.pid).children(recursive=True)
         assert len(processes) == 1 + between
         time.sleep(1.0)
@@ -90,7 +99,7 @@ def test_a_worker_whose_launcher_was_gone_before_it_looked(listens: bool) -> Non
         if listens:
             store.listen()
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
-        environment = {**ELASTIC, **place, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        environment = {**os.environ, **ELASTIC, **place, "TORCHELASTIC_USE_AGENT_STORE": "True"}
         done = subprocess.run([sys.executable, "-c", WORKER], env=environment, capture_output=True, text=True)
     told = "dlm, process 1: the launcher that started this process is gone, and so it ends\n"
     assert (done.returncode, done.stdout, done.stderr) == ((0, "on\n", "") if listens else (1, "", told))

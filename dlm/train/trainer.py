@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from dlm.data.prefetch import Prefetched
@@ -139,7 +140,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.begin()
             metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
-        self.reporter.begin(self._facts())
+        self.reporter.begin(_facts(self))
         start_trackers(self.accelerator, self.run.path, self.config, self.progress.step)
         try:
             with _stop_signals(alone=self.accelerator.num_processes == 1) as received:
@@ -148,7 +149,7 @@ class Trainer:
                     metrics.step(line)
                     self.reporter.step(line)
                     self.accelerator.log(line.tracked(), step=step)
-                    stopped = self._any(bool(received))
+                    stopped = _any(bool(received), self.accelerator)
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
@@ -220,13 +221,6 @@ class Trainer:
         length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
         return self._denoiser(with_attention(self.computed, open_LL.to(self.device)))
-
-    def _any(self, mine: bool) -> bool:
-        """Whether a flag is set on any process; all of them must stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return mine
-        flag = torch.tensor(float(mine), device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
         """Stops a run that has diverged, before its state is saved."""
@@ -302,19 +296,27 @@ class Trainer:
             self.reporter.saved(self.progress.step, folder)
         self.accelerator.wait_for_everyone()
 
-    def _facts(self) -> RunFacts:
-        return RunFacts(
-            folder=self.run.path,
-            parameters=sum(p.numel() for p in self.backbone.parameters()),
-            train_tokens=self.progress.train_tokens,
-            validation_tokens=len(self.validation.tokens),
-            vocabulary=len(self.tokenizer),
-            device=where(self.accelerator),
-            precision=self.precision,
-            attention=str(self.backbone.model.config._attn_implementation),
-            steps=self.config.train.steps,
-            first=self.progress.step + 1,
-        )
+
+def _facts(trainer: Trainer) -> RunFacts:
+    return RunFacts(
+        folder=trainer.run.path,
+        parameters=sum(p.numel() for p in trainer.backbone.parameters()),
+        train_tokens=trainer.progress.train_tokens,
+        validation_tokens=len(trainer.validation.tokens),
+        vocabulary=len(trainer.tokenizer),
+        device=where(trainer.accelerator),
+        precision=trainer.precision,
+        attention=str(trainer.backbone.model.config._attn_implementation),
+        steps=trainer.config.train.steps,
+        first=trainer.progress.step + 1,
+    )
+
+
+def _any(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether a flag is set on any process; all of them must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
 
 
 @contextmanager
