@@ -206,10 +206,10 @@ def gone(start: Start, everyone: list[psutil.Process]) -> tuple[list[psutil.Proc
     while True:
         start.process.poll()
         known = [one for one in everyone if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        left = [*known, *start.alive()]
+        left = {one.pid: one for one in [*known, *start.alive()]}
         seconds = time.monotonic() - began
         if not left or seconds > PATIENCE:
-            return left, seconds
+            return list(left.values()), seconds
         time.sleep(0.05)
 
 
