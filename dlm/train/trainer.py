@@ -67,12 +67,12 @@ class Trainer:
         if self.accelerator.is_main_process:
             run.lock(self.reporter.note)
         try:
-            self._prepare()
+            self._set_up()
         except BaseException:
             run.unlock()
             raise
 
-    def _prepare(self) -> None:
+    def _set_up(self) -> None:
         """Everything that a run has before its first step; under the lock of its folder."""
         run = self.run
         self.device = self.accelerator.device
