@@ -120,6 +120,7 @@ class RunLock:
             ConfigError: Another process writes the folder; the message names it.
             CheckpointError: The folder cannot be written.
         """
+        self._released = threading.Event()
         try:
             self._make()
             locks = self._take()
@@ -127,7 +128,9 @@ class RunLock:
         except BaseException as error:
             self.release()
             if isinstance(error, OSError):
-                raise CheckpointError(f"cannot write the run folder {self._folder}: {error.strerror}") from error
+                raise CheckpointError(
+                    f"cannot write the run folder {self._folder}: {error.strerror or error}"
+                ) from error
             raise
         assert self._holder is not None
         beat = (self._record, self._holder.token, self._released)
@@ -148,10 +151,11 @@ class RunLock:
     def release(self) -> None:
         """Gives the lock up; a folder that was made for it and has nothing else in it is removed."""
         self._released.set()
+        held = self._lock is not None or self._holder is not None
         if self._holder is not None and _read(self._record) == self._holder:
             self._record.unlink(missing_ok=True)
         self._holder = None
-        if self._made and {path.name for path in _entries(self._folder)} <= {LOCK}:
+        if held and self._made and {path.name for path in _entries(self._folder)} <= {LOCK}:
             with suppress(OSError):
                 (self._folder / LOCK).unlink(missing_ok=True)
                 for folder in self._made:

@@ -196,6 +196,11 @@ def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     with refused(ConfigError, f"process {os.getpid()} "):
         RunLock(tmp_path).acquire(print)
     lock.release()
+    lock.acquire(unheard)
+    time.sleep(1.5)
+    with refused(ConfigError, f"process {os.getpid()} "):
+        RunLock(tmp_path).acquire(print)
+    lock.release()
     leave(tmp_path, replace(Holder.this(), process=dead()))
     RunLock(tmp_path).acquire(unheard)
 
