@@ -300,6 +300,8 @@ class Optim:
         momentum: Muon's momentum.
         warmup: Steps of linear warm-up.
         decay: How the learning rate falls from the peak to zero after the warm-up.
+        restart: The step after which warm-up and decay begin anew, over the steps that are left; 0 for a run that is
+            not trained further.
         clip: Largest global gradient norm; null for no clipping.
     """
 
@@ -311,6 +313,7 @@ class Optim:
     momentum: Share = 0.95
     warmup: Annotated[int, Field(ge=0)] = 100
     decay: Literal["linear", "cosine", "constant"] = "linear"
+    restart: Annotated[int, Field(ge=0)] = 0
     clip: Annotated[float, Field(gt=0)] | None = 1.0
 
 

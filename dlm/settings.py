@@ -88,6 +88,13 @@ def dump_config(config: Config) -> dict[str, Any]:
     return plain
 
 
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of plain values as dotted keys; a branch without keys vanishes."""
+    if not isinstance(tree, Mapping):
+        return {prefix[:-1]: tree}
+    return {key: value for name, child in tree.items() for key, value in flatten(child, f"{prefix}{name}.").items()}
+
+
 def parse_formulation(tree: Any) -> Formulation:
     """Validates a formulation in plain values.
 

@@ -97,7 +97,9 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         config, train=replace(config.train, steps=max(config.train.steps, warmup + steps + 1), trackers=())
     )
     with tempfile.TemporaryDirectory(prefix="dlm-bench-") as folder:
-        trainer = Trainer(RunFolder.create(Path(folder) / "run", config), Silent())
+        run = RunFolder.create(Path(folder) / "run", config)
+        trainer = Trainer(run, Silent())
+        run.unlock()
     if every_row:
         predict_every_row(trainer)
     for step in range(1, warmup + 1):

@@ -16,6 +16,7 @@ from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, t
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import SamplerCommand
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
+from dlm.launcher import end_with_launcher
 from dlm.paths import expand
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Runs the command line."""
+    end_with_launcher()
     # Threads that wait for each other spin, and where another program holds a core they spin for milliseconds at
     # every operation: training was seen to fall to a tenth of its speed. This many turns, then they sleep.
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")

@@ -191,6 +191,10 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self._say(escape(text))
+
     def begin(self, facts: "RunFacts") -> None:
         """The facts of the run, and the empty bar."""
         text = "a stream" if facts.train_tokens is None else f"{facts.train_tokens:,} tokens"
@@ -202,7 +206,7 @@ class TrainingDisplay:
         for loss in facts.losses:
             self._say(f"[yellow]{escape(loss)}[/]")
         if facts.first > facts.steps:
-            self._say(f"all {facts.steps} steps are done already")
+            self._say(f"all {facts.steps} steps are done already; to train on, add --set train.steps=N")
         elif facts.first > 1:
             self._say(f"going on after step {facts.first - 1}")
         self._task = self._progress.add_task(

@@ -1,5 +1,6 @@
 """Model, tokenizer and run configuration on disk: written whole or not at all, read without unpickling."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,9 @@ FORMAT = 4
 """The latest version of `dlm.yaml`; a reader refuses a later one. Version 4 has special tokens around every text."""
 
 SIDECAR = "dlm.yaml"
+
+UNFLUSHED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
+"""What `fsync` answers where it does not work at all, rather than fails."""
 
 
 @dataclass(frozen=True)
@@ -189,11 +193,31 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def point(link: Path, target: Path) -> None:
-    """Makes `link` a relative symbolic link to its neighbour `target`, in one step."""
+    """Makes `link` lead to its neighbour `target`, in one step.
+
+    It is a relative symbolic link. Where the system or the disk has none, it is a file with the name of the target in
+    it, as version control and archives make of a link there; `dlm.model.locate.follow` reads both.
+
+    Args:
+        link: The link. A link that is there is replaced, and so is a folder, the copy that is left of a link by tools
+            that copy what it leads to.
+        target: A folder beside it.
+    """
     draft = link.with_name(f".{link.name}.draft")
     draft.unlink(missing_ok=True)
-    draft.symlink_to(target.name)
-    draft.replace(link)
+    try:
+        draft.symlink_to(target.name, target_is_directory=True)
+    except (OSError, NotImplementedError):
+        draft.write_text(f"{target.name}\n", encoding="utf-8")
+        _flush(draft)
+    try:
+        draft.replace(link)
+    except OSError:  # a folder cannot be replaced, nor on Windows a link to one
+        if link.is_symlink():
+            link.unlink()
+        elif link.is_dir():
+            shutil.rmtree(link)
+        draft.replace(link)
     _flush(link.parent)
 
 
@@ -203,8 +227,18 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Waits until the disk has a file, or the entries of a folder where the system opens folders."""
+    folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows flushes only what it may write
+    except OSError:
+        if folder:
+            return
+        raise
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNFLUSHED:
+            raise
     finally:
         os.close(descriptor)

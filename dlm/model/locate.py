@@ -1,5 +1,6 @@
 """From a string to a model: a run folder, a checkpoint folder or the name of a model on the Hub."""
 
+import re
 from pathlib import Path
 
 from dlm import hub
@@ -27,7 +28,7 @@ def resolve(model: str | Path) -> str:
         CheckpointError: There is no checkpoint at the path, or it is neither a path nor a Hub name.
     """
     path = expand(model)
-    for folder in (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last"):
+    for folder in map(follow, (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last")):
         if (folder / "config.json").is_file() or is_adapter(str(folder)):
             return str(folder)
     if (path / CHECKPOINTS).is_dir():
@@ -39,6 +40,23 @@ def resolve(model: str | Path) -> str:
     if not hub.is_name(str(model)):
         raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
     return str(model)
+
+
+def follow(link: Path) -> Path:
+    """The folder that `best` or `last` of a run leads to.
+
+    Args:
+        link: A symbolic link, or a small file with the name of its neighbour in it where there are no links; see
+            `dlm.model.checkpoint.point`.
+
+    Returns:
+        The neighbour that such a file names; any other path as it was given.
+    """
+    if not link.is_file() or link.stat().st_size > 64:
+        return link
+    named = re.fullmatch(rb"(step-\d+)\s*", link.read_bytes())
+    neighbour = link.with_name(named[1].decode()) if named else link
+    return neighbour if neighbour.is_dir() else link
 
 
 def check_name(path: str) -> None:

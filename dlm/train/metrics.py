@@ -74,6 +74,10 @@ class RunFacts:
 class Reporter(Protocol):
     """Is told of a run's progress, such as a display in a terminal."""
 
+    def note(self, text: str) -> None:
+        """Something that the user should know before the run begins."""
+        ...
+
     def begin(self, facts: RunFacts) -> None:
         """The run is about to take its first step."""
         ...
@@ -97,6 +101,10 @@ class Reporter(Protocol):
 
 class Silent(Reporter):
     """A reporter that shows nothing."""
+
+    @override
+    def note(self, text: str) -> None:
+        pass
 
     @override
     def begin(self, facts: RunFacts) -> None:

@@ -143,14 +143,15 @@ def learning_rate_factor(step: int, steps: int, config: Optim) -> float:
     """The learning rate of a step relative to its peak.
 
     Args:
-        step: From 1 to `steps`.
+        step: From 1 to `steps`; after the restart, where there is one.
         steps: Steps in the whole run.
-        config: Warm-up and decay.
+        config: Warm-up, decay and restart.
 
     Returns:
         The factor. It rises linearly to 1 at the end of the warm-up and falls towards 0, which step `steps + 1` would
         reach.
     """
+    step, steps = step - config.restart, steps - config.restart
     if step <= config.warmup:
         return step / config.warmup
     done = (step - config.warmup - 1) / max(steps - config.warmup, 1)

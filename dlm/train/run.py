@@ -13,8 +13,10 @@ import yaml
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import point, whole_folder
-from dlm.model.locate import CHECKPOINTS
-from dlm.settings import dump_config, load_config
+from dlm.model.locate import CHECKPOINTS, follow
+from dlm.settings import dump_config, flatten, load_config
+from dlm.train.lock import RunLock, clear, is_lock, refusal, writer_of
+from dlm.train.optim import learning_rate_factor
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
@@ -32,6 +34,12 @@ FREE_KEYS = {
 }
 """Keys of `train` that may change when a run is resumed: they do not change what is learned."""
 
+PLACE_KEYS = {f"data.{part}.{key}" for part in ("train", "validation") for key in ("format", "path", "split", "subset")}
+"""Keys that say where text is; they may change when a run is resumed, since its text is known by its checksum."""
+
+SCHEDULE_KEYS = {"train.steps", *(f"optim.{key}" for key in ("lr", "muon_lr", "warmup", "decay", "restart"))}
+"""Keys of the learning rate, which may change where the steps that were taken do not depend on them."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -44,6 +52,7 @@ class Progress:
         train_checksum: A checksum of it, to notice that it changed; None of a stream.
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step at which `best` was reached.
+        validation_checksum: A checksum of the validation text; None in checkpoints of earlier versions.
         places: The position of each process in the stream it trains on; None without streaming.
     """
 
@@ -54,6 +63,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     places: list[dict[str, Any]] | None = None
+    validation_checksum: int | None = None
 
 
 class RunFolder:
@@ -62,14 +72,18 @@ class RunFolder:
     Attributes:
         path: The folder.
         config: The resolved configuration.
+        changes: What is different from the configuration it was begun with, each a line.
     """
 
-    def __init__(self, path: Path, config: Config, *, replaces: bool = False) -> None:
+    def __init__(self, path: Path, config: Config, check: Callable[[], None], *, replaces: bool = False) -> None:
         """Use `create` or `reopen`."""
+        self.changes: list[str] = []
         self.path = path
         self.config = config
         self.checkpoints = path / CHECKPOINTS
         self._replaces = replaces
+        self._check = check
+        self._lock = RunLock(path)
 
     @classmethod
     def create(cls, path: Path, config: Config, *, overwrite: bool = False) -> "RunFolder":
@@ -86,17 +100,26 @@ class RunFolder:
         Raises:
             ConfigError: The folder is not empty, and `overwrite` is not set or it holds something other than a run.
         """
-        if path.is_file():
-            raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
-        taken = path.exists() and any(path.iterdir())
-        if taken and not overwrite:
-            raise ConfigError(
-                f"{path} exists already: go on with it by --resume, start again by --overwrite, "
-                "or choose another folder by --run-dir"
-            )
-        if taken and not (path / "config.yaml").exists():
-            raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
-        return cls(path, config, replaces=taken)
+
+        def check() -> None:
+            if config.optim.restart:
+                raise ConfigError(f"optim.restart {config.optim.restart}: it is for a run that goes on; set it to 0")
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
+            if not _is_taken(path):
+                return
+            if not overwrite:
+                if holder := writer_of(path):
+                    raise refusal(path, holder)
+                raise ConfigError(
+                    f"{path} exists already: go on with it by --resume, start again by --overwrite, "
+                    "or choose another folder by --run-dir"
+                )
+            if not (path / "config.yaml").exists():
+                raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
+
+        check()
+        return cls(path, config, check, replaces=overwrite)
 
     @classmethod
     def reopen(cls, path: Path, config: Config | None = None) -> "RunFolder":
@@ -112,12 +135,41 @@ class RunFolder:
         Raises:
             ConfigError: There is no run, or it was begun with another configuration.
         """
-        if not (path / "config.yaml").exists():
-            raise ConfigError(f"nothing to resume: {path} holds no run; leave --resume out to begin one")
-        begun = load_config(path / "config.yaml")
-        if config is not None:
-            _check_same(path, begun, config)
-        return cls(path, config or begun)
+
+        def begun() -> Config:
+            if not (path / "config.yaml").exists():
+                raise ConfigError(f"nothing to resume: {path} holds no run; leave --resume out to begin one")
+            return load_config(path / "config.yaml")
+
+        asked = config or begun()
+
+        def check() -> None:
+            run.changes = _changes(path, begun(), asked, max(run._steps(), default=0))
+
+        run = cls(path, asked, check)
+        check()
+        return run
+
+    def lock(self, tell: Callable[[str], None]) -> None:
+        """Makes this process the one writer of the folder, until `unlock` or the end of the process.
+
+        Args:
+            tell: Is told why this takes long, where it does.
+
+        Raises:
+            ConfigError: Another process writes the folder, or has begun or changed the run in the meantime.
+            CheckpointError: The folder cannot be written.
+        """
+        self._lock.acquire(tell)
+        try:
+            self._check()
+        except BaseException:
+            self.unlock()
+            raise
+
+    def unlock(self) -> None:
+        """Lets another process write the folder; does nothing without `lock`."""
+        self._lock.release()
 
     def begin(self) -> None:
         """Makes the folder and writes the configuration into it.
@@ -127,7 +179,7 @@ class RunFolder:
         """
         try:
             if self._replaces:
-                shutil.rmtree(self.path)
+                clear(self.path, last="config.yaml")
                 self._replaces = False
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             draft = self.path / ".config.yaml.draft"
@@ -154,7 +206,9 @@ class RunFolder:
 
         Raises:
             CheckpointError: It could not be written; earlier checkpoints are unchanged.
+            TrainingError: Another process has taken the folder over.
         """
+        self._lock.check()
         target = self._folder(progress.step)
         if not target.exists():
             before = self.last()
@@ -207,7 +261,7 @@ class RunFolder:
 
     def _prune(self) -> None:
         """Removes old checkpoints, except those that `best` and `last` point to and the newest `train.keep`."""
-        named = {(self.checkpoints / link).resolve().name for link in ("best", "last")}
+        named = {follow(self.checkpoints / link).resolve().name for link in ("best", "last")}
         others = [step for step in self._steps() if self._folder(step).name not in named]
         for step in others[: max(len(others) - self.config.train.keep, 0)]:
             # Renamed first, so that no reader finds half of a folder under a checkpoint's name.
@@ -216,20 +270,51 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _check_same(path: Path, begun: Config, asked: Config) -> None:
-    """Refuses to resume a run with a configuration that describes other training."""
-    old, new = _flat(dump_config(begun)), _flat(dump_config(asked))
+def _is_taken(path: Path) -> bool:
+    """Whether a folder is there and has anything in it but a lock."""
+    return path.exists() and not all(is_lock(entry) for entry in path.iterdir())
+
+
+def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
+    """What is asked for that was otherwise when the run was begun.
+
+    Args:
+        path: The run folder.
+        begun: The configuration of the run so far.
+        asked: The one to go on with.
+        step: Steps taken.
+
+    Returns:
+        A line for each key that changed.
+
+    Raises:
+        ConfigError: It describes other training.
+    """
+    old, new = flatten(dump_config(begun)), flatten(dump_config(asked))
+    changed = [key for key in sorted(set(old) | set(new)) if old.get(key) != new.get(key)]
     free = {f"train.{key}" for key in FREE_KEYS}
-    for key in sorted(set(old) | set(new)):
-        if key not in free and old.get(key) != new.get(key):
+    if not begun.data.streaming:  # a stream has no checksum
+        free |= PLACE_KEYS
+    steps, restart = asked.train.steps, asked.optim.restart
+    if steps < step:
+        raise ConfigError(f"train.steps {steps}: {path} has taken {step} steps already; ask for at least as many")
+    if restart > step or (restart < step and restart != begun.optim.restart):
+        raise ConfigError(
+            f"optim.restart {restart}: {path} stands at step {step}; set it to that for a new schedule from here on, "
+            f"or leave it at {begun.optim.restart}"
+        )
+    if restart == step:
+        free |= SCHEDULE_KEYS
+    elif not any(key in SCHEDULE_KEYS - {"train.steps"} for key in changed):
+        rates = {learning_rate_factor(step, config.train.steps, config.optim) for config in (begun, asked)}
+        free |= {"train.steps"} if len(rates) == 1 else set()
+    for key in changed:
+        if key not in free:
+            anew = ""
+            if key in SCHEDULE_KEYS:
+                anew = f"; for a new schedule from here on, add --set optim.restart={step}"
             raise ConfigError(
                 f"{path} was begun with another configuration: {key} was {old.get(key)!r} and is now {new.get(key)!r}; "
-                "resume it without a configuration, or choose another --run-dir"
+                f"resume it without a configuration, or choose another --run-dir{anew}"
             )
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A tree as dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {key: value for name, child in tree.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+    return [f"{key} was {old.get(key)!r} and is {new.get(key)!r} from here on" for key in changed]

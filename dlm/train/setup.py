@@ -21,7 +21,7 @@ from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
 from dlm.model.attention import attention_implementation
 from dlm.model.checkpoint import read_sidecar
 from dlm.model.loading import build_model, load_model
-from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
+from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
 from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
@@ -174,7 +174,11 @@ def starting_point(path: str) -> str:
     """
     if path.startswith("~"):
         path = str(expand(path))
-    found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
+    here, found = Path(path), path
+    if (here / CHECKPOINTS).is_dir():
+        found = resolve(path)
+    elif here.is_file():
+        found = str(follow(here))
     check_there(found)
     if is_adapter(found):
         raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
@@ -250,7 +254,7 @@ def checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
-    """Refuses a training text that has changed since the run was begun, and machines that read different files.
+    """Refuses a text that has changed since the run was begun, and machines that read different files.
 
     All processes must call it.
 
@@ -260,7 +264,7 @@ def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
         data: What this process reads.
 
     Raises:
-        DataError: The training text has changed, or the processes read different ones.
+        DataError: The training or validation text has changed, or the processes read different ones.
         ConfigError: The processes find the run after different steps.
     """
     found, before = (data.tokens, data.checksum), (progress.train_tokens, progress.train_checksum)
@@ -268,6 +272,11 @@ def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
         raise DataError(
             f"the training text has changed since {folder} was begun: it has {found[0]} tokens now and had "
             f"{before[0]}; put the old text back, or begin another run"
+        )
+    if progress.validation_checksum not in (None, data.validation.tokens.checksum):
+        raise DataError(
+            f"the validation text has changed since {folder} was begun, so that its bounds could not be compared; "
+            "put the old text back, or begin another run"
         )
     seen = gather_object([(progress.step, data.checksum, fingerprint(data.tokenizer))])
     if len(steps := sorted({step for step, *_ in seen})) > 1:

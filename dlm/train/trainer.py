@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from dlm.data.batches import Batch
@@ -46,6 +47,7 @@ from dlm.train.setup import (
 )
 from dlm.train.sharding import full_tensor, reshard
 from dlm.train.state import TrainingState
+from dlm.train.trackers import start_trackers
 
 
 class Prepared(NamedTuple):
@@ -71,11 +73,23 @@ class Trainer:
             reporter: Is told of the run's progress.
 
         Raises:
-            DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used.
+            DlmError: The data, the tokenizer, the sizes or the last checkpoint cannot be used, or another process
+                writes the run folder.
         """
         self.run, self.config = run, run.config
         self.accelerator = join(self.config, run.path)
         self.reporter = reporter if self.accelerator.is_main_process else Silent()
+        if self.accelerator.is_main_process:
+            run.lock(self.reporter.note)
+        try:
+            self._set_up()
+        except BaseException:
+            run.unlock()
+            raise
+
+    def _set_up(self) -> None:
+        """Everything that a run has before its first step; under the lock of its folder."""
+        run = self.run
         self.device = self.accelerator.device
         self.precision: Precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
         with first_of_machine_first(self.accelerator):
@@ -84,9 +98,12 @@ class Trainer:
             team = self.accelerator.process_index, self.accelerator.num_processes
             data = read_run_data(self.config, spec, *team, affixes_before(self.config, at[0] if at else None))
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
-        self.affixes, self._learned, self._losses = data.affixes, data.learned, data.losses
+        self.affixes, self.learned, self.losses = data.affixes, data.learned, data.losses
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
+        self.progress = replace(self.progress, validation_checksum=self.validation.tokens.checksum)
+        for change in run.changes:
+            self.reporter.note(change)
         ids = special_ids(self.tokenizer)
 
         formulation = self.config.formulation
@@ -129,14 +146,19 @@ class Trainer:
             TrainingError: The run diverged: a loss, a gradient or a weight is not finite.
             CheckpointError: A checkpoint could not be written.
         """
+        try:
+            self._train()
+        finally:
+            self.run.unlock()
+
+    def _train(self) -> None:
         train = self.config.train
         metrics: MetricsLog = Unwritten()
         if self.accelerator.is_main_process:
             self.run.begin()
             metrics = MetricsFile(self.run.path / "metrics.jsonl", self.progress.step)
-        self.reporter.begin(self._facts())
-        if train.trackers:
-            self.accelerator.init_trackers("dlm")
+        self.reporter.begin(_facts(self))
+        start_trackers(self.accelerator, self.run.path, self.config, self.progress.step)
         try:
             with _stop_signals(alone=self.accelerator.num_processes == 1) as received:
                 for step in range(self.progress.step + 1, train.steps + 1):
@@ -144,7 +166,7 @@ class Trainer:
                     metrics.step(line)
                     self.reporter.step(line)
                     self.accelerator.log(line.tracked(), step=step)
-                    stopped = self._any(bool(received))
+                    stopped = _any(bool(received), self.accelerator)
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
@@ -221,13 +243,6 @@ class Trainer:
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
         return self._denoiser(with_attention(self.computed, open_LL.to(self.device)))
 
-    def _any(self, mine: bool) -> bool:
-        """Whether a flag is set on any process; all of them must stop after the same step."""
-        if self.accelerator.num_processes == 1:
-            return mine
-        flag = torch.tensor(float(mine), device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item())
-
     def _check_finite(self, what: str, value: float, step: int) -> None:
         """Stops a run that has diverged, before its state is saved."""
         if not math.isfinite(value):
@@ -303,20 +318,28 @@ class Trainer:
             self.reporter.saved(self.progress.step, folder)
         self.accelerator.wait_for_everyone()
 
-    def _facts(self) -> RunFacts:
-        return RunFacts(
-            folder=self.run.path,
-            parameters=sum(p.numel() for p in self.backbone.parameters()),
-            train_tokens=self._learned,
-            validation_tokens=self.validation.learned_tokens,
-            vocabulary=len(self.tokenizer),
-            device=where(self.accelerator),
-            precision=self.precision,
-            attention=str(self.backbone.model.config._attn_implementation),
-            steps=self.config.train.steps,
-            first=self.progress.step + 1,
-            losses=self._losses,
-        )
+
+def _facts(trainer: Trainer) -> RunFacts:
+    return RunFacts(
+        folder=trainer.run.path,
+        parameters=sum(p.numel() for p in trainer.backbone.parameters()),
+        train_tokens=trainer.learned,
+        validation_tokens=trainer.validation.learned_tokens,
+        vocabulary=len(trainer.tokenizer),
+        device=where(trainer.accelerator),
+        precision=trainer.precision,
+        attention=str(trainer.backbone.model.config._attn_implementation),
+        steps=trainer.config.train.steps,
+        first=trainer.progress.step + 1,
+        losses=trainer.losses,
+    )
+
+
+def _any(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether a flag is set on any process; all of them must stop after the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
 
 
 @contextmanager

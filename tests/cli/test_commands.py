@@ -65,7 +65,7 @@ def test_train_leaves_a_run(run: Path, configuration: Path) -> None:
     assert config.seed == 3
     names = {path.name for path in (run / "checkpoints/best").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "dlm.yaml", "trainer"} <= names
-    assert {path.name for path in run.iterdir()} == {"checkpoints", "config.yaml", "metrics.jsonl"}
+    assert {path.name for path in run.iterdir()} == {".lock", "checkpoints", "config.yaml", "metrics.jsonl"}
 
 
 def test_train_resumes_to_nothing(run: Path) -> None:

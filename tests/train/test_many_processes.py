@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copytree
 from typing import Any
 
+import psutil
 import pytest
 
 from dlm.config import Config
@@ -107,6 +108,28 @@ def test_a_killed_rank_ends_the_run_and_loses_nothing_saved(alone: tuple[Config,
     done = launch("train", "--resume", "--run-dir", run)
     assert done.returncode == 0, done.stderr
     assert weights(run) == weights(whole) and lines(run) == lines(whole)
+
+
+def test_a_killed_launcher_ends_its_processes(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    """They are in sessions of their own, and would train beside the run that goes on."""
+    file, run = write(describe(tmp_path, steps=100_000, save_every=10), tmp_path / "c.yaml"), tmp_path / "run"
+    with subprocess.Popen(
+        command("train", file, "--run-dir", run), stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as it:
+        while not (run / "checkpoints/step-000010").exists():
+            assert it.poll() is None
+            time.sleep(0.01)
+        workers = psutil.Process(it.pid).children(recursive=True)
+        assert len(workers) == 2
+        beside = launch("train", "--resume", "--run-dir", run)
+        assert beside.returncode != 0 and f"{run} is being written by process " in beside.stderr
+        it.kill()
+        assert psutil.wait_procs(workers, timeout=30)[1] == []
+        assert it.stderr is not None
+        assert "the launcher that started this process is gone" in it.stderr.read()
+    again = RunFolder.reopen(run)
+    again.lock(pytest.fail)
+    again.unlock()
 
 
 def test_a_mistake_on_every_process_is_no_hang(alone: tuple[Config, Path], tmp_path: Path) -> None:
