@@ -119,7 +119,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
         return Sampler(
             order=named("--order", AnyOrder, order)() if order else None,
             budget=_budget(get_args(AnyBudget), asked),
-            token=TokenChoice(**token),
+            token=TokenChoice(**token) if token else None,
             block_length=block_length,
         )
     except ValueError as error:  # it begins with the field's name

@@ -1,7 +1,7 @@
 """`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -13,11 +13,12 @@ from dlm.config import Config, Pretrained
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
-from dlm.diffusion.unmask import Margin, Random
+from dlm.diffusion.unmask import Margin, Order, Random
 from dlm.errors import CheckpointError, DataError
 from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_text
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.scoring import Score, score_rows
+from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
@@ -25,6 +26,7 @@ from dlm.model.loading import load_model, position_offset
 from dlm.model.locate import is_adapter, resolve
 from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
+from dlm.model.public import Family, find
 from dlm.model.text import encode, encode_chat
 from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
 from dlm.model.tokenizer import build_tokenizer, special_ids, vocabulary_of
@@ -126,16 +128,19 @@ class DiffusionLM:
                 f"the mask of this tokenizer is {ids.mask} and the model was trained with {self.sidecar.mask_id}: "
                 "the tokenizer is not the model's own"
             )
-        self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary))
-        self._end_id, self._pad_id = ids.end, ids.pad
+        family = self.sidecar.family
+        ends = family.end_ids(tokenizer) if family else []
+        self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
+        self._end_ids, self._pad_id = (ids.end, *ends), ids.pad
+        self._first_id = _first_id(sidecar, tokenizer)
         self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         scoring: Precision = "fp32" if precision == "auto" else precision
         forbidden = self.process.vocabulary.forbidden
-        known = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
+        known = forbidden if ids.unknown is None or ids.unknown in ends else (*forbidden, ids.unknown)
         self.denoiser = self._forbidding(forbidden, scoring)
         self.sampling_denoiser = self._forbidding(known, self.precision)
-        self.infilling_denoiser = self._forbidding((*known, ids.end), self.precision)
-        self._ranking_denoiser = self._forbidding((*known, ids.end), scoring)
+        self.infilling_denoiser = self._forbidding((*known, *self._end_ids), self.precision)
+        self._ranking_denoiser = self._forbidding((*known, *self._end_ids), scoring)
 
     @classmethod
     def from_pretrained(
@@ -150,7 +155,8 @@ class DiffusionLM:
 
         Args:
             model: A run folder (its best checkpoint), a checkpoint folder, or a Hub name; also a masked-LM
-                model of transformers' own, such as BERT. Adapters are merged into the model they belong to.
+                model of transformers' own, such as BERT, or a published diffusion model, such as LLaDA (see
+                `dlm.model.public`). Adapters are merged into the model they belong to.
             device: Where to put it; a GPU where there is one by default.
             attention: As `model.attention` in the configuration.
             precision: What the network computes in; see the constructor.
@@ -167,6 +173,10 @@ class DiffusionLM:
         tokenizer = build_tokenizer(Pretrained(path), lambda: ())
         how = attention_implementation(attention, where, sidecar.context if sidecar else 512)
         network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
+        if sidecar is None and (family := find(path)):
+            sidecar = _sidecar_of(family, network, tokenizer)
+            if (pad_id := special_ids(tokenizer).pad) >= network.config.vocab_size:  # the publisher's is text
+                init_new_token_rows(network, [pad_id], pad_id + 1)
         timed = sidecar is not None and sidecar.formulation.timed
         embedding = load_time_embedding(path, network).to(where) if timed else None
         return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=embedding)  # type: ignore[arg-type]
@@ -235,10 +245,11 @@ class DiffusionLM:
         Args:
             prompt: What the text begins with, or a chat. With one, a text ends at the first end of text.
             num: How many texts.
-            length: Tokens to write; what the context leaves room for by default.
+            length: Tokens to write; by default what the context leaves room for, and for a published model no more
+                than its publisher's own number.
             sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
                 where seen tokens may be noise the reverse chain, in T steps, or without T in one step a token and at
-                least 64.
+                least 64. What it leaves open is taken from the publisher's own sampler for a published model.
             seed: Text number i depends on the seed and i alone, not on the batch.
             batch_size: Texts written side by side.
             watch: Called with every state.
@@ -252,22 +263,22 @@ class DiffusionLM:
         """
         self.model.eval()
         given, room = self._given(prompt)
-        length = room if length is None else length
+        if length is None:
+            length = min(room, family.length) if (family := self.sidecar.family) else room
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
-        sampler = sampler or Sampler()
-        rule = sampler.rule(self.formulation, self.process, Random(), length)
+        sampler, order = self._completed(sampler, Random())
+        rule = sampler.rule(self.formulation, self.process, order, length)
         canvas = Canvas.after(given, [self.process.mask_id] * length)
-        stop_id = self._end_id if prompt else None
+        stop_ids = self._end_ids if prompt else ()
         samples = []
         for indices in _batches(range(num), batch_size):
             rows = stack([canvas] * len(indices), self._pad_id, self.device)
             streams = [generator(seed, "sample", i) for i in indices]
-            final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_id=stop_id, watch=watch)
+            final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_ids=stop_ids, watch=watch)
             for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
                 written = ids[len(given) :]
-                if stop_id in written:
-                    written = written[: written.index(stop_id)]
+                written = written[: next((i for i, id_ in enumerate(written) if id_ in stop_ids), None)]
                 end = len(given) + len(written)
                 text = written_text(self.tokenizer, ids, range(len(given), end))
                 samples.append(Sample((prompt if isinstance(prompt, str) else "") + text, text, tuple(written), calls))
@@ -322,7 +333,7 @@ class DiffusionLM:
         Args:
             templates: What `parse_template` makes of each text.
             num: How many alternatives of each.
-            sampler: How; by margin order, one token at a time, by default.
+            sampler: How; by margin order, one token at a time, by default; for a published model by its own order.
             seed: An alternative depends on the seed, its text's place in `templates` and its own number alone.
             batch_size: Alternatives written side by side.
             draws: Masked copies that a log-likelihood is estimated from; the same masks for every alternative.
@@ -337,9 +348,9 @@ class DiffusionLM:
         """
         self.model.eval()
         canvases = [lay_out(each, self.tokenizer, self.process.mask_id, self.context) for each in templates]
-        sampler = sampler or Sampler()
+        sampler, order = self._completed(sampler, Margin(), blocks=False)
         widest = max((sum(canvas.editable) for canvas in canvases), default=1)
-        rule = sampler.rule(self.formulation, self.process, Margin(), widest)
+        rule = sampler.rule(self.formulation, self.process, order, widest)
         estimator = self.formulation.estimator(draws)
         results: list[list[Infilling]] = [[] for _ in templates]
         for jobs in _batches([(i, number) for i in range(len(templates)) for number in range(num)], batch_size):
@@ -374,7 +385,7 @@ class DiffusionLM:
         """
         self.model.eval()
         given, room = self._given(prompt)
-        ids = [*encode(self.tokenizer, [response])[0], self._end_id]
+        ids = [*encode(self.tokenizer, [response])[0], self._end_ids[0]]
         if len(ids) > room:
             raise DataError(
                 f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"
@@ -400,7 +411,7 @@ class DiffusionLM:
         self.model.eval()
         pieces: list[tuple[int, Canvas]] = []
         for index, ids in enumerate(encode(self.tokenizer, [texts] if isinstance(texts, str) else list(texts))):
-            whole = [*ids, self._end_id]
+            whole = [*ids, self._end_ids[0]]
             cuts = range(0, len(whole), self.context)
             pieces += [(index, Canvas.after([], whole[start : start + self.context])) for start in cuts]
         estimator = self.formulation.estimator(draws)
@@ -418,7 +429,10 @@ class DiffusionLM:
         if prompt is None or isinstance(prompt, str):
             given = encode(self.tokenizer, [prompt or ""])[0]
         else:
-            given = encode_chat(self.tokenizer, prompt)
+            family = self.sidecar.family
+            given = encode_chat(self.tokenizer, prompt, family.chat if family else None)
+            if given[:1] == [self._first_id]:  # the template writes what the network reads before every text
+                given = given[1:]
         room = self.context - len(given)
         if room < 1:
             raise DataError(
@@ -429,7 +443,28 @@ class DiffusionLM:
     def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
         network = in_precision(self._backbone, precision)
-        return self.formulation.denoiser(network, self.process, forbidden, self._end_id)
+        return self.formulation.denoiser(network, self.process, forbidden, self._first_id)
+
+    def _completed(self, sampler: Sampler | None, order: Order, *, blocks: bool = True) -> tuple[Sampler, Order]:
+        """A sampler and a default order, with what they leave open taken from the publisher's own sampler."""
+        sampler, family = sampler or Sampler(), self.sidecar.family
+        if family is None:
+            return sampler, order
+        length = sampler.block_length or (family.block_length if blocks else None)
+        return replace(sampler, token=sampler.token or family.token, block_length=length), family.order
+
+
+def _sidecar_of(family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sidecar:
+    """What `dlm.yaml` would say beside a published model."""
+    positions = int(model.config.max_position_embeddings) - (family.first is not None)
+    return Sidecar(family.formulation, min(family.context, positions), special_ids(tokenizer).mask, family=family)
+
+
+def _first_id(sidecar: Sidecar, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that the network reads before every text: a family's own, or for a shift the end of the text before."""
+    if sidecar.family is not None:
+        return sidecar.family.first_id(tokenizer)
+    return special_ids(tokenizer).end if sidecar.formulation.shift else None
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

@@ -16,18 +16,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
 from dlm.errors import CheckpointError, ConfigError, one_line
-from dlm.model.locate import file_of
+from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
+from dlm.model.public import Family, by_name
 from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
 from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FORMAT = 3
-"""Version of `dlm.yaml`; a reader refuses a later one."""
-
-SIDECAR = "dlm.yaml"
+FORMAT = 4
+"""The latest version of `dlm.yaml`; a reader refuses a later one. Version 4 names a family of published models."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,7 @@ class Sidecar:
         mask_id: The id of the mask.
         step: The step of its run at which the checkpoint was taken, where a run made it.
         config: The run's resolved configuration.
+        family: The family of published models that it is one of.
     """
 
     formulation: Formulation
@@ -47,6 +47,7 @@ class Sidecar:
     mask_id: int
     step: int | None = None
     config: Config | None = None
+    family: Family | None = None
 
     @classmethod
     def of_run(cls, config: Config, mask_id: int, step: int) -> "Sidecar":
@@ -56,11 +57,13 @@ class Sidecar:
     def dump(self) -> str:
         """The file's text."""
         tree: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMAT if self.family else 3,  # a reader of version 3 alone would use the model as another
             "formulation": dump_formulation(self.formulation),
             "context": self.context,
             "mask_id": self.mask_id,
         }
+        if self.family is not None:
+            tree["family"] = self.family.name
         if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         if self.config is not None:
@@ -85,7 +88,8 @@ class Sidecar:
             return cls.of_run(parse_config(tree["config"]), tree["mask_id"], tree["step"])
         formulation, context, mask_id = parse_formulation(tree["formulation"]), tree["context"], tree["mask_id"]
         config = parse_config(tree["config"]) if "config" in tree else None
-        return cls(formulation, int(context), int(mask_id), tree.get("step"), config)
+        family = by_name(tree["family"]) if "family" in tree else None
+        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, family)
 
 
 def read_sidecar(path: str) -> Sidecar | None:

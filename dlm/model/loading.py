@@ -19,6 +19,7 @@ from transformers import (
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.attention import open_attention
 from dlm.model.locate import check_name
+from dlm.model.public import Family, family_of, read_config
 from dlm.model.time_embedding import TIMED, UNDERLYING
 
 PAD_OFFSET_POSITIONS = {
@@ -79,7 +80,8 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
 
     Args:
-        path: A folder with config.json and safetensors weights, or a Hub name.
+        path: A folder with config.json and safetensors weights, whole or in shards, or a Hub name; also of a published
+            diffusion model, whose tensors are renamed.
         attention: As in `attention_implementation`.
         sizes: Keys of its configuration that replace the stored ones, such as dropout.
 
@@ -87,15 +89,18 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         The model in evaluation mode, float32.
 
     Raises:
-        CheckpointError: There is no such model, it is damaged, or it has no head for masks.
+        CheckpointError: There is no such model, it is damaged, it has no head for masks, or it needs remote code.
         ConfigError: `sizes` has a key that the model does not have.
     """
     check_name(path)
     try:
-        config = _stored_config(path)
+        family = family_of(path, read_config(path))
+        config = _stored_config(path, family)
         factory = _auto_class(config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # json, the Hub and transformers raise different types
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if sizes:
@@ -110,6 +115,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
             use_safetensors=True,  # other formats are pickles
             output_loading_info=True,
             trust_remote_code=False,
+            key_mapping=dict(family.keys) if family and family.keys else None,
         )
     except Exception as error:  # safetensors, json, the Hub and transformers raise different types
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
@@ -117,6 +123,8 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         raise CheckpointError(
             f"the weights in {path} are not whole: {missing[0]} and {len(missing) - 1} others are missing"
         )
+    if family:
+        vars(model).pop("_weight_conversions", None)  # or `save_pretrained` would write the publisher's names back
     return cast(PreTrainedModel, model.eval())
 
 
@@ -170,8 +178,10 @@ def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str,
     return names
 
 
-def _stored_config(path: str) -> PreTrainedConfig:
+def _stored_config(path: str, family: Family | None) -> PreTrainedConfig:
     """A checkpoint's configuration; a time-conditioned one gets its architecture's own name back."""
+    if family is not None:
+        return family.config(read_config(path))
     tree, _ = PreTrainedConfig.get_config_dict(path)
     if tree.get("model_type") != TIMED:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

@@ -8,6 +8,9 @@ from dlm.errors import CheckpointError
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
 
+SIDECAR = "dlm.yaml"
+"""The file beside a model that says how `dlm` trained it."""
+
 ADAPTER = "adapter_config.json"
 """The file that marks a folder of adapters, written by `peft`."""
 

@@ -18,10 +18,12 @@ from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
 from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
 from dlm.model.attention import attention_implementation
+from dlm.model.checkpoint import read_sidecar
 from dlm.model.loading import build_model, load_model
 from dlm.model.locate import CHECKPOINTS, check_there, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
+from dlm.model.public import find
 from dlm.model.tokenizer import fingerprint, new_ids, special_ids
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
@@ -197,6 +199,7 @@ def run_model(
     source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)
     model = load_model(source, attention, config.model.sizes)
     if checkpoint is None or lora:
+        check_goes_on(config, source)
         fresh = new_ids(tokenizer, source)
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
@@ -208,6 +211,33 @@ def run_model(
     if checkpoint is not None:
         restore_adapter(checkpoint, adapter)
     return model, adapter
+
+
+def check_goes_on(config: Config, source: str) -> None:
+    """Refuses to read a diffusion model's predictions in other places than it was trained to make them in.
+
+    Args:
+        config: The run's configuration.
+        source: The pretrained model that it starts from.
+
+    Raises:
+        ConfigError: `model.shift` is not that of the model, or `model.annealing` would close its attention first.
+    """
+    family, sidecar = find(source), read_sidecar(source)
+    known = sidecar.formulation if sidecar else family.formulation if family else None
+    if known is None:
+        return
+    if known.shift != config.model.shift:
+        where = "one position earlier" if known.shift else "in place"
+        raise ConfigError(
+            f"model.shift: {source} is a diffusion model whose predictions are read {where}; "
+            f"set it to {str(known.shift).lower()}, got {str(config.model.shift).lower()}"
+        )
+    if config.model.annealing:
+        raise ConfigError(
+            f"model.annealing: {source} is a diffusion model and sees the whole text already; set it to 0, "
+            f"got {config.model.annealing}"
+        )
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:

@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from dlm.lm import DiffusionLM
-from dlm.model.checkpoint import FORMAT
 from tests.support import commands
 from tests.support.fixtures import MakeLM
 from tests.support.launchers import ENVIRONMENT
@@ -29,7 +28,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     weights.write_bytes(weights.read_bytes()[:-1000])
     (folder / "headless/model.safetensors").write_bytes(b"")
     sidecar = folder / "future/dlm.yaml"
-    sidecar.write_text(sidecar.read_text().replace(f"format: {FORMAT}", "format: 99"))
+    sidecar.write_text(sidecar.read_text().replace("format: 3", "format: 99"))
     (folder / "scrambled/config.json").write_text('{"model_type": ')
     (folder / "folder").mkdir()
     (folder / "empty-run/checkpoints").mkdir(parents=True)
