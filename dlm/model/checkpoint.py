@@ -13,13 +13,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
-from dlm.model.public import Family, by_name
-from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
+from dlm.model.public import Family, by_name, read_config
+from dlm.model.time_embedding import TIMED, TimeEmbedding, write_time_embedding
 from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
 
 if TYPE_CHECKING:
@@ -102,10 +103,12 @@ def read_sidecar(path: str) -> Sidecar | None:
         Its content, or None for a model that `dlm` did not write.
 
     Raises:
-        CheckpointError: The file is damaged or of a later format, or the Hub cannot be reached.
+        CheckpointError: The file is damaged or of a later format, or the Hub cannot be reached; or it is missing
+            beside a model that `dlm` wrote.
     """
     file = file_of(path, SIDECAR)
     if file is None:
+        _check_whole(path)
         return None
     try:
         tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -192,6 +195,17 @@ def point(link: Path, target: Path) -> None:
     draft.symlink_to(target.name)
     draft.replace(link)
     _flush(link.parent)
+
+
+def _check_whole(path: str) -> None:
+    """Refuses a model without its `dlm.yaml`, where it cannot be used as it was trained without that file."""
+    tree = read_config(path)
+    unasked = not Path(path).exists() and not hub.is_known_absent(path, SIDECAR)
+    if tree.get("model_type") == TIMED or (unasked and tree.get("is_causal") is False):
+        raise CheckpointError(
+            f"{path} was written by dlm and its {SIDECAR} is missing, which says how it was trained: "
+            f"{'connect to the network once' if unasked else 'copy it there'}"
+        )
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

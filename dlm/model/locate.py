@@ -11,6 +11,9 @@ CHECKPOINTS = "checkpoints"
 SIDECAR = "dlm.yaml"
 """The file beside a model that says how `dlm` trained it."""
 
+MAIN_FILES = ("config.json", "tokenizer_config.json")
+"""Files of which every model or tokenizer has one."""
+
 ADAPTER = "adapter_config.json"
 """The file that marks a folder of adapters, written by `peft`."""
 
@@ -66,7 +69,7 @@ def check_there(path: str) -> None:
         CheckpointError: The model is not available.
     """
     check_name(path)
-    known = Path(path).exists() or hub.is_cached(path, ("config.json", "tokenizer_config.json"))
+    known = Path(path).exists() or hub.is_cached(path, MAIN_FILES)
     if not known and not hub.answers(path):
         raise _unreachable(path)
 
@@ -79,10 +82,11 @@ def file_of(path: str, name: str) -> Path | None:
         name: The file's name.
 
     Returns:
-        Its local path; None if the model has no such file.
+        Its local path; None if the model has no such file, or if the Hub does not answer and an earlier download of
+            this model did not need it.
 
     Raises:
-        CheckpointError: The Hub does not give the file, and it is not in the cache.
+        CheckpointError: The Hub does not answer, and nothing of the model is in the cache.
     """
     if Path(path).is_dir():
         file = Path(path) / name
@@ -90,6 +94,8 @@ def file_of(path: str, name: str) -> Path | None:
     try:
         return hub.download(path, name)
     except (OSError, ValueError) as error:
+        if hub.is_cached(path, MAIN_FILES):
+            return None
         raise _unreachable(path) from error
 
 
