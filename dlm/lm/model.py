@@ -22,7 +22,7 @@ from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
-from dlm.model.loading import load_model, position_offset
+from dlm.model.loading import load_model, usable_positions
 from dlm.model.locate import is_adapter, resolve
 from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
@@ -120,8 +120,7 @@ class DiffusionLM:
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError("this model has no mask token of its own: it was not trained to fill masks")
         if sidecar is None:
-            positions = int(getattr(model.config, "max_position_embeddings", 512))
-            sidecar = Sidecar(Formulation(), positions - position_offset(model.config.model_type, ids.pad), ids.mask)
+            sidecar = Sidecar(Formulation(), usable_positions(model) or 512, ids.mask)
         self.sidecar = sidecar
         if self.sidecar.mask_id != ids.mask:
             raise CheckpointError(
@@ -456,7 +455,7 @@ class DiffusionLM:
 
 def _sidecar_of(family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sidecar:
     """What `dlm.yaml` would say beside a published model."""
-    positions = int(model.config.max_position_embeddings) - (family.first is not None)
+    positions = (usable_positions(model) or family.context) - (family.first is not None)
     return Sidecar(family.formulation, min(family.context, positions), special_ids(tokenizer).mask, family=family)
 
 

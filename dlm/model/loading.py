@@ -29,6 +29,11 @@ PAD_OFFSET_POSITIONS = {
     "camembert",
     "roberta-prelayernorm",
     "data2vec-text",
+    "xmod",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
 }
 """Architectures that number positions from the padding id on, and so need that many more position embeddings."""
 
@@ -128,17 +133,23 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     return cast(PreTrainedModel, model.eval())
 
 
-def position_offset(architecture: str, pad_id: int) -> int:
-    """The number of position embeddings that no token uses, because positions are numbered from the padding id on.
+def usable_positions(model: PreTrainedModel) -> int | None:
+    """The longest text that a model has positions for.
+
+    RoBERTa and its kin number positions from the padding id of the model on, so that 514 rows are 512 positions.
 
     Args:
-        architecture: A `model_type`.
-        pad_id: The id of the padding.
+        model: A model.
 
     Returns:
-        The number; 0 for most architectures.
+        The number of tokens; None if it has no limit.
     """
-    return pad_id + 1 if architecture in PAD_OFFSET_POSITIONS else 0
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    tables = (module for name, module in model.named_modules() if name.endswith("embeddings.position_embeddings"))
+    if positions is None or (table := next(tables, None)) is None:
+        return positions
+    padding_id: int | None = getattr(table, "padding_idx", None)
+    return positions if padding_id is None else positions - padding_id - 1
 
 
 def _model_config(
@@ -155,7 +166,7 @@ def _model_config(
             + (f"near it: {', '.join(near)}" if near else "for example qwen3, llama, modernbert, bert")
         ) from None
     names = _check_keys(architecture, blank, sizes)
-    offset = position_offset(architecture, special_ids["pad_token_id"])
+    offset = special_ids["pad_token_id"] + 1 if architecture in PAD_OFFSET_POSITIONS else 0
     unset = {name: None for name in names if name.endswith("_token_id")}  # defaults point into another vocabulary
     given = {"max_position_embeddings": length + offset, **unset, **special_ids, **sizes, "vocab_size": vocabulary}
     try:
