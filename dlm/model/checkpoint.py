@@ -1,5 +1,6 @@
 """Model, tokenizer and run configuration on disk: written whole or not at all, read without unpickling."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -151,8 +152,27 @@ def write_model(
         write_time_embedding(
             folder, time_embedding.state_dict() if weights is None else _part(weights, "time_embedding.")
         )
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(folder, tokenizer)
     (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a tokenizer that transformers 4 and 5 load, without the publisher's code.
+
+    Args:
+        folder: An existing folder.
+        tokenizer: A fast tokenizer.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("auto_map", "backend", "is_local", "local_files_only"):  # remote code, and how it was loaded
+        tree.pop(key, None)
+    if tree.get("tokenizer_class") in (None, "TokenizersBackend"):
+        tree["tokenizer_class"] = "PreTrainedTokenizerFast"  # what transformers 4 calls it, and 5 as well
+    if isinstance(tree.get("extra_special_tokens"), list):
+        tree["additional_special_tokens"] = tree.pop("extra_special_tokens")  # likewise
+    file.write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
