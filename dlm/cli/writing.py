@@ -10,7 +10,8 @@ from dlm.cli.console import check_free, errors
 
 if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
-    from dlm.lm.sampler import Watch
+    from dlm.lm.diffusion_gemma import DiffusionGemma
+    from dlm.lm.sampler import Sampler, Watch
 
 
 def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> None:
@@ -29,8 +30,24 @@ def load(model: str, device: str | None, precision: str) -> "DiffusionLM":
     return DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
 
 
+def load_writer(
+    model: str, device: str | None, precision: str, sampler: "Sampler", batch_size: int | None
+) -> "DiffusionLM | DiffusionGemma":
+    """The model that `dlm sample` writes with, which may be one that does nothing else and knows few samplers."""
+    from dlm.lm.diffusion_gemma import DiffusionGemma, check_sampler
+
+    computed_in = options.check_precision(precision)
+    if not DiffusionGemma.is_at(model):
+        return load(model, device, precision)
+    check_sampler(sampler, batch_size)
+    options.check_device(device)
+    return DiffusionGemma.from_pretrained(model, device=device, precision=computed_in)
+
+
 @contextmanager
-def recording(lm: "DiffusionLM", title: str, watch: bool, export: Path | None) -> Iterator["Watch | None"]:
+def recording(
+    lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None
+) -> Iterator["Watch | None"]:
     """Shows the first text while it is written, and exports the film of it at the end.
 
     Args:

@@ -169,10 +169,11 @@ class DiffusionLM:
         path = resolve(model)
         sidecar = read_sidecar(path)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        family = find(path) if sidecar is None and not is_adapter(path) else None
         tokenizer = build_tokenizer(Pretrained(path), lambda: ())
         how = attention_implementation(attention, where, sidecar.context if sidecar else 512)
         network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
-        if sidecar is None and (family := find(path)):
+        if family is not None:
             sidecar = _sidecar_of(family, network, tokenizer)
             if (pad_id := special_ids(tokenizer).pad) >= network.config.vocab_size:  # the publisher's is text
                 init_new_token_rows(network, [pad_id], pad_id + 1)

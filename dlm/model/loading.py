@@ -19,7 +19,7 @@ from transformers import (
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.attention import open_attention
 from dlm.model.locate import check_name
-from dlm.model.public import Family, family_of, read_config
+from dlm.model.public import Family, find, read_config
 from dlm.model.time_embedding import TIMED, UNDERLYING
 
 PAD_OFFSET_POSITIONS = {
@@ -99,7 +99,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     """
     check_name(path)
     try:
-        family = family_of(path, read_config(path))
+        family = find(path)
         config = _stored_config(path, family)
         factory = _auto_class(config)
     except ConfigError as error:
@@ -111,16 +111,40 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     if sizes:
         _check_keys(config.model_type, config, sizes)
         config.update(dict(sizes))
+    model = load_weights(
+        factory,
+        path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        key_mapping=dict(family.keys) if family and family.keys else None,
+    )
+    if family:
+        vars(model).pop("_weight_conversions", None)  # or `save_pretrained` would write the publisher's names back
+    return model
+
+
+def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
+    """Makes a model of the tensors in a folder or on the Hub, and checks that none is missing.
+
+    Args:
+        factory: The class of the model, or an auto class.
+        path: A folder with safetensors weights, or a Hub name.
+        **options: What `from_pretrained` is told.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights are damaged, missing or in another format, or not all there.
+    """
     try:
         model, info = factory.from_pretrained(
             path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention,
             use_safetensors=True,  # other formats are pickles
             output_loading_info=True,
-            trust_remote_code=False,
-            key_mapping=dict(family.keys) if family and family.keys else None,
+            **options,
         )
     except Exception as error:  # safetensors, json, the Hub and transformers raise different types
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
@@ -128,8 +152,6 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         raise CheckpointError(
             f"the weights in {path} are not whole: {missing[0]} and {len(missing) - 1} others are missing"
         )
-    if family:
-        vars(model).pop("_weight_conversions", None)  # or `save_pretrained` would write the publisher's names back
     return cast(PreTrainedModel, model.eval())
 
 

@@ -281,6 +281,10 @@ FAMILIES = (
 """Every family that loads."""
 
 
+DIFFUSION_GEMMA = "diffusion_gemma"
+"""The `model_type` of DiffusionGemma, which writes by the generation of transformers; see `dlm.lm.diffusion_gemma`."""
+
+
 @dataclass(frozen=True)
 class Refused:
     """Checkpoints that do not load, and why.
@@ -330,7 +334,13 @@ def find(path: str) -> Family | None:
         CheckpointError: The checkpoint is a diffusion model that cannot be loaded, or needs code of its own; or its
             configuration cannot be read.
     """
-    return family_of(path, read_config(path))
+    tree = read_config(path)
+    if tree.get("model_type") == DIFFUSION_GEMMA:
+        raise CheckpointError(
+            f"{path} is DiffusionGemma, which writes by the generation of transformers and has no loss: "
+            "dlm sample alone uses it"
+        )
+    return family_of(path, tree)
 
 
 def family_of(path: str, tree: Mapping[str, Any]) -> Family | None:

@@ -150,12 +150,13 @@ def starting_point(path: str) -> str:
 
     Raises:
         ConfigError: The folder holds adapters only.
-        CheckpointError: There is no such folder, and the Hub does not answer.
+        CheckpointError: There is no such folder, and the Hub does not answer; or the model cannot be loaded.
     """
     found = resolve(path) if (Path(path) / CHECKPOINTS).is_dir() else path
     check_there(found)
     if is_adapter(found):
         raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
+    find(found)  # refuses a model that no one can train, before the text is read
     return found
 
 

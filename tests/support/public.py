@@ -208,3 +208,39 @@ def _rename(folder: Path, model_type: str, architecture: str, **changes: Any) ->
     file = folder / "config.json"
     tree = json.loads(file.read_text()) | {"model_type": model_type, "architectures": [architecture], **changes}
     file.write_text(json.dumps(tree))
+
+
+def diffusion_gemma(folder: Path) -> Path:
+    """DiffusionGemma: canvases of 8 tokens, no images."""
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+
+    layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "global_head_dim": 16}
+    experts = {"num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 16}
+    roles = {"pad_token_id": 256, "eos_token_id": 257, "bos_token_id": 258}
+    text = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 32, "max_position_embeddings": 128}
+    vision = {
+        "model_type": "gemma4_vision",
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    }
+    torch.manual_seed(6)
+    config = DiffusionGemmaConfig(
+        text_config={**text, **layers, **heads, **experts, **roles, "initializer_range": 0.3},
+        vision_config=vision,
+        canvas_length=8,
+        image_token_id=263,
+        boi_token_id=262,
+        eoi_token_id=261,
+    )
+    model = DiffusionGemmaForBlockDiffusion(config)
+    model.generation_config.update(max_denoising_steps=4, max_new_tokens=16, eos_token_id=[257, 260])
+    model.save_pretrained(folder)
+    tokens = ("<pad>", "<eos>", "<bos>", "<mask>", "<turn|>")
+    named = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "mask_token": "<mask>"}
+    tokenizer(tokens, **named).save_pretrained(folder)
+    return folder
