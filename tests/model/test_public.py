@@ -1,6 +1,7 @@
 """Published diffusion models: what their own code computes, from their own files, without their code."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -334,3 +335,22 @@ def test_training_begins_from_them_as_they_are(made: dict[str, Path], tmp_path: 
 
 def test_every_failure_is_the_users_to_mend() -> None:
     assert issubclass(CheckpointError, DlmError) and CheckpointError.exit_code == 2
+
+
+def test_the_page_has_every_family_as_it_is() -> None:
+    """The tables of the configurations' page have a row for each family, and every refused one is named."""
+    page = (Path(__file__).parents[2] / "configs/README.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Published diffusion models\n")[2].partition("\n## ")[0]
+    rows = {name: row for name, row in re.findall(r"^\| ([\w-]+) (\| .*)$", section, re.MULTILINE) if name != "family"}
+    samplers = section.partition("| family | order |")[2]
+    assert list(rows) == [family.name for family in FAMILIES]
+    for family in FAMILIES:
+        (row,) = re.findall(rf"^\| {family.name} \| (.*) \|$", samplers, re.MULTILINE)
+        order, token, blocks, ends, longest = row.replace(r"\|", "|").split(" | ")
+        warm = f"temperature {family.token.temperature}, top-p {family.token.top_p}"
+        assert order == family.order.name
+        assert token == ("the likeliest" if family.token.temperature == 0.0 else warm)
+        assert blocks == ("one" if family.block_length is None else str(family.block_length))
+        assert ends == ", ".join(["end of text", *(f"`{end}`" for end in family.ends)])
+        assert longest == f"{family.context - (family.name == 'LLaDA'):,}"
+    assert [each.name for each in REFUSED if each.name not in section] == []
