@@ -26,13 +26,13 @@ class Family:
     """Checkpoints of one make. One row of the table below.
 
     A checkpoint belongs to a family if its `model_type` is one of `types`, and it names one of `architectures` or has
-    a path that `named` is found in.
+    a name that `named` is found in: its Hub name, or that of its folder.
 
     Attributes:
         name: What `dlm.yaml` and messages call it.
         types: The `model_type` of its configuration, and that of the native architecture with the same mathematics.
         architectures: The names in its configuration's `architectures`.
-        named: A pattern found in a Hub name or a path, where the configuration alone is that of another model.
+        named: A pattern found in its name, where the configuration alone is that of another model.
         sizes: Keys of its configuration by other names, and the native names, whose own values they replace.
         requires: Keys of its configuration whose value the native architecture presumes; a missing key is that value.
         keys: Patterns in the names of its tensors, and what replaces them; each with one group at most.
@@ -87,7 +87,7 @@ class Family:
             return False
         if not set(self.architectures).isdisjoint(_architectures(tree)):
             return True
-        return self.named is not None and re.search(self.named, path, re.IGNORECASE) is not None
+        return self.named is not None and re.search(self.named, name_of(path), re.IGNORECASE) is not None
 
     def config(self, tree: Mapping[str, Any]) -> PreTrainedConfig:
         """The configuration of the native architecture.
@@ -291,15 +291,24 @@ class Refused:
 
     Attributes:
         name: What they are called.
-        pattern: Found in a name of `architectures`, in the `model_type`, or in the path where `by_path`.
+        pattern: Found in a name of `architectures` or in the `model_type`; in its own name where there is neither.
         reason: What is missing.
-        by_path: Whether the configuration does not tell, and the path does.
+        passes_for: The family that its configuration is of, where only its own name tells it apart.
     """
 
     name: str
     pattern: str
     reason: str
-    by_path: bool = False
+    passes_for: str | None = None
+
+    def matches(self, path: str, tree: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is one of these; see `Family.matches`."""
+        names = [*_architectures(tree), str(tree.get("model_type", ""))]
+        if self.passes_for is not None:
+            names = [name_of(path)] if by_name(self.passes_for).matches(path, tree) else []
+        elif tree and not any(names):
+            names = [name_of(path).rpartition("/")[2]]
+        return any(re.search(self.pattern, name, re.IGNORECASE) for name in names)
 
 
 _EXPERTS = "its mixture of experts has no native architecture in transformers"
@@ -312,7 +321,7 @@ REFUSED = (
     Refused("MMaDA", r"^MMada", "it reads images, for which transformers has no native architecture"),
     Refused("SDAR", r"^SDAR", _BLOCKS),
     Refused("Fast-dLLM v2", r"^Fast_dLLM", _BLOCKS),
-    Refused("dLLM's BD3-LM", r"bd3-?lm", _BLOCKS, by_path=True),
+    Refused("dLLM's BD3-LM", r"bd3-?lm", _BLOCKS, passes_for="A2D"),
     Refused("BD3-LM", r"^bd3-?lm", f"its network is no native architecture of transformers, and {_BLOCKS}"),
     Refused("RND1", r"^RND1", _EXPERTS),
     Refused("MDLM", r"^MDLM$", "its network, a DiT that takes the time, is no native architecture of transformers"),
@@ -347,17 +356,17 @@ def family_of(path: str, tree: Mapping[str, Any]) -> Family | None:
     """Finds the family that a configuration belongs to; see `find`."""
     if (Path(path) / SIDECAR).exists():
         return None
-    names = [*_architectures(tree), str(tree.get("model_type", ""))]
     for refused in REFUSED:
-        if any(re.search(refused.pattern, name, re.IGNORECASE) for name in ([path] if refused.by_path else names)):
+        if refused.matches(path, tree):
             raise CheckpointError(f"{path} is {refused.name}, which cannot be loaded: {refused.reason}")
     for family in FAMILIES:
         if family.matches(path, tree):
             return family
     if "auto_map" in tree and tree.get("model_type") not in CONFIG_MAPPING:
+        kind = (_architectures(tree) or [tree.get("model_type", "model")])[0]
         raise CheckpointError(
-            f"{path} is a {names[0] or 'model'} that needs code of its own, which is never run; diffusion models that "
-            f"load without it: {', '.join(family.name for family in FAMILIES)}"
+            f"{path} is a {kind} that needs code of its own, which is never run; diffusion models that load without "
+            f"it: {', '.join(family.name for family in FAMILIES)}"
         )
     return None
 
@@ -378,6 +387,15 @@ def by_name(name: str) -> Family:
         if family.name == name:
             return family
     raise ValueError(f"family: there is none called {name!r}; known: {', '.join(each.name for each in FAMILIES)}")
+
+
+def name_of(path: str) -> str:
+    """The name of a checkpoint: its Hub name, also where it lies in the Hub's cache, or the name of its folder."""
+    if not Path(path).exists():
+        return path
+    parts = Path(path).resolve().parts
+    cached = [part for part in parts if part.startswith("models--")]
+    return cached[-1].removeprefix("models--").replace("--", "/") if cached else parts[-1]
 
 
 def read_config(path: str) -> dict[str, Any]:

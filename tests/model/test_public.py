@@ -18,7 +18,7 @@ from dlm.diffusion.unmask import Confidence, Entropy, Random, TokenChoice
 from dlm.errors import CheckpointError, ConfigError, DlmError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.locate import SIDECAR
-from dlm.model.public import FAMILIES, REFUSED
+from dlm.model.public import FAMILIES, REFUSED, find
 from dlm.model.text import encode
 from tests.support import public
 from tests.support.adapted_runs import describe
@@ -289,6 +289,25 @@ def test_block_diffusion_that_only_its_name_tells_is_refused(tmp_path: Path, ref
     folder.mkdir()
     public.a2d(folder)
     with refused(CheckpointError, "BD3-LM", "block to block"):
+        DiffusionLM.from_pretrained(folder)
+
+
+def test_only_the_models_own_name_tells_it_apart(tmp_path: Path) -> None:
+    """A plain Qwen2 in a folder of a folder called open-dcoder is no Open-dCoder, and a snapshot in the cache is."""
+    plain = tmp_path / "open-dcoder" / "qwen"
+    plain.mkdir(parents=True)
+    public.open_dcoder(plain)
+    assert find(str(plain)) is None
+    snapshot = public.into_cache(plain, "fredzzp/open-dcoder-0.5B", tmp_path / "hub")
+    found = find(str(snapshot))
+    assert found is not None and found.name == "Open-dCoder"
+
+
+def test_a_configuration_that_names_nothing_is_told_by_the_models_name(tmp_path: Path, refused: Refused) -> None:
+    folder = tmp_path / "sedd-small"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"tokens": 50257, "graph": {"type": "absorb"}}')
+    with refused(CheckpointError, "SEDD", "DiT"):
         DiffusionLM.from_pretrained(folder)
 
 
