@@ -25,7 +25,7 @@ def sample(
         typer.Option(
             min=1,
             help="Tokens to write.",
-            show_default="what the context has room for; of a published model its publisher's number",
+            show_default=f"what the context has room for; {options.PUBLISHED}",
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,

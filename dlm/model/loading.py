@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -147,6 +148,11 @@ def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
             **options,
         )
     except Exception as error:  # safetensors, json, the Hub and transformers raise different types
+        folder = Path(path)
+        if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            raise CheckpointError(
+                f"the weights in {path} are pickles, which are never read: convert them to safetensors"
+            ) from error
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(

@@ -331,7 +331,7 @@ def test_a_variant_that_llama_does_not_compute_is_refused(
 def test_weights_that_are_pickles_are_refused(tmp_path: Path, refused: Refused) -> None:
     public.llada(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with refused(CheckpointError, str(tmp_path), "safetensors"):
+    with refused(CheckpointError, str(tmp_path), "pickles", "safetensors"):
         DiffusionLM.from_pretrained(tmp_path)
 
 
