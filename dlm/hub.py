@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
 NAME = r"[\w-][\w.-]*(/[\w.-]+)?"
@@ -50,6 +50,11 @@ def answers(name: str) -> bool:
 def is_cached(name: str, files: Iterable[str]) -> bool:
     """Whether an earlier download of a model left any of these files in the cache."""
     return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
+
+
+def is_known_absent(name: str, file: str) -> bool:
+    """Whether the Hub once answered that a model does not have this file."""
+    return try_to_load_from_cache(name, file) is _CACHED_NO_EXIST
 
 
 def download(name: str, file: str) -> Path | None:

@@ -11,7 +11,8 @@ from dlm.diffusion.levels import Bell, Clip, Even
 from dlm.diffusion.noise import Absorbing, Hybrid, Uniform
 from dlm.diffusion.weighting import CrossEntropy, Elbo, HybridCrossEntropy
 from dlm.errors import ConfigError
-from dlm.model.checkpoint import SIDECAR, Sidecar, read_sidecar
+from dlm.model.checkpoint import Sidecar, read_sidecar
+from dlm.model.locate import SIDECAR
 from dlm.settings import dump_config, load_config, parse_config
 from dlm.spellings import OBJECTIVES, SETTINGS, translate_override, translate_tree
 from tests.support.fixtures import Refused

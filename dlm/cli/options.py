@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 HOW = "How it writes"
 OWN_STEPS = "one token a step; of a reverse chain the model's own, or 64 and more"
 
+PUBLISHED = "of a published model its publisher's"
+
 Model = Annotated[str, typer.Argument(help="A run folder, a checkpoint folder or a Hub name.", show_default=False)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key: optim.lr=3e-4. Repeatable.", show_default=False)
@@ -132,7 +134,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
         return Sampler(
             order=named("--order", AnyOrder, order)() if order else None,
             budget=_budget(get_args(AnyBudget), asked),
-            token=TokenChoice(**token),
+            token=TokenChoice(**token) if token else None,
             block_length=block_length,
         )
     except ValueError as error:  # it begins with the field's name
@@ -181,7 +183,7 @@ def _described_by_options() -> Callable[..., None]:
     options.append(_option("block_length", int, help=blocks, min=1))
     for f in fields(TokenChoice):
         least = 1 if f.name == "top_k" else None
-        kind, shown = int if least else float, f.default is not None
+        kind, shown = int if least else float, f.default is not None and f"{f.default}; {PUBLISHED}"
         options.append(_option(f.name, kind, f.default, help=f.metadata["help"], min=least, show_default=shown))
 
     def described() -> None:

@@ -8,7 +8,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import errors, json_line, quiet_libraries, write_data
-from dlm.cli.writing import check_outputs, load, recording
+from dlm.cli.writing import check_outputs, load_writer, recording
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,13 +20,20 @@ def sample(
     model: options.Model,
     num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
     length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens to write.", show_default="what the context has room for")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens to write.",
+            show_default=f"what the context has room for; {options.PUBLISHED}",
+        ),
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
     chat: Annotated[
         str | None, typer.Option(help="Answer this message, by the tokenizer's chat template.", show_default=False)
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Texts written side by side.", show_default="16")
+    ] = None,
     *,
     seed: options.Seed = 0,
     mask_token: options.MaskToken = None,
@@ -48,7 +55,7 @@ def sample(
     check_outputs(output, export, overwrite)
     quiet_libraries()
     how = options.build_sampler(context.obj)
-    lm = load(model, device, precision, mask_token)
+    lm = load_writer(model, device, precision, how, batch_size, mask_token)
     began = time.perf_counter()
     with recording(lm, f"dlm sample {model}", watch, export) as take:
         texts = lm.generate(
@@ -57,8 +64,8 @@ def sample(
             length=length,
             sampler=how,
             seed=seed,
-            batch_size=batch_size,
             watch=take,
+            **({} if batch_size is None else {"batch_size": batch_size}),
         )
         facts = _facts(texts, time.perf_counter() - began, seed)
     if as_json:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors
+from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
-    from dlm.lm.sampler import Watch
+    from dlm.lm.diffusion_gemma import DiffusionGemma
+    from dlm.lm.sampler import Sampler, Watch
 
 
 def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> None:
@@ -30,8 +32,31 @@ def load(model: str, device: str | None, precision: str, mask_token: str | None 
     return DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
 
 
+def load_writer(
+    model: str,
+    device: str | None,
+    precision: str,
+    sampler: "Sampler",
+    batch_size: int | None,
+    mask_token: str | None = None,
+) -> "DiffusionLM | DiffusionGemma":
+    """The model that `dlm sample` writes with, which may be one that does nothing else and knows few samplers."""
+    from dlm.lm.diffusion_gemma import DiffusionGemma, check_sampler
+
+    computed_in = options.check_precision(precision)
+    if not DiffusionGemma.is_at(model):
+        return load(model, device, precision, mask_token)
+    check_sampler(sampler, batch_size)
+    if mask_token is not None:
+        raise ConfigError(f"--mask-token: {model} writes uniform noise and has no mask; leave it out")
+    options.check_device(device)
+    return DiffusionGemma.from_pretrained(model, device=device, precision=computed_in)
+
+
 @contextmanager
-def recording(lm: "DiffusionLM", title: str, watch: bool, export: Path | None) -> Iterator["Watch | None"]:
+def recording(
+    lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None
+) -> Iterator["Watch | None"]:
     """Shows the first text while it is written, and exports the film of it at the end.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Literal
 from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.levels import Levels
 from dlm.diffusion.likelihood import Estimator
-from dlm.diffusion.network import Network, ShiftedNetwork
+from dlm.diffusion.network import LedNetwork, Network, ShiftedNetwork
 from dlm.diffusion.noise import Absorbing, AnyNoise, counts_suffice
 from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
@@ -70,19 +70,22 @@ class Formulation:
         """The forward process over a vocabulary."""
         return Process(self.noise, self.schedule, vocabulary)
 
-    def denoiser(self, network: Network, process: Process, forbidden: Sequence[int], first_id: int) -> Denoiser:
+    def denoiser(self, network: Network, process: Process, forbidden: Sequence[int], first_id: int | None) -> Denoiser:
         """The network as a denoiser.
 
         Args:
             network: Gives logits.
             process: The forward process.
             forbidden: The ids that are never predicted, the mask among them.
-            first_id: What a shifted network reads before the text: the end of the text before, as in training.
+            first_id: What the network reads before every text, such as the end of the text before; None for nothing.
 
         Returns:
             What predicts p(x0 | xt).
         """
-        network = ShiftedNetwork(network, first_id) if self.shift else network
+        if self.shift:
+            network = ShiftedNetwork(network, first_id)
+        elif first_id is not None:
+            network = LedNetwork(network, first_id)
         if self.parameterization == "plug-in":
             return LeaveOneOutDenoiser(network, forbidden, process)
         return X0Denoiser(network, forbidden)

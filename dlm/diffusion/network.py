@@ -144,18 +144,14 @@ class FunctionNetwork:
         return logits_NV if reducer is None else reducer(logits_NV, slice(None))
 
 
-class ShiftedNetwork:
-    """A network that predicts the next token, as causal decoders were trained to, made to predict in place.
-
-    The prediction for a position is read one position earlier (2410.17891, section 3.3). One token stands before
-    the text, so that its first position has a prediction too.
-    """
+class LedNetwork:
+    """A network that reads one token before every text, such as a begin of text."""
 
     def __init__(self, network: Network, first_id: int) -> None:
         """Wraps a network.
 
         Args:
-            network: Gives logits of the token after each wanted position.
+            network: Gives logits.
             first_id: The id that stands before every text.
         """
         self.network = network
@@ -169,15 +165,79 @@ class ShiftedNetwork:
 
     def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         """Logits of the wanted positions, or what the reducer makes of them; see `Network`."""
-        if inputs.attention is not None or inputs.cache is not None:
-            raise ValueError("a shift prepends a token: wrap attention and cache around the network inside of it")
-        first_B1 = torch.full_like(inputs.ids_BL[:, :1], self.first_id)
-        unwanted_B1 = torch.zeros_like(inputs.wanted_BL[:, :1])
-        shifted = replace(
-            inputs,
-            ids_BL=torch.cat([first_B1, inputs.ids_BL], 1),
-            wanted_BL=torch.cat([inputs.wanted_BL, unwanted_B1], 1),
-        )
-        # Known without looking: each row is one longer.
-        vars(shifted)["index_N"] = inputs.index_N + inputs.index_N // inputs.ids_BL.shape[1]
+        led = _led(inputs, self.first_id)
+        return self.network(led) if reducer is None else self.network(led, reducer)
+
+
+class ShiftedNetwork:
+    """A network that predicts the next token, as causal decoders were trained to, made to predict in place.
+
+    The prediction for a position is read one position earlier (2410.17891, section 3.3). The first position is read
+    from a token that stands before the text, or from itself where nothing does, as Dream does (2508.15487).
+    """
+
+    def __init__(self, network: Network, first_id: int | None) -> None:
+        """Wraps a network.
+
+        Args:
+            network: Gives logits of the token after each wanted position.
+            first_id: The id that stands before every text; None for nothing.
+        """
+        self.network = network
+        self.first_id = first_id
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: Reducer) -> Reduced: ...
+
+    def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        """Logits of the wanted positions, or what the reducer makes of them; see `Network`."""
+        if self.first_id is None:
+            return self._without_first(inputs, reducer)
+        led = _led(inputs, self.first_id)
+        shifted = replace(led, wanted_BL=led.wanted_BL.roll(-1, 1))  # the first is not wanted, so none wraps around
+        vars(shifted)["index_N"] = led.index_N - 1
         return self.network(shifted) if reducer is None else self.network(shifted, reducer)
+
+    def _without_first(self, inputs: NetworkInput, reducer: Reducer | None) -> Tensor | Reduced:
+        """The same where row 0 predicts the first position and the second: it is computed once and used twice."""
+        wanted_BL = inputs.wanted_BL
+        if inputs.cache is not None:
+            raise ValueError(
+                "a shifted network reads one row earlier, which a cache hides: wrap the cache inside of it"
+            )
+        next_BL = torch.cat([wanted_BL[:, 1:], torch.zeros_like(wanted_BL[:, :1])], 1)
+        read_BL = next_BL.clone()
+        read_BL[:, 0] |= wanted_BL[:, 0]
+        uses_BL = next_BL.long()
+        uses_BL[:, 0] += wanted_BL[:, 0].long()
+        uses_U = uses_BL[read_BL]
+        shifted = replace(inputs, wanted_BL=read_BL)
+        if reducer is None:
+            return self.network(shifted).repeat_interleave(uses_U, 0)
+        stops = [0, *uses_U.cumsum(0).tolist()]
+
+        def reduce_used(logits_CV: Tensor, rows: slice) -> Reduced:
+            start, stop, _ = rows.indices(len(uses_U))
+            used_CV = logits_CV.repeat_interleave(uses_U[start:stop], 0)
+            return reducer(used_CV, slice(stops[start], stops[stop]))
+
+        return self.network(shifted, reduce_used)
+
+
+def _led(inputs: NetworkInput, first_id: int) -> NetworkInput:
+    """The same call with one token before the text, whose prediction is not wanted."""
+    if inputs.attention is not None or inputs.cache is not None:
+        raise ValueError("a token is prepended here: wrap attention and cache around the network inside of it")
+    first_B1 = torch.full_like(inputs.ids_BL[:, :1], first_id)
+    unwanted_B1 = torch.zeros_like(inputs.wanted_BL[:, :1])
+    led = replace(
+        inputs,
+        ids_BL=torch.cat([first_B1, inputs.ids_BL], 1),
+        wanted_BL=torch.cat([unwanted_B1, inputs.wanted_BL], 1),
+    )
+    # Each row is one longer. Found from `wanted_BL`, the indices would have to wait for a GPU.
+    vars(led)["index_N"] = inputs.index_N + inputs.index_N // inputs.ids_BL.shape[1] + 1
+    return led

@@ -39,7 +39,7 @@ def sample(
     *,
     generators: Sequence[torch.Generator],
     block_length: int | None = None,
-    stop_id: int | None = None,
+    stop_ids: Sequence[int] = (),
 ) -> Iterator[State]:
     """Writes the editable positions of a canvas and leaves every other position as it is.
 
@@ -53,13 +53,14 @@ def sample(
         generators: One stream a row; a row's text depends on its own stream and canvas alone.
         block_length: Write blocks of this many positions from left to right, each with all of the rule's steps
             (semi-autoregressive, as in LLaDA, 2502.09992). One block by default.
-        stop_id: Once this id is written and everything editable before it is, the row is done, and its
-            remaining positions are filled with this id. A rule that may change a written token ignores it.
+        stop_ids: Once one of these ids is written and everything editable before it is, the row is done, and its
+            remaining positions are filled with the first of these ids. A rule that may change a written token
+            ignores them.
 
     Yields:
         The noise before the first step, the state after every step that changed something, and the last state.
     """
-    stop_id = stop_id if rule.tokens_are_final else None
+    stop_ids = stop_ids if rule.tokens_are_final else ()
     x_BL = rule.begin(canvas_BL, editable_BL, generators)
     calls, calls_B, unchanged_BL = 0, torch.zeros(len(x_BL), dtype=torch.long), torch.zeros_like(editable_BL)
     yield (last := State(x_BL, editable_BL, unchanged_BL, calls, calls_B))
@@ -67,7 +68,7 @@ def sample(
     for block_BL in _blocks(editable_BL, block_length):
         initial_count_B: Tensor | None = None
         for index in range(1, rule.steps + 1) if rule.steps else itertools.count(1):
-            active_BL = rule.active(x_BL, block_BL) & ~_stopped(x_BL, editable_BL, stop_id)
+            active_BL = rule.active(x_BL, block_BL) & ~_stopped(x_BL, editable_BL, stop_ids)
             if initial_count_B is None:
                 initial_count_B = active_BL.sum(1)
             if not active_BL.any():
@@ -80,8 +81,8 @@ def sample(
             if changes.changed_BL.any():
                 yield (last := State(x_BL, editable_BL, changes.changed_BL, calls, calls_B))
 
-    if stop_id is not None and (rest_BL := rule.active(x_BL, editable_BL)).any():
-        yield State(x_BL.masked_fill(rest_BL, stop_id), editable_BL, rest_BL, calls, calls_B)
+    if stop_ids and (rest_BL := rule.active(x_BL, editable_BL)).any():
+        yield State(x_BL.masked_fill(rest_BL, stop_ids[0]), editable_BL, rest_BL, calls, calls_B)
     elif calls > last.calls:
         yield State(x_BL, editable_BL, unchanged_BL, calls, calls_B)
 
@@ -96,8 +97,9 @@ def _blocks(editable_BL: Tensor, block_length: int | None) -> Iterator[Tensor]:
         yield editable_BL & (block_BL == block)
 
 
-def _stopped(x_BL: Tensor, editable_BL: Tensor, stop_id: int | None) -> Tensor:
+def _stopped(x_BL: Tensor, editable_BL: Tensor, stop_ids: Sequence[int]) -> Tensor:
     """The positions at or after a stop that was written."""
-    if stop_id is None:
+    if not stop_ids:
         return torch.zeros_like(editable_BL)
-    return ((x_BL == stop_id) & editable_BL).cumsum(1) > 0
+    ends_BL = torch.isin(x_BL, torch.tensor(stop_ids, device=x_BL.device))
+    return (ends_BL & editable_BL).cumsum(1) > 0

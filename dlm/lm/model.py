@@ -1,7 +1,7 @@
 """`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
@@ -15,7 +15,7 @@ from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Estimator
-from dlm.diffusion.unmask import Margin, Random
+from dlm.diffusion.unmask import Margin, Order, Random
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_spans, written_text
 from dlm.lm.sampler import Sampler, Watch
@@ -24,10 +24,11 @@ from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_model
-from dlm.model.loading import load_model, position_offset
+from dlm.model.loading import load_model, usable_positions
 from dlm.model.locate import is_adapter, resolve
 from dlm.model.lora import load_merged
 from dlm.model.precision import Precision, in_precision, native_precision
+from dlm.model.public import Family, find
 from dlm.model.text import encode, encode_chat
 from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids, vocabulary_of
@@ -124,27 +125,29 @@ class DiffusionLM:
                 f"text, which are {ids.mask}, {ids.pad} and {ids.end}: it was not trained to fill masks"
             )
         if sidecar is None:
-            positions = int(getattr(model.config, "max_position_embeddings", 512))
-            room = positions - position_offset(model.config.model_type, ids.pad)
-            sidecar = Sidecar(Formulation(), room, ids.mask, affixes=affixes_of(tokenizer))
+            sidecar = Sidecar(Formulation(), usable_positions(model) or 512, ids.mask, affixes=affixes_of(tokenizer))
         self.sidecar = sidecar
         if self.sidecar.mask_id != ids.mask:
             raise CheckpointError(
                 f"the mask of this tokenizer is {ids.mask} and the model was trained with {self.sidecar.mask_id}: "
                 "the tokenizer is not the model's own"
             )
-        self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary))
-        self._end_id, self._pad_id = ids.end, ids.pad
+        family = self.sidecar.family
+        ends = family.end_ids(tokenizer) if family else []
+        self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
+        self._end_ids, self._pad_id = (ids.end, *ends), ids.pad
+        self._first_id = _first_id(sidecar, tokenizer)
         self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
         scoring: Precision = "fp32" if precision == "auto" else precision
         forbidden = self.process.vocabulary.forbidden
-        known = forbidden if ids.unknown is None else (*forbidden, ids.unknown)
+        known = forbidden if ids.unknown is None or ids.unknown in ends else (*forbidden, ids.unknown)
         self.denoiser = self._forbidding(forbidden, scoring)
+        inside = (*known, *self._end_ids)
         self.sampling_denoiser: Denoiser = PlacedDenoiser(self._forbidding(known, self.precision), lambda: self.device)
         self.infilling_denoiser: Denoiser = PlacedDenoiser(
-            self._forbidding((*known, ids.end), self.precision), lambda: self.device
+            self._forbidding(inside, self.precision), lambda: self.device
         )
-        self._ranking_denoiser = self._forbidding((*known, ids.end), scoring)
+        self._ranking_denoiser = self._forbidding(inside, scoring)
 
     @classmethod
     def from_pretrained(
@@ -160,7 +163,8 @@ class DiffusionLM:
 
         Args:
             model: A run folder (its best checkpoint), a checkpoint folder, or a Hub name; also a masked-LM
-                model of transformers' own, such as BERT. Adapters are merged into the model they belong to.
+                model of transformers' own, such as BERT, or a published diffusion model, such as LLaDA (see
+                `dlm.model.public`). Adapters are merged into the model they belong to.
             device: Where to put it; a GPU where there is one by default.
             attention: As `model.attention` in the configuration.
             precision: What the network computes in; see the constructor.
@@ -176,6 +180,7 @@ class DiffusionLM:
         path = resolve(model)
         sidecar = read_sidecar(path)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        family = find(path) if sidecar is None and not is_adapter(path) else None
         tokenizer = build_tokenizer(Pretrained(path, mask_token), lambda: (), adds_mask=sidecar is not None)
         ids = special_ids(tokenizer)
         if sidecar is not None and mask_token is not None and ids.mask != sidecar.mask_id:
@@ -188,6 +193,8 @@ class DiffusionLM:
         size = int(network.config.vocab_size)
         if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
             init_new_token_rows(network, [ids.pad], ids.pad + 1)
+        if family is not None:
+            sidecar = _sidecar_of(family, network, tokenizer)
         timed = sidecar is not None and sidecar.formulation.timed
         embedding = load_time_embedding(path, network).to(where) if timed else None
         return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=embedding)  # type: ignore[arg-type]
@@ -256,10 +263,11 @@ class DiffusionLM:
         Args:
             prompt: What the text begins with, or a chat. With one, a text ends at the first end of text.
             num: How many texts.
-            length: Tokens to write; what the context leaves room for by default.
+            length: Tokens to write; by default what the context leaves room for, and for a published model no more
+                than its publisher's own number.
             sampler: How; by default exact random order, one token at a time, or the model's own chain of steps;
                 where seen tokens may be noise the reverse chain, in T steps, or without T in one step a token and at
-                least 64.
+                least 64. What it leaves open is taken from the publisher's own sampler for a published model.
             seed: Text number i depends on the seed and i alone, not on the batch.
             batch_size: Texts written side by side.
             watch: Called with every state.
@@ -274,23 +282,23 @@ class DiffusionLM:
         self.model.eval()
         given, affixes = self._given(prompt)
         room = self.context - len(given) - len(affixes)
-        length = room if length is None else length
+        if length is None:
+            length = min(room, family.length) if (family := self.sidecar.family) else room
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
-        sampler = sampler or Sampler()
-        rule = sampler.rule(self.formulation, self.process, Random(), length)
+        sampler, order = self._completed(sampler, Random())
+        rule = sampler.rule(self.formulation, self.process, order, length)
         canvas = Canvas.after(given, [self.process.mask_id] * length, affixes)
         (hole,), text_before = canvas.holes, prompt if isinstance(prompt, str) else ""
-        stop_id = self._end_id if prompt else None
+        stop_ids = self._end_ids if prompt else ()
         samples = []
         for indices in _batches(range(num), batch_size):
             rows = stack([canvas] * len(indices), self._pad_id)
             streams = [generator(seed, "sample", i) for i in indices]
-            final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_id=stop_id, watch=watch)
+            final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_ids=stop_ids, watch=watch)
             for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
                 written = ids[hole.start : hole.stop]
-                if stop_id in written:
-                    written = written[: written.index(stop_id)]
+                written = written[: next((i for i, id_ in enumerate(written) if id_ in stop_ids), None)]
                 whole = [*given, *written]
                 text = written_text(self.tokenizer, whole, range(len(given), len(whole)), text_before)
                 samples.append(Sample(text_before + text, text, tuple(written), calls))
@@ -345,7 +353,7 @@ class DiffusionLM:
         Args:
             templates: What `parse_template` makes of each text.
             num: How many alternatives of each.
-            sampler: How; by margin order, one token at a time, by default.
+            sampler: How; by margin order, one token at a time, by default; for a published model by its own order.
             seed: An alternative depends on the seed, its text's place in `templates` and its own number alone.
             batch_size: Alternatives written side by side.
             draws: Masked copies that a log-likelihood is estimated from; the same masks for every alternative.
@@ -402,9 +410,9 @@ class DiffusionLM:
         self.model.eval()
         mask_id, affixes = self.process.mask_id, self.sidecar.affixes
         canvases = {i: lay_out(each, self.tokenizer, mask_id, self.context, affixes) for i, each in templates.items()}
-        sampler = sampler or Sampler()
+        sampler, order = self._completed(sampler, Margin(), blocks=False)
         widest = max((sum(canvas.editable) for canvas in canvases.values()), default=1)
-        rule = sampler.rule(self.formulation, self.process, Margin(), widest)
+        rule = sampler.rule(self.formulation, self.process, order, widest)
         estimator = self.formulation.estimator(draws)
         found: list[Infilling] = []
         for jobs in _batches([(i, number) for i in templates for number in range(num)], batch_size):
@@ -440,7 +448,7 @@ class DiffusionLM:
         """
         self.model.eval()
         given, affixes = self._given(prompt)
-        ids = [*encode(self.tokenizer, [response])[0], self._end_id]
+        ids = [*encode(self.tokenizer, [response])[0], self._end_ids[0]]
         canvas = Canvas.after(given, ids, affixes)
         if (excess := len(canvas.ids) - self.context) > 0:
             raise DataError(
@@ -469,7 +477,7 @@ class DiffusionLM:
         pieces: list[tuple[int, Canvas]] = []
         affixes, room = self.sidecar.affixes, self.context - len(self.sidecar.affixes)
         for index, ids in enumerate(encode(self.tokenizer, [texts] if isinstance(texts, str) else list(texts))):
-            whole = [*ids, self._end_id]
+            whole = [*ids, self._end_ids[0]]
             cuts = range(0, len(whole), room)
             pieces += [(index, Canvas.after([], whole[start : start + room], affixes)) for start in cuts]
         estimator = self.formulation.estimator(draws)
@@ -487,7 +495,10 @@ class DiffusionLM:
         if prompt is None or isinstance(prompt, str):
             given, affixes = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes
         else:
-            given, affixes = encode_chat(self.tokenizer, prompt), Affixes()
+            family = self.sidecar.family
+            given, affixes = encode_chat(self.tokenizer, prompt, family.chat if family else None), Affixes()
+            if given[:1] == [self._first_id]:  # the template writes what the network reads before every text
+                given = given[1:]
         if len(given) + len(affixes) >= self.context:
             raise DataError(
                 f"the prompt takes {len(given) + len(affixes)} tokens and the context of this model is "
@@ -510,7 +521,28 @@ class DiffusionLM:
     def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
         network = in_precision(self._backbone, precision)
-        return self.formulation.denoiser(network, self.process, forbidden, self._end_id)
+        return self.formulation.denoiser(network, self.process, forbidden, self._first_id)
+
+    def _completed(self, sampler: Sampler | None, order: Order, *, blocks: bool = True) -> tuple[Sampler, Order]:
+        """A sampler and a default order, with what they leave open taken from the publisher's own sampler."""
+        sampler, family = sampler or Sampler(), self.sidecar.family
+        if family is None:
+            return sampler, order
+        length = sampler.block_length or (family.block_length if blocks else None)
+        return replace(sampler, token=sampler.token or family.token, block_length=length), family.order
+
+
+def _sidecar_of(family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sidecar:
+    """What `dlm.yaml` would say beside a published model."""
+    positions = (usable_positions(model) or family.context) - (family.first is not None)
+    return Sidecar(family.formulation, min(family.context, positions), special_ids(tokenizer).mask, family=family)
+
+
+def _first_id(sidecar: Sidecar, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id that the network reads before every text: a family's own, or for a shift the end of the text before."""
+    if sidecar.family is not None:
+        return sidecar.family.first_id(tokenizer)
+    return special_ids(tokenizer).end if sidecar.formulation.shift else None
 
 
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:

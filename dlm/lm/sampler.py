@@ -1,7 +1,7 @@
 """How a model writes: the choices of a sampler, and writing rows side by side."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,13 +25,13 @@ class Sampler:
     Attributes:
         order: Which masked positions first; None for the budget's own, or else for what suits the task.
         budget: How many of them a step; None for one, or for the reverse chain where seen tokens may be noise.
-        token: Which token each gets.
-        block_length: Tokens a block, written from left to right; None for one block.
+        token: Which token each gets; None for the model's own choice, or else a draw from all of them.
+        block_length: Tokens a block, written from left to right; None for the model's own, or else one block.
     """
 
     order: Order | None = None
     budget: Budget | None = None
-    token: TokenChoice = field(default_factory=TokenChoice)
+    token: TokenChoice | None = None
     block_length: int | None = None
 
     def rule(self, formulation: Formulation, process: Process, default_order: Order, tokens: int) -> Rule:
@@ -51,7 +51,12 @@ class Sampler:
         """
         try:
             rule = formulation.rule(
-                process, self.token, order=self.order, budget=self.budget, default_order=default_order, tokens=tokens
+                process,
+                self.token or TokenChoice(),
+                order=self.order,
+                budget=self.budget,
+                default_order=default_order,
+                tokens=tokens,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -67,7 +72,7 @@ class Sampler:
         editable_BL: Tensor,
         generators: Sequence[torch.Generator],
         *,
-        stop_id: int | None = None,
+        stop_ids: Sequence[int] = (),
         watch: Watch | None = None,
     ) -> State:
         """Writes the editable positions of a canvas.
@@ -78,7 +83,7 @@ class Sampler:
             canvas_BL: Ids.
             editable_BL: Which of them are to be written.
             generators: One stream a row.
-            stop_id: The id after which a row needs no more tokens.
+            stop_ids: The ids after which a row needs no more tokens.
             watch: Called with every state.
 
         Returns:
@@ -91,7 +96,7 @@ class Sampler:
             editable_BL,
             generators=generators,
             block_length=self.block_length,
-            stop_id=stop_id,
+            stop_ids=stop_ids,
         ):
             if watch:
                 watch(state)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, PreTrainedModel
 
 from dlm.errors import ConfigError
-from dlm.model.loading import position_offset
+from dlm.model.loading import usable_positions
 
 
 @torch.no_grad()
@@ -43,15 +43,11 @@ def check_length(model: PreTrainedModel, length: int) -> None:
     Raises:
         ConfigError: It has fewer positions.
     """
-    config = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    room = positions - position_offset(config.model_type, config.pad_token_id)
-    if length > room:
+    room = usable_positions(model)
+    if room is not None and length > room:
         raise ConfigError(
-            f"data.length: this {config.model_type} has positions for {room} tokens and is asked to see {length}: "
-            "choose a smaller data.length (model.shift takes one position more)"
+            f"data.length: this {model.config.model_type} has positions for {room} tokens and is asked to see "
+            f"{length}: choose a smaller data.length (model.shift takes one position more)"
         )
 
 

@@ -1,6 +1,7 @@
 """Model, tokenizer and run configuration on disk: written whole or not at all, read without unpickling."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
 from dlm.errors import CheckpointError, ConfigError, one_line
-from dlm.model.locate import file_of
+from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
-from dlm.model.time_embedding import TimeEmbedding, write_time_embedding
+from dlm.model.public import Family, by_name, read_config
+from dlm.model.time_embedding import TIMED, TimeEmbedding, write_time_embedding
 from dlm.model.tokenizer import Affixes
 from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
 
@@ -27,9 +30,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 FORMAT = 4
-"""The latest version of `dlm.yaml`; a reader refuses a later one. Version 4 has special tokens around every text."""
-
-SIDECAR = "dlm.yaml"
+"""The latest version of `dlm.yaml`; a reader refuses a later one. Version 4 has special tokens around every text, or a
+family of published models."""
 
 UNFLUSHED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
 """What `fsync` answers where it does not work at all, rather than fails."""
@@ -46,6 +48,7 @@ class Sidecar:
         step: The step of its run at which the checkpoint was taken, where a run made it.
         config: The run's resolved configuration.
         affixes: The special tokens that stand around every text.
+        family: The family of published models that it is one of.
     """
 
     formulation: Formulation
@@ -54,6 +57,7 @@ class Sidecar:
     step: int | None = None
     config: Config | None = None
     affixes: Affixes = field(default_factory=Affixes)
+    family: Family | None = None
 
     @classmethod
     def of_run(cls, config: Config, mask_id: int, step: int, affixes: Affixes | None = None) -> "Sidecar":
@@ -63,13 +67,16 @@ class Sidecar:
     def dump(self) -> str:
         """The file's text."""
         tree: dict[str, Any] = {
-            "format": FORMAT if self.affixes else 3,  # a reader of version 3 alone would leave them out
+            # A reader of version 3 alone would leave both out, and use the model as another.
+            "format": FORMAT if self.affixes or self.family else 3,
             "formulation": dump_formulation(self.formulation),
             "context": self.context,
             "mask_id": self.mask_id,
         }
         if self.affixes:
             tree["affixes"] = {"prefix": [*self.affixes.prefix], "suffix": [*self.affixes.suffix]}
+        if self.family is not None:
+            tree["family"] = self.family.name
         if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         if self.config is not None:
@@ -96,7 +103,8 @@ class Sidecar:
         config = parse_config(tree["config"]) if "config" in tree else None
         named = tree.get("affixes", {"prefix": (), "suffix": ()})
         affixes = Affixes(*(tuple(map(int, named[side])) for side in ("prefix", "suffix")))
-        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes)
+        family = by_name(tree["family"]) if "family" in tree else None
+        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes, family)
 
 
 def read_sidecar(path: str) -> Sidecar | None:
@@ -109,10 +117,12 @@ def read_sidecar(path: str) -> Sidecar | None:
         Its content, or None for a model that `dlm` did not write.
 
     Raises:
-        CheckpointError: The file is damaged or of a later format, or the Hub cannot be reached.
+        CheckpointError: The file is damaged or of a later format, or the Hub cannot be reached; or it is missing
+            beside a model that `dlm` wrote.
     """
     file = file_of(path, SIDECAR)
     if file is None:
+        _check_whole(path)
         return None
     try:
         tree: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -155,8 +165,27 @@ def write_model(
         write_time_embedding(
             folder, time_embedding.state_dict() if weights is None else _part(weights, "time_embedding.")
         )
-    tokenizer.save_pretrained(folder)
+    write_tokenizer(folder, tokenizer)
     (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes a tokenizer that transformers 4 and 5 load, without the publisher's code.
+
+    Args:
+        folder: An existing folder.
+        tokenizer: A fast tokenizer.
+    """
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    tree: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    for key in ("auto_map", "backend", "is_local", "local_files_only"):  # remote code, and how it was loaded
+        tree.pop(key, None)
+    if tree.get("tokenizer_class") in (None, "TokenizersBackend"):
+        tree["tokenizer_class"] = "PreTrainedTokenizerFast"  # what transformers 4 calls it, and 5 as well
+    if isinstance(tree.get("extra_special_tokens"), list):
+        tree["additional_special_tokens"] = tree.pop("extra_special_tokens")  # likewise
+    file.write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -219,6 +248,17 @@ def point(link: Path, target: Path) -> None:
             shutil.rmtree(link)
         draft.replace(link)
     _flush(link.parent)
+
+
+def _check_whole(path: str) -> None:
+    """Refuses a model without its `dlm.yaml`, where it cannot be used as it was trained without that file."""
+    tree = read_config(path)
+    unasked = not Path(path).exists() and not hub.is_known_absent(path, SIDECAR)
+    if tree.get("model_type") == TIMED or (unasked and tree.get("is_causal") is False):
+        raise CheckpointError(
+            f"{path} was written by dlm and its {SIDECAR} is missing, which says how it was trained: "
+            f"{'connect to the network once' if unasked else 'copy it there'}"
+        )
 
 
 def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.attention import open_attention
 from dlm.model.locate import check_name
+from dlm.model.public import Family, find, read_config
 from dlm.model.time_embedding import TIMED, UNDERLYING
 
 PAD_OFFSET_POSITIONS = {
@@ -28,6 +30,11 @@ PAD_OFFSET_POSITIONS = {
     "camembert",
     "roberta-prelayernorm",
     "data2vec-text",
+    "xmod",
+    "esm",
+    "ibert",
+    "longformer",
+    "luke",
 }
 """Architectures that number positions from the padding id on, and so need that many more position embeddings."""
 
@@ -79,7 +86,8 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
 
     Args:
-        path: A folder with config.json and safetensors weights, or a Hub name.
+        path: A folder with config.json and safetensors weights, whole or in shards, or a Hub name; also of a published
+            diffusion model, whose tensors are renamed.
         attention: As in `attention_implementation`.
         sizes: Keys of its configuration that replace the stored ones, such as dropout.
 
@@ -87,31 +95,64 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         The model in evaluation mode, float32.
 
     Raises:
-        CheckpointError: There is no such model, it is damaged, or it has no head for masks.
+        CheckpointError: There is no such model, it is damaged, it has no head for masks, or it needs remote code.
         ConfigError: `sizes` has a key that the model does not have.
     """
     check_name(path)
     try:
-        config = _stored_config(path)
+        family = find(path)
+        config = _stored_config(path, family)
         factory = _auto_class(config)
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except CheckpointError:
+        raise
     except Exception as error:  # json, the Hub and transformers raise different types
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if sizes:
         _check_keys(config.model_type, config, sizes)
         config.update(dict(sizes))
+    model = load_weights(
+        factory,
+        path,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=False,
+        key_mapping=dict(family.keys) if family and family.keys else None,
+    )
+    if family:
+        vars(model).pop("_weight_conversions", None)  # or `save_pretrained` would write the publisher's names back
+    return model
+
+
+def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
+    """Makes a model of the tensors in a folder or on the Hub, and checks that none is missing.
+
+    Args:
+        factory: The class of the model, or an auto class.
+        path: A folder with safetensors weights, or a Hub name.
+        **options: What `from_pretrained` is told.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        CheckpointError: The weights are damaged, missing or in another format, or not all there.
+    """
     try:
         model, info = factory.from_pretrained(
             path,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention,
             use_safetensors=True,  # other formats are pickles
             output_loading_info=True,
-            trust_remote_code=False,
+            **options,
         )
     except Exception as error:  # safetensors, json, the Hub and transformers raise different types
+        folder = Path(path)
+        if any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors")):
+            raise CheckpointError(
+                f"the weights in {path} are pickles, which are never read: convert them to safetensors"
+            ) from error
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(
@@ -120,17 +161,23 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
     return cast(PreTrainedModel, model.eval())
 
 
-def position_offset(architecture: str, pad_id: int) -> int:
-    """The number of position embeddings that no token uses, because positions are numbered from the padding id on.
+def usable_positions(model: PreTrainedModel) -> int | None:
+    """The longest text that a model has positions for.
+
+    RoBERTa and its kin number positions from the padding id of the model on, so that 514 rows are 512 positions.
 
     Args:
-        architecture: A `model_type`.
-        pad_id: The id of the padding.
+        model: A model.
 
     Returns:
-        The number; 0 for most architectures.
+        The number of tokens; None if it has no limit.
     """
-    return pad_id + 1 if architecture in PAD_OFFSET_POSITIONS else 0
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    tables = (module for name, module in model.named_modules() if name.endswith("embeddings.position_embeddings"))
+    if positions is None or (table := next(tables, None)) is None:
+        return positions
+    padding_id: int | None = getattr(table, "padding_idx", None)
+    return positions if padding_id is None else positions - padding_id - 1
 
 
 def _model_config(
@@ -147,7 +194,7 @@ def _model_config(
             + (f"near it: {', '.join(near)}" if near else "for example qwen3, llama, modernbert, bert")
         ) from None
     names = _check_keys(architecture, blank, sizes)
-    offset = position_offset(architecture, special_ids["pad_token_id"])
+    offset = special_ids["pad_token_id"] + 1 if architecture in PAD_OFFSET_POSITIONS else 0
     unset = {name: None for name in names if name.endswith("_token_id")}  # defaults point into another vocabulary
     given = {"max_position_embeddings": length + offset, **unset, **special_ids, **sizes, "vocab_size": vocabulary}
     try:
@@ -170,8 +217,10 @@ def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str,
     return names
 
 
-def _stored_config(path: str) -> PreTrainedConfig:
+def _stored_config(path: str, family: Family | None) -> PreTrainedConfig:
     """A checkpoint's configuration; a time-conditioned one gets its architecture's own name back."""
+    if family is not None:
+        return family.config(read_config(path))
     tree, _ = PreTrainedConfig.get_config_dict(path)
     if tree.get("model_type") != TIMED:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)

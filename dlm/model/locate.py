@@ -10,6 +10,12 @@ from dlm.paths import expand
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
 
+SIDECAR = "dlm.yaml"
+"""The file beside a model that says how `dlm` trained it."""
+
+MAIN_FILES = ("config.json", "tokenizer_config.json")
+"""Files of which every model or tokenizer has one."""
+
 ADAPTER = "adapter_config.json"
 """The file that marks a folder of adapters, written by `peft`."""
 
@@ -82,7 +88,7 @@ def check_there(path: str) -> None:
         CheckpointError: The model is not available.
     """
     check_name(path)
-    known = Path(path).exists() or hub.is_cached(path, ("config.json", "tokenizer_config.json"))
+    known = Path(path).exists() or hub.is_cached(path, MAIN_FILES)
     if not known and not hub.answers(path):
         raise _unreachable(path)
 
@@ -95,10 +101,11 @@ def file_of(path: str, name: str) -> Path | None:
         name: The file's name.
 
     Returns:
-        Its local path; None if the model has no such file.
+        Its local path; None if the model has no such file, or if the Hub does not answer and an earlier download of
+            this model did not need it.
 
     Raises:
-        CheckpointError: The Hub does not give the file, and it is not in the cache.
+        CheckpointError: The Hub does not answer, and nothing of the model is in the cache.
     """
     if Path(path).is_dir():
         file = Path(path) / name
@@ -106,6 +113,8 @@ def file_of(path: str, name: str) -> Path | None:
     try:
         return hub.download(path, name)
     except (OSError, ValueError) as error:
+        if hub.is_cached(path, MAIN_FILES):
+            return None
         raise _unreachable(path) from error
 
 

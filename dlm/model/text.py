@@ -47,12 +47,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
     return _spelled_out(tokenizer, rows)
 
 
-def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> list[int]:
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], told: Mapping[str, Any] | None = None
+) -> list[int]:
     """The ids of a chat in the tokenizer's own template, up to the beginning of the assistant's next message.
 
     Args:
         tokenizer: A tokenizer with a chat template.
         messages: `{role, content}`; the last one is not the assistant's.
+        told: What else the template is told, such as `enable_thinking`.
 
     Returns:
         Ids, including the template's special tokens.
@@ -64,7 +67,11 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
     try:
         ids: Any = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], add_generation_prompt=True, tokenize=True, return_dict=False
+            [dict(message) for message in messages],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            **(told or {}),
         )
     except Exception as error:  # a template is a program that may raise any type
         raise DataError(f"the chat template refuses these messages: {one_line(error)}") from error

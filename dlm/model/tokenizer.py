@@ -7,15 +7,18 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dlm import hub
 from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.diffusion.process import Vocabulary
 from dlm.distributed import process_state
 from dlm.errors import CheckpointError, ConfigError, DataError, one_line
+from dlm.model.public import family_of, read_config
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
 
@@ -206,18 +209,22 @@ def forbidden_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
     return sorted(forbidden - {tokenizer.eos_token_id, tokenizer.unk_token_id})
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequence[int] = ()) -> Vocabulary:
+def vocabulary_of(
+    tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequence[int] = (), allowed: Sequence[int] = ()
+) -> Vocabulary:
     """A tokenizer's ids as the states of a diffusion process.
 
     Args:
         tokenizer: The tokenizer.
         size: The number of ids the network has a logit for.
         besides: Ids to forbid in addition to `forbidden_ids`.
+        allowed: Ids that are allowed though they are in `forbidden_ids`.
 
     Returns:
         The number of states, the mask and the forbidden ids.
     """
-    return Vocabulary(size, special_ids(tokenizer).mask, (*forbidden_ids(tokenizer, size), *besides))
+    forbidden = [id_ for id_ in forbidden_ids(tokenizer, size) if id_ not in allowed]
+    return Vocabulary(size, special_ids(tokenizer).mask, (*forbidden, *besides))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -256,8 +263,14 @@ def _byte_alphabet() -> list[str]:
 
 
 def _load(path: str) -> PreTrainedTokenizerBase:
+    tree = read_config(path) if Path(path).exists() or hub.is_name(path) else {}
+    family = family_of(path, tree)
     try:
+        if family is not None:
+            return family.load_tokenizer(path, tree)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except CheckpointError:
+        raise
     except Exception as error:  # the Hub, json, tokenizers and transformers raise different types
         raise CheckpointError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
     if not tokenizer.is_fast:

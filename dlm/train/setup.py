@@ -24,6 +24,7 @@ from dlm.model.loading import build_model, load_model
 from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import bf16_is_native
+from dlm.model.public import find
 from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
 from dlm.paths import expand
 from dlm.train.run import Progress
@@ -170,7 +171,7 @@ def starting_point(path: str) -> str:
 
     Raises:
         ConfigError: The folder holds adapters only.
-        CheckpointError: There is no such folder, and the Hub does not answer.
+        CheckpointError: There is no such folder, and the Hub does not answer; or the model cannot be loaded.
     """
     if path.startswith("~"):
         path = str(expand(path))
@@ -182,6 +183,7 @@ def starting_point(path: str) -> str:
     check_there(found)
     if is_adapter(found):
         raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
+    find(found)  # refuses a model that no one can train, before the text is read
     return found
 
 
@@ -225,6 +227,7 @@ def run_model(
     source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)
     model = load_model(source, attention, config.model.sizes)
     if checkpoint is None or lora:
+        check_goes_on(config, source)
         named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
         fresh = [id_ for id_ in new_ids(tokenizer, source) if not (named and id_ == ids.mask)]
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
@@ -237,6 +240,33 @@ def run_model(
     if checkpoint is not None:
         restore_adapter(checkpoint, adapter)
     return model, adapter
+
+
+def check_goes_on(config: Config, source: str) -> None:
+    """Refuses to read a diffusion model's predictions in other places than it was trained to make them in.
+
+    Args:
+        config: The run's configuration.
+        source: The pretrained model that it starts from.
+
+    Raises:
+        ConfigError: `model.shift` is not that of the model, or `model.annealing` would close its attention first.
+    """
+    family, sidecar = find(source), read_sidecar(source)
+    known = sidecar.formulation if sidecar else family.formulation if family else None
+    if known is None:
+        return
+    if known.shift != config.model.shift:
+        where = "one position earlier" if known.shift else "in place"
+        raise ConfigError(
+            f"model.shift: {source} is a diffusion model whose predictions are read {where}; "
+            f"set it to {str(known.shift).lower()}, got {str(config.model.shift).lower()}"
+        )
+    if config.model.annealing:
+        raise ConfigError(
+            f"model.annealing: {source} is a diffusion model and sees the whole text already; set it to 0, "
+            f"got {config.model.annealing}"
+        )
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:

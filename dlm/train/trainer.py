@@ -117,7 +117,8 @@ class Trainer:
         optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
-        self._end_id, self._pad_id = ids.end, ids.pad
+        self._first_id = ids.end if formulation.shift else None  # a shift reads the end of the text before
+        self._pad_id = ids.pad
         # Set here, because Accelerate sets it only where weights are not sharded.
         self.predict_with(in_precision(self.network, self.precision))
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
@@ -136,7 +137,7 @@ class Trainer:
     def _denoiser(self, network: Network) -> Denoiser:
         """The network in training as a denoiser."""
         forbidden = self.process.vocabulary.forbidden
-        return self.config.formulation.denoiser(network, self.process, forbidden, self._end_id)
+        return self.config.formulation.denoiser(network, self.process, forbidden, self._first_id)
 
     def train(self) -> None:
         """Takes the remaining steps, and validates and saves between them.

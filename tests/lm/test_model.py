@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from dlm.config import Bpe, Characters
 from dlm.diffusion.denoiser import Denoiser
@@ -427,3 +434,30 @@ def test_a_tokenizer_that_is_not_the_runs_own_is_refused(tiny_lm: DiffusionLM, r
 
 def test_a_model_without_a_sidecar_has_the_context_of_its_network(tiny_lm: DiffusionLM) -> None:
     assert DiffusionLM(tiny_lm.model, tiny_lm.tokenizer).context == tiny_lm.model.config.max_position_embeddings
+
+
+@pytest.mark.parametrize("architecture", ["roberta", "esm"])
+def test_positions_that_are_numbered_from_the_models_padding_on_are_not_written_beyond(
+    architecture: str, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """RoBERTa's 514 rows are 512 positions, whatever the padding of the tokenizer is."""
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=len(byte_tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,
+        mask_token_id=byte_tokenizer.mask_token_id,
+    )
+    AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    lm = DiffusionLM.from_pretrained(tmp_path / "model")
+    assert byte_tokenizer.pad_token_id != 1 and lm.context == 32
+    x_BL = torch.full((1, 32), 65)
+    assert torch.isfinite(ask(lm.denoiser, x_BL, None, torch.ones_like(x_BL, dtype=torch.bool))[:, 65]).all()
+    assert len(lm.generate(sampler=Sampler(budget=FixedSteps(2)))[0].ids) == 32
+    with pytest.raises((IndexError, RuntimeError)):
+        lm.model(input_ids=torch.full((1, 33), 65))

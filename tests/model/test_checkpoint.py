@@ -1,14 +1,16 @@
 """A checkpoint is whole or not there, names its fault in a line, and is never unpickled."""
 
+import copy
 import errno
 import json
 import os
 import pickle
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
@@ -16,7 +18,7 @@ from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.schedule import Schedule
 from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
-from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder
+from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder, write_tokenizer
 from dlm.model.locate import resolve
 from tests.support.choices import defaults, named
 from tests.support.fixtures import Refused
@@ -302,3 +304,17 @@ def test_remote_code_is_not_run(saved: Path, refused: Refused, tmp_path: Path) -
     with refused(CheckpointError, str(saved)):
         DiffusionLM.from_pretrained(saved)
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_saved_tokenizer_is_one_that_older_transformers_know(tmp_path: Path, byte_tokenizer: Any) -> None:
+    """Version 4 knows no `TokenizersBackend`, and takes a list of further special tokens by its own name alone."""
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn|>"]})
+    tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": ["tokenization_other.Other", None]}
+    write_tokenizer(tmp_path, tokenizer)
+    described = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert described["tokenizer_class"] == "PreTrainedTokenizerFast" and "auto_map" not in described
+    assert described["additional_special_tokens"] == ["<|turn|>"] and "extra_special_tokens" not in described
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again.get_vocab() == tokenizer.get_vocab() and again.all_special_ids == tokenizer.all_special_ids
+    assert again("a<|turn|>b").input_ids == tokenizer("a<|turn|>b").input_ids == [97, len(byte_tokenizer), 98]

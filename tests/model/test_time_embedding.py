@@ -15,8 +15,9 @@ from dlm.diffusion.draws import generator
 from dlm.errors import CheckpointError
 from dlm.lm import DiffusionLM
 from dlm.model.backbone import Backbone
-from dlm.model.checkpoint import SIDECAR, Sidecar
+from dlm.model.checkpoint import Sidecar
 from dlm.model.loading import load_model
+from dlm.model.locate import SIDECAR
 from dlm.model.tensors import TIME_WEIGHTS
 from dlm.model.time_embedding import (
     FEATURES,

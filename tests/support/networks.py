@@ -44,7 +44,7 @@ def unmask(
         editable_BL,
         generators=generators,
         block_length=block_length,
-        stop_id=stop_id,
+        stop_ids=() if stop_id is None else (stop_id,),
     )
 
 
