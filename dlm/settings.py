@@ -52,7 +52,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {one_line(error, limit=None)}") from error
+        hint = "; a text that begins with * needs quotes" if "alias" in str(error) else ""
+        raise ConfigError(f"{path} is not valid YAML: {one_line(error, limit=None)}{hint}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
     tree = _normalise(tree)

@@ -376,6 +376,12 @@ def test_what_no_document_is(refused: Refused, documents: object, words: list[st
         parse_config({"data": {"train": {**LEAST["data"]["train"], "documents": documents}}})
 
 
+@pytest.mark.parametrize("path", ["*.txt", "*book"])
+def test_a_glob_in_a_file_needs_quotes(tmp_path: Path, refused: Refused, path: str) -> None:
+    with refused(ConfigError, "not valid YAML", "begins with * needs quotes"):
+        load_config(written(tmp_path, f"data:\n  train: {{format: text, path: {path}}}\n"))
+
+
 @pytest.mark.parametrize("separator", ["", "  ", "a\nb"])
 def test_a_separator_is_one_line(refused: Refused, separator: str) -> None:
     source = {**LEAST["data"]["train"], "documents": {"separator": separator}}

@@ -3,12 +3,12 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
@@ -170,7 +170,7 @@ class Pairs(Documents):
         prompts, (response,) = wanted["prompt"], wanted["response"]
         if len(prompts) > 1:
             join = partial(_joined, prompts=prompts, response=response)
-            return table.map(join, batched=True, remove_columns=table.column_names)
+            return _made(table, join, ("prompt", "text"))
         return _renamed(table, {prompts[0]: "prompt", response: "text"})
 
     @override
@@ -203,8 +203,7 @@ class Chats(Documents):
         wanted = cls._wanted(table, source, key)
         (column,) = wanted["messages"]
         turns = partial(_turns, column=column, key=key, skips=source.skip_invalid)
-        table = table.select_columns(column)
-        found = table.map(turns, batched=True, with_indices=True, remove_columns=table.column_names)
+        found = _made(table.select_columns(column), turns, ("text", "messages", "chat", "wrong"), ("row",))
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
         if len(table) and not len(found):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
@@ -289,7 +288,17 @@ def _renamed(table: Dataset, names: Mapping[str, str]) -> Dataset:
     return table.rename_columns({column: name for column, name in names.items() if column != name})
 
 
-def _joined(batch: dict[str, list[Any]], prompts: Sequence[str], response: str) -> dict[str, list[str | None]]:
+def _made(
+    table: Dataset, make: Callable[..., Mapping[str, list[Any]]], texts: Sequence[str], numbers: Sequence[str] = ()
+) -> Dataset:
+    """Rows made of those of a table. Without features, a column would keep the type of its namesake there."""
+    features = Features(dict.fromkeys(texts, Value("large_string")) | dict.fromkeys(numbers, Value("int64")))
+    return table.map(make, batched=True, with_indices=True, remove_columns=table.column_names, features=features)
+
+
+def _joined(
+    batch: dict[str, list[Any]], rows: list[int], prompts: Sequence[str], response: str
+) -> dict[str, list[str | None]]:
     """Prompts made of several columns, and the responses."""
     parts = zip(*(batch[column] for column in prompts), strict=True)
     joined = ["".join(f"{part}\n\n" for part in row if part) for row in parts]

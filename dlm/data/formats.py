@@ -12,11 +12,11 @@ from dataclasses import dataclass, fields
 from functools import partial
 from glob import escape
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import datasets
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset, load_from_disk
 from typing_extensions import override
 
 from dlm import hub
@@ -228,30 +228,36 @@ class Parquet(Format):
 
     @override
     def read(self, key: str) -> Dataset:
-        files, columns = self._files(key)
+        files = files_of(self.path, self.suffixes, key)
+        options = self._options(files, key)
         # The cache knows a file by its path and time; the content goes into the name of the build instead.
         build = hashlib.blake2b(stamp_of(files).encode(), digest_size=8).hexdigest()
         try:
-            return load_dataset("parquet", build, data_files=_escaped(files), split="train", columns=columns)
+            return load_dataset("parquet", build, data_files=_escaped(files), split="train", **options)
         except Exception as error:  # pyarrow and datasets each raise their own
             reason = one_line(error.__cause__ or error, 160)
             raise DataError(f"{key}: {self.path} cannot be read as parquet: {reason}") from error
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        files, columns = self._files(key)
-        return load_dataset("parquet", data_files=_escaped(files), split="train", streaming=True, columns=columns)
-
-    def _files(self, key: str) -> tuple[list[str], list[str]]:
-        """The files, and the wanted columns, which every file has."""
         files = files_of(self.path, self.suffixes, key)
+        options = self._options(files, key)
+        return load_dataset("parquet", data_files=_escaped(files), split="train", streaming=True, **options)
+
+    def _options(self, files: Sequence[str], key: str) -> dict[str, Any]:
+        """The wanted columns, which every file must have, as text wherever they hold some or nothing."""
+        wanted = [column for columns in self.columns.values() for column in columns]
+        kinds = []
         for file in files:
             try:
-                names = pyarrow.parquet.read_schema(file).names
+                schema = pyarrow.parquet.read_schema(file)
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{key}: {file} cannot be read as parquet: {one_line(error, 160)}") from error
-            check_columns(names, self.columns, file, key)
-        return files, [column for columns in self.columns.values() for column in columns]
+            check_columns(schema.names, self.columns, file, key)
+            kinds += [schema.field(column).type for column in wanted]
+        if not all(map(_is_text, kinds)):
+            return {"columns": wanted}
+        return {"columns": wanted, "features": Features(dict.fromkeys(wanted, Value("large_string")))}
 
 
 @dataclass(frozen=True)
@@ -452,6 +458,14 @@ def _known() -> str:
     """The formats by their suffixes, and how to name one."""
     known = [f"{name} ({' '.join(choice.suffixes)})" for name, choice in FORMATS.items() if choice.suffixes]
     return f"known: {', '.join(known)}; name one by --format, such as --format text for plain text"
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    """Whether a column of Arrow holds text, or nothing."""
+    types = pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
 
 
 def _escaped(files: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from dlm.data.documents import Documents, Plain
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
+from dlm.errors import DataError
 from dlm.model.text import encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
@@ -97,6 +98,11 @@ def read_run_data(
     )
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
+    if not len(validation):
+        raise DataError(
+            f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
+            f"{data.length}, so that there is nothing to validate on: raise it"
+        )
     losses = (*_losses("training", splits.train, training), *_losses("validation", splits.validation, validation))
     tokens = training.tokens
     return RunData(
@@ -111,10 +117,10 @@ def _losses(which: str, documents: Documents, sequences: Sequences) -> Iterator[
     if documents.empty and not isinstance(documents, Plain):
         yield f"{documents.empty:,} {which} rows without a response are left out"
     filled, cut = len(sequences.dropped_whole), sequences.cut_documents
-    parts = [f"{filled:,} are left out, as their prompts fill it"] if filled else []
-    parts += [f"{cut:,} are cut"] if cut else []
+    parts = [f"{filled:,} left out, as their prompts fill it"] if filled else []
+    parts += [f"{cut:,} cut"] if cut else []
     if parts:
         yield (
-            f"of {len(documents):,} {which} documents at data.length {sequences.length}, {', and '.join(parts)}: "
+            f"{len(documents):,} {which} documents at data.length {sequences.length}: {', '.join(parts)}; "
             f"{sequences.dropped_tokens:,} tokens are in no row"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Source
@@ -58,14 +59,22 @@ def test_messages_may_have_different_keys(tmp_path: Path) -> None:
     assert rows(source) == [("a", SAID[:2]), ("a", SAID[1:2]), ("a", SAID[:2])]
 
 
+@pytest.mark.parametrize("column", ["chat", "messages", "text"])
 @pytest.mark.parametrize("as_json", [False, True])
-def test_chats_in_a_table_with_types(tmp_path: Path, as_json: bool) -> None:
+def test_chats_in_a_table_with_types(tmp_path: Path, as_json: bool, column: str) -> None:
     chats: list[Any] = [SAID, [{**SAID[1], "weight": 1}, {**SAID[2], "weight": 0}], SHAREGPT]
     pq.write_table(
-        pa.Table.from_pylist([{"chat": json.dumps(chat) if as_json else chat} for chat in chats]),
+        pa.Table.from_pylist([{column: json.dumps(chat) if as_json else chat} for chat in chats]),
         tmp_path / "t.parquet",
     )
-    assert rows(Source("parquet", str(tmp_path / "t.parquet"), messages="chat")) == [("a", SAID[:2])] * 2
+    assert rows(Source("parquet", str(tmp_path / "t.parquet"), messages=column)) == [("a", SAID[:2])] * 2
+
+
+def test_chats_that_datasets_reads_as_lists_of_any_type(tmp_path: Path) -> None:
+    """As it does for JSON lines on the Hub, where one message has a key more."""
+    source = jsonl(tmp_path, [SAID, [{**SAID[1], "name": "me"}, SAID[2]]])
+    load_dataset("json", data_files=source.path, split="train").save_to_disk(tmp_path / "saved")
+    assert rows(Source("saved", str(tmp_path / "saved"), messages="messages")) == [("a", SAID[:2]), ("a", SAID[1:2])]
 
 
 def test_a_message_of_weight_0_is_seen_and_not_learned(tmp_path: Path) -> None:

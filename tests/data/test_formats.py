@@ -490,6 +490,18 @@ def test_parquet_files_may_differ_where_no_one_looks(tmp_path: Path) -> None:
     assert texts(Source("parquet", str(tmp_path))) == ["a", "b", "c"]
 
 
+def test_text_of_any_kind_in_parquet_is_text(tmp_path: Path) -> None:
+    """And a file in which the column is empty does not decide what it holds in the others."""
+    kinds = [pa.null(), pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+    for number, kind in enumerate(kinds):
+        cells = [None, None] if kind == pa.null() else [str(number), None]
+        pq.write_table(pa.table({"text": pa.array(cells, kind)}), tmp_path / f"{number}.parquet")
+    source = Source("parquet", str(tmp_path))
+    assert texts(source) == ["1", "2", "3", "4"]
+    stream = open_stream(Data(source, validation=source, streaming=True))
+    assert [row["text"] for row in stream.train if row["text"]] == ["1", "2", "3", "4"]
+
+
 def test_only_line_feeds_and_carriage_returns_end_a_record(tmp_path: Path) -> None:
     odd = ["a\u2028b", "c\x85d", "e\x0cf", "g\x1dh", "\u2029"]
     path = tmp_path / "t.jsonl"

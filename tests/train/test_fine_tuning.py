@@ -109,7 +109,7 @@ def test_what_is_left_out_and_cut_is_said_in_training_as_in_evaluation(tmp_path:
     dropped = 30 * len("none.") + 10 * len("0.") + 20 * len("10.")
     told = (
         "2 {} rows without a response are left out",
-        "of 64 {} documents at data.length 64, 30 are left out, as their prompts fill it, and 30 are cut: "
+        "64 {} documents at data.length 64: 30 left out, as their prompts fill it, 30 cut; "
         f"{dropped} tokens are in no row",
     )
     assert data.losses == tuple(line.format(which) for which in ("training", "validation") for line in told)
@@ -127,6 +127,16 @@ def test_what_is_left_out_and_cut_is_said_in_training_as_in_evaluation(tmp_path:
     assert [(facts.train_tokens, facts.validation_tokens, facts.losses) for facts in heard] == [
         (learned, learned, data.losses)
     ]
+
+
+def test_prompts_that_leave_nothing_to_validate_on_are_refused_before_training(
+    refused: Refused, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "data.jsonl", repetitions(20))
+    other = write(tmp_path / "validation.jsonl", [{"q": "p" * 64, "a": "none"}] * 3)
+    source = {"format": "jsonl", "path": str(other), "prompt": "q", "response": "a"}
+    with refused(DataError, "3 validation documents", "data.length 26", "nothing to validate on"):
+        start(tmp_path, describe(path, data={"validation": source}))
 
 
 def test_without_a_tail_a_row_ends_with_its_text(tmp_path: Path) -> None:
