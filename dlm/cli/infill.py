@@ -33,7 +33,8 @@ def infill(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
-    precision: options.Computed = "auto",
+    dtype: options.HeldIn = "auto",
+    quantised: options.Load = None,
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -55,7 +56,7 @@ def infill(
 
     how = options.build_sampler(context.obj)
     templates = [_named(where, parse_template, record["text"], marker) for where, record in records]
-    lm = load(model, device, precision)
+    lm = load(model, device, dtype, quantised)
     with recording(lm, f"dlm infill {model}", watch, export) as take:
         results = lm.infill_many(templates, num=num, sampler=how, seed=seed, batch_size=batch_size, watch=take)
     if as_json or records[0][0]:

@@ -21,5 +21,5 @@ def merge(
     quiet_libraries()
     from dlm.lm import DiffusionLM
 
-    DiffusionLM.from_pretrained(model, device="cpu").save_pretrained(folder)
+    DiffusionLM.from_pretrained(model, device="cpu", dtype="fp32").save_pretrained(folder)
     errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

@@ -30,7 +30,8 @@ def sample(
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
-    precision: options.Computed = "auto",
+    dtype: options.HeldIn = "auto",
+    quantised: options.Load = None,
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -48,7 +49,7 @@ def sample(
     check_outputs(output, export, overwrite)
     quiet_libraries()
     how = options.build_sampler(context.obj)
-    lm = load(model, device, precision)
+    lm = load(model, device, dtype, quantised)
     began = time.perf_counter()
     with recording(lm, f"dlm sample {model}", watch, export) as take:
         texts = lm.generate(

@@ -20,13 +20,13 @@ def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> 
     options.check_export(export)
 
 
-def load(model: str, device: str | None, precision: str) -> "DiffusionLM":
+def load(model: str, device: str | None, dtype: str, quantised: str | None) -> "DiffusionLM":
     """The model that a command writes with."""
     from dlm.lm import DiffusionLM
 
-    computed_in = options.check_precision(precision)
+    weights = options.check_weights(dtype, quantised)
     options.check_device(device)
-    return DiffusionLM.from_pretrained(model, device=device, precision=computed_in)
+    return DiffusionLM.from_pretrained(model, device=device, **weights)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.attention import open_attention
 from dlm.model.locate import check_name
 from dlm.model.time_embedding import TIMED, UNDERLYING
+from dlm.model.weights import Held
 
 PAD_OFFSET_POSITIONS = {
     "roberta",
@@ -75,16 +76,19 @@ def build_model(
     return cast(PreTrainedModel, model)
 
 
-def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def load_model(
+    path: str, attention: str, sizes: Mapping[str, Any] | None = None, held: Held | None = None
+) -> PreTrainedModel:
     """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
 
     Args:
         path: A folder with config.json and safetensors weights, or a Hub name.
         attention: As in `attention_implementation`.
         sizes: Keys of its configuration that replace the stored ones, such as dropout.
+        held: What its weights are held in, and where; by default float32 on the CPU.
 
     Returns:
-        The model in evaluation mode, float32.
+        The model in evaluation mode.
 
     Raises:
         CheckpointError: There is no such model, it is damaged, or it has no head for masks.
@@ -105,7 +109,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         model, info = factory.from_pretrained(
             path,
             config=config,
-            dtype=torch.float32,
+            **(held or Held()).arguments(config),
             attn_implementation=attention,
             use_safetensors=True,  # other formats are pickles
             output_loading_info=True,

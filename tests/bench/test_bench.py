@@ -77,7 +77,9 @@ def test_a_step_is_counted_as_it_is(tmp_path: Path) -> None:
     speed = bench_training(config, steps=2, warmup=1)
     assert speed.tokens_per_second * speed.seconds == pytest.approx(6 * 16)
     assert speed.flops_per_second * speed.seconds == pytest.approx(6 * speed.hidden_parameters * 6 * 16)
-    assert speed.machine.peak in {2 * side**3 / 0.5 for side in (64, 8192)} and speed.machine.bandwidth == 2 * 2**16 / 0.5
+    assert (
+        speed.machine.peak in {2 * side**3 / 0.5 for side in (64, 8192)} and speed.machine.bandwidth == 2 * 2**16 / 0.5
+    )
     assert speed.share_of_peak == pytest.approx(speed.flops_per_second / speed.machine.peak)
     assert speed.fastest <= speed.seconds <= speed.slowest
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}  # the run is thrown away
