@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._attend(inputs), **self._extra()}
         if time_embedding is not None:
             embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
-            read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None].to(embedded_BLD)
+            read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None].to(embedded_BLD.dtype)
         if inputs.cache is not None:
             read |= {"past_key_values": inputs.cache, "use_cache": True}
         # Outside of training shapes vary, and each would be compiled anew.

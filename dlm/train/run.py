@@ -15,6 +15,7 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.model.checkpoint import point, whole_folder
 from dlm.model.locate import CHECKPOINTS
 from dlm.settings import dump_config, load_config
+from dlm.train.scaling import LossScale
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
@@ -45,6 +46,7 @@ class Progress:
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step at which `best` was reached.
         places: The position of each process in the stream it trains on; None without streaming.
+        loss_scale: The scale of the loss; None of a run that needs none.
     """
 
     step: int
@@ -54,6 +56,13 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     places: list[dict[str, Any]] | None = None
+    loss_scale: LossScale | None = None
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any]) -> "Progress":
+        """Reads what `asdict` made of it."""
+        scale = tree.get("loss_scale")
+        return cls(**{**tree, "loss_scale": LossScale(**scale) if scale else None})
 
 
 class RunFolder:
@@ -186,7 +195,7 @@ class RunFolder:
         if path is None:
             return None
         try:
-            progress = Progress(**json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
+            progress = Progress.parse(json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
         if writes:

@@ -47,7 +47,11 @@ def moved(lm: DiffusionLM) -> DiffusionLM:
         embedding.load_state_dict(lm.time_embedding.state_dict())  # type: ignore[union-attr]
         embedding.requires_grad_(False).to(FAKE)
     there = DiffusionLM(
-        model.requires_grad_(False).to(FAKE).eval(), lm.tokenizer, sidecar=lm.sidecar, precision="fp32", time_embedding=embedding
+        model.requires_grad_(False).to(FAKE).eval(),
+        lm.tokenizer,
+        sidecar=lm.sidecar,
+        precision="fp32",
+        time_embedding=embedding,
     )
     assert there.device == FAKE and all(isinstance(p, FakeTensor) for p in there.model.parameters())
     return there

@@ -25,7 +25,9 @@ class FakeTensor(Tensor):
     @staticmethod
     def __new__(cls, kept: Tensor) -> "FakeTensor":
         if kept.dtype == torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
+            )
         # To torch's own code it is on the device `meta`, which every build has.
         made: FakeTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, kept.size(), strides=kept.stride(), dtype=kept.dtype, device="meta", requires_grad=kept.requires_grad
@@ -102,10 +104,11 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     there = any(isinstance(value, FakeTensor) for value in tensors)
     asked = kwargs.get("device")
     if asked is not None:
-        there = torch.device(asked).type in (NAME, "meta")
+        there = torch.device(asked).type in ((NAME, "meta") if there else (NAME,))
         kwargs = {**kwargs, "device": torch.device("cpu") if there else asked}
-    elif func is not torch.ops.aten.copy_.default and there:
-        if any(not isinstance(value, FakeTensor) and value.ndim for value in tensors):
+    elif there and func is not torch.ops.aten.copy_.default:
+        strangers = [value for value in tensors if not isinstance(value, FakeTensor) and value.ndim]
+        if strangers:
             raise RuntimeError(f"Expected all tensors to be on the same device, but found cpu and {NAME}: {func}")
     inner_args, inner_kwargs = tree_map_only(FakeTensor, lambda value: value.kept, (args, kwargs))
     if func is torch.ops.aten._to_copy.default:  # a copy even where the CPU would have to do nothing
