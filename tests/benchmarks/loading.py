@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import Sidecar, write_model
 from dlm.model.loading import build_model
 from dlm.model.tokenizer import build_tokenizer, special_ids
+from dlm.model.weights import Dtype
 
 LAYER = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_key_value_heads": 16}
 """Sizes of a qwen3 whose layers have 67 million parameters each."""
@@ -64,7 +66,7 @@ def write(folder: str, layers: int, stored: str, shard: str | None) -> None:
     """Writes a model of random weights, in one file or in shards."""
     tokenizer = build_tokenizer(Bytes(), lambda: ())
     ids = special_ids(tokenizer)
-    model = build_model(
+    model: Any = build_model(
         "qwen3",
         {**LAYER, "num_hidden_layers": layers, "head_dim": 128},
         vocabulary=len(tokenizer),
@@ -72,7 +74,8 @@ def write(folder: str, layers: int, stored: str, shard: str | None) -> None:
         special_ids={"pad_token_id": ids.pad, "eos_token_id": ids.end},
         attention="eager",
         seed=0,
-    ).to(STORED[stored])
+    )
+    model.to(STORED[stored])
     write_model(Path(folder), model, tokenizer, Sidecar(Formulation(), 32, ids.mask))
     if shard is not None:
         for file in Path(folder).glob("*.safetensors"):
@@ -80,7 +83,7 @@ def write(folder: str, layers: int, stored: str, shard: str | None) -> None:
         model.save_pretrained(folder, max_shard_size=shard)
 
 
-def peak_of_loading(folder: Path, dtype: str) -> int:
+def peak_of_loading(folder: Path, dtype: Dtype) -> int:
     """Bytes of resident memory at the peak of loading, beyond those before it."""
     before = resident("VmRSS")
     lm = DiffusionLM.from_pretrained(folder, device="cpu", dtype=dtype)

@@ -29,14 +29,19 @@ class FakeTensor(Tensor):
                 "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
             )
         # To torch's own code it is on the device `meta`, which every build has.
-        made: FakeTensor = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, kept.size(), strides=kept.stride(), dtype=kept.dtype, device="meta", requires_grad=kept.requires_grad
+        made: FakeTensor = Tensor._make_wrapper_subclass(
+            cls,
+            kept.size(),
+            strides=kept.stride(),
+            dtype=kept.dtype,
+            device=torch.device("meta"),
+            requires_grad=kept.requires_grad,
         )
         made.kept = kept
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own is a static stand-in
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         return _run(func, args, kwargs or {})
