@@ -106,6 +106,7 @@ def test_without_the_cpus_help_float64_is_refused(
             work()
 
 
+@pytest.mark.long
 def test_the_commands_take_it(
     tmp_path: Path,
     make_lm: MakeLM,
