@@ -325,7 +325,8 @@ class Train:
         steps: Optimizer steps in the whole run.
         batch_size: Sequences in a step, over all processes.
         micro_batch_size: Sequences in one forward pass on one process; null for all of a process's share at once.
-        precision: `bf16`, `fp32`, or `auto`: bf16 where the hardware computes in it.
+        precision: `bf16`, `fp16` (with a scaled loss), `fp32`, or `auto`: bf16 where the hardware computes in it, and
+            fp16 on a GPU that does not.
         compile: Compile the network by torch.compile: half a minute at the start, faster steps after it; on CPUs it
             needs a C++ compiler.
         gradient_checkpointing: Keep only the activations at layer boundaries and recompute the rest: less memory,
@@ -344,7 +345,7 @@ class Train:
     steps: Positive = 1000
     batch_size: Positive = 32
     micro_batch_size: Positive | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
     ema: Share = 0.0

@@ -29,6 +29,12 @@ class TrainingError(DlmError):
     exit_code = 1
 
 
+class RangeError(DlmError):
+    """A computation has left the range of its numbers."""
+
+    exit_code = 1
+
+
 class SelftestError(DlmError):
     """A known truth does not hold on this machine."""
 

@@ -3,13 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from dlm.bench.machine import Machine, measure_machine, peak_memory, peak_tensor_bytes
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
 from dlm.diffusion.sample import State
 from dlm.lm import DiffusionLM, Sample, Sampler
+from dlm.model.precision import DTYPES
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def bench_sampling(
     seconds, held = watch.median(), peak_tensor_bytes(write, lm.device)
     hidden = hidden_parameters(lm.model)
     speed = 2.0 * hidden * text_calls * length / seconds
-    machine = measure_machine(lm.device, torch.bfloat16 if lm.precision == "bf16" else torch.float32)
+    machine = measure_machine(lm.device, DTYPES[lm.precision])
     weights = [*lm.model.parameters(), *(lm.time_embedding.parameters() if lm.time_embedding else ())]
     return SamplingSpeed(
         machine=machine,

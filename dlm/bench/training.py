@@ -13,6 +13,7 @@ from dlm.bench.network import hidden_parameters, tensor_bytes, training_flops
 from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Config
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
+from dlm.model.precision import DTYPES
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
@@ -115,7 +116,7 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
     backbone, seconds = trainer.backbone, watch.median()
     flops = training_flops(backbone.model)
     speed = flops * config.train.batch_size * config.data.length / seconds
-    machine = measure_machine(trainer.device, torch.bfloat16 if trainer.precision == "bf16" else torch.float32)
+    machine = measure_machine(trainer.device, DTYPES[trainer.precision])
     gradients = tensor_bytes(p for p in backbone.parameters() if p.requires_grad)
     return TrainingSpeed(
         machine=machine,

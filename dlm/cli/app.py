@@ -80,7 +80,10 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
             _fail(f"{error.strerror or error}{where}", 2 if full else 1, debug)
         except Exception as error:
             if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-                message = "out of memory: ask for a smaller batch, length or model"
+                message = (
+                    "out of memory: ask for a smaller batch, length or model; sample, infill and eval hold weights in "
+                    "fewer bytes by --dtype bf16 or --load 4bit"
+                )
             elif "closed by peer" in str(error) or "reset by peer" in str(error):
                 message = (
                     "another process of this run has ended, and this one with it; what that one said is the reason"

@@ -53,7 +53,8 @@ def sample(
     repeats: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 5,
     *,
     mask_token: options.MaskToken = None,
-    precision: options.Computed = "fp32",
+    dtype: options.HeldIn = "fp32",
+    quantised: options.Load = None,
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
@@ -62,7 +63,7 @@ def sample(
 
     Example:  dlm bench sample runs/tiny --steps 32
     """
-    computed_in = options.check_precision(precision)
+    weights = options.check_weights(dtype, quantised)
     quiet_libraries()
     from dlm.bench.sampling import bench_sampling
     from dlm.lm import DiffusionLM
@@ -70,7 +71,7 @@ def sample(
     how = options.build_sampler(context.obj)
     options.check_device(device)
     mask = options.read_mask_token(mask_token)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
+    lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
     errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)

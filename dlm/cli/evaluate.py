@@ -48,7 +48,8 @@ def evaluate(
         bool, typer.Option("--chain-rule", help="Also score a few sequences exactly, one token a call.")
     ] = False,
     chain_rule_sequences: Annotated[int, typer.Option(min=1, help="How many sequences that is.")] = 16,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    dtype: options.HeldIn = "fp32",
+    quantised: options.Load = None,
     seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
     mask_token: options.MaskToken = None,
     device: options.Device = None,
@@ -61,7 +62,7 @@ def evaluate(
     """
     if draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
-    computed_in = options.check_precision(precision)
+    weights = options.check_weights(dtype, quantised)
     chain = _time(time)
     quiet_libraries()
     from dlm.data.corpus import corpus
@@ -73,7 +74,7 @@ def evaluate(
     team = process_state()
     device = device or (str(team.device) if team.num_processes > 1 else None)
     mask = options.read_mask_token(mask_token)
-    lm = DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
+    lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
     documents = _documents(lm, data, format, split, subset, field)
     if max_documents:
         documents = documents.first(max_documents)

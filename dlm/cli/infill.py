@@ -39,7 +39,8 @@ def infill(
     *,
     seed: options.Seed = 0,
     mask_token: options.MaskToken = None,
-    precision: options.Computed = "auto",
+    dtype: options.HeldIn = "auto",
+    quantised: options.Load = None,
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -67,7 +68,7 @@ def infill(
     from dlm.lm.canvas import lay_out
 
     how = options.build_sampler(context.obj)
-    lm = load(model, device, precision, mask_token)
+    lm = load(model, device, dtype, quantised, mask_token)
     for record in wanted.values():
         with record.failing():
             lay_out(record.template, lm.tokenizer, lm.process.mask_id, lm.context, lm.sidecar.affixes)

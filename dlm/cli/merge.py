@@ -23,5 +23,5 @@ def merge(
     from dlm.lm import DiffusionLM
 
     mask = options.read_mask_token(mask_token)
-    DiffusionLM.from_pretrained(model, device="cpu", mask_token=mask).save_pretrained(folder)
+    DiffusionLM.from_pretrained(model, device="cpu", dtype="fp32", mask_token=mask).save_pretrained(folder)
     errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -18,6 +18,7 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from dlm.diffusion.unmask import Budget
     from dlm.lm import Sampler
+    from dlm.model.weights import Dtype, Quantization
 
 
 HOW = "How it writes"
@@ -32,8 +33,17 @@ Settings = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text.", rich_help_panel=HOW)]
-Computed = Annotated[
-    str, typer.Option("--precision", help="auto, bf16 or fp32; auto is bf16 where the hardware computes in it.")
+HeldIn = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        "--precision",
+        help="What weights are held in and computed in: bf16, fp16, fp32, or auto: as they are stored, and where that "
+        "is fp32, texts are written in bf16 if the hardware computes in it.",
+    ),
+]
+Load = Annotated[
+    str | None, typer.Option("--load", help="4bit or 8bit: quantise the weights, by bitsandbytes.", show_default=False)
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one by default.")]
 MaskToken = Annotated[
@@ -68,12 +78,33 @@ def check_device(name: str | None) -> None:
         raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]:.120}") from error
 
 
-def check_precision(name: str) -> Literal["auto", "bf16", "fp32"]:
-    """What `--precision` may be."""
-    choices: dict[str, Literal["auto", "bf16", "fp32"]] = {"auto": "auto", "bf16": "bf16", "fp32": "fp32"}
-    if name not in choices:
-        raise ConfigError(f"--precision is {', '.join(choices)}, got {name}")
-    return choices[name]
+def check_weights(dtype: str, load: str | None = None) -> "Weights":
+    """What `--dtype` and `--load` may be, as `DiffusionLM.from_pretrained` takes them.
+
+    Args:
+        dtype: The value of `--dtype`.
+        load: The value of `--load`.
+
+    Returns:
+        Both.
+
+    Raises:
+        ConfigError: There is no such type, or no such quantisation.
+    """
+    types: dict[str, Dtype] = {"auto": "auto", "bf16": "bf16", "fp16": "fp16", "fp32": "fp32"}
+    bits: dict[str | None, Quantization | None] = {None: None, "4bit": "4bit", "8bit": "8bit"}
+    if dtype not in types:
+        raise ConfigError(f"--dtype is {', '.join(types)}, got {dtype}")
+    if load not in bits:
+        raise ConfigError(f"--load is 4bit or 8bit, got {load}")
+    return {"dtype": types[dtype], "load": bits[load]}
+
+
+class Weights(TypedDict):
+    """How the weights of a model are held; see `DiffusionLM.from_pretrained`."""
+
+    dtype: "Dtype"
+    load: "Quantization | None"
 
 
 def read_mask_token(given: str | None) -> str | int | None:

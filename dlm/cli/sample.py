@@ -37,7 +37,8 @@ def sample(
     *,
     seed: options.Seed = 0,
     mask_token: options.MaskToken = None,
-    precision: options.Computed = "auto",
+    dtype: options.HeldIn = "auto",
+    quantised: options.Load = None,
     device: options.Device = None,
     output: options.Output = None,
     export: options.Export = None,
@@ -55,7 +56,7 @@ def sample(
     check_outputs(output, export, overwrite)
     quiet_libraries()
     how = options.build_sampler(context.obj)
-    lm = load_writer(model, device, precision, how, batch_size, mask_token)
+    lm = load_writer(model, device, dtype, quantised, how, batch_size, mask_token)
     began = time.perf_counter()
     with recording(lm, f"dlm sample {model}", watch, export) as take:
         texts = lm.generate(

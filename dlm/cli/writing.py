@@ -22,20 +22,23 @@ def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> 
     options.check_export(export)
 
 
-def load(model: str, device: str | None, precision: str, mask_token: str | None = None) -> "DiffusionLM":
+def load(
+    model: str, device: str | None, dtype: str, quantised: str | None, mask_token: str | None = None
+) -> "DiffusionLM":
     """The model that a command writes with."""
     from dlm.lm import DiffusionLM
 
-    computed_in = options.check_precision(precision)
+    weights = options.check_weights(dtype, quantised)
     options.check_device(device)
     mask = options.read_mask_token(mask_token)
-    return DiffusionLM.from_pretrained(model, device=device, precision=computed_in, mask_token=mask)
+    return DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
 
 
 def load_writer(
     model: str,
     device: str | None,
-    precision: str,
+    dtype: str,
+    quantised: str | None,
     sampler: "Sampler",
     batch_size: int | None,
     mask_token: str | None = None,
@@ -43,14 +46,14 @@ def load_writer(
     """The model that `dlm sample` writes with, which may be one that does nothing else and knows few samplers."""
     from dlm.lm.diffusion_gemma import DiffusionGemma, check_sampler
 
-    computed_in = options.check_precision(precision)
+    weights = options.check_weights(dtype, quantised)
     if not DiffusionGemma.is_at(model):
-        return load(model, device, precision, mask_token)
+        return load(model, device, dtype, quantised, mask_token)
     check_sampler(sampler, batch_size)
     if mask_token is not None:
         raise ConfigError(f"--mask-token: {model} writes uniform noise and has no mask; leave it out")
     options.check_device(device)
-    return DiffusionGemma.from_pretrained(model, device=device, precision=computed_in)
+    return DiffusionGemma.from_pretrained(model, device=device, **weights)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ in its input; a prompt, or the blocks of a text, the wrapper keeps itself, by th
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import NamedTuple, Protocol, Self, overload
 
 import torch
@@ -30,6 +30,18 @@ def copied(x: Tensor, device: torch.device) -> Tensor:
     if x.device.type == "cpu" and device.type == "cuda":
         return x.pin_memory().to(device, non_blocking=True)
     return x.to(device)
+
+
+@cache
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64; Apple's GPUs and some of Intel's do not."""
+    if device.type in ("cpu", "cuda"):
+        return True
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).sum()
+    except (RuntimeError, TypeError):  # devices refuse it by either
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -67,15 +79,16 @@ class NetworkInput:
         return per_row_B.to(self.ids_BL.device)[self.index_N // self.wanted_BL.shape[1]]
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device; `index_N` is found before it is moved."""
+        """The same on a device, its times in float32 if it has no float64; `index_N` is found before it is moved."""
         if self.ids_BL.device == device:
             return self
         attention = None if self.attention is None else copied(self.attention, device)
+        time_B = self.time_B if has_float64(device) else self.time_B.float()
         moved = replace(
             self,
             ids_BL=copied(self.ids_BL, device),
             wanted_BL=copied(self.wanted_BL, device),
-            time_B=copied(self.time_B, device),
+            time_B=copied(time_B, device),
             attention=attention,
         )
         vars(moved)["index_N"] = copied(self.index_N, device)
@@ -241,3 +254,37 @@ def _led(inputs: NetworkInput, first_id: int) -> NetworkInput:
     # Each row is one longer. Found from `wanted_BL`, the indices would have to wait for a GPU.
     vars(led)["index_N"] = inputs.index_N + inputs.index_N // inputs.ids_BL.shape[1] + 1
     return led
+
+
+class PlacedNetwork:
+    """A network on a device that may have no float64, such as Apple's MPS.
+
+    There the logits come back to the CPU. All that needs float64 (draws, shares of noise, sums of nats) stays on the
+    CPU with them, where the same logits give the same texts and bounds as those of any other device.
+    """
+
+    def __init__(self, network: Network, device: Callable[[], torch.device]) -> None:
+        """Wraps a network.
+
+        Args:
+            network: Gives logits.
+            device: Says where it is.
+        """
+        self.network = network
+        self.device = device
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(self, inputs: NetworkInput, reducer: Reducer) -> Reduced: ...
+
+    def __call__(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
+        """Logits of the wanted positions, or what the reducer makes of them; see `Network`."""
+        device = self.device()
+        if has_float64(device):
+            return self.network(inputs) if reducer is None else self.network(inputs, reducer)
+        there = inputs.to(device)
+        if reducer is None:
+            return self.network(there).cpu()
+        return self.network(there, lambda logits_CV, rows: reducer(logits_CV.cpu(), rows))

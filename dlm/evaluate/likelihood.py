@@ -211,7 +211,7 @@ def evaluate_chain_rule(
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         batch = sequences.batch(part)
-        x0_BL, loss_mask_BL = batch.x0_BL.to(lm.device), batch.loss_mask_BL.to(lm.device)
+        x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
         streams = [generator(seed, "evaluate", row) for row in part]
         totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), loss_mask_BL).sum())
         totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), loss_mask_BL).sum())
@@ -268,7 +268,7 @@ def _score(
         here = batches[number % len(batches)]
         part = rows[here]
         batch = sequences.batch(part)
-        x0_BL, loss_mask_BL = batch.x0_BL.to(lm.device), batch.loss_mask_BL.to(lm.device)
+        x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
         streams = [generator(seed, "evaluate", row) for row in part]
         terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, loss_mask_BL).cpu()
         if number >= len(batches):

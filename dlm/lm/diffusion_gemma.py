@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Pretrained
 from dlm.diffusion.draws import generator
@@ -21,10 +21,10 @@ from dlm.lm.model import Prompt, Sample
 from dlm.lm.sampler import Sampler, Watch
 from dlm.model.loading import load_weights
 from dlm.model.locate import resolve
-from dlm.model.precision import Precision, native_precision
 from dlm.model.public import DIFFUSION_GEMMA, read_config
 from dlm.model.text import encode, encode_chat
 from dlm.model.tokenizer import build_tokenizer, special_ids
+from dlm.model.weights import Dtype, Held, Quantization
 
 
 class DiffusionGemma:
@@ -68,21 +68,23 @@ class DiffusionGemma:
         model: str | Path,
         *,
         device: str | torch.device | None = None,
-        precision: Precision | Literal["auto"] = "auto",
+        dtype: Dtype = "auto",
+        load: Quantization | None = None,
     ) -> Self:
         """Loads a model.
 
         Args:
             model: A checkpoint folder, or a Hub name.
             device: Where to put it; a GPU where there is one by default.
-            precision: What its weights are and what it computes in; `auto` is bfloat16 where the hardware computes in
-                it.
+            dtype: What its weights are held in, and what it computes in; `auto` is what they are stored in.
+            load: Quantise the weights to 4 or 8 bits, by `bitsandbytes`.
 
         Returns:
             The model, ready to use.
 
         Raises:
             CheckpointError: There is no such model, it is damaged, or this transformers does not have it.
+            ConfigError: The weights cannot be quantised here.
         """
         try:
             from transformers import DiffusionGemmaForBlockDiffusion
@@ -92,10 +94,11 @@ class DiffusionGemma:
             ) from error
         path = resolve(model)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        computed_in = native_precision(where) if precision == "auto" else precision
-        kind = torch.bfloat16 if computed_in == "bf16" else torch.float32
-        network = load_weights(DiffusionGemmaForBlockDiffusion, path, dtype=kind)
-        return cls(network.to(where), build_tokenizer(Pretrained(path), lambda: ()))  # type: ignore[arg-type]
+        held = Held(dtype, load, where)
+        held.check()
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        network = load_weights(DiffusionGemmaForBlockDiffusion, path, **held.arguments(config))
+        return cls(network, build_tokenizer(Pretrained(path), lambda: ()))
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.network import PlacedNetwork, has_float64
 from dlm.diffusion.unmask import Margin, Order, Random
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_spans, written_text
@@ -27,11 +28,12 @@ from dlm.model.checkpoint import Sidecar, read_sidecar, whole_folder, write_mode
 from dlm.model.loading import load_model, usable_positions
 from dlm.model.locate import is_adapter, resolve
 from dlm.model.lora import load_merged
-from dlm.model.precision import Precision, in_precision, native_precision
+from dlm.model.precision import Precision, in_precision, working_precisions
 from dlm.model.public import Family, find
 from dlm.model.text import encode, encode_chat
 from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids, vocabulary_of
+from dlm.model.weights import Dtype, Held, Quantization
 from dlm.template import Template, parse_template
 
 Item = TypeVar("Item")
@@ -108,8 +110,9 @@ class DiffusionLM:
             model: A bidirectional HuggingFace model.
             tokenizer: A tokenizer with distinct mask, padding and end-of-text tokens.
             sidecar: How it was trained; plain masked diffusion by default.
-            precision: What the network computes in; `auto` writes texts in bfloat16 where this machine computes in
-                it, and scores them in float32. Log-probabilities are float32 or wider in any case.
+            precision: What the network computes in; `auto` is that of weights of 16 bits. With wider weights it writes
+                texts in bfloat16 where this machine computes in it, and scores them in float32. Log-probabilities are
+                float32 or wider in any case.
             time_embedding: What tells the model the time.
             backbone: The network made of both, where there is one already, such as one in training.
 
@@ -137,16 +140,16 @@ class DiffusionLM:
         self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
         self._end_ids, self._pad_id = (ids.end, *ends), ids.pad
         self._first_id = _first_id(sidecar, tokenizer)
-        self.precision: Precision = native_precision(self.device) if precision == "auto" else precision
-        scoring: Precision = "fp32" if precision == "auto" else precision
+        self.precision, scoring = working_precisions(precision, model.dtype, self.device)
         forbidden = self.process.vocabulary.forbidden
         known = forbidden if ids.unknown is None or ids.unknown in ends else (*forbidden, ids.unknown)
         self.denoiser = self._forbidding(forbidden, scoring)
         inside = (*known, *self._end_ids)
-        self.sampling_denoiser: Denoiser = PlacedDenoiser(self._forbidding(known, self.precision), lambda: self.device)
-        self.infilling_denoiser: Denoiser = PlacedDenoiser(
-            self._forbidding(inside, self.precision), lambda: self.device
+        written: tuple[Denoiser, ...] = tuple(
+            PlacedDenoiser(self._forbidding(unwanted, self.precision), lambda: self.arithmetic_device)
+            for unwanted in (known, inside)
         )
+        self.sampling_denoiser, self.infilling_denoiser = written
         self._ranking_denoiser = self._forbidding(inside, scoring)
 
     @classmethod
@@ -156,8 +159,10 @@ class DiffusionLM:
         *,
         device: str | torch.device | None = None,
         attention: str = "auto",
-        precision: Precision | Literal["auto"] = "auto",
+        dtype: Dtype = "auto",
+        load: Quantization | None = None,
         mask_token: str | int | None = None,
+        precision: Dtype | None = None,
     ) -> Self:
         """Loads a model.
 
@@ -167,19 +172,25 @@ class DiffusionLM:
                 `dlm.model.public`). Adapters are merged into the model they belong to.
             device: Where to put it; a GPU where there is one by default.
             attention: As `model.attention` in the configuration.
-            precision: What the network computes in; see the constructor.
+            dtype: What the weights are held in and the network computes in. `auto` holds them as they are stored, and
+                computes as the constructor says.
+            load: Quantise the weights to 4 or 8 bits, by `bitsandbytes`.
             mask_token: The text or the id of the mask, where the model has one that its tokenizer does not register.
+            precision: An earlier name of `dtype`.
 
         Returns:
             The model, ready to use.
 
         Raises:
             CheckpointError: There is no such model, it is damaged, or it has no mask.
-            ConfigError: The model says itself that its mask is another.
+            ConfigError: The model says itself that its mask is another; or the weights cannot be quantised here, or
+                they are adapters.
         """
         path = resolve(model)
         sidecar = read_sidecar(path)
         where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        held = Held(precision or dtype, load, where)
+        held.check()
         family = find(path) if sidecar is None and not is_adapter(path) else None
         tokenizer = build_tokenizer(Pretrained(path, mask_token), lambda: (), adds_mask=sidecar is not None)
         ids = special_ids(tokenizer)
@@ -189,7 +200,7 @@ class DiffusionLM:
                 f"{ids.mask}: leave it out"
             )
         how = attention_implementation(attention, where, sidecar.context if sidecar else 512)
-        network = load_merged(path, tokenizer, how) if is_adapter(path) else load_model(path, how)
+        network = load_merged(path, tokenizer, how, held) if is_adapter(path) else load_model(path, how, held=held)
         size = int(network.config.vocab_size)
         if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
             init_new_token_rows(network, [ids.pad], ids.pad + 1)
@@ -197,12 +208,18 @@ class DiffusionLM:
             sidecar = _sidecar_of(family, network, tokenizer)
         timed = sidecar is not None and sidecar.formulation.timed
         embedding = load_time_embedding(path, network).to(where) if timed else None
-        return cls(network.to(where), tokenizer, sidecar=sidecar, precision=precision, time_embedding=embedding)  # type: ignore[arg-type]
+        computed: Precision | Literal["auto"] = "fp32" if held.dtype == "fp32" else "auto"
+        return cls(network, tokenizer, sidecar=sidecar, precision=computed, time_embedding=embedding)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
+
+    @property
+    def arithmetic_device(self) -> torch.device:
+        """Where noise, draws and sums are computed: where the model is, or the CPU if that has no float64."""
+        return self.device if has_float64(self.device) else torch.device("cpu")
 
     @property
     def formulation(self) -> Formulation:
@@ -515,12 +532,12 @@ class DiffusionLM:
         streams: Sequence[torch.Generator],
     ) -> list[Score]:
         """Scores rows made on the CPU; see `score_rows`."""
-        rows = x0_BL.to(self.device), editable_BL.to(self.device)
+        rows = x0_BL.to(self.arithmetic_device), editable_BL.to(self.arithmetic_device)
         return score_rows(denoiser, self.process, estimator, *rows, streams)
 
     def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
-        network = in_precision(self._backbone, precision)
+        network = PlacedNetwork(in_precision(self._backbone, precision), lambda: self.device)
         return self.formulation.denoiser(network, self.process, forbidden, self._first_id)
 
     def _completed(self, sampler: Sampler | None, order: Order, *, blocks: bool = True) -> tuple[Sampler, Order]:

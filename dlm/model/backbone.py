@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._attend(inputs), **self._extra()}
         if time_embedding is not None:
             embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
-            read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None]
+            read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None].to(embedded_BLD.dtype)
         if inputs.cache is not None:
             read |= {"past_key_values": inputs.cache, "use_cache": True}
         # Outside of training shapes vary, and each would be compiled anew.
@@ -111,8 +111,9 @@ class Backbone(nn.Module):
             return None if seen_BM is None else seen_BM.long()
         open_BLM = inputs.attention if seen_BM is None else inputs.attention & seen_BM[:, None]
         open_BLM = open_BLM.expand(len(xt_BL), -1, -1)
-        closed = torch.finfo(self.model.dtype).min
-        return torch.zeros(open_BLM.shape, device=xt_BL.device).masked_fill(~open_BLM, closed)[:, None]
+        dtype = self.model.dtype
+        zero = torch.zeros(open_BLM.shape, dtype=dtype, device=xt_BL.device)
+        return zero.masked_fill(~open_BLM, torch.finfo(dtype).min)[:, None]
 
     def _project(self, rows_ND: Tensor) -> Tensor:
         """Rows to logits, by the model's head."""

@@ -22,6 +22,7 @@ from dlm.model.attention import open_attention
 from dlm.model.locate import check_name
 from dlm.model.public import Family, find, read_config
 from dlm.model.time_embedding import TIMED, UNDERLYING
+from dlm.model.weights import Held
 
 PAD_OFFSET_POSITIONS = {
     "roberta",
@@ -82,7 +83,9 @@ def build_model(
     return cast(PreTrainedModel, model)
 
 
-def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None) -> PreTrainedModel:
+def load_model(
+    path: str, attention: str, sizes: Mapping[str, Any] | None = None, held: Held | None = None
+) -> PreTrainedModel:
     """Loads a HuggingFace model from a folder or the Hub and makes it bidirectional.
 
     Args:
@@ -90,9 +93,10 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
             diffusion model, whose tensors are renamed.
         attention: As in `attention_implementation`.
         sizes: Keys of its configuration that replace the stored ones, such as dropout.
+        held: What its weights are held in, and where; by default float32 on the CPU.
 
     Returns:
-        The model in evaluation mode, float32.
+        The model in evaluation mode.
 
     Raises:
         CheckpointError: There is no such model, it is damaged, it has no head for masks, or it needs remote code.
@@ -116,7 +120,7 @@ def load_model(path: str, attention: str, sizes: Mapping[str, Any] | None = None
         factory,
         path,
         config=config,
-        dtype=torch.float32,
+        **(held or Held()).arguments(config),
         attn_implementation=attention,
         trust_remote_code=False,
         key_mapping=dict(family.keys) if family and family.keys else None,

@@ -17,6 +17,7 @@ from dlm.model.loading import load_model
 from dlm.model.locate import ADAPTER
 from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors
 from dlm.model.tokenizer import new_ids
+from dlm.model.weights import Held
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -89,20 +90,29 @@ def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
     read_tensors(folder / ADAPTER_WEIGHTS, partial(set_peft_model_state_dict, adapter))
 
 
-def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
+def load_merged(
+    path: str, tokenizer: PreTrainedTokenizerBase, attention: str, held: Held | None = None
+) -> PreTrainedModel:
     """Loads adapters and the model that they belong to, as one plain model.
 
     Args:
         path: A folder that `write_adapter` wrote.
         tokenizer: The tokenizer in the same folder.
         attention: As in `attention_implementation`.
+        held: What its weights are held in, and where; by default float32 on the CPU.
 
     Returns:
         The model, with the adapters merged into its weights.
 
     Raises:
         CheckpointError: The base model is missing, the adapters are damaged, or `peft` is not installed.
+        ConfigError: The weights are to be quantised, which merging would round once more.
     """
+    if held is not None and held.load is not None:
+        raise ConfigError(
+            f"load {held.load}: {path} holds adapters, which are merged into weights that are not quantised: "
+            f"`dlm merge {path} FOLDER` makes it one model, which can be"
+        )
     try:
         from peft import PeftModel
     except ImportError as error:
@@ -114,7 +124,7 @@ def load_merged(path: str, tokenizer: PreTrainedTokenizerBase, attention: str) -
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
     try:
-        model = load_model(base, attention)
+        model = load_model(base, attention, held=held)
         init_new_token_rows(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error

@@ -21,7 +21,8 @@ class StepMetrics:
         nelbo: An unbiased, noisy estimate of the true bound on this batch, in nats a token; None where the
             objective leaves out noise levels that the bound needs.
         lr: The learning rate relative to its peak.
-        grad_norm: The global gradient norm before clipping.
+        grad_norm: The global gradient norm before clipping; None where it overflowed in float16, and the step was
+            skipped.
         tokens: Tokens of the run so far.
         tokens_per_second: Of this step.
     """
@@ -30,7 +31,7 @@ class StepMetrics:
     loss: float
     nelbo: float | None
     lr: float
-    grad_norm: float
+    grad_norm: float | None
     tokens: int
     tokens_per_second: float
 

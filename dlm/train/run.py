@@ -17,6 +17,7 @@ from dlm.model.locate import CHECKPOINTS, follow
 from dlm.settings import dump_config, flatten, load_config
 from dlm.train.lock import RunLock, clear, is_lock, refusal, writer_of
 from dlm.train.optim import learning_rate_factor
+from dlm.train.scaling import LossScale
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
@@ -54,6 +55,7 @@ class Progress:
         best_step: The step at which `best` was reached.
         validation_checksum: A checksum of the validation text; None in checkpoints of earlier versions.
         places: The position of each process in the stream it trains on; None without streaming.
+        loss_scale: The scale of the loss; None of a run that needs none.
     """
 
     step: int
@@ -64,6 +66,13 @@ class Progress:
     best_step: int | None = None
     places: list[dict[str, Any]] | None = None
     validation_checksum: int | None = None
+    loss_scale: LossScale | None = None
+
+    @classmethod
+    def parse(cls, tree: dict[str, Any]) -> "Progress":
+        """Reads what `asdict` made of it."""
+        scale = tree.get("loss_scale")
+        return cls(**{**tree, "loss_scale": LossScale(**scale) if scale else None})
 
 
 class RunFolder:
@@ -240,7 +249,7 @@ class RunFolder:
         if path is None:
             return None
         try:
-            progress = Progress(**json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
+            progress = Progress.parse(json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
         if writes:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
@@ -23,7 +24,7 @@ from dlm.model.checkpoint import read_sidecar
 from dlm.model.loading import build_model, load_model
 from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resolve
 from dlm.model.lora import add_adapter, restore_adapter
-from dlm.model.precision import bf16_is_native
+from dlm.model.precision import Precision, fastest_precision
 from dlm.model.public import find
 from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
 from dlm.paths import expand
@@ -50,7 +51,6 @@ def join(config: Config, folder: Path) -> Accelerator:
     Raises:
         ConfigError: The configuration or the launcher asks for something that is not available here.
     """
-    bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and bf16_is_native())
     ready = {str(tracker.value) for tracker in get_available_trackers()}
     for name in config.train.trackers:
         if name not in ready:
@@ -61,7 +61,8 @@ def join(config: Config, folder: Path) -> Accelerator:
     plugin = sharding()
     accelerator = Accelerator(
         cpu=without_accelerator(),
-        mixed_precision="bf16" if bf16 else "no",
+        # Not "fp16", with which Accelerate would scale the loss its own way, and on GPUs alone.
+        mixed_precision="bf16" if run_precision(config) == "bf16" else "no",
         log_with=list(config.train.trackers) or None,
         project_dir=folder,
         fsdp_plugin=plugin,
@@ -84,6 +85,13 @@ def join(config: Config, folder: Path) -> Accelerator:
             f"{accelerator.num_processes} processes: raise it, or start fewer processes"
         )
     return accelerator
+
+
+def run_precision(config: Config) -> Precision:
+    """What a run computes in; `auto` is the fastest of this machine."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    return fastest_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 @contextmanager

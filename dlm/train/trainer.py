@@ -27,13 +27,14 @@ from dlm.lm import DiffusionLM
 from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
-from dlm.model.precision import Precision, in_precision
+from dlm.model.precision import in_precision
 from dlm.model.time_embedding import build_time_embedding
 from dlm.model.tokenizer import special_ids, vocabulary_of
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
+from dlm.train.scaling import LEAST, LossScale, scaled
 from dlm.train.setup import (
     affixes_before,
     check_agreement,
@@ -42,6 +43,7 @@ from dlm.train.setup import (
     join,
     micro_batches,
     run_model,
+    run_precision,
     tokenizer_of,
     where,
 )
@@ -91,7 +93,7 @@ class Trainer:
         """Everything that a run has before its first step; under the lock of its folder."""
         run = self.run
         self.device = self.accelerator.device
-        self.precision: Precision = "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32"
+        self.precision = run_precision(self.config)
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
             spec = tokenizer_of(self.config, at[0] if at else None)
@@ -120,14 +122,17 @@ class Trainer:
         self._first_id = ids.end if formulation.shift else None  # a shift reads the end of the text before
         self._pad_id = ids.pad
         # Set here, because Accelerate sets it only where weights are not sharded.
-        self.predict_with(in_precision(self.network, self.precision))
+        network = in_precision(self.network, self.precision)
+        self.micros = micro_batches(self.config, self.accelerator)
+        self.loss_scale = (self.progress.loss_scale or LossScale()) if self.precision == "fp16" else None
+        self._factor = torch.ones((), device=self.device)
+        self.predict_with(scaled(network, self._factor) if self.loss_scale else network)
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
         if at:
             self._state.restore(at[0])
             self.batches.restore(self.progress.places or [])
-        self.micros = micro_batches(self.config, self.accelerator)
         self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps, self.prepare)
 
     def predict_with(self, network: Network) -> None:
@@ -194,6 +199,8 @@ class Trainer:
         self.network.train()
         denoiser = self.denoiser_at(step)
         sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        if self.loss_scale:
+            self._factor.fill_(self.loss_scale.of_sum(max(map(len, self.micros)) * self.config.data.length))
         for micro, positions in enumerate(self.micros):
             last = micro == len(self.micros) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.network):
@@ -203,21 +210,23 @@ class Trainer:
                 terms = self.objective.loss(denoiser, self.process, corrupted.to(self.device))
                 terms.loss.backward()  # not Accelerate's, which divides by a number from its environment
             sums += torch.stack(
-                [terms.loss.detach(), terms.count, terms.nelbo, terms.tokens, copied(seen, self.device)]
+                [terms.loss.detach() / self._factor, terms.count, terms.nelbo, terms.tokens, copied(seen, self.device)]
             ).to(sums)
         sums = self.accelerator.reduce(sums, "sum")
         count = sums[1].clamp(min=1.0)  # a small batch at low noise may have no token to predict
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
         # Each process has the gradient of its own sum, averaged over processes: this makes it that of the global mean.
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / count)
+        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / (count * self._factor))
         norm = clip_gradients(parameters, self.config.optim.clip)
         factor = learning_rate_factor(step, config.steps, self.config.optim)
         set_learning_rate(self.optimizers, factor)
+        skipped = self._rescale(norm, step)
         for optimizer in self.optimizers:
-            optimizer.step()
+            if not skipped:
+                optimizer.step()
             optimizer.zero_grad()
-        if self.ema:
+        if self.ema and not skipped:
             self.ema.update(self.backbone, step)
         # Read together at the end: a GPU that is asked for a number has computed all it was told to.
         *values, gradient_norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()
@@ -228,12 +237,31 @@ class Trainer:
             self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
         )
         nelbo = values[2] / values[3] if complete else None
-        for what, value in (("loss", loss), ("bound", nelbo or 0.0), ("gradient norm", gradient_norm)):
+        for what, value in (
+            ("loss", loss),
+            ("bound", nelbo or 0.0),
+            ("gradient norm", 0.0 if skipped else gradient_norm),
+        ):
             self._check_finite(what, value, step)
         tokens = int(values[4])
-        self.progress = replace(self.progress, step=step, tokens=self.progress.tokens + tokens)
+        self.progress = replace(
+            self.progress, step=step, tokens=self.progress.tokens + tokens, loss_scale=self.loss_scale
+        )
         speed = tokens / (time.perf_counter() - began)
-        return StepMetrics(step, loss, nelbo, factor, gradient_norm, self.progress.tokens, speed)
+        return StepMetrics(step, loss, nelbo, factor, None if skipped else gradient_norm, self.progress.tokens, speed)
+
+    def _rescale(self, norm: torch.Tensor, step: int) -> bool:
+        """Sets the scale of the next step's loss; whether this step's gradients overflowed and it is to be skipped."""
+        if self.loss_scale is None:
+            return False
+        finite = math.isfinite(norm.item())  # a GPU is waited for: nothing may be changed by what overflowed
+        self.loss_scale = self.loss_scale.after(finite)
+        if self.loss_scale.value < LEAST:
+            raise TrainingError(
+                f"the gradients overflow in fp16 at every scale of the loss, at step {step}; the last good checkpoint "
+                f"is {self.run.last() or 'none yet'}; train.precision fp32, or a lower optim.lr, may help"
+            )
+        return not finite
 
     def denoiser_at(self, step: int) -> Denoiser:
         """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""

@@ -111,7 +111,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("eval @model --data @text.txt --draws 5", "--draws must be even, got 5"),
     ("eval @model --data @text.txt --time soon", "--time is a number of steps or continuous, got 'soon'"),
     ("eval @model --data @text.txt --time 0", "--time is a number of steps or continuous, got '0'"),
-    ("eval @model --data @text.txt --precision fp8", "--precision is auto, bf16, fp32, got fp8"),
+    ("eval @model --data @text.txt --precision fp8", "--dtype is auto, bf16, fp16, fp32, got fp8"),
     # models
     ("sample @none", "no model at"),
     ("sample no/such/model", "no model at"),

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gemma(folder: Path) -> DiffusionGemma:
-    return DiffusionGemma.from_pretrained(folder, precision="fp32")
+    return DiffusionGemma.from_pretrained(folder, dtype="fp32")
 
 
 def test_it_writes_what_transformers_writes_of_the_same_draws(gemma: DiffusionGemma) -> None:
