@@ -43,8 +43,8 @@ class TrainingSpeed:
         flops_per_token: See `training_flops`.
         flops_per_second: Operations over the median time.
         share_of_peak: The same as a share of the machine's peak.
-        data_share: The mean time of making a batch, as a share of the median step. Batches are made while the step
-            before is computed.
+        data_share: The mean time of making and corrupting a batch, as a share of the median step. Batches are made
+            while the step before is computed.
         peak_bytes: The peak memory: on CUDA of all tensors, else of the whole program.
         model_bytes: Bytes of weights, gradients, the optimizer's state, and the averaged weights if there are any.
         beyond_model_bytes: The peak memory of a step beyond those, in bytes of tensors: activations and logits.
@@ -151,7 +151,8 @@ def predict_every_row(trainer: Trainer) -> None:
 
     def every_row(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         whole = replace(inputs, wanted_BL=torch.ones_like(inputs.wanted_BL))
-        logits_NV = network(whole)[inputs.wanted_BL.flatten()]
+        vars(whole)["index_N"] = torch.arange(inputs.wanted_BL.numel(), device=inputs.ids_BL.device)
+        logits_NV = network(whole).index_select(0, inputs.index_N)
         return reducer(logits_NV, slice(None)) if reducer else logits_NV
 
     trainer.predict_with(every_row)  # type: ignore[arg-type]  # a closure cannot say that a reducer decides the type

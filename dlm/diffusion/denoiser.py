@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
+from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer, copied
 from dlm.diffusion.process import Process
 
 
@@ -113,7 +113,7 @@ class X0Denoiser(Denoiser):
         logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         if self._forbidden.device != logits_NV.device:
             with torch.inference_mode(False):  # a tensor made in inference mode could not be used in a later loss
-                self._forbidden = self._forbidden.to(logits_NV.device)
+                self._forbidden = copied(self._forbidden, logits_NV.device)
         return logits_NV.index_fill(-1, self._forbidden, -torch.inf)
 
 

@@ -48,8 +48,8 @@ def has_float64(device: torch.device) -> bool:
 class NetworkInput:
     """One call of a network.
 
-    Samplers and objectives make it on the CPU, where their random numbers are, and move it: nothing has to wait for a
-    GPU to tell where the wanted positions are.
+    Samplers and training objectives make it on the CPU, where their random numbers are, and move it, so that they need
+    not wait for a GPU to tell where the wanted positions are.
 
     Attributes:
         ids_BL: Noisy ids.
@@ -58,7 +58,7 @@ class NetworkInput:
         rows_B: Which rows of the canvas these are, where a sampler passes some of them; None for all of them.
         attention: Boolean, what each query sees, shape (L, M + L) or (B, L, M + L); None for every token.
         cache: The M tokens that stand before the ids; None for none. A call leaves it as it was; its owner fills it.
-        padded: Whether some ids are padding; None where nobody has looked.
+        padded: Whether some ids are padding; None where that is not known.
     """
 
     ids_BL: Tensor
@@ -79,7 +79,10 @@ class NetworkInput:
         return per_row_B.to(self.ids_BL.device)[self.index_N // self.wanted_BL.shape[1]]
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device, its times in float32 if it has no float64; `index_N` is found before it is moved."""
+        """The same on a device, its times in float32 if it has no float64.
+
+        `index_N` is found before it is moved; the cache stays where its owner put it.
+        """
         if self.ids_BL.device == device:
             return self
         attention = None if self.attention is None else copied(self.attention, device)
@@ -89,6 +92,7 @@ class NetworkInput:
             ids_BL=copied(self.ids_BL, device),
             wanted_BL=copied(self.wanted_BL, device),
             time_B=copied(time_B, device),
+            rows_B=None if self.rows_B is None else copied(self.rows_B, device),
             attention=attention,
         )
         vars(moved)["index_N"] = copied(self.index_N, device)

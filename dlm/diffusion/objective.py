@@ -88,7 +88,7 @@ class Objective(ABC):
         """Corrupts a batch.
 
         Args:
-            process: How.
+            process: The forward process.
             x0_BL: Clean ids.
             draws: The randomness of this batch.
             loss_mask_BL: The tokens that count, such as all but padding; all of them by default. The others

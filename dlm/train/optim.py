@@ -12,6 +12,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from dlm.config import Optim
 from dlm.train.sharding import full_tensor, shard_like
 
+TOGETHER = 2**26
+"""Entries of matrices that Muon updates at a time on a GPU, where a few copies of them exist meanwhile."""
+
 PEAK = "peak_lr"
 """The key of an optimizer's parameter groups that keeps the learning rate at its peak."""
 
@@ -61,15 +64,17 @@ class FullMatrixMuon(Muon):
 
     Orthogonalisation needs the full matrix. By itself, torch would exchange partial products of a sharded one in
     bfloat16 eleven times. Here each matrix is gathered, one at a time. Every process takes torch's own step on it and
-    keeps its shard, so the step is bit for bit that of a matrix that is not sharded.
+    keeps its shard. So on CPUs the step is bit for bit that of a matrix that is not sharded; on GPUs it is that step to
+    the rounding of bfloat16.
 
     On a GPU, torch's own step takes the matrices one after another, and starting its small products takes far longer
-    than computing them. Here all matrices of one shape are multiplied together.
+    than computing them. Here matrices of one shape are multiplied together, `TOGETHER` of their entries at a time.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Takes one step; see `torch.optim.Muon`."""
+        """Takes one step; see `torch.optim.Muon`. Closures are not supported."""
+        assert closure is None
         parameters = [p for group in self.param_groups for p in group["params"]]
         if all(p.is_cuda and not isinstance(p, DTensor) for p in parameters):
             for group in self.param_groups:
@@ -89,17 +94,29 @@ class FullMatrixMuon(Muon):
         shapes: dict[torch.Size, list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is not None:
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
                 shapes.setdefault(p.shape, []).append(p)
-        for (rows, columns), matrices in shapes.items():
-            gradients = [p.grad for p in matrices if p.grad is not None]
-            averages = [self.state[p]["momentum_buffer"] for p in matrices]
-            torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
-            updates_PMN = orthogonalised(torch.stack(list(updates)), group["ns_coefficients"], group["ns_steps"])
-            scale = math.sqrt(max(1.0, rows / columns))
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(matrices, list(updates_PMN.to(matrices[0]).unbind()), alpha=-group["lr"] * scale)
+        for shape, alike in shapes.items():
+            size = max(TOGETHER // shape.numel(), 1)
+            for start in range(0, len(alike), size):
+                self._step_alike(alike[start : start + size], group)
+
+    def _step_alike(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+        """The step of some matrices of one shape."""
+        gradients = [p.grad for p in matrices if p.grad is not None]
+        averages = [self.state[p]["momentum_buffer"] for p in matrices]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, averages, group["momentum"]) if group["nesterov"] else averages
+        update_PMN = torch.stack([update.bfloat16() for update in updates])
+        update_PMN = orthogonalised(update_PMN, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        rows, columns = matrices[0].shape
+        scale = math.sqrt(max(1.0, rows / columns))
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        # Contiguous, or tall matrices would be added one by one.
+        torch._foreach_add_(
+            matrices, list(update_PMN.to(matrices[0]).contiguous().unbind()), alpha=-group["lr"] * scale
+        )
 
     def _step_full(self, p: Tensor, settings: dict[str, Any]) -> None:
         assert p.grad is not None
@@ -113,7 +130,9 @@ class FullMatrixMuon(Muon):
         self.state[p] = {key: shard_like(value, p) for key, value in optimizer.state[matrix].items()}
 
 
-def orthogonalised(matrices_PMN: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
+def orthogonalised(
+    matrices_PMN: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float = 1e-7
+) -> Tensor:
     """Moves the singular values of matrices towards 1, by Newton-Schulz iterations in bfloat16.
 
     With X of norm at most 1 each iteration is aX + b(XX')X + c(XX')(XX')X (Muon; 2502.16982, section 2.1).
@@ -122,6 +141,7 @@ def orthogonalised(matrices_PMN: Tensor, coefficients: tuple[float, float, float
         matrices_PMN: P matrices of one shape.
         coefficients: a, b and c.
         steps: The number of iterations.
+        eps: The least norm that a matrix is divided by.
 
     Returns:
         P matrices in bfloat16.
@@ -131,7 +151,7 @@ def orthogonalised(matrices_PMN: Tensor, coefficients: tuple[float, float, float
     tall = x_PMN.shape[1] > x_PMN.shape[2]
     if tall:
         x_PMN = x_PMN.mT
-    x_PMN = x_PMN / x_PMN.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    x_PMN = x_PMN / x_PMN.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram_PMM = x_PMN @ x_PMN.mT
         update_PMM = torch.baddbmm(gram_PMM, gram_PMM, gram_PMM, beta=b, alpha=c)

@@ -217,7 +217,9 @@ class Trainer:
 
         parameters = [p for p in self.backbone.parameters() if p.grad is not None]
         # Each process has the gradient of its own sum, averaged over processes: this makes it that of the global mean.
-        torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], world / (count * self._factor))
+        torch._foreach_mul_(
+            [p.grad for p in parameters if p.grad is not None], (world / (count * self._factor)).float()
+        )
         norm = clip_gradients(parameters, self.config.optim.clip)
         factor = learning_rate_factor(step, config.steps, self.config.optim)
         set_learning_rate(self.optimizers, factor)
@@ -228,7 +230,7 @@ class Trainer:
             optimizer.zero_grad()
         if self.ema and not skipped:
             self.ema.update(self.backbone, step)
-        # Read together at the end: a GPU that is asked for a number has computed all it was told to.
+        # Read together at the end, because reading waits for the GPU.
         *values, gradient_norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()
         loss = values[0] / max(values[1], 1.0)
         # With clean context or a tail, the bound would not be comparable with that of the validation text.
@@ -270,7 +272,7 @@ class Trainer:
             return self.denoiser
         length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
-        return self._denoiser(with_attention(self.computed, open_LL.to(self.device)))
+        return self._denoiser(with_attention(self.computed, copied(open_LL, self.device)))
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
         """Stops a run that has diverged, before its state is saved."""
@@ -288,10 +290,9 @@ class Trainer:
             streams = [generator(self.config.seed, "context", step, position) for position in positions]
             loss_mask_BL = editable_part(loss_mask_BL, share, streams)
         corrupted = self.objective.corrupt(self.process, batch.x0_BL, draws, loss_mask_BL)
-        padded = bool((batch.x0_BL == self._pad_id).any())
-        return Prepared(
-            replace(corrupted, inputs=replace(corrupted.inputs, padded=padded)), (batch.document_BL >= 0).sum()
-        )
+        inputs = replace(corrupted.inputs, padded=bool((batch.x0_BL == self._pad_id).any()))
+        vars(inputs)["index_N"] = corrupted.inputs.index_N
+        return Prepared(replace(corrupted, inputs=inputs), (batch.document_BL >= 0).sum())
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the likelihood of the validation text, and samples a short text."""

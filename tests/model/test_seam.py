@@ -83,7 +83,7 @@ def test_seeing_everything_is_the_default() -> None:
 
 
 @torch.no_grad()
-def test_whoever_knows_of_padding_is_believed() -> None:
+def test_padded_decides_whether_padding_is_masked() -> None:
     network = Backbone(build("qwen3"), SPECIAL["pad_token_id"])
     ids_BL = text(2, LENGTH)
     full = inputs(ids_BL)
@@ -104,3 +104,21 @@ def test_a_shift_knows_where_the_wanted_positions_go() -> None:
     draws_BL = torch.rand(4, 7, generator=torch.Generator().manual_seed(0))
     ShiftedNetwork(FunctionNetwork(watch), 0)(NetworkInput(text(4, 7), draws_BL < 0.4, torch.zeros(4)))
     assert torch.equal(seen[0].index_N, seen[0].wanted_BL.flatten().nonzero()[:, 0])
+
+
+def test_all_of_an_input_moves_but_its_cache() -> None:
+    here = NetworkInput(
+        text(2, 5),
+        torch.ones(2, 5, dtype=torch.bool),
+        torch.zeros(2),
+        rows_B=torch.arange(2),
+        attention=torch.ones(5, 5, dtype=torch.bool),
+        padded=False,
+    )
+    there = here.to(torch.device("meta"))
+    tensors = {name: value for name, value in vars(there).items() if isinstance(value, Tensor)}
+    assert tensors.keys() == {"ids_BL", "wanted_BL", "time_B", "rows_B", "attention", "index_N"}
+    assert {value.device.type for value in tensors.values()} == {"meta"} and there.padded is False
+    assert {name: value.shape for name, value in tensors.items()} == {
+        name: value.shape for name, value in vars(here).items() if isinstance(value, Tensor)
+    }

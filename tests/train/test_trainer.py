@@ -162,6 +162,16 @@ def test_clean_context_is_seen_and_never_predicted(tmp_path: Path) -> None:
     assert len(bounds(trainer.run.path)) == 1
 
 
+def test_a_prepared_batch_says_whether_it_is_padded(tmp_path: Path) -> None:
+    trainer = start(tmp_path, describe(tmp_path, batch_size=2))
+    batch = trainer.batches.batch(1, range(2))
+    assert trainer.prepare(batch, 1, range(2)).batch.inputs.padded is False
+    batch.x0_BL[0, -1] = int(trainer.tokenizer.pad_token_id or 0)
+    prepared = trainer.prepare(batch, 1, range(2)).batch
+    assert prepared.inputs.padded is True
+    assert torch.equal(prepared.inputs.index_N, prepared.inputs.wanted_BL.flatten().nonzero()[:, 0])
+
+
 def test_no_token_is_clean_context_without_being_asked(tmp_path: Path) -> None:
     config = describe(tmp_path)
     first, second = (altered(config, "data", context=share) for share in (0.0, 1.0))
