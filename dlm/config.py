@@ -126,6 +126,8 @@ class Data:
         packing: `pack` joins documents by an end-of-text token and cuts the stream into full sequences;
             `pad` keeps one document in each row, truncates it at `length`, and excludes the padding from attention
             and loss.
+        attend: What a token of a packed row sees: the whole `row`, or its own `document` alone, in training and in the
+            bound.
         context: The share of training sequences that keep a random prefix, suffix or both clean, outside the loss;
             for prompts and infilling. Validation and evaluation always bound the whole text.
         tail: Whether a response is followed, in training, by a random number of end-of-text tokens that are learned,
@@ -140,6 +142,7 @@ class Data:
     held_out: HeldOut = field(default_factory=HeldOut)
     length: Positive = 256
     packing: Literal["pack", "pad"] = "pack"
+    attend: Literal["row", "document"] = "row"
     context: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     tail: bool = True
     streaming: bool = False
@@ -150,6 +153,8 @@ class Data:
             raise ValueError(
                 "validation: it needs a prompt and a response, or messages, if train has them, and only then"
             )
+        if self.attend == "document" and self.packing == "pad":
+            raise ValueError("attend: with packing pad a row holds one document already; set row, or packing to pack")
         if not self.train.supervised:
             return
         if self.streaming:
@@ -407,6 +412,16 @@ class Config:
         for key in ("annealing", "lora"):
             if getattr(model, key) and model.init == "random":
                 raise ValueError(f"model.{key}: it is for a pretrained model; set model.init and model.path")
+        if self.data.attend == "document":
+            if model.shift:
+                raise ValueError(
+                    "data.attend: with model.shift the first token of a document would be predicted from the document "
+                    "before it; set model.shift to false, or data.attend to row"
+                )
+            if model.attention not in ("auto", "eager", "sdpa"):
+                raise ValueError(
+                    f"data.attend: document needs model.attention auto, eager or sdpa, got {model.attention}"
+                )
         self.formulation.check()
 
     @property

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlm.cli import bench, corrupt, evaluate, infill, merge, sample, selftest, train
+from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import SamplerCommand
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
@@ -121,12 +121,13 @@ for _name, _command in (
     ("train", train.train),
     ("sample", sample.sample),
     ("infill", infill.infill),
+    ("chat", chat.chat),
     ("eval", evaluate.evaluate),
     ("corrupt", corrupt.corrupt),
     ("merge", merge.merge),
     ("selftest", selftest.selftest),
 ):
-    _kind = SamplerCommand if _name in ("sample", "infill") else None
+    _kind = SamplerCommand if _name in ("sample", "infill", "chat") else None
     app.command(_name, cls=_kind)(_guarded(_command, shared=_name in ("train", "eval")))
 
 _bench = typer.Typer(help="Measure the speed of training and of sampling against the machine's own limits.")

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -27,6 +27,11 @@ errors = Console(stderr=True)
 def is_first() -> bool:
     """Whether this is the first of the processes that a launcher started, which alone prints; or the only one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person is at the other end of stdin or stdout."""
+    return stream.isatty()
 
 
 def quiet_libraries() -> None:
@@ -72,9 +77,12 @@ def json_line(value: Any, output: Path | None) -> str:
         output: The file, which is UTF-8; stdout if None.
 
     Returns:
-        The line. Characters that cannot be written as they are, such as half of one, are written as `\ud800`.
+        The line. Characters that cannot be written as they are, such as half of one, are written as `\ud800`, and so
+        are those that some programs take for the end of a line.
     """
     line = json.dumps(value, ensure_ascii=False)
+    for end in "\x85\u2028\u2029":
+        line = line.replace(end, f"\\u{ord(end):04x}")
     try:
         line.encode("utf-8" if output else sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

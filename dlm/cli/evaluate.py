@@ -178,6 +178,11 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
             if report.given_tokens
             else []
         ),
+        *(
+            ["given            where each document ends: it is read alone, as in training"]
+            if report.attend == "document"
+            else []
+        ),
         f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
         f"estimator        stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}, "
         f"seed {report.seed}",

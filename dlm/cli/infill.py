@@ -1,18 +1,21 @@
 """`dlm infill`."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlm.cli import options
 from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, read_text, write_data
-from dlm.cli.records import Record, is_batch, read_batch, report
+from dlm.cli.records import Record, file_lines, is_batch, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load, recording
-from dlm.data.lines import lines_of, split_lines
+from dlm.data.lines import split_lines
+from dlm.data.records import check_text
 from dlm.errors import ConfigError, DataError
-from dlm.template import parse_template
+from dlm.template import Template, parse_template
 
 if TYPE_CHECKING:
     from dlm.lm import Infilling
@@ -60,22 +63,29 @@ def infill(
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
-    records = list(read_batch(content, marker)) if batch else [_single("".join(content), marker)]
-    if batch and not records:
-        raise DataError(f"{file or 'stdin'} holds no line to fill")
-    wanted = _usable(records, keep_going)
+    ask = partial(_template_of, marker=marker)
+    if batch:
+        records = read_batch(content, ask, name=file or "stdin")
+    else:
+        single = {"text": "".join(content)}
+        records = [Record("", single, ask(single))]
+    usable(records, lambda template: None, keep_going=keep_going)
     quiet_libraries()
     from dlm.lm.canvas import lay_out
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
-    for record in wanted.values():
-        with record.failing():
-            lay_out(record.template, lm.tokenizer, lm.process.mask_id, lm.context, lm.sidecar.affixes)
-    wanted = _usable(records, keep_going)
+    place = partial(
+        lay_out,
+        tokenizer=lm.tokenizer,
+        mask_id=lm.process.mask_id,
+        context=lm.context,
+        affixes=lm.sidecar.affixes,
+    )
+    wanted = usable(records, place, keep_going=keep_going)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
-            {i: record.template for i, record in wanted.items()},
+            {number: record.asked for number, record in wanted.items() if record.asked is not None},
             num=num,
             sampler=how,
             seed=seed,
@@ -85,7 +95,7 @@ def infill(
         if batch or as_json:
             with line_writer(output, overwrite=overwrite) as write:
                 for record, alternatives in zip(wanted.values(), found, strict=True):
-                    write(json_line(record.filled(alternatives), output))
+                    write(json_line({**record.given, **_filled(alternatives)}, output))
         else:
             (alternatives,) = found
     if not batch and not as_json:
@@ -93,30 +103,36 @@ def infill(
     report(records)
 
 
-def _content(text: str | None, file: Path | None) -> Iterator[str]:
+def _content(text: str | None, file: Path | None) -> list[str]:
     """The lines of what was given."""
     if (text is None) == (file is None):
         raise ConfigError('give the text, or --file FILE, or - for stdin; for example dlm infill MODEL "a [MASK:3] b"')
-    if text is not None:
-        return split_lines(read_text(text))
+    return [*split_lines(read_text(text))] if text is not None else file_lines(file or Path("-"))
+
+
+def _template_of(fields: Mapping[str, Any], marker: str) -> Template:
+    """The text and the spans of a record."""
+    if "text" not in fields:
+        raise DataError(f'no field "text" with a text in it: {json.dumps(fields):.60}')
     try:
-        return iter(list(lines_of(str(file))))
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        text = check_text(fields["text"])
+    except DataError as error:
+        raise DataError(f'no field "text" with a text in it: {error}') from error
+    return parse_template(text, marker)
 
 
-def _single(text: str, marker: str) -> Record:
-    """A single text, which must have a span."""
-    return Record("", {"text": text}, parse_template(text, marker))
-
-
-def _usable(records: Sequence[Record], keep_going: bool) -> dict[int, Record]:
-    """The records that can be filled, by their numbers; unless told to go on, the first other one is refused."""
-    if not keep_going:
-        for record in records:
-            if record.error:
-                raise DataError(record.error)
-    return {i: record for i, record in enumerate(records) if not record.error}
+def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
+    """What is written of a record that was filled, in plain values."""
+    plain = [
+        {
+            "text": found.text,
+            "spans": list(found.spans),
+            "log_likelihood": found.log_likelihood,
+            "network_calls": found.calls,
+        }
+        for found in alternatives
+    ]
+    return {**plain[0], "alternatives": plain}
 
 
 def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: bool) -> None:

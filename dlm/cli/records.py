@@ -1,57 +1,42 @@
-"""Batches of `dlm infill`: one record a line in, one a line out; one that cannot be filled is named by its line."""
+"""Batches: one record a line in, one a line out; one that cannot be used is named by its line."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
-from dlm.cli.console import errors
-from dlm.data.lines import bare_suffix
-from dlm.data.records import check_text, parse_record
+from dlm.cli.console import errors, read_text
+from dlm.data.lines import bare_suffix, lines_of, split_lines
+from dlm.data.records import parse_record
 from dlm.errors import BatchError, DataError
-from dlm.template import Template, parse_template
 
-if TYPE_CHECKING:
-    from dlm.lm import Infilling
+Asked = TypeVar("Asked")
 
 
 @dataclass
-class Record:
-    """A text to fill.
+class Record(Generic[Asked]):
+    """A record of a batch.
 
     Attributes:
-        place: Where it stands, such as `line 3`; empty for a single text.
-        given: What stands there; it is written out again, with the filled text in place of the text.
-        template: The text and its spans.
-        error: Why it cannot be filled, in a line that names its place; empty where it can.
+        place: Where it stands, such as `line 3`; empty for what does not come from a batch.
+        given: What stands there; it is written out again, with what was made of it.
+        asked: What it asks for; None where it cannot be used.
+        error: Why it cannot be used, in a line that names its place; empty where it can.
     """
 
     place: str
     given: dict[str, Any]
-    template: Template = ()
+    asked: Asked | None = None
     error: str = ""
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Keeps the first error in a block as the reason why this record cannot be filled."""
+        """Keeps the first error in a block as the reason why this record cannot be used."""
         try:
             yield
         except DataError as error:
-            self.error = f"{self.place}: {error}" if self.place else str(error)
-
-    def filled(self, alternatives: "Sequence[Infilling]") -> dict[str, Any]:
-        """What is written of it, in plain values."""
-        plain = [
-            {
-                "text": found.text,
-                "spans": list(found.spans),
-                "log_likelihood": found.log_likelihood,
-                "network_calls": found.calls,
-            }
-            for found in alternatives
-        ]
-        return {**self.given, **plain[0], "alternatives": plain}
+            self.asked, self.error = None, f"{self.place}: {error}" if self.place else str(error)
 
 
 def is_batch(file: Path) -> bool:
@@ -59,35 +44,82 @@ def is_batch(file: Path) -> bool:
     return bare_suffix(file) in (".jsonl", ".ndjson")
 
 
-def read_batch(lines: Iterable[str], marker: str) -> Iterator[Record]:
-    """Reads the records of a batch.
+def file_lines(file: Path) -> list[str]:
+    """The lines of a file, which may be compressed.
+
+    Args:
+        file: Its path; - stands for stdin.
+
+    Returns:
+        The lines.
+
+    Raises:
+        DataError: It cannot be read, or is not UTF-8.
+    """
+    if str(file) == "-":
+        return [*split_lines(read_text("-"))]
+    try:
+        return [*lines_of(str(file))]
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+
+
+def read_batch(lines: Iterable[str], ask: Callable[[Mapping[str, Any]], Asked], *, name: object) -> list[Record[Asked]]:
+    """Reads the records of a batch, also those that cannot be used.
 
     Args:
         lines: Its lines; those of blanks are left out.
-        marker: The word that marks a span.
+        ask: What a record asks for; it raises `DataError` for one that cannot be used.
+        name: Where they come from, for messages.
 
-    Yields:
-        Each record, also one that cannot be filled.
+    Returns:
+        The records.
+
+    Raises:
+        DataError: There is none.
     """
+    records: list[Record[Asked]] = []
     for number, line in enumerate(lines, start=1):
         text = line.removeprefix("\ufeff") if number == 1 else line
         if not text.strip():
             continue
-        record = Record(f"line {number}", {})
+        record: Record[Asked] = Record(f"line {number}", {})
         with record.failing():
             record.given = parse_record(text)
-            if "text" not in record.given:
-                raise DataError(f'no field "text" with a text in it: {text.strip():.60}')
-            try:
-                check_text(record.given["text"])
-            except DataError as error:
-                raise DataError(f'no field "text" with a text in it: {error}') from error
-            record.template = parse_template(record.given["text"], marker)
-        yield record
+            record.asked = ask(record.given)
+        records.append(record)
+    if not records:
+        raise DataError(f"{name} holds no line with a record")
+    return records
 
 
-def report(records: Sequence[Record]) -> None:
-    """Names the records that could not be filled.
+def usable(
+    records: Sequence[Record[Asked]], check: Callable[[Asked], object], *, keep_going: bool
+) -> dict[int, Record[Asked]]:
+    """Checks records.
+
+    Args:
+        records: All of them.
+        check: Raises `DataError` for one that cannot be used.
+        keep_going: Whether those are left out.
+
+    Returns:
+        Those that can be used, by their numbers, which count the others too.
+
+    Raises:
+        DataError: One cannot be used, and is not left out.
+    """
+    for record in records:
+        if record.asked is not None:
+            with record.failing():
+                check(record.asked)
+        if record.error and not keep_going:
+            raise DataError(record.error)
+    return {number: record for number, record in enumerate(records) if not record.error}
+
+
+def report(records: Sequence[Record[Any]]) -> None:
+    """Names the records that could not be used.
 
     Args:
         records: All of them.
@@ -99,4 +131,4 @@ def report(records: Sequence[Record]) -> None:
     for record in bad:
         errors.print(record.error, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if bad:
-        raise BatchError(f"{len(bad)} of {len(records)} records could not be filled; the others are done")
+        raise BatchError(f"{len(bad)} of {len(records)} records could not be used; the others are done")

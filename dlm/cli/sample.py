@@ -1,18 +1,24 @@
 """`dlm sample`."""
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, json_line, quiet_libraries, write_data
-from dlm.cli.writing import check_outputs, load_writer, recording
-from dlm.errors import ConfigError
+from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, write_data
+from dlm.cli.records import Record, file_lines, read_batch, report, usable
+from dlm.cli.writing import check_outputs, load_many, load_writer, recording
+from dlm.data.chats import messages_of
+from dlm.data.records import check_text
+from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dlm.lm import Sample
+    from dlm.lm.samples import Prompt
 
 
 def sample(
@@ -31,6 +37,15 @@ def sample(
     chat: Annotated[
         str | None, typer.Option(help="Answer this message, by the tokenizer's chat template.", show_default=False)
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='Continue the "prompt", or answer the "messages", on each line of a .jsonl file.', show_default=False
+        ),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Leave out bad lines of --prompts, and report them at the end.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Texts written side by side.", show_default="16")
     ] = None,
@@ -51,34 +66,98 @@ def sample(
 
     Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
-    if prompt and chat:
-        raise ConfigError("--prompt continues a text and --chat answers a message: give one of them")
+    if sum(given is not None for given in (prompt, chat, prompts)) > 1:
+        raise ConfigError(
+            "--prompt continues a text, --chat answers a message, --prompts does so for every line of a file: "
+            "give one of them"
+        )
+    if keep_going and prompts is None:
+        raise ConfigError("--keep-going leaves out bad lines of a file: give --prompts FILE too")
     check_outputs(output, export, overwrite)
+    records = [] if prompts is None else read_batch(file_lines(prompts), _prompt_of, name=prompts)
+    usable(records, lambda asked: None, keep_going=keep_going)
     quiet_libraries()
     how = options.build_sampler(context.obj)
-    lm = load_writer(model, device, dtype, quantised, how, batch_size, mask_token)
-    began = time.perf_counter()
-    with recording(lm, f"dlm sample {model}", watch, export) as take:
-        texts = lm.generate(
-            [{"role": "user", "content": chat}] if chat else prompt,
-            num=num,
-            length=length,
-            sampler=how,
-            seed=seed,
-            watch=take,
-            **({} if batch_size is None else {"batch_size": batch_size}),
+    asked: dict[str, Any] = {"num": num, "length": length, "sampler": how, "seed": seed}
+    if batch_size is not None:
+        asked["batch_size"] = batch_size
+    weights = model, device, dtype, quantised
+    title = f"dlm sample {model}"
+    if prompts is not None:
+        many = load_many(*weights, mask_token)
+        wanted = usable(records, partial(many.canvas, length=length), keep_going=keep_going)
+        began = time.perf_counter()
+        with recording(many, title, watch and bool(wanted), export if wanted else None) as take:
+            texts = _write_lines(wanted, partial(many.generate_each, watch=take, **asked), output, overwrite)
+            facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
+    else:
+        lm = load_writer(*weights, how, batch_size, mask_token)
+        began = time.perf_counter()
+        with recording(lm, title, watch, export) as take:
+            texts = lm.generate([{"role": "user", "content": chat}] if chat else prompt, watch=take, **asked)
+            facts = _facts(texts, time.perf_counter() - began, seed)
+        if as_json:
+            rows = [*map(_plain, texts)]
+            write_data(json_line({"samples": rows, **facts}, output), output, overwrite=overwrite)
+        else:
+            write_data("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
+    if texts and not as_json:
+        _tell(len(texts), facts)
+    report(records)
+
+
+def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
+    """What a line of a file asks for."""
+    prompt, messages = fields.get("prompt"), fields.get("messages")
+    if (prompt is None) == (messages is None):
+        raise DataError(
+            'it needs a field "prompt" with a text or a field "messages" with a chat, and one of them alone'
         )
-        facts = _facts(texts, time.perf_counter() - began, seed)
-    if as_json:
-        rows = [
-            {"text": t.text, "continuation": t.continuation, "tokens": len(t.ids), "network_calls": t.calls}
-            for t in texts
-        ]
-        write_data(json_line({"samples": rows, **facts}, output), output, overwrite=overwrite)
-        return
-    write_data("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
+    if "samples" in fields:
+        raise DataError('the field "samples" is where the texts are written: give it another name')
+    if messages is None:
+        return check_text(prompt)
+    try:
+        chat = [{part: message[part] for part in ("role", "content")} for message in messages_of(messages)]
+    except DataError as error:
+        raise DataError(f"messages {error}") from error
+    for message in chat:
+        check_text(message["content"])
+    if not chat or chat[-1]["role"] == "assistant":
+        raise DataError("messages must end with one that is to be answered, and not with the assistant's")
+    return chat
+
+
+def _write_lines(
+    wanted: "Mapping[int, Record[Prompt]]",
+    write: "Callable[..., Iterator[list[Sample]]]",
+    output: Path | None,
+    overwrite: bool,
+) -> "list[Sample]":
+    """Writes the texts of each record on a line, as soon as they are finished, and gives all of them."""
+    written: list[Sample] = []
+    found = write({number: record.asked for number, record in wanted.items()})
+    with line_writer(output, overwrite=overwrite) as write_line:
+        for record, texts in zip(wanted.values(), found, strict=True):
+            write_line(json_line({**record.given, "samples": [*map(_plain, texts)]}, output))
+            written += texts
+    return written
+
+
+def _plain(text: "Sample") -> dict[str, Any]:
+    """A text as plain values."""
+    return {
+        "text": text.text,
+        "continuation": text.continuation,
+        "tokens": len(text.ids),
+        "network_calls": text.calls,
+    }
+
+
+def _tell(count: int, facts: Mapping[str, float]) -> None:
+    """A line about the texts, for a person."""
     errors.print(
-        f"{num} text{'s' if num > 1 else ''}, {facts['tokens']} tokens in {facts['network_calls']} network calls "
+        f"{count} text{'s' if count > 1 else ''}, {facts['tokens']} tokens in {facts['network_calls']} network calls "
         f"({facts['tokens_per_call']:.2f} tokens a call), {facts['tokens_per_second']:,.0f} tokens/s, "
         f"unigram entropy {facts['unigram_entropy']:.2f} nats",
         style="dim",

@@ -56,6 +56,17 @@ def load_writer(
     return DiffusionGemma.from_pretrained(model, device=device, **weights)
 
 
+def load_many(
+    model: str, device: str | None, dtype: str, quantised: str | None, mask_token: str | None = None
+) -> "DiffusionLM":
+    """The model that `dlm sample --prompts` writes with."""
+    from dlm.lm.diffusion_gemma import DiffusionGemma
+
+    if DiffusionGemma.is_at(model):
+        raise ConfigError("--prompts: DiffusionGemma writes after one prompt at a time here; give --prompt or --chat")
+    return load(model, device, dtype, quantised, mask_token)
+
+
 @contextmanager
 def recording(
     lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None

@@ -14,7 +14,7 @@ from dlm.data.documents import Documents, Plain
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
 from dlm.model.text import encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
@@ -82,6 +82,7 @@ def read_run_data(
             processes=processes,
             affixes=around,
         )
+        _check_apart(config, tokenizer, validation)
         losses = tuple(_losses("validation", opened.validation, validation))
         if data.packing == "pad":
             losses = (
@@ -96,6 +97,7 @@ def read_run_data(
         corpus(tokenizer, documents, data.length, data.packing, around)
         for documents in (splits.train, splits.validation)
     )
+    _check_apart(config, tokenizer, validation)
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
     if not len(validation):
@@ -108,6 +110,16 @@ def read_run_data(
     return RunData(
         tokenizer, batches, validation, len(tokens), tokens.checksum, around, training.learned_tokens, losses
     )
+
+
+def _check_apart(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> None:
+    """Refuses rows with special tokens around them that documents which do not see each other would need too."""
+    if config.data.attend == "document" and len(rows.affixes):
+        around = tokenizer.convert_ids_to_tokens([*rows.affixes.prefix, *rows.affixes.suffix])
+        raise ConfigError(
+            f"data.attend: this tokenizer puts {' and '.join(around)} around a row, and not around each document in "
+            "it: set it to row; data.packing pad, which gives each document its own row, keeps them apart too"
+        )
 
 
 def _losses(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:

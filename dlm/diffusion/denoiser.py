@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,6 +48,32 @@ class FunctionDenoiser(Denoiser):
     def __call__(self, inputs: NetworkInput) -> Tensor:
         """What the function gives."""
         return self.function(inputs)
+
+
+class AttendingDenoiser(Denoiser):
+    """A denoiser in which the tokens of each row see what a mask of that row says."""
+
+    def __init__(self, denoiser: Denoiser, attention_BLL: Tensor) -> None:
+        """Wraps a denoiser.
+
+        Args:
+            denoiser: What predicts.
+            attention_BLL: Boolean, what each query (the second dimension) sees in each row of the canvas; no text
+                sees padding, and padding sees padding.
+        """
+        self.denoiser, self.attention_BLL = denoiser, attention_BLL
+
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        """Predicts the clean tokens; see `Denoiser`."""
+        return self.denoiser(self._masked(inputs))
+
+    def reduce(self, inputs: NetworkInput, reducer: Reducer) -> Reduced:
+        """Reduces the predictions; see `Denoiser`."""
+        return self.denoiser.reduce(self._masked(inputs), reducer)
+
+    def _masked(self, inputs: NetworkInput) -> NetworkInput:
+        attention = self.attention_BLL if inputs.rows_B is None else self.attention_BLL[inputs.rows_B]
+        return replace(inputs, attention=attention, padded=False)
 
 
 class PlacedDenoiser(Denoiser):

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlm.config import Time
-from dlm.data.batches import Sequences
+from dlm.data.batches import Batch, Sequences
+from dlm.diffusion.denoiser import AttendingDenoiser, Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
+from dlm.model.attention import document_attention_mask
 from dlm.model.tokenizer import special_ids
 
 RESAMPLES = 1000
@@ -68,6 +70,8 @@ class LikelihoodReport:
         length: Tokens a sequence.
         packing: How documents became sequences.
         given_tokens: Tokens of prompts; the bound is conditional on them, and they are not scored.
+        attend: What a token sees: its `row`, or its `document` alone. The bound of a document that stands alone is
+            conditional on where it ends, as it is with packing `pad`.
     """
 
     process: str
@@ -101,6 +105,7 @@ class LikelihoodReport:
     length: int
     packing: str
     given_tokens: int = 0
+    attend: str = "row"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -212,10 +217,11 @@ def evaluate_chain_rule(
         part = rows[start : start + batch_size]
         batch = sequences.batch(part)
         x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
+        denoiser = _denoiser(lm, sequences, batch)
         streams = [generator(seed, "evaluate", row) for row in part]
-        totals["left"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, LeftToRight(), loss_mask_BL).sum())
-        totals["confidence"] += float(chain_rule_nll(lm.denoiser, lm.process, x0_BL, Confidence(), loss_mask_BL).sum())
-        bound_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, loss_mask_BL)
+        totals["left"] += float(chain_rule_nll(denoiser, lm.process, x0_BL, LeftToRight(), loss_mask_BL).sum())
+        totals["confidence"] += float(chain_rule_nll(denoiser, lm.process, x0_BL, Confidence(), loss_mask_BL).sum())
+        bound_RBL = estimator(denoiser, lm.process, x0_BL, streams, loss_mask_BL)
         totals["bound"] += float(bound_RBL.mean(0).sum())
         totals["tokens"] += float(loss_mask_BL.sum())
     return ChainRuleReport(
@@ -225,6 +231,18 @@ def evaluate_chain_rule(
         sequences=len(rows),
         tokens=int(totals["tokens"]),
     )
+
+
+def _apart(lm: DiffusionLM, sequences: Sequences) -> bool:
+    """Whether the documents of a row do not see each other."""
+    return lm.documents_apart and sequences.packing == "pack"  # else a row has one document
+
+
+def _denoiser(lm: DiffusionLM, sequences: Sequences, batch: Batch) -> Denoiser:
+    """The denoiser of a batch, in which a token sees what it saw in training."""
+    if not _apart(lm, sequences):
+        return lm.denoiser
+    return AttendingDenoiser(lm.denoiser, document_attention_mask(batch.document_BL.to(lm.arithmetic_device)))
 
 
 def _estimator(lm: DiffusionLM, draws: int, time: Time | None) -> Estimator:
@@ -270,7 +288,7 @@ def _score(
         batch = sequences.batch(part)
         x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
         streams = [generator(seed, "evaluate", row) for row in part]
-        terms_RBL = estimator(lm.denoiser, lm.process, x0_BL, streams, loss_mask_BL).cpu()
+        terms_RBL = estimator(_denoiser(lm, sequences, batch), lm.process, x0_BL, streams, loss_mask_BL).cpu()
         if number >= len(batches):
             break  # a batch that another process scores too: a sharded network needs all processes in each forward
         scored_N = batch.x0_BL[batch.loss_mask_BL]
@@ -343,6 +361,7 @@ def _report(
         length=sequences.length,
         packing=sequences.packing,
         given_tokens=int(sequences.tokens.given[scored.numpy()].sum()),
+        attend="document" if _apart(lm, sequences) else "row",
     )
 
 

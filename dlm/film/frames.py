@@ -91,6 +91,21 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], given: Sequ
     return tuple(Cell(text, is_given) for text, is_given in zip(texts[:-1], given, strict=True))
 
 
+def ending(frame: Frame, ends: Sequence[str]) -> Frame:
+    """What a frame adds to what was given: the cells up to the end of text, and empty ones behind it.
+
+    Args:
+        frame: A frame.
+        ends: What may stand in a cell where the text ends.
+
+    Returns:
+        A frame of the cells that were not given.
+    """
+    cells = [cell for cell in frame if not cell.given]
+    stop = next((place for place, cell in enumerate(cells) if cell.text in ends), len(cells))
+    return (*cells[:stop], *[Cell("")] * (len(cells) - stop))
+
+
 class Recorder:
     """Follows the first text of a sampler's first batch, state by state."""
 

@@ -1,7 +1,8 @@
 """A language model in one object: what a notebook imports and every command calls."""
 
-from dlm.lm.model import DiffusionLM, Infilling, Sample
+from dlm.lm.model import DiffusionLM, Infilling
 from dlm.lm.sampler import Sampler
+from dlm.lm.samples import Sample
 from dlm.lm.scoring import Score
 
 __all__ = ["DiffusionLM", "Infilling", "Sample", "Sampler", "Score"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.network import PlacedNetwork, has_float64
 from dlm.diffusion.unmask import Margin, Order, Random
 from dlm.errors import CheckpointError, ConfigError, DataError
-from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_spans, written_text
+from dlm.lm.canvas import Canvas, fill, lay_out, stack, written_spans
 from dlm.lm.sampler import Sampler, Watch
+from dlm.lm.samples import Prompt, Sample, Task, alike, in_batches, kind, write_samples
 from dlm.lm.scoring import Score, score_rows
 from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
@@ -35,28 +36,6 @@ from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
 from dlm.template import Template, parse_template
-
-Item = TypeVar("Item")
-
-Prompt = str | Sequence[Mapping[str, str]] | None
-"""A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A text that the model wrote.
-
-    Attributes:
-        text: The prompt, exactly as it was given, and what was written after it; after a chat that alone.
-        continuation: What was written alone.
-        ids: The ids that were written, up to the end of text and without it.
-        calls: Network calls that this text took part in.
-    """
-
-    text: str
-    continuation: str
-    ids: tuple[int, ...]
-    calls: int
 
 
 @dataclass(frozen=True)
@@ -88,6 +67,7 @@ class DiffusionLM:
         time_embedding: What tells the model the time; None for a model that takes no time.
         sidecar: The formulation, context and mask it was trained with, and the run that made it, where one did.
         process: The forward process.
+        end_ids: The ids that end a text, that of the end of text first.
         precision: What texts are written in.
         denoiser: Predicts clean tokens; scores texts.
         sampling_denoiser: The same with the unknown character forbidden; writes texts, which may end.
@@ -138,13 +118,13 @@ class DiffusionLM:
         family = self.sidecar.family
         ends = family.end_ids(tokenizer) if family else []
         self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
-        self._end_ids, self._pad_id = (ids.end, *ends), ids.pad
+        self.end_ids, self._pad_id = (ids.end, *ends), ids.pad
         self._first_id = _first_id(sidecar, tokenizer)
         self.precision, scoring = working_precisions(precision, model.dtype, self.device)
         forbidden = self.process.vocabulary.forbidden
         known = forbidden if ids.unknown is None or ids.unknown in ends else (*forbidden, ids.unknown)
         self.denoiser = self._forbidding(forbidden, scoring)
-        inside = (*known, *self._end_ids)
+        inside = (*known, *self.end_ids)
         written: tuple[Denoiser, ...] = tuple(
             PlacedDenoiser(self._forbidding(unwanted, self.precision), lambda: self.arithmetic_device)
             for unwanted in (known, inside)
@@ -236,6 +216,11 @@ class DiffusionLM:
         """The configuration of the run that made it, where one did."""
         return self.sidecar.config
 
+    @property
+    def documents_apart(self) -> bool:
+        """Whether it was trained on rows of documents that do not see each other, so that a text is one document."""
+        return self.config is not None and self.config.data.attend == "document"
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` and plain transformers read.
 
@@ -278,7 +263,8 @@ class DiffusionLM:
         """Writes texts, from nothing or after a prompt.
 
         Args:
-            prompt: What the text begins with, or a chat. With one, a text ends at the first end of text.
+            prompt: What the text begins with, or a chat. With one, a text ends at the first end of text; without one
+                it may hold several documents, if the model was trained on rows whose documents see each other.
             num: How many texts.
             length: Tokens to write; by default what the context leaves room for, and for a published model no more
                 than its publisher's own number.
@@ -296,30 +282,97 @@ class DiffusionLM:
             DataError: The prompt, or the prompt and the length, do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
+        written = self.generate_each(
+            {0: prompt}, num=num, length=length, sampler=sampler, seed=seed, batch_size=batch_size, watch=watch
+        )
+        return next(written)
+
+    def generate_each(
+        self,
+        prompts: Mapping[int, Prompt],
+        *,
+        num: int = 1,
+        length: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        watch: Watch | None = None,
+    ) -> Iterator[list[Sample]]:
+        """Continues many prompts, or answers many chats, side by side, and gives each as soon as it is finished.
+
+        All prompts are checked before the first text is written.
+
+        Args:
+            prompts: What each text begins with, as for `generate`, under the number that its noise follows from.
+            num: How many texts of each.
+            length: Tokens to write after each; as for `generate` by default.
+            sampler: How; as for `generate`.
+            seed: A text depends on the seed, its prompt's number and its own number alone. Those of the prompt of
+                number 0 are what `generate` writes.
+            batch_size: Texts written side by side; only those that take the same number of steps are.
+            watch: Called with every state.
+
+        Returns:
+            An iterator over the `num` texts of each prompt, in the order of the prompts.
+
+        Raises:
+            DataError: A prompt, or a prompt and the length, do not fit the context.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
+        """
         self.model.eval()
-        given, affixes = self._given(prompt)
-        room = self.context - len(given) - len(affixes)
+        sampler, order = self._completed(sampler, Random())
+        tasks = []
+        for place, prompt in prompts.items():
+            canvas = self.canvas(prompt, length)
+            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
+            key = ("sample", place) if place else ("sample",)
+            stop_ids = self.end_ids if prompt or self.documents_apart else ()
+            tasks += [Task(prompt, canvas, rule, stop_ids, (seed, *key, number)) for number in range(num)]
+        written = write_samples(
+            tasks,
+            sampler,
+            self.sampling_denoiser,
+            self.tokenizer,
+            timed=self.formulation.timed,
+            batch_size=batch_size,
+            watch=watch,
+        )
+        return ([next(written) for _ in range(num)] for _ in prompts)
+
+    def canvas(self, prompt: Prompt, length: int | None = None) -> Canvas:
+        """A prompt as the model sees it, and the masks that it writes into.
+
+        Args:
+            prompt: A text, a chat, or nothing.
+            length: Tokens to write; as for `generate` by default.
+
+        Returns:
+            The row.
+
+        Raises:
+            DataError: The prompt, or the prompt and the length, do not fit the context.
+        """
+        (given, affixes), room = self._given(prompt), self.room(prompt)
         if length is None:
             length = min(room, family.length) if (family := self.sidecar.family) else room
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
-        sampler, order = self._completed(sampler, Random())
-        rule = sampler.rule(self.formulation, self.process, order, length)
-        canvas = Canvas.after(given, [self.process.mask_id] * length, affixes)
-        (hole,), text_before = canvas.holes, prompt if isinstance(prompt, str) else ""
-        stop_ids = self._end_ids if prompt else ()
-        samples = []
-        for indices in _batches(range(num), batch_size):
-            rows = stack([canvas] * len(indices), self._pad_id)
-            streams = [generator(seed, "sample", i) for i in indices]
-            final = sampler.write(rule, self.sampling_denoiser, *rows, streams, stop_ids=stop_ids, watch=watch)
-            for ids, calls in zip(final.x_BL.tolist(), final.calls_B.tolist(), strict=True):
-                written = ids[hole.start : hole.stop]
-                written = written[: next((i for i, id_ in enumerate(written) if id_ in stop_ids), None)]
-                whole = [*given, *written]
-                text = written_text(self.tokenizer, whole, range(len(given), len(whole)), text_before)
-                samples.append(Sample(text_before + text, text, tuple(written), calls))
-        return samples
+        return Canvas.after(given, [self.process.mask_id] * length, affixes)
+
+    def room(self, prompt: Prompt) -> int:
+        """The number of tokens that the context has room for after a prompt.
+
+        Args:
+            prompt: A text, a chat, or nothing.
+
+        Returns:
+            At least 1.
+
+        Raises:
+            DataError: The prompt does not fit the context.
+        """
+        given, affixes = self._given(prompt)
+        return self.context - len(given) - len(affixes)
 
     def infill(
         self,
@@ -413,7 +466,7 @@ class DiffusionLM:
             num: As for `infill_many`, as all that follow.
             sampler: How.
             seed: An alternative depends on the seed, its text's number and its own number alone.
-            batch_size: Alternatives written side by side.
+            batch_size: Alternatives written side by side; only those that take the same number of steps are.
             draws: Masked copies that a log-likelihood is estimated from.
             watch: Called with every state.
 
@@ -428,13 +481,18 @@ class DiffusionLM:
         mask_id, affixes = self.process.mask_id, self.sidecar.affixes
         canvases = {i: lay_out(each, self.tokenizer, mask_id, self.context, affixes) for i, each in templates.items()}
         sampler, order = self._completed(sampler, Margin(), blocks=False)
-        widest = max((sum(canvas.editable) for canvas in canvases.values()), default=1)
-        rule = sampler.rule(self.formulation, self.process, order, widest)
+        rules = {
+            i: sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
+            for i, canvas in canvases.items()
+        }
+        kinds = {i: kind(rules[i], canvas, self.formulation.timed) for i, canvas in canvases.items()}
         estimator = self.formulation.estimator(draws)
         found: list[Infilling] = []
-        for jobs in _batches([(i, number) for i in templates for number in range(num)], batch_size):
+        jobs_of_all = [(i, number) for i in templates for number in range(num)]
+        for jobs in alike(jobs_of_all, lambda job: kinds[job[0]], batch_size):
             rows_BL, editable_BL = stack([canvases[i] for i, _ in jobs], self._pad_id)
             streams = [generator(seed, "infill", *job) for job in jobs]
+            rule = rules[jobs[0][0]]
             final = sampler.write(rule, self.infilling_denoiser, rows_BL, editable_BL, streams, watch=watch)
             ranks = [generator(seed, "rank") for _ in jobs]
             scores = self._score(self._ranking_denoiser, estimator, final.x_BL, editable_BL, ranks)
@@ -465,7 +523,7 @@ class DiffusionLM:
         """
         self.model.eval()
         given, affixes = self._given(prompt)
-        ids = [*encode(self.tokenizer, [response])[0], self._end_ids[0]]
+        ids = [*encode(self.tokenizer, [response])[0], self.end_ids[0]]
         canvas = Canvas.after(given, ids, affixes)
         if (excess := len(canvas.ids) - self.context) > 0:
             raise DataError(
@@ -494,12 +552,12 @@ class DiffusionLM:
         pieces: list[tuple[int, Canvas]] = []
         affixes, room = self.sidecar.affixes, self.context - len(self.sidecar.affixes)
         for index, ids in enumerate(encode(self.tokenizer, [texts] if isinstance(texts, str) else list(texts))):
-            whole = [*ids, self._end_ids[0]]
+            whole = [*ids, self.end_ids[0]]
             cuts = range(0, len(whole), room)
             pieces += [(index, Canvas.after([], whole[start : start + room], affixes)) for start in cuts]
         estimator = self.formulation.estimator(draws)
         nats = [0.0] * (pieces[-1][0] + 1 if pieces else 0)
-        for numbered in _batches(list(enumerate(pieces)), batch_size):
+        for numbered in in_batches(list(enumerate(pieces)), batch_size):
             rows = stack([canvas for _, (_, canvas) in numbered], self._pad_id)
             streams = [generator(seed, "nelbo", number) for number, _ in numbered]
             scores = self._score(self.denoiser, estimator, *rows, streams)
@@ -510,15 +568,16 @@ class DiffusionLM:
     def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
         """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""
         if prompt is None or isinstance(prompt, str):
-            given, affixes = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes
+            given, affixes, what = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes, "prompt"
         else:
             family = self.sidecar.family
             given, affixes = encode_chat(self.tokenizer, prompt, family.chat if family else None), Affixes()
+            what = "chat"
             if given[:1] == [self._first_id]:  # the template writes what the network reads before every text
                 given = given[1:]
         if len(given) + len(affixes) >= self.context:
             raise DataError(
-                f"the prompt takes {len(given) + len(affixes)} tokens and the context of this model is "
+                f"the {what} takes {len(given) + len(affixes)} tokens and the context of this model is "
                 f"{self.context}: shorten it"
             )
         return given, affixes
@@ -560,8 +619,3 @@ def _first_id(sidecar: Sidecar, tokenizer: PreTrainedTokenizerBase) -> int | Non
     if sidecar.family is not None:
         return sidecar.family.first_id(tokenizer)
     return special_ids(tokenizer).end if sidecar.formulation.shift else None
-
-
-def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """The items, a batch at a time."""
-    return (items[start : start + size] for start in range(0, len(items), size))

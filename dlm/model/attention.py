@@ -56,11 +56,23 @@ def attention_annealing_mask(length: int, share: float, stream: torch.Generator)
     return past_LL | (torch.rand(length, length, generator=stream) < share)
 
 
+def document_attention_mask(document_BL: Tensor) -> Tensor:
+    """A mask by which each token sees its own document alone.
+
+    Args:
+        document_BL: Which document each token belongs to; -1 at padding, which sees padding.
+
+    Returns:
+        Boolean, shape (B, L, L): what each query (the second dimension) sees.
+    """
+    return document_BL[:, :, None] == document_BL[:, None, :]
+
+
 def with_attention(network: Network, attention: Tensor) -> Network:
-    """A network in which each query sees what a mask says; see `NetworkInput`."""
+    """A network in which each query sees what a mask says, of what its input lets it see; see `NetworkInput`."""
 
     def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
-        masked = replace(inputs, attention=attention)
+        masked = replace(inputs, attention=attention if inputs.attention is None else inputs.attention & attention)
         return network(masked) if reducer is None else network(masked, reducer)
 
     return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned

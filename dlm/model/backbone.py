@@ -1,6 +1,7 @@
 """The network: a HuggingFace model made bidirectional, its vocabulary projected only where asked."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,6 +115,41 @@ class Backbone(nn.Module):
         dtype = self.model.dtype
         zero = torch.zeros(open_BLM.shape, dtype=dtype, device=xt_BL.device)
         return zero.masked_fill(~open_BLM, torch.finfo(dtype).min)[:, None]
+
+    @torch.no_grad()
+    def check_masks(self, length: int) -> None:
+        """Checks that what each token sees can be set by a mask of each row, for rows of one length.
+
+        Args:
+            length: L.
+
+        Raises:
+            ConfigError: The network sees less with a mask that is open everywhere, as layers of local attention do,
+                which would lose their window; or it sees what a mask hides.
+        """
+        training = self.model.training
+        self.model.eval()
+        a, b, c = (i for i in range(4) if i != self.pad_id) if self.pad_id in range(4) else range(3)
+        half = length // 2
+        x_BL = torch.tensor([[a, b] * length])[:, :length].to(self.model.device).repeat(2, 1)
+        x_BL[1, half:] = c
+        part_L = torch.arange(length, device=x_BL.device) < half
+        every_BL, open_LL = torch.ones_like(x_BL, dtype=torch.bool), torch.ones_like(part_L).expand(length, length)
+        plain = NetworkInput(x_BL, every_BL, torch.zeros(2, device=x_BL.device))
+        whole_ND, open_ND, apart_ND = (
+            self._rows(replace(plain, attention=attention), None)
+            for attention in (None, open_LL, part_L[:, None] == part_L)
+        )
+        self.model.train(training)
+        kind = self.model.config.model_type
+        if not torch.allclose(whole_ND, open_ND, rtol=1e-2, atol=1e-3):
+            raise ConfigError(
+                f"model.architecture {kind} has layers that see a part of the row, which a mask would open: "
+                "set data.attend to row, or make every layer see all"
+            )
+        one_LD, other_LD = apart_ND.view(2, length, -1)
+        if not torch.allclose(one_LD[:half], other_LD[:half], rtol=1e-3, atol=1e-4):
+            raise ConfigError(f"model.architecture {kind} sees what a mask hides: set data.attend to row")
 
     def _project(self, rows_ND: Tensor) -> Tensor:
         """Rows to logits, by the model's head."""

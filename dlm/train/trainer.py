@@ -24,7 +24,7 @@ from dlm.diffusion.objective import Corrupted
 from dlm.errors import InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
-from dlm.model.attention import attention_annealing_mask, with_attention
+from dlm.model.attention import attention_annealing_mask, document_attention_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
@@ -112,6 +112,8 @@ class Trainer:
         model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
         time_embedding = build_time_embedding(model, self.config.seed) if formulation.timed else None
         self.backbone = Backbone(model, ids.pad, time_embedding)
+        if self.config.data.attend == "document":
+            self.backbone.check_masks(self.config.data.length)
         if self.config.train.gradient_checkpointing:
             checkpoint_gradients(model)
         if self.config.train.compile:
@@ -290,7 +292,10 @@ class Trainer:
             streams = [generator(self.config.seed, "context", step, position) for position in positions]
             loss_mask_BL = editable_part(loss_mask_BL, share, streams)
         corrupted = self.objective.corrupt(self.process, batch.x0_BL, draws, loss_mask_BL)
-        inputs = replace(corrupted.inputs, padded=bool((batch.x0_BL == self._pad_id).any()))
+        if self.config.data.attend == "document":  # padding is no part of any document
+            inputs = replace(corrupted.inputs, attention=document_attention_mask(batch.document_BL), padded=False)
+        else:
+            inputs = replace(corrupted.inputs, padded=bool((batch.x0_BL == self._pad_id).any()))
         vars(inputs)["index_N"] = corrupted.inputs.index_N
         return Prepared(replace(corrupted, inputs=inputs), (batch.document_BL >= 0).sum())
 

@@ -305,7 +305,7 @@ def test_a_batch_goes_on_without_its_bad_records(run: Path, tmp_path: Path) -> N
     assert found.exit_code == 1 and found.stdout == ""
     told = found.stderr.splitlines()
     assert [line.partition(":")[0] for line in told[:-1]] == [f"line {number}" for number in (1, 3, 4, 5, 8)]
-    assert told[-1] == "dlm: 5 of 7 records could not be filled; the others are done"
+    assert told[-1] == "dlm: 5 of 7 records could not be used; the others are done"
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in rows] == [1, 2] and [len(row["alternatives"]) for row in rows] == [2, 2]
     # A record's noise follows from its own number: mending the others does not change what was written.
@@ -432,7 +432,7 @@ def test_eval_for_a_person(run: Path) -> None:
 # all
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "infill", "eval", "corrupt", "selftest"])
+@pytest.mark.parametrize("command", ["train", "sample", "infill", "chat", "eval", "corrupt", "selftest"])
 def test_help_shows_an_example_to_paste(command: str) -> None:
     """On one line of a terminal of usual width, and beginning as it must."""
     out, err = dlm(command, "--help")
@@ -456,10 +456,10 @@ def test_help_names_every_choice() -> None:
         assert [name for name in names(union) if name not in told] == []
 
 
-def test_sample_and_infill_take_the_same_sampler() -> None:
+def test_all_that_write_take_the_same_sampler() -> None:
     """What their help says of how they write is the same to the letter, and every field of it is an option."""
-    panels = [dlm(command, "--help")[0].partition("How it writes")[2] for command in ("sample", "infill")]
-    assert panels[0] == panels[1]
+    panels = [dlm(command, "--help")[0].partition("How it writes")[2] for command in ("sample", "infill", "chat")]
+    assert panels[0] == panels[1] == panels[2]
     asked = {f.name for choice in (*get_args(AnyBudget), TokenChoice) for f in fields(choice)} - {"name"}
     assert [name for name in asked | {"order"} if f"--{name.replace('_', '-')} " not in panels[0]] == []
 

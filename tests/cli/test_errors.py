@@ -16,6 +16,22 @@ from tests.support.fixtures import MakeLM
 from tests.support.launchers import ENVIRONMENT
 from tests.support.tiny_models import SMALLEST
 
+BAD_PROMPTS = {
+    "p-broken": b'{"prompt": ',
+    "p-latin": b'{"prompt": "caf\xe9"}',
+    "p-list": b'["a"]',
+    "p-none": b'{"text": "a"}',
+    "p-both": b'{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}',
+    "p-number": b'{"prompt": 7}',
+    "p-half": rb'{"prompt": "a\ud800"}',
+    "p-taken": b'{"prompt": "a", "samples": 3}',
+    "p-long": b'{"prompt": "%s"}' % (b"x" * 32),
+    "p-empty-chat": b'{"messages": []}',
+    "p-no-role": b'{"messages": [{"content": "a"}]}',
+    "p-answered": b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+}
+"""Lines that `dlm sample --prompts` cannot use."""
+
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Path:
@@ -41,6 +57,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     (folder / "broken.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": \n')
     (folder / "fieldless.jsonl").write_text('{"text": "a [MASK:2] b"}\n\n{"txt": "a"}\n')
     (folder / "spanless.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:0] b"}\n')
+    (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
+    for name, line in BAD_PROMPTS.items():
+        (folder / f"{name}.jsonl").write_bytes(b'{"prompt": "a"}\n' + line + b'\n{"prompt": "b"}\n')
     (folder / "long.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:33] b"}\n')
     (folder / "halves.jsonl").write_text('{"text": "a [MASK:2] \\ud800"}\n')
     (folder / "no-archive.jsonl.gz").write_text("plain")
@@ -93,6 +112,10 @@ BAD: list[tuple[str | list[str], str]] = [
     ("train @good.yaml --resume --run-dir @folder", "nothing to resume"),
     ("train @good.yaml --run-dir @folder/../model", "exists already"),
     ("train @good.yaml --overwrite --run-dir @model", "is no run folder and is not overwritten"),
+    (TRAIN + "data.attend=sentence", "data.attend: "),
+    ("train @good.yaml --set data.attend=document --set data.packing=pad", "attend: with packing pad a row holds"),
+    (TRAIN + "data.attend=document --set model.shift=true", "data.attend: with model.shift the first token"),
+    (TRAIN + "data.attend=document --set model.attention=flash_attention_2", "model.attention auto, eager or sdpa"),
     # data
     (TRAIN + "data.train.path=@none.txt", "there is no file"),
     (TRAIN + "data.train.path=@empty.txt", "holds no text at all"),
@@ -148,6 +171,27 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample @model --output @taken.txt", "exists already"),
     ("sample @model --length 2 --output @no/such/folder.txt", "cannot write"),
     ("sample @model --length 2 --export @no/such/film.svg", "cannot be written"),
+    # batches of prompts
+    ("sample @model --prompts @p-broken.jsonl", "line 2: not JSON"),
+    ("sample @model --prompts @p-latin.jsonl", "is not UTF-8 text"),
+    ("sample @model --prompts @p-list.jsonl", 'line 2: no object in JSON: ["a"]'),
+    ("sample @model --prompts @p-none.jsonl", 'line 2: it needs a field "prompt"'),
+    ("sample @model --prompts @p-both.jsonl", 'line 2: it needs a field "prompt"'),
+    ("sample @model --prompts @p-number.jsonl", "line 2: "),
+    ("sample @model --prompts @p-half.jsonl", "half of a character"),
+    ("sample @model --prompts @p-taken.jsonl", 'line 2: the field "samples"'),
+    ("sample @model --prompts @p-long.jsonl", "line 2: the prompt takes 32 tokens and the context of this model is 32"),
+    ("sample @model --prompts @p-empty-chat.jsonl", "line 2: messages must end with one that is to be answered"),
+    ("sample @model --prompts @p-no-role.jsonl", "line 2: messages must hold lists of {role, content}"),
+    ("sample @model --prompts @p-answered.jsonl", "line 2: messages must end with one that is to be answered"),
+    ("sample @model --prompts @prompts.jsonl --length 32", "line 1: the length must be from 1 to 31 tokens"),
+    ("sample @model --prompts @none.jsonl", "cannot read"),
+    ("sample @model --prompts @no-line.jsonl", "holds no line with a record"),
+    ("sample @model --prompts @prompts.jsonl --prompt a", "give one of them"),
+    ("sample @model --prompts @prompts.jsonl --chat a", "give one of them"),
+    ("sample @model --prompt a --chat a", "give one of them"),
+    ("sample @model --prompts @prompts.jsonl --output @taken.txt", "exists already"),
+    ("sample @model --keep-going", "give --prompts FILE"),
     # infilling
     ("infill @model", "give the text, or --file FILE"),
     (["infill", "@model", "a [MASK:2] b", "--file", "@text.txt"], "give the text, or --file FILE"),
@@ -163,7 +207,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("infill @model --file @spanless.jsonl", "line 2: "),
     ("infill @model --file @long.jsonl", "line 2: a span of 33 tokens does not fit the context of 32"),
     ("infill @model --file @halves.jsonl", "line 1: no field \"text\" with a text in it: holds '\\ud800'"),
-    ("infill @model --file @no-line.jsonl", "holds no line to fill"),
+    ("infill @model --file @no-line.jsonl", "holds no line with a record"),
     ("infill @model --file @no-archive.jsonl.gz", "cannot be unpacked"),
     (["infill", "@model", "a [MASK:2]", "--keep-going"], "--keep-going is for a batch"),
     (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: surrogates not allowed at 0"),
@@ -237,11 +281,11 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines [bold]")
 
-    monkeypatch.setattr(DiffusionLM, "generate", broken)
+    monkeypatch.setattr(DiffusionLM, "generate_each", broken)
     code, out, err = invoke(shelf, "sample @model")
     expected = "dlm: RuntimeError: two lines [bold]; run it again with --debug for the traceback\n"
     assert (code, out, err) == (1, "", expected)
-    monkeypatch.setattr(DiffusionLM, "generate", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(DiffusionLM, "generate_each", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert invoke(shelf, "sample @model") == (130, "", "dlm: interrupted\n")
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.unmask import FixedSteps
-from dlm.film.frames import Cell, Film, Frame, Recorder, frame_of
+from dlm.film.frames import Cell, Film, Frame, Recorder, ending, frame_of
 from dlm.film.paint import STYLES, render
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.checkpoint import Sidecar
@@ -134,3 +134,10 @@ def test_a_character_of_several_tokens_is_whole_and_a_mask_parts_it(byte_tokeniz
     first, second = "é".encode()
     parted = frame_of(byte_tokenizer, [first, mask_id, second], [True, False, False])
     assert parted == (Cell("\ufffd", True), Cell(None), Cell("\ufffd"))
+
+
+def test_an_ending_is_what_was_added_up_to_the_end_of_text() -> None:
+    ends = ["<end>", "<turn>"]
+    assert ending(frame("a", None, "b", "<end>", "c", None, given=1), ends) == frame(None, "b", "", "", "")
+    assert ending(frame("a", "b", "<turn>", None, given=1), ends) == frame("b", "", "")
+    assert ending(frame("<end>", "b", None, given=1), ends) == frame("b", None)

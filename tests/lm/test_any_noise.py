@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Characters, Time
+from dlm.diffusion import formulation
 from dlm.diffusion.formulation import FEWEST_STEPS
 from dlm.diffusion.likelihood import Estimator
 from dlm.diffusion.network import FunctionNetwork, Network, NetworkInput
@@ -29,6 +30,7 @@ from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
+from dlm.template import parse_template
 from tests.support.corpora import DOCUMENTS, Packing, assert_close, cut
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.networks import ask
@@ -212,6 +214,24 @@ def test_no_hole_is_filled_with_an_unknown_character_or_an_end(make_lm: MakeLM) 
     lm = make_lm(build_tokenizer(Characters(), lambda: ["ab"]), 12, **KINDS["hybrid"])
     found = lm.infill("a[MASK:4]b", num=20, sampler=FEW, draws=2)
     assert {character for one in found for character in one.spans[0]} == {"a", "b"}
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), FEW], ids=["own", "few"])
+def test_a_text_does_not_depend_on_the_texts_beside_it(
+    lm: DiffusionLM, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on their widths, and not on the steps that they need."""
+    monkeypatch.setattr(formulation, "FEWEST_STEPS", 4)  # so that these short texts need different ones
+    prompts = ["a", "one of another length", "b", None, "c"]
+    together = [*lm.generate_each(dict(enumerate(prompts)), sampler=sampler, seed=3)]
+    assert together[0] == lm.generate("a", sampler=sampler, seed=3)
+    for place in (1, 3, 4):
+        assert [together[place]] == [*lm.generate_each({place: prompts[place]}, sampler=sampler, seed=3)]
+    templates = [parse_template(text) for text in ("a[MASK:9]b", "one of another [MASK:2]", "[MASK:14]")]
+    filled = lm.infill_many(templates, sampler=sampler, draws=2, seed=3)
+    for place, template in enumerate(templates):
+        ((alone,),) = lm.infill_each({place: template}, sampler=sampler, draws=2, seed=3)
+        assert (alone.spans, alone.calls) == (filled[place][0].spans, filled[place][0].calls)
 
 
 # Scoring
