@@ -128,5 +128,7 @@ def test_it_samples_on_the_command_line_and_does_nothing_else(folder: Path, tmp_
     assert out.startswith("ab") and "in 4 network calls" in err
     assert "<html" in film.read_text()
     assert "--temperature" in commands.refusal("sample", folder, "--temperature", 0.5)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n')
+    assert "one prompt at a time" in commands.refusal("sample", folder, "--prompts", tmp_path / "prompts.jsonl")
     with refused(CheckpointError, "DiffusionGemma", "dlm sample alone"):
         DiffusionLM.from_pretrained(folder)

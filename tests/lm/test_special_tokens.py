@@ -96,6 +96,15 @@ def test_a_prompt_leaves_room_for_the_special_tokens(lm: DiffusionLM) -> None:
     assert sample.text.startswith("i love") and "[CLS]" not in sample.text and "<s>" not in sample.text
 
 
+def test_prompts_side_by_side_are_continued_as_each_alone(lm: DiffusionLM) -> None:
+    prompts = ["we saw", "i love you very much", None]
+    together = [*lm.generate_each(dict(enumerate(prompts)), length=4, seed=3)]
+    assert together[0] == lm.generate("we saw", length=4, seed=3)
+    for place, prompt in enumerate(prompts):
+        assert [together[place]] == [*lm.generate_each({place: prompt}, length=4, seed=3)]
+        assert together[place][0].text.startswith(prompt or "") and "[CLS]" not in together[place][0].text
+
+
 def test_a_saved_model_keeps_its_special_tokens(lm: DiffusionLM, tmp_path: Path) -> None:
     lm.save_pretrained(tmp_path / "saved")
     again = DiffusionLM.from_pretrained(tmp_path / "saved", device="cpu", precision="fp32")

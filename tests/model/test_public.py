@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dlm.cli.chat import Conversation
 from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.unmask import Confidence, Entropy, Random, TokenChoice
@@ -163,6 +165,23 @@ def test_an_answer_ends_at_the_end_of_its_turn(loaded: dict[str, DiffusionLM]) -
         assert [found.ids for found in lm.generate(length=5)] == [
             (65, 65, end, 65, 65)
         ]  # nothing ends without a prompt
+
+
+@pytest.mark.parametrize(
+    ("asked", "written", "why"), [(None, 5, "a greater --length allows more"), (7, 7, "--length allows no more")]
+)
+def test_an_answer_in_a_conversation_is_as_long_as_the_publishers_or_as_asked(
+    loaded: dict[str, DiffusionLM], capsys: pytest.CaptureFixture[str], asked: int | None, written: int, why: str
+) -> None:
+    llada = loaded["llada"]
+    assert llada.sidecar.family is not None
+    sidecar = replace(llada.sidecar, family=replace(llada.sidecar.family, length=5))
+    lm = DiffusionLM(llada.model, llada.tokenizer, sidecar=sidecar, precision="fp32")
+    sure_V = torch.nn.functional.one_hot(torch.tensor(65), lm.process.vocabulary.size).double().log()
+    lm.sampling_denoiser = FunctionDenoiser(lambda inputs: sure_V.expand(len(inputs.index_N), -1))
+    conversation = Conversation(lm, Sampler(), asked, 0, [])
+    assert conversation.answer("hi") == conversation.answer("and?") == "A" * written
+    assert why in capsys.readouterr().err
 
 
 def test_the_template_is_told_what_the_publisher_tells_it_and_begins_a_text_once(

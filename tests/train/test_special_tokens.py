@@ -12,6 +12,7 @@ from dlm.config import Config
 from dlm.data.batches import TrainingBatches
 from dlm.data.corpus import corpus
 from dlm.data.documents import Plain
+from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer
@@ -21,6 +22,7 @@ from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.support import commands
 from tests.support.encoders import LENGTH, encoder
+from tests.support.fixtures import Refused
 from tests.support.tiny_runs import bounds, resume, train
 
 TEXTS = ["we saw a cat.", "i love you very much", "you", "we love cats , (a cat) " * 5]
@@ -68,6 +70,13 @@ def test_packed_rows_have_them_around_the_stream(tmp_path: Path, streaming: bool
             assert len(text) == LENGTH - 2
             assert ids == [2, *text, *([0] if text[-1] == 3 else [])][:LENGTH] or ids[-1] == 3
     trainer.upcoming.close()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_documents_that_stand_apart_would_each_need_them(tmp_path: Path, streaming: bool, refused: Refused) -> None:
+    config = describe(tmp_path, streaming=streaming, attend="document")
+    with refused(ConfigError, "data.attend", "[CLS] and [SEP]", "data.packing pad"):
+        Trainer(RunFolder.create(tmp_path / "run", config), Silent())
 
 
 def test_a_run_its_checkpoint_and_eval_agree(tmp_path: Path) -> None:
