@@ -268,7 +268,8 @@ def test_the_front_page_names_every_choice_of_a_sampler() -> None:
     orders = {order.name for order in get_args(AnyOrder)}
     assert sorted(table["order"]) == sorted(f"--order {name}" for name in orders)
 
-    options = {flag for parameter in COMMANDS["sample"].params for flag in parameter.opts}
+    parameters = COMMANDS["sample"].get_params(typer.Context(COMMANDS["sample"]))
+    options = {flag for parameter in parameters for flag in parameter.opts}
     used = " ".join(table["budget"])
     for budget in get_args(AnyBudget):
         for field in dataclasses.fields(budget):
@@ -282,7 +283,7 @@ def test_the_front_page_names_every_choice_of_a_sampler() -> None:
         number = {"N": "3", "P": "0.5", "F": "0.5", "G": "0.5"}
         COMMANDS["sample"].make_context("sample", ["MODEL", *(number.get(word, word) for word in code.split())])
 
-    described = {p.opts[0] for p in COMMANDS["sample"].params if getattr(p, "rich_help_panel", None) == "How it writes"}
+    described = {p.opts[0] for p in parameters if getattr(p, "rich_help_panel", None) == "How it writes"}
     named = {code.split()[0] for name in ("order", "budget", "token", "blocks") for code in table[name]}
     assert described - {"--seed"} == named
 
