@@ -150,8 +150,8 @@ def predict_every_row(trainer: Trainer) -> None:
     network = trainer.computed
 
     def every_row(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
-        whole = replace(inputs, wanted_BL=torch.ones_like(inputs.wanted_BL))
-        vars(whole)["index_N"] = torch.arange(inputs.wanted_BL.numel(), device=inputs.ids_BL.device)
+        every_N = torch.arange(inputs.wanted_BL.numel(), device=inputs.ids_BL.device)
+        whole = inputs.with_index(every_N, wanted_BL=torch.ones_like(inputs.wanted_BL))
         logits_NV = network(whole).index_select(0, inputs.index_N)
         return reducer(logits_NV, slice(None)) if reducer else logits_NV
 

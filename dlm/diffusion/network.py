@@ -7,7 +7,7 @@ in its input; a prompt, or the blocks of a text, the wrapper keeps itself, by th
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import NamedTuple, Protocol, Self, overload
+from typing import Any, NamedTuple, Protocol, Self, overload
 
 import torch
 from torch import Tensor
@@ -87,16 +87,20 @@ class NetworkInput:
             return self
         attention = None if self.attention is None else copied(self.attention, device)
         time_B = self.time_B if has_float64(device) else self.time_B.float()
-        moved = replace(
-            self,
+        return self.with_index(
+            copied(self.index_N, device),
             ids_BL=copied(self.ids_BL, device),
             wanted_BL=copied(self.wanted_BL, device),
             time_B=copied(time_B, device),
             rows_B=None if self.rows_B is None else copied(self.rows_B, device),
             attention=attention,
         )
-        vars(moved)["index_N"] = copied(self.index_N, device)
-        return moved
+
+    def with_index(self, index_N: Tensor, **changes: Any) -> Self:
+        """The same with some fields changed and `index_N` known: to find it, a GPU would have to be waited for."""
+        changed = replace(self, **changes)
+        vars(changed)["index_N"] = index_N
+        return changed
 
 
 class Reduced(NamedTuple):
@@ -214,8 +218,8 @@ class ShiftedNetwork:
         if self.first_id is None:
             return self._without_first(inputs, reducer)
         led = _led(inputs, self.first_id)
-        shifted = replace(led, wanted_BL=led.wanted_BL.roll(-1, 1))  # the first is not wanted, so none wraps around
-        vars(shifted)["index_N"] = led.index_N - 1
+        # The first is not wanted, so none wraps around.
+        shifted = led.with_index(led.index_N - 1, wanted_BL=led.wanted_BL.roll(-1, 1))
         return self.network(shifted) if reducer is None else self.network(shifted, reducer)
 
     def _without_first(self, inputs: NetworkInput, reducer: Reducer | None) -> Tensor | Reduced:
@@ -250,14 +254,11 @@ def _led(inputs: NetworkInput, first_id: int) -> NetworkInput:
         raise ValueError("a token is prepended here: wrap attention and cache around the network inside of it")
     first_B1 = torch.full_like(inputs.ids_BL[:, :1], first_id)
     unwanted_B1 = torch.zeros_like(inputs.wanted_BL[:, :1])
-    led = replace(
-        inputs,
+    return inputs.with_index(
+        inputs.index_N + inputs.index_N // inputs.ids_BL.shape[1] + 1,  # each row is one longer
         ids_BL=torch.cat([first_B1, inputs.ids_BL], 1),
         wanted_BL=torch.cat([unwanted_B1, inputs.wanted_BL], 1),
     )
-    # Each row is one longer. Found from `wanted_BL`, the indices would have to wait for a GPU.
-    vars(led)["index_N"] = inputs.index_N + inputs.index_N // inputs.ids_BL.shape[1] + 1
-    return led
 
 
 class PlacedNetwork:

@@ -293,10 +293,10 @@ class Trainer:
             loss_mask_BL = editable_part(loss_mask_BL, share, streams)
         corrupted = self.objective.corrupt(self.process, batch.x0_BL, draws, loss_mask_BL)
         if self.config.data.attend == "document":  # padding is no part of any document
-            inputs = replace(corrupted.inputs, attention=document_attention_mask(batch.document_BL), padded=False)
+            changes = {"attention": document_attention_mask(batch.document_BL), "padded": False}
         else:
-            inputs = replace(corrupted.inputs, padded=bool((batch.x0_BL == self._pad_id).any()))
-        vars(inputs)["index_N"] = corrupted.inputs.index_N
+            changes = {"padded": bool((batch.x0_BL == self._pad_id).any())}
+        inputs = corrupted.inputs.with_index(corrupted.inputs.index_N, **changes)
         return Prepared(replace(corrupted, inputs=inputs), (batch.document_BL >= 0).sum())
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
