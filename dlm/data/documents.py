@@ -53,13 +53,6 @@ class Documents(ABC):
         Raises:
             DataError: A column is not there, or does not hold what this type needs.
         """
-        wanted = cls._wanted(table, source, key)
-        names = [column for columns in wanted.values() for column in columns]
-        return cls(cls._take(table.select_columns(names), wanted))
-
-    @staticmethod
-    def _wanted(table: Dataset, source: Source, key: str) -> Mapping[str, tuple[str, ...]]:
-        """The columns that each key of a source names; each is there, and holds text unless it holds chats."""
         wanted = source.columns if FORMATS[source.format].tabular else {"field": ("text",)}
         check_columns(table.column_names, wanted, source.path or source.format, key)
         for option, columns in wanted.items():
@@ -67,12 +60,13 @@ class Documents(ABC):
                 kind = getattr(table.features[column], "dtype", "values of several kinds, or parts")
                 if kind not in ("string", "large_string") and option != "messages":
                     raise DataError(f"{key}.{option}: {column!r} of {source.path} holds {kind}, not text")
-        return wanted
+        names = [column for columns in wanted.values() for column in columns]
+        return cls._take(table.select_columns(names), wanted, source, key)
 
     @classmethod
-    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]]) -> Dataset:
-        """The rows of this type, from the wanted columns."""
-        raise NotImplementedError
+    @abstractmethod
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]], source: Source, key: str) -> Self:
+        """The documents in the wanted columns, which are there, and hold text unless they hold chats."""
 
     @abstractmethod
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts | None:
@@ -149,8 +143,8 @@ class Plain(Documents):
 
     @override
     @classmethod
-    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]]) -> Dataset:
-        return _renamed(table, {wanted["field"][0]: "text"})
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]], source: Source, key: str) -> Self:
+        return cls(_renamed(table, {wanted["field"][0]: "text"}))
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -166,12 +160,12 @@ class Pairs(Documents):
 
     @override
     @classmethod
-    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]]) -> Dataset:
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]], source: Source, key: str) -> Self:
         prompts, (response,) = wanted["prompt"], wanted["response"]
         if len(prompts) > 1:
             join = partial(_joined, prompts=prompts, response=response)
-            return _made(table, join, ("prompt", "text"))
-        return _renamed(table, {prompts[0]: "prompt", response: "text"})
+            return cls(_made(table, join, ("prompt", "text")))
+        return cls(_renamed(table, {prompts[0]: "prompt", response: "text"}))
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
@@ -199,11 +193,10 @@ class Chats(Documents):
 
     @override
     @classmethod
-    def of(cls, table: Dataset, source: Source, key: str) -> Self:
-        wanted = cls._wanted(table, source, key)
+    def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]], source: Source, key: str) -> Self:
         (column,) = wanted["messages"]
         turns = partial(_turns, column=column, key=key, skips=source.skip_invalid)
-        found = _made(table.select_columns(column), turns, ("text", "messages", "chat", "wrong"), ("row",))
+        found = _made(table, turns, ("text", "messages", "chat", "wrong"), ("row",))
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
         if len(table) and not len(found):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
