@@ -71,18 +71,10 @@ def infill(
         records = [Record("", single, ask(single))]
     usable(records, lambda template: None, keep_going=keep_going)
     quiet_libraries()
-    from dlm.lm.canvas import lay_out
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
-    place = partial(
-        lay_out,
-        tokenizer=lm.tokenizer,
-        mask_id=lm.process.mask_id,
-        context=lm.context,
-        affixes=lm.sidecar.affixes,
-    )
-    wanted = usable(records, place, keep_going=keep_going)
+    wanted = usable(records, lm.layout.holes, keep_going=keep_going)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             {number: record.asked for number, record in wanted.items() if record.asked is not None},

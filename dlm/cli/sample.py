@@ -18,7 +18,7 @@ from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dlm.lm import Sample
-    from dlm.lm.samples import Prompt
+    from dlm.lm.layout import Prompt
 
 
 def sample(
@@ -85,7 +85,7 @@ def sample(
     title = f"dlm sample {model}"
     if prompts is not None:
         many = load_many(*weights, mask_token)
-        wanted = usable(records, partial(many.canvas, length=length), keep_going=keep_going)
+        wanted = usable(records, partial(many.layout.canvas, length=length), keep_going=keep_going)
         began = time.perf_counter()
         with recording(many, title, watch and bool(wanted), export if wanted else None) as take:
             texts = _write_lines(wanted, partial(many.generate_each, watch=take, **asked), output, overwrite)

@@ -1,6 +1,7 @@
 """A language model in one object: what a notebook imports and every command calls."""
 
-from dlm.lm.model import DiffusionLM, Infilling
+from dlm.lm.infillings import Infilling
+from dlm.lm.model import DiffusionLM
 from dlm.lm.sampler import Sampler
 from dlm.lm.samples import Sample
 from dlm.lm.scoring import Score

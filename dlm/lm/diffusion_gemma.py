@@ -17,8 +17,9 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import EntropyBound, FixedSteps
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.lm.canvas import written_text
+from dlm.lm.layout import Prompt
 from dlm.lm.sampler import Sampler, Watch
-from dlm.lm.samples import Prompt, Sample
+from dlm.lm.samples import Sample
 from dlm.model.loading import load_weights
 from dlm.model.locate import resolve
 from dlm.model.public import DIFFUSION_GEMMA, read_config

@@ -101,13 +101,13 @@ def test_a_film_has_no_padding(
     lms: dict[str, DiffusionLM], noise: str, texts: Sequence[str], given: list[bool]
 ) -> None:
     """The first text is followed to its own end, not to the end of the longest beside it."""
-    templates = [parse_template(text) for text in texts]
+    templates = dict(enumerate(map(parse_template, texts)))
     lm = lms[noise]
-    film = filmed(lm, lambda r: lm.infill_many(templates, watch=r.take))
+    film = filmed(lm, lambda r: list(lm.infill_each(templates, watch=r.take)))
     for shown in film.frames:
         assert [cell.given for cell in shown] == given
     last = "".join(cell.text or "" for cell in film.frames[-1])
-    assert last == lm.infill_many(templates)[0][0].text
+    assert last == next(lm.infill_each(templates))[0].text
 
 
 def test_a_viewer_sees_the_frames_of_the_film_as_they_are_made(tiny_lm: DiffusionLM) -> None:

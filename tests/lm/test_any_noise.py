@@ -228,7 +228,7 @@ def test_a_text_does_not_depend_on_the_texts_beside_it(
     for place in (1, 3, 4):
         assert [together[place]] == [*lm.generate_each({place: prompts[place]}, sampler=sampler, seed=3)]
     templates = [parse_template(text) for text in ("a[MASK:9]b", "one of another [MASK:2]", "[MASK:14]")]
-    filled = lm.infill_many(templates, sampler=sampler, draws=2, seed=3)
+    filled = [*lm.infill_each(dict(enumerate(templates)), sampler=sampler, draws=2, seed=3)]
     for place, template in enumerate(templates):
         ((alone,),) = lm.infill_each({place: template}, sampler=sampler, draws=2, seed=3)
         assert (alone.spans, alone.calls) == (filled[place][0].spans, filled[place][0].calls)

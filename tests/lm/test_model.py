@@ -134,13 +134,13 @@ def test_the_most_likely_comes_first(tiny_lm: DiffusionLM) -> None:
 
 def test_many_texts_side_by_side_are_each_as_alone(tiny_lm: DiffusionLM) -> None:
     templates = [parse_template(text) for text in ("a[MASK:3]b", "much longer text [MASK:5] here", "[MASK:1]")]
-    together = tiny_lm.infill_many(templates, num=3)
-    apart = tiny_lm.infill_many(templates, num=3, batch_size=1)
+    together = [*tiny_lm.infill_each(dict(enumerate(templates)), num=3)]
+    apart = [*tiny_lm.infill_each(dict(enumerate(templates)), num=3, batch_size=1)]
     for one, other, template in zip(together, apart, templates, strict=True):
         assert len(one) == 3 and all(found.text == around(template, found) for found in one)
         assert [found.text for found in one] == [found.text for found in other]
         assert [found.log_likelihood for found in one] == pytest.approx([found.log_likelihood for found in other])
-    assert tiny_lm.infill_many([]) == []
+    assert [*tiny_lm.infill_each({})] == []
     first = tiny_lm.infill(templates[0], num=3)
     assert [found.text for found in first] == [found.text for found in together[0]]
 
@@ -357,7 +357,7 @@ def test_draws_agree_within_their_spread(tiny_lm: DiffusionLM) -> None:
 
 def test_a_saved_model_says_the_same(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     tiny_lm.save_pretrained(tmp_path / "a")
-    loaded = DiffusionLM.from_pretrained(tmp_path / "a", device="cpu", precision="fp32")
+    loaded = DiffusionLM.from_pretrained(tmp_path / "a", device="cpu", dtype="fp32")
     assert loaded.sidecar == tiny_lm.sidecar and loaded.config == tiny_lm.config
     assert loaded.context == tiny_lm.context
     assert loaded.nelbo(TEXTS) == pytest.approx(tiny_lm.nelbo(TEXTS), rel=1e-6)

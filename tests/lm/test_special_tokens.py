@@ -24,7 +24,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def lm(folder: Path) -> DiffusionLM:
-    return DiffusionLM.from_pretrained(folder, device="cpu", precision="fp32")
+    return DiffusionLM.from_pretrained(folder, device="cpu", dtype="fp32")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_prompts_side_by_side_are_continued_as_each_alone(lm: DiffusionLM) -> No
 
 def test_a_saved_model_keeps_its_special_tokens(lm: DiffusionLM, tmp_path: Path) -> None:
     lm.save_pretrained(tmp_path / "saved")
-    again = DiffusionLM.from_pretrained(tmp_path / "saved", device="cpu", precision="fp32")
+    again = DiffusionLM.from_pretrained(tmp_path / "saved", device="cpu", dtype="fp32")
     assert again.sidecar.affixes == lm.sidecar.affixes != Affixes()
     assert again.nelbo("i love you") == pytest.approx(lm.nelbo("i love you"), rel=1e-6)
 
@@ -177,7 +177,7 @@ def test_what_stands_within_a_text_gets_no_blank_of_a_beginning(unigram: bool) -
 
 
 def test_a_sample_goes_on_after_the_blank_of_its_prompt(tmp_path: Path) -> None:
-    lm = DiffusionLM.from_pretrained(encoder("bert", tmp_path), device="cpu", precision="fp32")
+    lm = DiffusionLM.from_pretrained(encoder("bert", tmp_path), device="cpu", dtype="fp32")
     for prompt in ("i love", "i love "):
         for sample in lm.generate(prompt, num=4, length=3):
             assert "  " not in sample.text and sample.text.startswith(prompt)

@@ -120,7 +120,7 @@ def test_the_commands_take_it(
         model: Any = load_model(path, attention, held=replace(held, device=torch.device("cpu")))
         return model.to(held.device)
 
-    monkeypatch.setattr("dlm.lm.model.load_model", load)
+    monkeypatch.setattr("dlm.lm.loading.load_model", load)
     model = tmp_path / "model"
     make_lm(byte_tokenizer, 8).save_pretrained(model)
     (tmp_path / "text.txt").write_text("some words to score. " * 2)

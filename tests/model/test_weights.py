@@ -49,7 +49,7 @@ def test_weights_are_held_in_what_was_asked_for(
 
 def test_an_earlier_name_of_the_type_is_still_taken(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     tiny_lm.save_pretrained(tmp_path / "m")
-    assert DiffusionLM.from_pretrained(tmp_path / "m", device="cpu", precision="bf16").model.dtype == torch.bfloat16
+    assert DiffusionLM.from_pretrained(tmp_path / "m", device="cpu", dtype="bf16").model.dtype == torch.bfloat16
     words = ("sample", tmp_path / "m", "--length", "4", "--device", "cpu")
     texts = [commands.answer(*words, flag, "fp32")["samples"] for flag in ("--precision", "--dtype")]
     assert texts[0] == texts[1]

@@ -82,7 +82,7 @@ def test_documents_that_stand_apart_would_each_need_them(tmp_path: Path, streami
 def test_a_run_its_checkpoint_and_eval_agree(tmp_path: Path) -> None:
     config = describe(tmp_path, packing="pad")
     run = train(tmp_path / "run", config)
-    lm = DiffusionLM.from_pretrained(run, device="cpu", precision="fp32")
+    lm = DiffusionLM.from_pretrained(run, device="cpu", dtype="fp32")
     assert lm.sidecar.affixes == affixes_of(lm.tokenizer) != Affixes()
     rows = corpus(lm.tokenizer, Plain(Dataset.from_dict({"text": TEXTS * 10})), LENGTH, "pad", lm.sidecar.affixes)
     report = evaluate_likelihood(lm, rows, rows=[0, 1], draws=64)

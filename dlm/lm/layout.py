@@ -1,0 +1,140 @@
+"""Prompts, responses and texts with holes as the rows that a model reads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from dlm.errors import DataError
+from dlm.lm.canvas import Canvas, lay_out
+from dlm.model.checkpoint import Sidecar
+from dlm.model.text import encode, encode_chat
+from dlm.model.tokenizer import Affixes, special_ids
+from dlm.template import Template
+
+Prompt = str | Sequence[Mapping[str, str]] | None
+"""A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How texts become rows of one model.
+
+    Attributes:
+        tokenizer: The model's.
+        sidecar: Its context, and the special tokens around a row.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    sidecar: Sidecar
+
+    @property
+    def first_id(self) -> int | None:
+        """The id that the network reads before every row: a family's own, or for a shift the end of the text before."""
+        if self.sidecar.family is not None:
+            return self.sidecar.family.first_id(self.tokenizer)
+        return special_ids(self.tokenizer).end if self.sidecar.formulation.shift else None
+
+    def canvas(self, prompt: Prompt, length: int | None = None) -> Canvas:
+        """A prompt as the model sees it, and the masks that it writes into.
+
+        Args:
+            prompt: A text, a chat, or nothing.
+            length: Tokens to write; by default what the context leaves room for, and for a published model no more
+                than its publisher's own number.
+
+        Returns:
+            The row.
+
+        Raises:
+            DataError: The prompt, or the prompt and the length, do not fit the context.
+        """
+        given, affixes = self._given(prompt)
+        room = self._room(given, affixes)
+        if length is None:
+            length = min(room, family.length) if (family := self.sidecar.family) else room
+        if not 1 <= length <= room:
+            raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
+        return Canvas.after(given, [self.sidecar.mask_id] * length, affixes)
+
+    def room(self, prompt: Prompt) -> int:
+        """The number of tokens that the context has room for after a prompt.
+
+        Args:
+            prompt: A text, a chat, or nothing.
+
+        Returns:
+            At least 1.
+
+        Raises:
+            DataError: The prompt does not fit the context.
+        """
+        return self._room(*self._given(prompt))
+
+    def answered(self, prompt: Prompt, response: str) -> Canvas:
+        """A prompt, and a response with its end that is to be scored.
+
+        Args:
+            prompt: A text, a chat, or nothing.
+            response: The response.
+
+        Returns:
+            The row.
+
+        Raises:
+            DataError: Both together do not fit the context.
+        """
+        given, affixes = self._given(prompt)
+        ids = [*encode(self.tokenizer, [response])[0], special_ids(self.tokenizer).end]
+        if len(ids) > (room := self._room(given, affixes)):
+            raise DataError(
+                f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"
+            )
+        return Canvas.after(given, ids, affixes)
+
+    def holes(self, template: Template) -> Canvas:
+        """A text with holes, whose masks are to be written; see `lay_out`.
+
+        Args:
+            template: Texts and holes, at least one hole.
+
+        Returns:
+            The row.
+
+        Raises:
+            DataError: The holes and the text between them are longer than the context.
+        """
+        return lay_out(template, self.tokenizer, self.sidecar.mask_id, self.sidecar.context, self.sidecar.affixes)
+
+    def pieces(self, text: str) -> list[Canvas]:
+        """A text with its end that is to be scored, in pieces where it is longer than the context.
+
+        Args:
+            text: The text.
+
+        Returns:
+            One row a piece, with the special tokens around it.
+        """
+        affixes, room = self.sidecar.affixes, self._room([], self.sidecar.affixes)
+        ids = [*encode(self.tokenizer, [text])[0], special_ids(self.tokenizer).end]
+        return [Canvas.after([], ids[start : start + room], affixes) for start in range(0, len(ids), room)]
+
+    def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
+        """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""
+        if prompt is None or isinstance(prompt, str):
+            given, affixes, what = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes, "prompt"
+        else:
+            family = self.sidecar.family
+            given, affixes = encode_chat(self.tokenizer, prompt, family.chat if family else None), Affixes()
+            what = "chat"
+            if given[:1] == [self.first_id]:  # the template writes what the network reads before every row
+                given = given[1:]
+        if self._room(given, affixes) < 1:
+            raise DataError(
+                f"the {what} takes {len(given) + len(affixes)} tokens and the context of this model is "
+                f"{self.sidecar.context}: shorten it"
+            )
+        return given, affixes
+
+    def _room(self, given: Sequence[int], affixes: Affixes) -> int:
+        return self.sidecar.context - len(given) - len(affixes)
