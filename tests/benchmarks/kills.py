@@ -246,7 +246,7 @@ def drafts(run: Path) -> set[tuple[str, int]]:
 
 def start_twice(folder: Path, times: int, launcher: str | None) -> None:
     """Two starts at once: one trains to the end as if it were alone, and the other is refused."""
-    steps = 10 * EVERY
+    steps = 120 * EVERY  # so long that the second start comes while the first one trains
     config = write(describe(folder, steps=steps, save_every=EVERY, validate_every=steps), folder / "run.yaml")
     calm = folder / "calm"
     Start.of(config, calm, launcher).finish()
