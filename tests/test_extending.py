@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,22 +19,19 @@ TINY += ["data.held_out.share=0.3", "model.sizes.hidden_size=16", "model.sizes.n
 TINY += ["model.sizes.head_dim=8", "model.sizes.num_attention_heads=2", "model.sizes.num_key_value_heads=2"]
 
 
-def extended(folder: Path, example: str, file: str) -> Path:
-    """The folder with a copy of the package in which the page's class and union stand in `file`."""
+def extend(folder: Path, example: str, file: str) -> None:
+    """Puts the page's class and its union into `file` of the package in the folder."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     (block,) = [block for block in blocks if re.search(rf"^class {example}\b", block, re.MULTILINE)]
     code, name, union = re.fullmatch(r"(.*?)^(\w+) = ([^\n]+)\n", block, re.DOTALL | re.MULTILINE).groups()  # type: ignore[union-attr]
-    if not (folder / "dlm").exists():
-        shutil.copytree(ROOT / "dlm", folder / "dlm")
     path = folder / file
     text, replaced = re.subn(rf"^{name} = [^\n]+$", f"{code}\n{name} = {union}", path.read_text(), flags=re.MULTILINE)
     assert replaced == 1
     path.write_text(text)
-    return folder
 
 
 SHELL = """
-import json, sys
+import json, os, sys, traceback
 from typer.testing import CliRunner
 from dlm.cli.app import app
 
@@ -45,16 +43,30 @@ def dlm(*words):
 def train(*settings):
     chosen = [part for setting in (*json.loads(sys.argv[2]), *settings) for part in ("--set", setting)]
     dlm("train", sys.argv[1], "--run-dir", "run", *chosen)
+
+failed = {}
+for name, check in json.loads(sys.argv[3]).items():
+    os.mkdir(name)
+    os.chdir(name)
+    try:
+        exec(compile(check, name, "exec"), {"dlm": dlm, "train": train})
+    except BaseException:
+        failed[name] = traceback.format_exc()
+    os.chdir("..")
+print(json.dumps(failed))
 """
 
 
-def run(folder: Path, script: str) -> None:
-    """Runs Python in the folder, in one process; `dlm(...)` is a command there and `train(...)` makes a tiny run."""
+def run(folder: Path, checks: Mapping[str, str]) -> dict[str, str]:
+    """The traceback of each check that fails.
+
+    All run in one process, each in its own folder. `dlm(...)` is a command there, and `train(...)` makes a tiny run.
+    """
     (folder / "text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 20)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "OMP_NUM_THREADS": "1"}
-    settings = json.dumps([*TINY, "data.train.path=text.txt"])
+    settings = [*TINY, "data.train.path=../text.txt"]
     done = subprocess.run(
-        [sys.executable, "-c", SHELL + script, str(ROOT / "configs/tiny.yaml"), settings],
+        [sys.executable, "-c", SHELL, str(ROOT / "configs/tiny.yaml"), json.dumps(settings), json.dumps(checks)],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -62,9 +74,11 @@ def run(folder: Path, script: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-CHECK_PROCESS = """
+CHECK_NOISE = """
 import math, torch
 from dlm.selftest.joints import Joint, exact_bound
 from dlm.diffusion.matrices import transition_matrix
@@ -90,20 +104,10 @@ assert "zipf" in dlm("corrupt", "abcabc", "--process", "zipf", "--json")
 """
 
 
-@pytest.mark.long
-def test_a_process_is_one_class(tmp_path: Path) -> None:
-    run(extended(tmp_path, "Zipf", "dlm/diffusion/noise.py"), CHECK_PROCESS)
-
-
 CHECK_ORDER = """
 train()
 assert '"network_calls": 6' in dlm("sample", "run", "--length", 6, "--order", "outside-in", "--json")
 """
-
-
-@pytest.mark.long
-def test_an_order_is_one_class(tmp_path: Path) -> None:
-    run(extended(tmp_path, "OutsideIn", "dlm/diffusion/unmask.py"), CHECK_ORDER)
 
 
 CHECK_SCHEDULE = """
@@ -124,17 +128,17 @@ assert "alpha 0.2500" in dlm("corrupt", "abcabc", "--schedule", "hyperbolic", "-
 """
 
 
-@pytest.mark.long
-def test_a_schedule_is_one_class(tmp_path: Path) -> None:
-    run(extended(tmp_path, "Hyperbolic", "dlm/diffusion/schedule.py"), CHECK_SCHEDULE)
-
-
 CHECK_FORMAT = """
 from dlm.config import Data, Source
 from dlm.data.formats import source_of
 from dlm.data.reading import read
 from dlm.data.streaming import open_stream
 
+from pathlib import Path
+import shutil
+
+Path("rows.tsv").write_text("id\\tbody\\n01\\t007\\n02\\tNA\\n03\\ta, b\\n")
+Path("texts.tsv").write_text("text\\n" + "the quick brown fox jumps over the lazy dog\\n" * 20)
 source = source_of("rows.tsv", field="body")
 assert source == Source("tsv", "rows.tsv", field="body")
 assert list(read(source, "data.train").texts()) == ["007", "NA", "a, b"]
@@ -145,19 +149,10 @@ assert pairs.rows["prompt"][:] == ["01", "02", "03"]
 
 train("data.train.format=tsv", "data.train.path=texts.tsv")
 assert "20 documents" in dlm("eval", "run", "--data", "texts.tsv")
-import shutil
 shutil.rmtree("run")
 source = "{format: tsv, path: texts.tsv}"
 train(f"data.train={source}", f"data.validation={source}", "data.streaming=true")
 """
-
-
-@pytest.mark.long
-def test_a_format_is_one_class(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "Tsv", "dlm/data/formats.py")
-    (folder / "rows.tsv").write_text("id\tbody\n01\t007\n02\tNA\n03\ta, b\n")
-    (folder / "texts.tsv").write_text("text\n" + "the quick brown fox jumps over the lazy dog\n" * 20)
-    run(folder, CHECK_FORMAT)
 
 
 CHECK_BUDGET = """
@@ -177,16 +172,31 @@ assert "--first" in dlm("infill", "--help")
 """
 
 
-@pytest.mark.long
-def test_a_budget_is_one_class(tmp_path: Path) -> None:
-    run(extended(tmp_path, "Doubling", "dlm/diffusion/unmask.py"), CHECK_BUDGET)
+CHECK_LOSS = """
+from pathlib import Path
+
+train("objective.loss=half-and-half", "objective.loss.share=0.3", "objective.levels=steep")
+config = Path("run/config.yaml").read_text()
+assert "half-and-half" in config and "steep" in config
+assert '"nelbo": ' in Path("run/metrics.jsonl").read_text()
+"""
+
+EXAMPLES = {
+    "Zipf": ("dlm/diffusion/noise.py", CHECK_NOISE),
+    "OutsideIn": ("dlm/diffusion/unmask.py", CHECK_ORDER),
+    "Doubling": ("dlm/diffusion/unmask.py", CHECK_BUDGET),
+    "Hyperbolic": ("dlm/diffusion/schedule.py", CHECK_SCHEDULE),
+    "Tsv": ("dlm/data/formats.py", CHECK_FORMAT),
+    "HalfAndHalf": ("dlm/diffusion/weighting.py", CHECK_LOSS),
+    "Steep": ("dlm/diffusion/levels.py", ""),  # with the loss
+}
 
 
 @pytest.mark.long
-def test_a_loss_and_levels_are_one_class_each(tmp_path: Path) -> None:
-    folder = extended(tmp_path, "HalfAndHalf", "dlm/diffusion/weighting.py")
-    extended(folder, "Steep", "dlm/diffusion/levels.py")
-    run(folder, 'train("objective.loss=half-and-half", "objective.loss.share=0.3", "objective.levels=steep")')
-    config = (folder / "run/config.yaml").read_text()
-    assert "half-and-half" in config and "steep" in config
-    assert '"nelbo": ' in (folder / "run/metrics.jsonl").read_text()
+def test_each_example_of_the_page_is_one_class_and_one_name(tmp_path: Path) -> None:
+    """All of them in one copy of the package, so that they get on with one another too."""
+    shutil.copytree(ROOT / "dlm", tmp_path / "dlm")
+    for example, (file, _) in EXAMPLES.items():
+        extend(tmp_path, example, file)
+    failed = run(tmp_path, {example: check for example, (_, check) in EXAMPLES.items()})
+    assert not failed, "\n".join(failed.values())

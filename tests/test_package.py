@@ -88,15 +88,12 @@ def test_a_wheel_holds_everything_and_trains_the_default_outside_the_clone(tmp_p
     site = tmp_path / "site/dlm"
     assert json.loads(found.stdout) == [str(site / "__init__.py"), str(site / "configs/tiny.yaml")]
 
+    (tmp_path / "text.txt").write_text("one two three four five six seven\n" * 200)
     quick = ["train.steps=1", "train.validate_sequences=2", "train.sample_length=0", "model.sizes.num_hidden_layers=1"]
+    quick += ["tokenizer=bytes", "data.train={format: text, path: text.txt}", "data.held_out={by: tail, share: 0.3}"]
     command = [sys.executable, "-m", "dlm", "train", *(word for key in quick for word in ("--set", key))]
     subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
     assert (tmp_path / "runs/tiny/checkpoints/best/model.safetensors").is_file()
-
-    command = [sys.executable, "-m", "dlm", "selftest", "--json"]
-    checked = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    answer = json.loads(checked.stdout)
-    assert checked.returncode == 0 and answer["holds"] and len(answer["checks"]) > 50
 
 
 def test_the_hooks_of_a_commit_are_the_commands_of_make_check() -> None:

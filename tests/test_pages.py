@@ -253,7 +253,7 @@ def test_the_python_of_the_pages_runs(run_folder: Path) -> None:
 def test_every_example_of_the_contributing_page_is_built() -> None:
     built = (ROOT / "tests/test_extending.py").read_text()
     classes = re.findall(r"^class (\w+)[(:]", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
-    assert classes and [name for name in classes if not re.search(rf'extended\(\w+, "{name}"', built)] == []
+    assert classes and [name for name in classes if f'"{name}": ("dlm/' not in built] == []
 
 
 def test_every_configuration_is_in_the_table() -> None:

@@ -40,6 +40,12 @@ OF_MASKS = [
 def device() -> Iterator[FakeDevice]:
     has_float64.cache_clear()
     with fake_device() as made:
+        x = torch.ones(2, device=FAKE)
+        try:
+            with torch.inference_mode():
+                x[None]
+        except RuntimeError as error:  # torch 2.11
+            pytest.skip(f"this torch has no views of a made-up device in inference mode: {error}")
         yield made
     has_float64.cache_clear()
 

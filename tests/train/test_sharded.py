@@ -4,6 +4,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -111,16 +112,24 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     return config, train(folder / "run", config)
 
 
-def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], tmp_path: Path) -> None:
-    config, undisturbed = alone
-    run = tmp_path / "run"
-    assert (done := shard("train", write(config, tmp_path / "c.yaml"), "--run-dir", run)).returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def sharded(alone: tuple[Config, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run, sharded over two processes."""
+    folder = tmp_path_factory.mktemp("sharded")
+    done = shard("train", write(alone[0], folder / "c.yaml"), "--run-dir", folder / "run")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], sharded: Path, tmp_path: Path) -> None:
+    _, undisturbed = alone
+    run = copytree(sharded, tmp_path / "run", symlinks=True)
     assert same(run, undisturbed, 8)
-    sharded = weights(run), lines(run)
+    whole = weights(run), lines(run)
 
     back_to(run, 4)
     assert (done := shard("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
-    assert (weights(run), lines(run)) == sharded  # bit for bit
+    assert (weights(run), lines(run)) == whole  # bit for bit
     back_to(run, 4)
     resume(run)
     assert same(run, undisturbed, 8)
@@ -129,12 +138,9 @@ def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], tmp_p
     assert same(run, undisturbed, 8)
 
 
-def test_what_a_sharded_run_saves_is_a_plain_model(alone: tuple[Config, Path], tmp_path: Path) -> None:
-    config, undisturbed = alone
-    run = tmp_path / "run"
-    assert (done := shard("train", write(config, tmp_path / "c.yaml"), "--run-dir", run)).returncode == 0, done.stderr
+def test_what_a_sharded_run_saves_is_a_plain_model(alone: tuple[Config, Path], sharded: Path) -> None:
     mine, theirs = (
-        AutoModelForCausalLM.from_pretrained(r / "checkpoints/last").state_dict() for r in (run, undisturbed)
+        AutoModelForCausalLM.from_pretrained(run / "checkpoints/last").state_dict() for run in (sharded, alone[1])
     )
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in mine)
