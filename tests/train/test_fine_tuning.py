@@ -207,6 +207,7 @@ def test_samples_end_where_texts_do_however_long_the_canvas(tmp_path: Path) -> N
             ]
             assert sum(set(text) == {"c"} for text in texts) >= 90
             assert 2.5 < sum(map(len, texts)) / 100 < 4.5
+    budget |= {"steps": 150, "validate_every": 150}
     lm = DiffusionLM.from_pretrained(train(tmp_path / "none", describe(path, data={"tail": False}, train=budget)))
     assert all(len(found.continuation) > 6 for found in lm.generate("c>", num=20, length=8, batch_size=20))
 
