@@ -189,7 +189,9 @@ class DiffusionLM:
             folder: Where; nothing may stand there yet.
 
         Raises:
-            CheckpointError: Something stands there already, or it cannot be written.
+            CheckpointError: Something stands there already.
+            ConfigError: The name is one where no folder can be.
+            WriteError: It cannot be written.
         """
         with whole_folder(Path(folder)) as draft:
             write_model(draft, self.model, self.tokenizer, self.sidecar, self.time_embedding)
