@@ -66,14 +66,9 @@ def sample(
 
     Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
-    if sum(given is not None for given in (prompt, chat, prompts)) > 1:
-        raise ConfigError(
-            "--prompt continues a text, --chat answers a message, --prompts does so for every line of a file: "
-            "give one of them"
-        )
+    single = _single(prompt, chat, prompts)
     if keep_going and prompts is None:
         raise ConfigError("--keep-going leaves out bad lines of a file: give --prompts FILE too")
-    single = _single(prompt, chat)
     check_outputs(output, export, overwrite)
     records = [] if prompts is None else read_batch(file_lines(prompts), _prompt_of, name=prompts)
     usable(records, lambda asked: None, keep_going=keep_going)
@@ -107,8 +102,13 @@ def sample(
     report(records)
 
 
-def _single(prompt: str | None, chat: str | None) -> "Prompt":
-    """What the command line alone asks for."""
+def _single(prompt: str | None, chat: str | None, prompts: Path | None) -> "Prompt":
+    """What the command line alone asks for, where no file does."""
+    if sum(given is not None for given in (prompt, chat, prompts)) > 1:
+        raise ConfigError(
+            "--prompt continues a text, --chat answers a message, --prompts does so for every line of a file: "
+            "give one of them"
+        )
     if chat is None:
         return None if prompt is None else check_given(prompt, "--prompt")
     if not chat.strip():
