@@ -112,7 +112,9 @@ def _single(prompt: str | None, chat: str | None, prompts: Path | None) -> "Prom
     if chat is None:
         return None if prompt is None else check_given(prompt, "--prompt")
     if not chat.strip():
-        raise ConfigError("--chat: the message is blank, so there is nothing to answer; leave --chat out for any text")
+        raise ConfigError(
+            "--chat: the message is blank, so there is nothing to answer; to write from nothing, leave --chat out"
+        )
     return [{"role": "user", "content": check_given(chat, "--chat")}]
 
 
