@@ -1,4 +1,10 @@
-"""Errors that a user can act on, each with a message of one line."""
+"""Errors that a user can act on, each with a message of one line.
+
+The exit code is 2 where the user named something that cannot be used, such as a model that is damaged, and 1 where all
+that was named is fine and the machine or the run fails, such as a disk that is full.
+"""
+
+import errno
 
 
 class DlmError(Exception):
@@ -20,7 +26,13 @@ class DataError(DlmError):
 
 
 class CheckpointError(DlmError):
-    """A model on disk cannot be read, or cannot be written."""
+    """A model cannot be read, or would be written over something."""
+
+
+class WriteError(DlmError):
+    """The machine refuses to write: the disk is full, or it may not be written."""
+
+    exit_code = 1
 
 
 class TrainingError(DlmError):
@@ -51,6 +63,22 @@ class InterruptedRunError(DlmError):
     """The user stopped a run, which was saved first."""
 
     exit_code = 130
+
+
+def unwritten(message: str, error: OSError) -> DlmError:
+    """The error for a file or folder that could not be written.
+
+    Args:
+        message: What could not be written; the system's reason is put behind it.
+        error: What the system said.
+
+    Returns:
+        A `ConfigError` if the name is one where nothing can be, such as one in a folder that is not there; else a
+        `WriteError`.
+    """
+    misnamed = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP)
+    kind = ConfigError if error.errno in misnamed else WriteError
+    return kind(f"{message}: {error.strerror or error}")
 
 
 def one_line(error: BaseException | str, limit: int | None = 200) -> str:

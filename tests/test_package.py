@@ -1,5 +1,6 @@
 """What is shipped, and what it costs to import it."""
 
+import ast
 import json
 import os
 import re
@@ -124,3 +125,13 @@ def test_what_tests_share_stands_in_their_support() -> None:
         *(p for room in (".github", "configs", "dlm") for p in (REPOSITORY / room).rglob("*.md")),
     ]
     assert pages and [page for page in pages if "tests.support" in page.read_text(encoding="utf-8")] == []
+
+
+def test_no_function_is_longer_than_a_page() -> None:
+    long = [
+        f"{path.relative_to(REPOSITORY)}: {node.name}"
+        for path in (REPOSITORY / "dlm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 80
+    ]
+    assert not long

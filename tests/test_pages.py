@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -313,3 +314,17 @@ def test_the_contributing_page_has_every_file() -> None:
     there = {str(path) for path in files if path.name not in left_out and "__pycache__" not in path.parts}
     assert len(named) == len(set(named))
     assert sorted(named) == sorted(there)
+
+
+def test_the_pages_number_the_floors_as_the_linter_knows_them() -> None:
+    (layers,) = [
+        contract["layers"]
+        for contract in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    ]
+    known = {room: floor for floor, rooms in enumerate(reversed(layers)) for room in rooms.split(" | ")}
+    listed = re.findall(r"^  (\w+)(?:/|\.py) +(\d+)  ", CONTRIBUTING.read_text(), re.M)
+    assert {f"dlm.{room}": int(floor) for room, floor in listed} == known
+    front = re.findall(r"^dlm/(\w+)/ +(\d+)  ", (ROOT / "README.md").read_text(), re.M)
+    assert len(front) == len([room for room in known if (ROOT / room.replace(".", "/")).is_dir()])
+    assert all(known[f"dlm.{room}"] == int(floor) for room, floor in front)

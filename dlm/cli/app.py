@@ -1,11 +1,11 @@
 """The `dlm` command: its subcommands, and the one place where errors become a line and an exit code."""
 
-import errno
 import functools
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ import typer
 from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import SamplerCommand
+from dlm.cli.streams import checked_stdout, open_closed_streams
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
 from dlm.launcher import end_with_launcher
 from dlm.paths import expand
@@ -37,7 +38,9 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "30000")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which weighs memory, says when it starts
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and warns of what was there before it
-    app(prog_name="dlm")
+    open_closed_streams()
+    with checked_stdout():
+        app(prog_name="dlm")
 
 
 def _version(wanted: bool) -> None:
@@ -75,9 +78,8 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
             _leave(several and isinstance(error, InterruptedRunError))  # which is after the same step on all of them
             _fail(str(error), error.exit_code, debug)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             where = f" ({error.filename})" if error.filename else ""
-            _fail(f"{error.strerror or error}{where}", 2 if full else 1, debug)
+            _fail(f"{error.strerror or error}{where}", 1, debug)
         except Exception as error:
             if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
                 message = (
@@ -107,7 +109,8 @@ def _fail(message: str, code: int, debug: bool) -> None:
         raise typer.Exit(code)  # the first says so for all
     if debug:
         traceback.print_exc()
-    sys.stdout.flush()
+    with suppress(OSError):  # which may be what is told
+        sys.stdout.flush()
     who = "dlm" if is_first() else f"dlm, process {os.environ['RANK']}"
     errors.print(f"[bold red]{who}:[/] {_escaped(one_line(message, limit=None))}", soft_wrap=True, highlight=False)
     raise typer.Exit(code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_terminal, quiet_libraries, write_data
+from dlm.cli.console import check_given, errors, is_terminal, quiet_libraries, write_text
 from dlm.cli.writing import load
 from dlm.data.records import check_text
 from dlm.errors import DataError
@@ -48,7 +48,7 @@ def chat(
     """
     quiet_libraries()
     how = options.build_sampler(context.obj)
-    messages = [] if system is None else [{"role": "system", "content": check_text(system)}]
+    messages = [] if system is None else [{"role": "system", "content": check_given(system, "--system")}]
     conversation = Conversation(load(model, device, dtype, quantised, mask_token), how, length, seed, messages)
     if is_terminal(sys.stdin):
         _talk(conversation)
@@ -124,7 +124,7 @@ def _talk(conversation: Conversation) -> None:
             message = input(ASK if is_terminal(sys.stdout) else "")
             if message.strip():
                 answer = conversation.answer(message, shown=True)
-                write_data(legible(answer) if is_terminal(sys.stdout) else answer, None)
+                write_text(legible(answer) if is_terminal(sys.stdout) else answer, None)
         except (EOFError, KeyboardInterrupt):
             errors.print()  # what stands on the terminal next begins on a line of its own
             return
@@ -138,7 +138,7 @@ def _read(conversation: Conversation) -> None:
         try:
             message = line.decode("utf-8").rstrip("\r\n")
             if message.strip():
-                write_data(conversation.answer(message), None)
+                write_text(conversation.answer(message), None)
                 sys.stdout.flush()
         except UnicodeDecodeError as error:
             raise DataError(f"line {number} is not UTF-8: {error.reason} at {error.start}") from error

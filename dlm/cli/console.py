@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, WriteError, unwritten
 
 if TYPE_CHECKING:
     from dlm.evaluate.likelihood import LikelihoodReport
@@ -48,25 +48,52 @@ def quiet_libraries() -> None:
 
 
 def write_data(text: str, output: Path | None, *, overwrite: bool = False) -> None:
-    """Writes text to a file, or to stdout; never over a file that is there, unless asked.
+    """Writes lines to a file, or to stdout; never over a file that is there, unless asked.
 
     Args:
-        text: The text, without its last newline.
+        text: The lines, without the last newline.
         output: The file; stdout if None.
         overwrite: Whether an existing file is replaced.
 
     Raises:
-        ConfigError: The file exists, or cannot be written.
+        ConfigError: The file exists, or its name is one where nothing can be.
+        WriteError: It cannot be written.
     """
-    if output is None:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-        return
+    write_text(text + "\n", output, overwrite=overwrite)
+
+
+def write_text(text: str, output: Path | None, *, overwrite: bool = False) -> None:
+    """Writes a text exactly as it is to a file; or to stdout, where it gets a newline if it ends in none.
+
+    Args:
+        text: The text.
+        output: As for `write_data`, and so is what is raised.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        ConfigError: As for `write_data`.
+        WriteError: As for `write_data`.
+    """
     check_free(output, overwrite)
+    with writing(output):
+        if output is None:
+            encoding = sys.stdout.encoding or "utf-8"
+            ended = text if text.endswith("\n") else text + "\n"
+            sys.stdout.write(ended.encode(encoding, "replace").decode(encoding))
+            sys.stdout.flush()
+        else:
+            output.write_text(text, encoding="utf-8", errors="replace", newline="")
+
+
+@contextmanager
+def writing(output: Path | None) -> Iterator[None]:
+    """Makes one line of what the system says where a file, or stdout, cannot be written inside."""
     try:
-        output.write_text(text + "\n", encoding="utf-8", errors="replace")
+        yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
+        raise unwritten(f"cannot write {output or 'stdout'}", error) from error
 
 
 def json_line(value: Any, output: Path | None) -> str:
@@ -102,23 +129,18 @@ def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Cal
         A function that writes a line.
 
     Raises:
-        ConfigError: The file exists, or cannot be written.
+        ConfigError: The file exists, or its name is one where nothing can be.
+        WriteError: It cannot be written.
     """
 
     def write(line: str) -> None:
-        try:
+        with writing(output):
             stream.write(f"{line}\n")
             stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise ConfigError(f"cannot write {output or 'stdout'}: {error.strerror}") from error
 
     check_free(output, overwrite)
-    try:
+    with writing(output):
         stream = output.open("w" if overwrite else "x", encoding="utf-8", newline="\n") if output else sys.stdout
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
     try:
         yield write
     finally:
@@ -151,22 +173,78 @@ def read_text(text: str) -> str:
         The text.
 
     Raises:
-        DataError: It is not UTF-8.
+        DataError: It is not UTF-8, or stdin cannot be read.
+    """
+    if text != "-":
+        return check_given(text, "the text")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8: {error.reason} at {error.start}") from error
+    except OSError as error:
+        raise DataError(f"stdin cannot be read: {error.strerror}") from error
+
+
+def check_given(text: str, name: str) -> str:
+    """Refuses bytes on the command line that are no text.
+
+    Args:
+        text: An argument or an option, as Python hands it over: such bytes are halves of characters in it.
+        name: What it is called.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: There are such bytes.
     """
     try:
-        if text == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
-        text.encode("utf-8")  # what was no UTF-8 on the command line is a surrogate by now
-    except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        where = "stdin" if text == "-" else "the text"
-        raise DataError(f"{where} is not UTF-8: {error.reason} at {error.start}") from error
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} is not UTF-8: {error.reason} at {error.start}") from error
     return text
 
 
 def check_free(path: Path | None, overwrite: bool) -> None:
-    """Refuses a file that exists, before anything is computed for it."""
-    if path is not None and path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists already: choose another name, or say --overwrite")
+    """Refuses a file that exists or cannot be written, before anything is computed for it.
+
+    Args:
+        path: The file; None for none.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        ConfigError: It exists, or is a folder, or its folder is not there.
+        WriteError: It or its folder may not be written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder; give the name of a file")
+    if path.exists():
+        if not overwrite:
+            raise ConfigError(f"{path} exists already: choose another name, or say --overwrite")
+        check_writable(path, path)
+    else:
+        check_writable(path, path.parent)
+
+
+def check_writable(path: Path, standing: Path) -> None:
+    """Refuses a file or folder for which there is no place, before anything is computed for it.
+
+    Args:
+        path: What is to be written.
+        standing: What must stand there to write it: the file itself, or a folder.
+
+    Raises:
+        ConfigError: It does not stand there.
+        WriteError: It may not be written.
+    """
+    if not standing.exists():
+        raise ConfigError(f"cannot write {path}: there is no folder {standing}; make it first")
+    if path != standing and not standing.is_dir():
+        raise ConfigError(f"cannot write {path}: {standing} is no folder")
+    if not os.access(standing, os.W_OK | os.X_OK if standing.is_dir() else os.W_OK):
+        raise WriteError(f"cannot write {path}: {standing} may not be written")
 
 
 class TrainingDisplay:

@@ -13,6 +13,7 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from dlm.config import Time
     from dlm.data.documents import Documents
+    from dlm.data.tokens import Skipped
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
     from dlm.lm import DiffusionLM
 
@@ -92,8 +93,13 @@ def evaluate(
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
         write_data(_table(report, exact), None)
-    if sequences.skipped.rows:
-        errors.print(str(sequences.skipped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    _warn(sequences.skipped, report)
+
+
+def _warn(skipped: "Skipped", report: "LikelihoodReport") -> None:
+    """Tells of text that the figures are not of."""
+    if skipped.rows:
+        errors.print(str(skipped), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.unknown_tokens:
         errors.print(
             f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, read_text, write_data
+from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, read_text, write_text
 from dlm.cli.records import Record, file_lines, is_batch, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
@@ -45,7 +45,7 @@ def infill(
     dtype: options.HeldIn = "auto",
     quantised: options.Load = None,
     device: options.Device = None,
-    output: options.Output = None,
+    output: options.TextOutput = None,
     export: options.Export = None,
     watch: options.Watching = False,
     as_json: options.Json = False,
@@ -129,7 +129,7 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
 
 def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: bool) -> None:
     """Writes the alternatives of a single text, and their likelihoods to stderr."""
-    write_data("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
+    write_text("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
     for rank, found in enumerate(alternatives, start=1):
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
         errors.print(

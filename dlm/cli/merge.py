@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, quiet_libraries
+from dlm.cli.console import check_writable, errors, quiet_libraries
 
 
 def merge(
@@ -21,7 +21,10 @@ def merge(
     """
     quiet_libraries()
     from dlm.lm import DiffusionLM
+    from dlm.model.checkpoint import check_absent
 
+    check_absent(folder)
+    check_writable(folder, next(parent for parent in folder.absolute().parents if parent.exists()))
     mask = options.read_mask_token(mask_token)
     DiffusionLM.from_pretrained(model, device="cpu", dtype="fp32", mask_token=mask).save_pretrained(folder)
     errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)

@@ -55,6 +55,13 @@ MaskToken = Annotated[
     ),
 ]
 Output = Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.", show_default=False)]
+TextOutput = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write to this file instead of stdout, to the byte; stdout gets a newline where a text ends in none.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Watching = Annotated[bool, typer.Option("--watch", help="Show the first text while it is being written.")]
 Export = Annotated[

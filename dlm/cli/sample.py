@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, write_data
+from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, write_data, write_text
 from dlm.cli.records import Record, file_lines, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load_many, load_writer, recording
 from dlm.data.chats import messages_of
@@ -55,7 +55,7 @@ def sample(
     dtype: options.HeldIn = "auto",
     quantised: options.Load = None,
     device: options.Device = None,
-    output: options.Output = None,
+    output: options.TextOutput = None,
     export: options.Export = None,
     watch: options.Watching = False,
     as_json: options.Json = False,
@@ -66,11 +66,7 @@ def sample(
 
     Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
-    if sum(given is not None for given in (prompt, chat, prompts)) > 1:
-        raise ConfigError(
-            "--prompt continues a text, --chat answers a message, --prompts does so for every line of a file: "
-            "give one of them"
-        )
+    single = _single(prompt, chat, prompts)
     if keep_going and prompts is None:
         raise ConfigError("--keep-going leaves out bad lines of a file: give --prompts FILE too")
     check_outputs(output, export, overwrite)
@@ -94,16 +90,32 @@ def sample(
         lm = load_writer(*weights, how, batch_size, mask_token)
         began = time.perf_counter()
         with recording(lm, title, watch, export) as take:
-            texts = lm.generate([{"role": "user", "content": chat}] if chat else prompt, watch=take, **asked)
+            texts = lm.generate(single, watch=take, **asked)
             facts = _facts(texts, time.perf_counter() - began, seed)
         if as_json:
             rows = [*map(_plain, texts)]
             write_data(json_line({"samples": rows, **facts}, output), output, overwrite=overwrite)
         else:
-            write_data("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
+            write_text("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
     if texts and not as_json:
         _tell(len(texts), facts)
     report(records)
+
+
+def _single(prompt: str | None, chat: str | None, prompts: Path | None) -> "Prompt":
+    """What the command line alone asks for, where no file does."""
+    if sum(given is not None for given in (prompt, chat, prompts)) > 1:
+        raise ConfigError(
+            "--prompt continues a text, --chat answers a message, --prompts does so for every line of a file: "
+            "give one of them"
+        )
+    if chat is None:
+        return None if prompt is None else check_given(prompt, "--prompt")
+    if not chat.strip():
+        raise ConfigError(
+            "--chat: the message is blank, so there is nothing to answer; to write from nothing, leave --chat out"
+        )
+    return [{"role": "user", "content": check_given(chat, "--chat")}]
 
 
 def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":

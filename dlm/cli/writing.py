@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors
+from dlm.cli.console import check_free, check_writable, errors
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> None:
-    """Refuses files that exist, unless they may be replaced, and a film in no known format."""
+    """Refuses files that exist, unless they may be replaced, or cannot be written, and a film in no known format."""
+    options.check_export(export)
     check_free(output, overwrite)
     check_free(export, overwrite)
-    options.check_export(export)
+    if export is not None:
+        check_writable(export, export.parent)  # a film is written beside its file and renamed
+        if output is not None and output.resolve() == export.resolve():
+            raise ConfigError(f"--output and --export are both {output}: the film would replace the text")
 
 
 def load(

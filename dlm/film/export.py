@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, unwritten
 from dlm.film.frames import Film
 from dlm.film.page import to_html
 from dlm.film.picture import to_svg
@@ -21,7 +21,8 @@ def export(film: Film, path: Path) -> None:
         path: The file's name, which ends in .html or .svg.
 
     Raises:
-        ConfigError: The suffix is another one, or the file cannot be written.
+        ConfigError: The suffix is another one, or the name is one where nothing can be.
+        WriteError: The file cannot be written.
     """
     if path.suffix.lower() not in WRITERS:
         raise ConfigError(f"a film is written as .html (a page) or .svg (a picture), not as {path.name!r}")
@@ -33,4 +34,4 @@ def export(film: Film, path: Path) -> None:
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        raise ConfigError(f"the film cannot be written to {str(path)!r}: {error.strerror}") from error
+        raise unwritten(f"the film cannot be written to {str(path)!r}", error) from error

@@ -16,14 +16,12 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import EntropyBound, FixedSteps
 from dlm.errors import CheckpointError, ConfigError, DataError
-from dlm.lm.canvas import written_text
-from dlm.lm.layout import Prompt
+from dlm.lm.layout import Prompt, prompt_ids
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
 from dlm.model.loading import load_weights
 from dlm.model.locate import resolve
 from dlm.model.public import DIFFUSION_GEMMA, read_config
-from dlm.model.text import encode, encode_chat
 from dlm.model.tokenizer import build_tokenizer, special_ids
 from dlm.model.weights import Dtype, Held, Quantization
 
@@ -147,11 +145,7 @@ class DiffusionGemma:
             x_1L = torch.tensor([given], device=self.model.device)
             with _seeded(generator(seed, "sample", number).initial_seed(), self.model.device):
                 self.model.generate(x_1L, streamer=drafts, **options)
-            written = drafts.written[: next((i for i, id_ in enumerate(drafts.written) if id_ in ends), None)]
-            before = prompt if isinstance(prompt, str) else ""
-            hole = range(len(given), len(given) + len(written))
-            text = written_text(self.tokenizer, [*given, *written], hole, before)
-            samples.append(Sample(before + text, text, tuple(written), drafts.calls))
+            samples.append(Sample.of(prompt, given, drafts.written, ends, drafts.calls, self.tokenizer))
         return samples
 
     def _length(self, length: int | None) -> int:
@@ -168,10 +162,7 @@ class DiffusionGemma:
 
     def _given(self, prompt: Prompt, length: int) -> list[int]:
         """The ids of a prompt, after a begin of text."""
-        if prompt is None or isinstance(prompt, str):
-            given = encode(self.tokenizer, [prompt or ""])[0]
-        else:
-            given = encode_chat(self.tokenizer, prompt)
+        given = prompt_ids(self.tokenizer, prompt)
         first_id = self.tokenizer.bos_token_id
         if first_id is not None and given[:1] != [first_id]:
             given = [first_id, *given]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,25 @@ from dlm.template import Template
 
 Prompt = str | Sequence[Mapping[str, str]] | None
 """A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: Mapping[str, Any] | None = None) -> list[int]:
+    """The ids of a prompt, without special tokens around it but for those that a chat template writes.
+
+    Args:
+        tokenizer: The model's.
+        prompt: A text, a chat, or nothing.
+        told: What else the chat template is told.
+
+    Returns:
+        The ids; none for nothing.
+
+    Raises:
+        DataError: The tokenizer has no chat template and it is a chat, or the template refuses it.
+    """
+    if prompt is None or isinstance(prompt, str):
+        return encode(tokenizer, [prompt or ""])[0]
+    return encode_chat(tokenizer, prompt, told)
 
 
 @dataclass(frozen=True)
@@ -121,12 +141,11 @@ class Layout:
 
     def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
         """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""
-        if prompt is None or isinstance(prompt, str):
-            given, affixes, what = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes, "prompt"
-        else:
-            family = self.sidecar.family
-            given, affixes = encode_chat(self.tokenizer, prompt, family.chat if family else None), Affixes()
-            what = "chat"
+        family = self.sidecar.family
+        given = prompt_ids(self.tokenizer, prompt, family.chat if family else None)
+        affixes, what = self.sidecar.affixes, "prompt"
+        if not (prompt is None or isinstance(prompt, str)):
+            affixes, what = Affixes(), "chat"
             if given[:1] == [self.first_id]:  # the template writes what the network reads before every row
                 given = given[1:]
         if self._room(given, affixes) < 1:

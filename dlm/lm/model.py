@@ -189,7 +189,9 @@ class DiffusionLM:
             folder: Where; nothing may stand there yet.
 
         Raises:
-            CheckpointError: Something stands there already, or it cannot be written.
+            CheckpointError: Something stands there already.
+            ConfigError: The name is one where no folder can be.
+            WriteError: It cannot be written.
         """
         with whole_folder(Path(folder)) as draft:
             write_model(draft, self.model, self.tokenizer, self.sidecar, self.time_embedding)
@@ -292,7 +294,7 @@ class DiffusionLM:
         batches = self._write([task for _, task in asked], sampler, self.sampling_denoiser, batch_size, watch)
         rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
         samples = (
-            Sample.of(prompt, task, ids, calls, self.tokenizer)
+            Sample.of_row(prompt, task, ids, calls, self.tokenizer)
             for (prompt, task), (ids, calls) in zip(asked, rows, strict=True)
         )
         return in_groups(samples, len(prompts), num)

@@ -1,6 +1,6 @@
 """Texts that continue prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -28,7 +28,38 @@ class Sample:
     calls: int
 
     @classmethod
-    def of(cls, prompt: Prompt, task: Task, ids: Sequence[int], calls: int, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def of(
+        cls,
+        prompt: Prompt,
+        given: Sequence[int],
+        written: Sequence[int],
+        ends: Container[int],
+        calls: int,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> Self:
+        """The text of what was written, up to its first end.
+
+        Args:
+            prompt: What it begins with.
+            given: The ids of the prompt.
+            written: The ids after it.
+            ends: The ids that end a text.
+            calls: Network calls that it took part in.
+            tokenizer: The model's.
+
+        Returns:
+            The text.
+        """
+        kept = tuple(written[: next((i for i, id_ in enumerate(written) if id_ in ends), None)])
+        whole = [*given, *kept]
+        before = prompt if isinstance(prompt, str) else ""
+        text = written_text(tokenizer, whole, range(len(given), len(whole)), before)
+        return cls(before + text, text, kept, calls)
+
+    @classmethod
+    def of_row(
+        cls, prompt: Prompt, task: Task, ids: Sequence[int], calls: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Self:
         """The text of a row.
 
         Args:
@@ -41,10 +72,6 @@ class Sample:
         Returns:
             The text.
         """
-        (hole,), start = task.canvas.holes, task.canvas.start
-        written = tuple(ids[hole.start : hole.stop])
-        written = written[: next((i for i, id_ in enumerate(written) if id_ in task.stop_ids), None)]
-        whole = [*ids[start : hole.start], *written]  # without special tokens around it
-        before = prompt if isinstance(prompt, str) else ""
-        text = written_text(tokenizer, whole, range(hole.start - start, len(whole)), before)
-        return cls(before + text, text, written, calls)
+        (hole,) = task.canvas.holes
+        given = ids[task.canvas.start : hole.start]  # without special tokens around it
+        return cls.of(prompt, given, ids[hole.start : hole.stop], task.stop_ids, calls, tokenizer)

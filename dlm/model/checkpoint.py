@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
-from dlm.errors import CheckpointError, ConfigError, one_line
+from dlm.errors import CheckpointError, ConfigError, WriteError, one_line, unwritten
 from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
 from dlm.model.public import Family, by_name, read_config
@@ -202,10 +202,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
         The folder to write into.
 
     Raises:
-        CheckpointError: Something stands there already, or the disk is full or cannot be written.
+        CheckpointError: Something stands there already.
+        ConfigError: The name is one where no folder can be.
+        WriteError: The disk is full or cannot be written.
     """
-    if target.exists():
-        raise CheckpointError(f"{target} exists already and is not overwritten: choose another folder, or remove it")
+    check_absent(target)
     draft = target.with_name(f".{target.name}.draft")
     try:
         shutil.rmtree(draft, ignore_errors=True)
@@ -217,8 +218,21 @@ def whole_folder(target: Path) -> Iterator[Path]:
         _flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"cannot save {target}: {reason}; nothing was changed there") from error
+        told = f"cannot save {target}, where nothing was changed"
+        raise unwritten(told, error) if isinstance(error, OSError) else WriteError(f"{told}: {error}") from error
+
+
+def check_absent(target: Path) -> None:
+    """Refuses a name that is taken.
+
+    Args:
+        target: Where something is to be written.
+
+    Raises:
+        CheckpointError: Something stands there.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target} exists already and is not overwritten: choose another folder, or remove it")
 
 
 def point(link: Path, target: Path) -> None:

@@ -27,6 +27,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
 
     Returns:
         A row of ids a text.
+
+    Raises:
+        DataError: A text holds half of a character, as Python makes of bytes that are no UTF-8.
     """
     if not texts:
         return []
@@ -40,6 +43,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
         backend.no_truncation()
         backend.no_padding()
         rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+    except TypeError:
+        for text in texts:
+            _check_whole(text)
+        raise
     finally:
         backend.encode_special_tokens = before
         if continues:
@@ -61,10 +68,13 @@ def encode_chat(
         Ids, including the template's special tokens.
 
     Raises:
-        DataError: The tokenizer has no template, or the template refuses these messages.
+        DataError: The tokenizer has no template, or the template refuses these messages, or one holds half of a
+            character.
     """
     if not tokenizer.chat_template:
         raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
+    for message in messages:
+        _check_whole(message.get("content"))
     try:
         ids: Any = tokenizer.apply_chat_template(
             [dict(message) for message in messages],
@@ -76,6 +86,15 @@ def encode_chat(
     except Exception as error:  # a template is a program that may raise any type
         raise DataError(f"the chat template refuses these messages: {one_line(error)}") from error
     return list(ids)
+
+
+def _check_whole(text: object) -> None:
+    """Refuses a text that holds half of a character; what is no text is for others to refuse."""
+    try:
+        str(text).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = str(text)[error.start]
+        raise DataError(f"a text holds {half!r} at {error.start}, which is half of a character: mend it") from error
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Self
 import psutil
 from filelock import FileLock, Timeout
 
-from dlm.errors import CheckpointError, ConfigError, TrainingError
+from dlm.errors import ConfigError, TrainingError, unwritten
 
 LOCK = ".lock"
 """The file of a run folder that is locked; the names of all other files here begin with it too."""
@@ -117,8 +117,9 @@ class RunLock:
             tell: Is told why this takes long, where it does.
 
         Raises:
-            ConfigError: Another process writes the folder; the message names it.
-            CheckpointError: The folder cannot be written.
+            ConfigError: Another process writes the folder; the message names it. Or the name is one where no folder
+                can be.
+            WriteError: The folder cannot be written.
         """
         self._released = threading.Event()
         try:
@@ -128,9 +129,7 @@ class RunLock:
         except BaseException as error:
             self.release()
             if isinstance(error, OSError):
-                raise CheckpointError(
-                    f"cannot write the run folder {self._folder}: {error.strerror or error}"
-                ) from error
+                raise unwritten(f"cannot write the run folder {self._folder}", error) from error
             raise
         assert self._holder is not None
         beat = (self._record, self._holder.token, self._released)

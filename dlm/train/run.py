@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dlm.config import Config
-from dlm.errors import CheckpointError, ConfigError
+from dlm.errors import CheckpointError, ConfigError, WriteError, unwritten
 from dlm.model.checkpoint import point, whole_folder
 from dlm.model.locate import CHECKPOINTS, follow
 from dlm.settings import dump_config, flatten, load_config
@@ -166,8 +166,9 @@ class RunFolder:
             tell: Is told why this takes long, where it does.
 
         Raises:
-            ConfigError: Another process writes the folder, or has begun or changed the run in the meantime.
-            CheckpointError: The folder cannot be written.
+            ConfigError: Another process writes the folder, or has begun or changed the run in the meantime; or the
+                name is one where no folder can be.
+            WriteError: The folder cannot be written.
         """
         self._lock.acquire(tell)
         try:
@@ -184,7 +185,8 @@ class RunFolder:
         """Makes the folder and writes the configuration into it.
 
         Raises:
-            CheckpointError: The folder cannot be written.
+            ConfigError: The name is one where no folder can be.
+            WriteError: The folder cannot be written.
         """
         try:
             if self._replaces:
@@ -196,7 +198,7 @@ class RunFolder:
             draft.write_text(text, encoding="utf-8")
             draft.replace(self.path / "config.yaml")
         except OSError as error:
-            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror}") from error
+            raise unwritten(f"cannot write the run folder {self.path}", error) from error
 
     def last(self) -> Path | None:
         """The newest complete checkpoint; None before the first."""
@@ -214,7 +216,7 @@ class RunFolder:
             The checkpoint.
 
         Raises:
-            CheckpointError: It could not be written; earlier checkpoints are unchanged.
+            WriteError: It could not be written; earlier checkpoints are unchanged.
             TrainingError: Another process has taken the folder over.
         """
         self._lock.check()
@@ -227,8 +229,8 @@ class RunFolder:
                     fill(draft)
                     text = json.dumps(asdict(progress), indent=2)
                     (draft / TRAINER / "progress.json").write_text(text + "\n", encoding="utf-8")
-            except CheckpointError as error:
-                raise CheckpointError(f"{error}; the last good checkpoint is {before or 'none yet'}") from error
+            except (ConfigError, WriteError) as error:
+                raise WriteError(f"{error}; the last good checkpoint is {before or 'none yet'}") from error
         self._link(progress)
         self._prune()
         return target

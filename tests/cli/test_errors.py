@@ -169,8 +169,21 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample @model --export film.gif", "--export writes .html or .svg, got film.gif"),
     ("sample @model --export @taken.svg", "exists already"),
     ("sample @model --output @taken.txt", "exists already"),
-    ("sample @model --length 2 --output @no/such/folder.txt", "cannot write"),
-    ("sample @model --length 2 --export @no/such/film.svg", "cannot be written"),
+    ("sample @model --output @no/such/folder.txt", "there is no folder"),
+    ("sample @model --export @no/such/film.svg", "there is no folder"),
+    ("sample @model --output @text.txt/out.txt", "text.txt is no folder"),
+    ("sample @model --output @folder", "it is a folder"),
+    ("sample @model --output @folder --overwrite", "it is a folder"),
+    ("sample @model --output @new.svg --export @folder/../new.svg", "are both"),
+    (["infill", "@model", "a [MASK:2]", "--output", "@no/such/folder.txt"], "there is no folder"),
+    (["infill", "@model", "a [MASK:2]", "--export", "@no/such/film.html"], "there is no folder"),
+    ("merge @model @folder", "exists already"),
+    ("merge @model @text.txt/merged", "text.txt is no folder"),
+    (["sample", "@model", "--chat", ""], "--chat: the message is blank"),
+    (["sample", "@model", "--chat", " \n"], "--chat: the message is blank"),
+    (["sample", "@model", "--chat", "caf\udce9"], "--chat is not UTF-8: surrogates not allowed at 3"),
+    (["sample", "@model", "--prompt", "caf\udce9"], "--prompt is not UTF-8: surrogates not allowed at 3"),
+    (["chat", "@model", "--system", "caf\udce9"], "--system is not UTF-8: surrogates not allowed at 3"),
     # batches of prompts
     ("sample @model --prompts @p-broken.jsonl", "line 2: not JSON"),
     ("sample @model --prompts @p-latin.jsonl", "is not UTF-8 text"),
@@ -235,7 +248,7 @@ BAD: list[tuple[str | list[str], str]] = [
         "a model has a tokenizer of its own: leave out --tokenizer, or the model",
     ),
     ("corrupt text --output @taken.txt", "exists already"),
-    ("corrupt text --output @no/such/folder.txt", "cannot write"),
+    ("corrupt text --output @no/such/folder.txt", "there is no folder"),
 ]
 
 

@@ -121,6 +121,12 @@ def test_lengths_that_it_cannot_write_are_refused(gemma: DiffusionGemma, refused
         gemma.generate("ab", batch_size=4)
 
 
+def test_bytes_that_are_no_text_are_refused(folder: Path, gemma: DiffusionGemma) -> None:
+    assert "--prompt is not UTF-8" in commands.refusal("sample", folder, "--prompt", "caf\udce9")
+    with pytest.raises(DataError, match="half of a character"):
+        gemma.generate("caf\udce9")
+
+
 def test_it_samples_on_the_command_line_and_does_nothing_else(folder: Path, tmp_path: Path, refused: Refused) -> None:
     film = tmp_path / "film.html"
     options = ("--prompt", "ab", "--steps", 2, "--watch", "--export", film, "--precision", "fp32")

@@ -16,7 +16,7 @@ from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.noise import AnyNoise
 from dlm.diffusion.schedule import Schedule
-from dlm.errors import CheckpointError
+from dlm.errors import CheckpointError, ConfigError, WriteError
 from dlm.lm import DiffusionLM
 from dlm.model.checkpoint import FORMAT, Sidecar, point, read_sidecar, whole_folder, write_tokenizer
 from dlm.model.locate import resolve
@@ -65,7 +65,7 @@ def test_a_bug_or_an_interrupt_inside_leaves_no_folder(tmp_path: Path, fault: Ba
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, refused: Refused) -> None:
     with (
-        refused(CheckpointError, f"cannot save {tmp_path / 'a'}", "No space left on device"),
+        refused(WriteError, f"cannot save {tmp_path / 'a'}", "No space left on device"),
         whole_folder(tmp_path / "a") as draft,
     ):
         fail(draft, OSError(errno.ENOSPC, "No space left on device"))
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_only_when_flushed(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with refused(CheckpointError, "No space left"), whole_folder(tmp_path / "a") as draft:
+    with refused(WriteError, "No space left"), whole_folder(tmp_path / "a") as draft:
         (draft / "x").write_text("x")
     assert names(tmp_path) == set()
 
@@ -100,7 +100,7 @@ def test_what_stands_there_is_not_touched(tmp_path: Path, refused: Refused, kind
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("f")
-    with refused(CheckpointError, "cannot save"), whole_folder(tmp_path / "file" / "a"):
+    with refused(ConfigError, "cannot save", "Not a directory"), whole_folder(tmp_path / "file" / "a"):
         pass
 
 
@@ -111,7 +111,7 @@ def test_weights_that_cannot_be_written_leave_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tiny_lm.tokenizer, "save_pretrained", full)  # after the weights are there
-    with refused(CheckpointError, "No space left"):
+    with refused(WriteError, "No space left"):
         tiny_lm.save_pretrained(tmp_path / "a")
     assert names(tmp_path) == set()
 

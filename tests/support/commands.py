@@ -20,10 +20,10 @@ def dlm(*words: object, stdin: str | None = None) -> tuple[str, str]:
     return found.stdout, found.stderr
 
 
-def refusal(*words: object, stdin: str | bytes | None = None) -> str:
-    """Stderr of a command that ends with an error of its user, and without a traceback."""
+def refusal(*words: object, stdin: str | bytes | None = None, code: int = 2) -> str:
+    """Stderr of a command that ends with an error of its user, or of another code, and without a traceback."""
     found = invoke(*words, stdin=stdin)
-    assert found.exit_code == 2 and "Traceback" not in found.stderr, found.stderr
+    assert found.exit_code == code and "Traceback" not in found.stderr, found.stderr
     return found.stderr
 
 

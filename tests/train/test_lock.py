@@ -15,7 +15,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from dlm.errors import CheckpointError, ConfigError, TrainingError
+from dlm.errors import ConfigError, TrainingError
 from dlm.train import lock as lock_module
 from dlm.train.lock import LOCK, Holder, RunLock, clear
 from dlm.train.run import RunFolder
@@ -139,7 +139,7 @@ def test_a_run_leaves_no_record(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").touch()
-    with refused(CheckpointError, "cannot write the run folder", "Not a directory"):
+    with refused(ConfigError, "cannot write the run folder", "Not a directory"):
         RunLock(tmp_path / "file" / "run").acquire(unheard)
 
 

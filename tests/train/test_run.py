@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from dlm.config import Config
-from dlm.errors import CheckpointError, ConfigError
+from dlm.errors import ConfigError, WriteError
 from dlm.lm import DiffusionLM
 from dlm.model import tensors as tensors_module
 from dlm.settings import load_config
@@ -143,7 +143,7 @@ def test_a_failed_save_leaves_what_was_saved(folder: RunFolder) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder.save(progress(1), fill)
-    with pytest.raises(CheckpointError, match=r"No space left on device.*the last good checkpoint is .*step-000001"):
+    with pytest.raises(WriteError, match=r"No space left on device.*the last good checkpoint is .*step-000001"):
         folder.save(progress(2), full)
     assert kept(folder) == ["last", "step-000001"]
     assert not (folder.path / "checkpoints/step-000002").exists()
@@ -163,7 +163,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path: Path, small_disk: Path, ema: float) -> None:
     config = describe(tmp_path, steps=30, save_every=1, validate_every=30, ema=ema)
     run = small_disk / "run"
-    err = refusal("train", write(config, tmp_path / "config.yaml"), "--run-dir", run)
+    err = refusal("train", write(config, tmp_path / "config.yaml"), "--run-dir", run, code=1)
     assert "No space left" in err.splitlines()[-1]
     assert [line for line in err.splitlines() if line.startswith("dlm:")] == err.splitlines()[-1:]
     last = RunFolder.reopen(run).last()
@@ -181,7 +181,7 @@ def test_a_full_disk_stops_a_run_that_goes_on_when_there_is_room(tmp_path: Path,
 
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes((1 << 20) - 4096 * 8))
-    err = refusal("train", write(describe(tmp_path), tmp_path / "config.yaml"), "--run-dir", small_disk / "run")
+    err = refusal("train", write(describe(tmp_path), tmp_path / "config.yaml"), "--run-dir", small_disk / "run", code=1)
     assert "No space left" in err.splitlines()[-1]
 
 
@@ -199,7 +199,7 @@ def test_a_full_disk_without_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     real = safetensors.torch.save_file
     monkeypatch.setattr(tensors_module, "save_file", save_file)
     config = write(describe(tmp_path, save_every=1, validate_every=8), tmp_path / "config.yaml")
-    err = refusal("train", config, "--run-dir", tmp_path / "run")
+    err = refusal("train", config, "--run-dir", tmp_path / "run", code=1)
     assert err.splitlines()[-1].startswith("dlm: cannot save")
     assert err.splitlines()[-1].endswith(f"the last good checkpoint is {tmp_path}/run/checkpoints/step-000002")
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir()) == ["last", "step-000001", "step-000002"]

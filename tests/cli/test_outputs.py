@@ -1,0 +1,162 @@
+"""What commands write: exactly the text, where there is a place for it, and else a line about it."""
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlm.errors import CheckpointError, ConfigError, DlmError, WriteError, unwritten
+from dlm.lm import DiffusionLM
+from tests.support.commands import answer, dlm, refusal
+from tests.support.launchers import ENVIRONMENT
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny_lm.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a[MASK:1]b",
+        b"a[MASK:1]b\n",
+        b"a[MASK:1]b\n\n",
+        b"\xef\xbb\xbfa\r\n[MASK:1]\rb\r\n",
+        "\x85a\u2028[MASK:1]".encode(),
+    ],
+    ids=["no newline", "newline", "two newlines", "BOM and CRLF", "other ends of lines"],
+)
+def test_a_file_gets_back_all_bytes_but_the_span(model: Path, tmp_path: Path, text: bytes) -> None:
+    given, written = tmp_path / "given.txt", tmp_path / "written.txt"
+    given.write_bytes(text)
+    dlm("infill", model, "--file", given, "--output", written)
+    before, after = text.split(b"[MASK:1]")
+    found = written.read_bytes()
+    assert found.startswith(before) and found.endswith(after)
+    (span,) = answer("infill", model, "--file", given)["spans"]
+    assert found == before + span.encode() + after
+
+
+def test_stdout_gets_a_newline_where_the_text_ends_in_none(model: Path) -> None:
+    for text in ("[MASK:2] b", "[MASK:2] b\n", "[MASK:2] b\n\n"):
+        found = answer("infill", model, text)["text"]
+        assert dlm("infill", model, text)[0] == (found if found.endswith("\n") else f"{found}\n")
+
+
+def test_json_in_a_file_ends_its_line(model: Path, tmp_path: Path) -> None:
+    for words in (["sample", model], ["infill", model, "a[MASK:1]"], ["corrupt", "a"]):
+        file = tmp_path / f"{words[0]}.json"
+        dlm(*words, "--json", "--output", file)
+        assert file.read_bytes().count(b"\n") == 1 and file.read_bytes().endswith(b"}\n")
+
+
+@pytest.fixture
+def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(DiffusionLM, "from_pretrained", load)
+
+
+def writers(model: Path, file: Path) -> list[list[object]]:
+    """Commands that load a model and write what they are told to."""
+    film = file.with_suffix(".svg")
+    return [
+        ["sample", model, "--output", file],
+        ["sample", model, "--export", film],
+        ["infill", model, "a [MASK:2]", "--output", file],
+        ["infill", model, "a [MASK:2]", "--export", film],
+        ["merge", model, file],
+    ]
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_place_that_cannot_be_is_told_before_a_model_is_loaded(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for words in writers(model, tmp_path / "file" / "out"):
+        assert f"{tmp_path / 'file'} is no folder" in refusal(*words)
+    for words in writers(model, tmp_path / "none" / "out")[:-1]:
+        assert f"there is no folder {tmp_path / 'none'}" in refusal(*words)
+
+
+@pytest.mark.usefixtures("nothing_loads")
+def test_a_place_that_may_not_be_written_is_told_before_a_model_is_loaded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: Any, mode: int, real: Callable[..., bool] = os.access) -> bool:
+        return not Path(path).samefile(tmp_path) and real(path, mode)
+
+    monkeypatch.setattr(os, "access", refuses)  # the tests may run as root, who may write anywhere
+    for words in writers(model, tmp_path / "out"):
+        assert f"{tmp_path} may not be written" in refusal(*words, code=1)
+    (tmp_path / "out.svg").touch()  # a film takes the place of its file, which needs its folder
+    film = refusal("sample", model, "--export", tmp_path / "out.svg", "--overwrite", code=1)
+    assert f"{tmp_path} may not be written" in film
+
+
+def test_what_the_machine_refuses_is_a_failure_and_what_is_misnamed_a_mistake(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (ConfigError.exit_code, CheckpointError.exit_code, WriteError.exit_code) == (2, 2, 1)
+    kinds: dict[int, type[DlmError]] = {
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO), WriteError),
+        **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG), ConfigError),
+    }
+    for code, kind in kinds.items():
+        error = unwritten("cannot write it", OSError(code, os.strerror(code)))
+        assert type(error) is kind and str(error) == f"cannot write it: {os.strerror(code)}"
+    assert "exists already" in refusal("merge", model, model)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left on device" in refusal("merge", model, tmp_path / "merged", code=1)
+    monkeypatch.setattr(Path, "write_text", full)
+    told = refusal("corrupt", "text", "--output", tmp_path / "out.txt", code=1)
+    assert told == f"dlm: cannot write {tmp_path / 'out.txt'}: No space left on device\n"
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """What becomes of a command line of `dlm`, with the shell's redirections."""
+    command = ["sh", "-c", f'"$0" -m dlm {line}', sys.executable]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=ENVIRONMENT)
+
+
+FULL = pytest.param(
+    ">/dev/full",
+    "No space left on device",
+    marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device"),
+)
+
+
+@pytest.mark.parametrize(("redirection", "told"), [(">&-", "Bad file descriptor"), FULL])
+@pytest.mark.parametrize("words", ["--version", pytest.param("corrupt text", marks=pytest.mark.long)])
+def test_a_stdout_that_cannot_be_written_is_one_line(words: str, redirection: str, told: str) -> None:
+    found = shell(f"{words} {redirection}")
+    assert (found.returncode, found.stdout, found.stderr) == (1, "", f"dlm: cannot write stdout: {told}\n")
+
+
+def test_a_closed_stderr_changes_nothing_else(tmp_path: Path) -> None:
+    assert shell("--version 2>&-").stdout == shell("--version").stdout
+    found = shell(f"sample {tmp_path}/none 2>&-")
+    assert (found.returncode, found.stdout, found.stderr) == (2, "", "")
+
+
+@pytest.mark.long
+def test_a_closed_stdin_is_one_line() -> None:
+    found = shell("corrupt - <&-")
+    assert (found.returncode, found.stderr) == (2, "dlm: stdin cannot be read: Bad file descriptor\n")
+
+
+def test_a_reader_that_has_enough_is_no_error_to_speak_of() -> None:
+    found = shell("--version | true")
+    assert found.stderr == ""
