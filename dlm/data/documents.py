@@ -28,14 +28,14 @@ class Documents(ABC):
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
         empty: How many documents were left out because their texts are empty.
         skipped: What was left out of them because it cannot be written.
-        identity: The column by which a document is held out or not: equal values are on the same side.
+        identity: The columns by which a document is held out or not: equal values are on the same side.
         has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
     """
 
     rows: Dataset
     empty: int = field(default=0, kw_only=True)
     skipped: Skipped = field(default_factory=Skipped, kw_only=True)
-    identity: ClassVar[str] = "text"
+    identity: ClassVar[tuple[str, ...]] = ("text",)
     has_affixes: ClassVar[bool] = True
 
     @classmethod
@@ -129,7 +129,7 @@ class Documents(ABC):
         else:
             parts = [
                 self.rows.filter(
-                    partial(kept_back, share=share, wanted=back), batched=True, input_columns=self.identity
+                    partial(kept_back, share=share, wanted=back), batched=True, input_columns=[*self.identity]
                 )
                 for back in (False, True)
             ]
@@ -157,6 +157,8 @@ class Pairs(Documents):
 
     Of several columns of prompts, those that are not empty are joined, with an empty line after each.
     """
+
+    identity = ("prompt", "text")  # by the response alone, all pairs of one answer would be on the same side
 
     @override
     @classmethod
@@ -188,7 +190,7 @@ class Chats(Documents):
     source: str = "the chats"
     key: str = "data.train"
     may_skip: bool = False
-    identity = "chat"
+    identity = ("chat",)
     has_affixes = False  # the template writes all that stands before a message
 
     @override
@@ -261,18 +263,20 @@ def type_of(source: Source) -> type[Documents]:
     return Plain if source.prompt is None else Pairs
 
 
-def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
-    """Whether each document is on the wanted side, which follows from its own text, or chat, alone.
+def kept_back(*columns: Sequence[str | None], share: float, wanted: bool) -> list[bool]:
+    """Whether each document is on the wanted side, which follows from its own text alone.
 
     Args:
-        texts: The documents' texts, or chats.
+        *columns: What the documents are known by, such as their texts, or their prompts and their responses.
         share: How much is held out.
         wanted: Which side: True for what is held out.
 
     Returns:
-        One answer a text.
+        One answer a document.
     """
-    quantiles = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    known = zip(*([part or "" for part in column] for column in columns), strict=True)
+    keys = (parts[0] if len(parts) == 1 else json.dumps(parts) for parts in known)
+    quantiles = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
 
 
