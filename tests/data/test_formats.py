@@ -669,3 +669,21 @@ def test_a_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
 def test_only_a_dataset_on_the_hub_has_subsets(tmp_path: Path, refused: Refused, kind: str) -> None:
     with refused(ConfigError, "data.train.subset", kind, "'x'"):
         read(Source(kind, str(tmp_path), subset="x"), "data.train")
+
+
+@pytest.mark.parametrize("kind", [name for name, choice in FORMATS.items() if not choice.tabular])
+@pytest.mark.parametrize(
+    ("key", "columns"),
+    [
+        ("prompt", {"prompt": "a", "response": "b"}),
+        ("messages", {"messages": "m"}),
+        ("field", {"field": "body"}),
+    ],
+)
+def test_columns_of_a_format_that_has_none_are_refused(
+    tmp_path: Path, refused: Refused, kind: str, key: str, columns: dict[str, str]
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, parquet, saved, hub")
+    with refused(ConfigError, *words):
+        read(Source(kind, str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]
