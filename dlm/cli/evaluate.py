@@ -66,6 +66,7 @@ def evaluate(
     chain = _time(time)
     quiet_libraries()
     from dlm.data.corpus import corpus
+    from dlm.data.losses import left_out
     from dlm.distributed import process_state
     from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
     from dlm.lm import DiffusionLM
@@ -92,8 +93,8 @@ def evaluate(
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
         write_data(_table(report, exact), None)
-    if sequences.skipped.rows:
-        errors.print(str(sequences.skipped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for line in left_out("scored", documents, sequences):
+        errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.unknown_tokens:
         errors.print(
             f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",
