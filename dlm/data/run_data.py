@@ -28,6 +28,7 @@ class RunData:
         validation: What it validates on.
         tokens: Tokens of the training text; None of a stream.
         checksum: A checksum of the training text; None of a stream.
+        earlier_checksum: The one that earlier versions recorded; None of a stream.
         affixes: The special tokens around every text.
         learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
             stream.
@@ -42,6 +43,7 @@ class RunData:
     affixes: Affixes = field(default_factory=Affixes)
     learned: int | None = None
     losses: tuple[str, ...] = ()
+    earlier_checksum: int | None = None
 
 
 def read_run_data(
@@ -107,7 +109,15 @@ def read_run_data(
     losses = (*losses_of("training", splits.train, training), *losses_of("validation", splits.validation, validation))
     tokens = training.tokens
     return RunData(
-        tokenizer, batches, validation, len(tokens), tokens.checksum, around, training.learned_tokens, losses
+        tokenizer,
+        batches,
+        validation,
+        len(tokens),
+        tokens.checksum,
+        around,
+        training.learned_tokens,
+        losses,
+        tokens.earlier_checksum,
     )
 
 
