@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
+from dlm.data.derived import filtered, mapped
 from dlm.data.formats import FORMATS, check_columns
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
@@ -126,14 +127,11 @@ class Documents(ABC):
         share = held_out.share
         if held_out.by == "tail":
             parts = [
-                self.rows.map(partial(_cut, share=share, tail=tail), batched=True, input_columns="text")
-                for tail in (False, True)
+                mapped(self.rows, partial(_cut, share=share, tail=tail), input_columns="text") for tail in (False, True)
             ]
         else:
             parts = [
-                self.rows.filter(
-                    partial(kept_back, share=share, wanted=back), batched=True, input_columns=[*self.identity]
-                )
+                filtered(self.rows, partial(kept_back, share=share, wanted=back), self.identity)
                 for back in (False, True)
             ]
         train, validation = (replace(self, rows=_with_text(part)) for part in parts)  # of a short text, a part is empty
@@ -209,7 +207,7 @@ class Chats(Documents):
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
         if not len(table):
             return kept
-        bad = found.filter(_any_text, batched=True, input_columns="wrong")
+        bad = filtered(found, _any_text, ["wrong"])
         learned = _with_text(found).remove_columns("wrong")
         if not len(learned) and not len(bad):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
@@ -298,7 +296,7 @@ def _made(
 ) -> Dataset:
     """Rows made of those of a table. Without features, a column would keep the type of its namesake there."""
     features = Features(dict.fromkeys(texts, Value("large_string")) | dict.fromkeys(numbers, Value("int64")))
-    return table.map(make, batched=True, with_indices=True, remove_columns=table.column_names, features=features)
+    return mapped(table, make, with_indices=True, remove_columns=table.column_names, features=features)
 
 
 def _joined(
@@ -351,7 +349,7 @@ def _any_text(texts: list[str | None]) -> list[bool]:
 
 def _with_text(rows: Dataset) -> Dataset:
     """The rows whose column `text` is neither empty nor null."""
-    return rows.filter(_any_text, batched=True, input_columns="text")
+    return filtered(rows, _any_text, ["text"])
 
 
 def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:
