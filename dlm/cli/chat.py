@@ -10,7 +10,7 @@ import typer
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, is_terminal, quiet_libraries, write_text
 from dlm.cli.writing import load
-from dlm.data.records import check_text
+from dlm.data.text import check_text
 from dlm.errors import DataError
 
 if TYPE_CHECKING:

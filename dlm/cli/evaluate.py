@@ -1,6 +1,7 @@
 """`dlm eval`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,6 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from dlm.config import Time
     from dlm.data.documents import Documents
-    from dlm.data.tokens import Skipped
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
     from dlm.lm import DiffusionLM
 
@@ -67,6 +67,7 @@ def evaluate(
     chain = _time(time)
     quiet_libraries()
     from dlm.data.corpus import corpus
+    from dlm.data.losses import left_out
     from dlm.distributed import process_state
     from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
     from dlm.lm import DiffusionLM
@@ -93,13 +94,13 @@ def evaluate(
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
         write_data(_table(report, exact), None)
-    _warn(sequences.skipped, report)
+    _warn([*left_out("scored", documents, sequences)], report)
 
 
-def _warn(skipped: "Skipped", report: "LikelihoodReport") -> None:
+def _warn(left_out: Sequence[str], report: "LikelihoodReport") -> None:
     """Tells of text that the figures are not of."""
-    if skipped.rows:
-        errors.print(str(skipped), style="yellow", markup=False, highlight=False, soft_wrap=True)
+    for line in left_out:
+        errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if report.unknown_tokens:
         errors.print(
             f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",

@@ -13,7 +13,7 @@ from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, rea
 from dlm.cli.records import Record, file_lines, is_batch, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
-from dlm.data.records import check_text
+from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
 from dlm.template import Template, parse_template
 

@@ -13,7 +13,7 @@ from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_l
 from dlm.cli.records import Record, file_lines, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load_many, load_writer, recording
 from dlm.data.chats import messages_of
-from dlm.data.records import check_text
+from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dlm.data.text import check_text
 from dlm.errors import DataError
 
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
@@ -22,7 +23,7 @@ def messages_of(chat: Any) -> list[dict[str, Any]]:
         `{role, content}` of each, both of them text, and `weight: 0` where a message is not to be learned.
 
     Raises:
-        DataError: It is no such list.
+        DataError: It is no such list, or a text in it holds half of a character.
     """
     if isinstance(chat, str):
         try:
@@ -49,6 +50,8 @@ def _message(message: Any) -> dict[str, Any]:
         raise DataError(
             f"must hold lists of {{role, content}} or {{from, value}}, both of them text, got {message!r:.80}"
         )
+    check_text(role)
+    check_text(content or "")
     weight = said.get("weight")
     if weight not in (None, 0, 1):
         raise DataError(f"must hold a weight of 0 or 1 where a message has one, got {weight!r:.40}")

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
+from dlm.data.derived import filtered, mapped
 from dlm.data.formats import FORMATS, check_columns
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
@@ -26,17 +27,19 @@ class Documents(ABC):
 
     Attributes:
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
-        empty: How many documents were left out because their texts are empty.
+        empty: How many rows were left out because they have no text that could be learned.
         skipped: What was left out of them because it cannot be written.
-        identity: The column by which a document is held out or not: equal values are on the same side.
+        identity: The columns by which a document is held out or not: equal values are on the same side.
         has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
+        lacking: What the rows that are left out as empty have none of.
     """
 
     rows: Dataset
     empty: int = field(default=0, kw_only=True)
     skipped: Skipped = field(default_factory=Skipped, kw_only=True)
-    identity: ClassVar[str] = "text"
+    identity: ClassVar[tuple[str, ...]] = ("text",)
     has_affixes: ClassVar[bool] = True
+    lacking: ClassVar[str] = "a response"
 
     @classmethod
     def of(cls, table: Dataset, source: Source, key: str) -> Self:
@@ -108,7 +111,7 @@ class Documents(ABC):
 
     def without_empty(self) -> Self:
         """The documents that have a text; the others are counted."""
-        rows = self.rows.filter(_any_text, batched=True, input_columns="text")
+        rows = _with_text(self.rows)
         return replace(self, rows=rows, empty=self.empty + len(self.rows) - len(rows))
 
     def split(self, held_out: HeldOut) -> tuple[Self, Self]:
@@ -118,28 +121,28 @@ class Documents(ABC):
             held_out: Which share.
 
         Returns:
-            What is left to train on and what is kept back, either of which may be empty.
+            What is left to train on and what is kept back, either of which may be empty. What was left out is counted
+            in the first alone.
         """
         share = held_out.share
         if held_out.by == "tail":
             parts = [
-                self.rows.map(partial(_cut, share=share, tail=tail), batched=True, input_columns="text")
-                for tail in (False, True)
+                mapped(self.rows, partial(_cut, share=share, tail=tail), input_columns="text") for tail in (False, True)
             ]
         else:
             parts = [
-                self.rows.filter(
-                    partial(kept_back, share=share, wanted=back), batched=True, input_columns=self.identity
-                )
+                filtered(self.rows, partial(kept_back, share=share, wanted=back), self.identity)
                 for back in (False, True)
             ]
-        train, validation = (replace(self, rows=part).without_empty() for part in parts)
-        return train, replace(validation, skipped=Skipped())  # what was left out is counted once
+        train, validation = (replace(self, rows=_with_text(part)) for part in parts)  # of a short text, a part is empty
+        return train, replace(validation, empty=0, skipped=Skipped())
 
 
 @dataclass(frozen=True)
 class Plain(Documents):
     """Texts, each learned and scored as a whole; the only column is `text`."""
+
+    lacking = "text"
 
     @override
     @classmethod
@@ -157,6 +160,8 @@ class Pairs(Documents):
 
     Of several columns of prompts, those that are not empty are joined, with an empty line after each.
     """
+
+    identity = ("prompt", "text")  # by the response alone, all pairs of one answer would be on the same side
 
     @override
     @classmethod
@@ -188,28 +193,31 @@ class Chats(Documents):
     source: str = "the chats"
     key: str = "data.train"
     may_skip: bool = False
-    identity = "chat"
+    identity = ("chat",)
     has_affixes = False  # the template writes all that stands before a message
 
     @override
     @classmethod
     def _take(cls, table: Dataset, wanted: Mapping[str, tuple[str, ...]], source: Source, key: str) -> Self:
         (column,) = wanted["messages"]
-        turns = partial(_turns, column=column, key=key, skips=source.skip_invalid)
-        found = _made(table, turns, ("text", "messages", "chat", "wrong"), ("row",))
+        found = table
+        if len(table):
+            turns = partial(_learned_turns, column=column, key=key, skips=source.skip_invalid)
+            found = _made(table, turns, ("text", "messages", "chat", "wrong"), ("row",))
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
-        if len(table) and not len(found):
+        if not len(table):
+            return kept
+        bad = filtered(found, _any_text, ["wrong"])
+        learned = _with_text(found).remove_columns("wrong")
+        if not len(learned) and not len(bad):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
             roles = sorted({message["role"] for chat in chats for message in chat})
             raise DataError(
                 f"{key}.messages: no chat in {column!r} has a message of an assistant to learn, after another message; "
                 f"its roles are {', '.join(roles) or 'none'}"
             )
-        if not source.skip_invalid:
-            return replace(kept, rows=found.remove_columns("wrong")) if len(found) else kept
-        bad = found.filter(_any_text, batched=True, input_columns="wrong")
-        good = found.filter(_no_text, batched=True, input_columns="wrong").remove_columns("wrong")
-        return replace(kept, rows=good, skipped=kept._skipping(bad["row"], bad["wrong"]))
+        empty = len(found) - len(learned) - len(bad)
+        return replace(kept, rows=learned, empty=empty, skipped=kept._skipping(bad["row"], bad["wrong"]))
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
@@ -261,18 +269,20 @@ def type_of(source: Source) -> type[Documents]:
     return Plain if source.prompt is None else Pairs
 
 
-def kept_back(texts: list[str], share: float, wanted: bool) -> list[bool]:
-    """Whether each document is on the wanted side, which follows from its own text, or chat, alone.
+def kept_back(*columns: Sequence[str | None], share: float, wanted: bool) -> list[bool]:
+    """Whether each document is on the wanted side, which follows from its own text alone.
 
     Args:
-        texts: The documents' texts, or chats.
+        *columns: What the documents are known by, such as their texts, or their prompts and their responses.
         share: How much is held out.
         wanted: Which side: True for what is held out.
 
     Returns:
-        One answer a text.
+        One answer a document.
     """
-    quantiles = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    known = zip(*([part or "" for part in column] for column in columns), strict=True)
+    keys = (parts[0] if len(parts) == 1 else json.dumps(parts) for parts in known)
+    quantiles = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
     return [(int.from_bytes(q, "little") / 2**64 < share) == wanted for q in quantiles]
 
 
@@ -286,7 +296,7 @@ def _made(
 ) -> Dataset:
     """Rows made of those of a table. Without features, a column would keep the type of its namesake there."""
     features = Features(dict.fromkeys(texts, Value("large_string")) | dict.fromkeys(numbers, Value("int64")))
-    return table.map(make, batched=True, with_indices=True, remove_columns=table.column_names, features=features)
+    return mapped(table, make, with_indices=True, remove_columns=table.column_names, features=features)
 
 
 def _joined(
@@ -298,10 +308,13 @@ def _joined(
     return {"prompt": list(joined), "text": batch[response]}
 
 
-def _turns(batch: dict[str, list[Any]], rows: list[int], column: str, key: str, skips: bool) -> dict[str, list[Any]]:
+def _learned_turns(
+    batch: dict[str, list[Any]], rows: list[int], column: str, key: str, skips: bool
+) -> dict[str, list[Any]]:
     """Every message of an assistant, what came before it, the whole chat, and the chat's row in the source.
 
-    Where rows may be skipped, a chat that cannot be read is one document that says in `wrong` what is wrong.
+    Where rows may be skipped, a chat that cannot be read is one document that says in `wrong` what is wrong. A row
+    without a message to learn is one document without a text.
     """
     found: dict[str, list[Any]] = {"text": [], "messages": [], "chat": [], "row": [], "wrong": []}
 
@@ -318,10 +331,15 @@ def _turns(batch: dict[str, list[Any]], rows: list[int], column: str, key: str, 
             add("", "", "", row, f"{column!r} {error}")
             continue
         said = [{"role": message["role"], "content": message["content"]} for message in messages]
-        for i, message in enumerate(messages):
-            if message["role"] == "assistant" and i and "weight" not in message:
-                # A call of a tool has no text, and is not learned.
-                add(message["content"], json.dumps(said[:i]), json.dumps(said), row)
+        learned = [
+            i
+            for i, message in enumerate(messages)  # a call of a tool has no text, and is not learned
+            if message["role"] == "assistant" and i and message["content"] and "weight" not in message
+        ]
+        for i in learned:
+            add(said[i]["content"], json.dumps(said[:i]), json.dumps(said), row)
+        if not learned:
+            add("", "", "", row)
     return found
 
 
@@ -329,8 +347,9 @@ def _any_text(texts: list[str | None]) -> list[bool]:
     return [bool(text) for text in texts]
 
 
-def _no_text(texts: list[str | None]) -> list[bool]:
-    return [not text for text in texts]
+def _with_text(rows: Dataset) -> Dataset:
+    """The rows whose column `text` is neither empty nor null."""
+    return filtered(rows, _any_text, ["text"])
 
 
 def _cut(texts: list[str], share: float, tail: bool) -> dict[str, list[str]]:

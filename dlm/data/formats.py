@@ -367,7 +367,8 @@ def format_of(source: Source, key: str) -> AnyFormat:
         The format; whether its files are there is not known yet.
 
     Raises:
-        ConfigError: There is no such format, it lacks its path, or it has no splits or subsets and one is asked for.
+        ConfigError: There is no such format, it lacks its path, or it has no splits, subsets or columns and one is
+            asked for.
     """
     if source.format not in FORMATS:
         near = difflib.get_close_matches(source.format, FORMATS, n=1)
@@ -382,6 +383,13 @@ def format_of(source: Source, key: str) -> AnyFormat:
     if "subset" not in options and source.subset is not None:
         raise ConfigError(
             f"{key}.subset: {source.format} has no subsets, got {source.subset!r}; name the files instead"
+        )
+    named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
+    if named and not choice.tabular:
+        having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
+        raise ConfigError(
+            f"{key}.{named[0]}: {source.format} has no columns, got {getattr(source, named[0])!r}; "
+            f"leave {' and '.join(named)} out, or name data in a format with columns: {having}"
         )
     return choice(**options)
 

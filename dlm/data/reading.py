@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -45,6 +45,8 @@ def read(source: Source, key: str) -> Documents:
     chosen = format_of(source, key)
     with _quiet():
         documents = type_of(source).of(chosen.read(key), source, key).without_empty()
+    if not chosen.tabular:
+        documents = replace(documents, empty=0)  # an empty line or file is no row that lacks something
     if not len(documents) and documents.skipped.rows:
         raise DataError(f"{key}: no row is left, as {documents.skipped.rows} are not valid; {documents.skipped.first}")
     if not len(documents):

@@ -10,6 +10,7 @@ from typing import Any
 
 from dlm.data.chats import messages_of
 from dlm.data.lines import lines_of
+from dlm.data.text import check_text
 from dlm.errors import DataError
 
 Record = tuple[str, Mapping[str, Any]]
@@ -62,27 +63,6 @@ def parse_record(line: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"no object in JSON: {line.strip():.60}")
     return record
-
-
-def check_text(value: Any) -> str:
-    r"""A value that must be text.
-
-    Args:
-        value: What JSON gave.
-
-    Returns:
-        The same.
-
-    Raises:
-        DataError: It is something else, or holds half of a character, such as `\ud800`.
-    """
-    if not isinstance(value, str):
-        raise DataError(f"holds {json.dumps(value):.40}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"holds {value[error.start]!r}, which is half of a character and no text") from error
-    return value
 
 
 def json_records(file: str) -> Iterator[Record]:
@@ -199,21 +179,22 @@ def rows_of(
                 value = record.get(column)
                 try:
                     if value is not None and option == "messages":
-                        value = json.dumps(_chat(value, keeps_invalid), ensure_ascii=False)
+                        value = _chat(value, keeps_invalid)
                     row[column] = None if value is None else check_text(value)
                 except DataError as error:
                     raise ColumnError(f"{place} of {file}: {column!r} {error}", option) from error
             yield row
 
 
-def _chat(value: Any, keeps_invalid: bool) -> Any:
-    """The messages of a chat; or the value itself, where it is none and is to be kept."""
+def _chat(value: Any, keeps_invalid: bool) -> str:
+    """JSON of the messages of a chat; or of the value itself, where it is none and is to be kept."""
     try:
-        return messages_of(value)
+        return json.dumps(messages_of(value), ensure_ascii=False)
     except DataError:
-        if keeps_invalid:
-            return value
-        raise
+        if not keeps_invalid:
+            raise
+        # Half of a character could not be kept, and becomes its escape, which JSON reads as the same half.
+        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else json.dumps(value)
 
 
 def _array(text: str, file: str) -> Iterator[Record]:

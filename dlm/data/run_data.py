@@ -1,7 +1,6 @@
 """The data of a run: its tokenizer, its training batches and its validation sequences."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Config, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.corpus import corpus
-from dlm.data.documents import Documents, Plain
+from dlm.data.losses import losses_of
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
@@ -29,6 +28,7 @@ class RunData:
         validation: What it validates on.
         tokens: Tokens of the training text; None of a stream.
         checksum: A checksum of the training text; None of a stream.
+        earlier_checksum: The one that earlier versions recorded; None of a stream.
         affixes: The special tokens around every text.
         learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
             stream.
@@ -43,6 +43,7 @@ class RunData:
     affixes: Affixes = field(default_factory=Affixes)
     learned: int | None = None
     losses: tuple[str, ...] = ()
+    earlier_checksum: int | None = None
 
 
 def read_run_data(
@@ -83,7 +84,7 @@ def read_run_data(
             affixes=around,
         )
         _check_apart(config, tokenizer, validation)
-        losses = tuple(_losses("validation", opened.validation, validation))
+        losses = tuple(losses_of("validation", opened.validation, validation))
         if data.packing == "pad":
             losses = (
                 f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
@@ -105,10 +106,18 @@ def read_run_data(
             f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
             f"{data.length}, so that there is nothing to validate on: raise it"
         )
-    losses = (*_losses("training", splits.train, training), *_losses("validation", splits.validation, validation))
+    losses = (*losses_of("training", splits.train, training), *losses_of("validation", splits.validation, validation))
     tokens = training.tokens
     return RunData(
-        tokenizer, batches, validation, len(tokens), tokens.checksum, around, training.learned_tokens, losses
+        tokenizer,
+        batches,
+        validation,
+        len(tokens),
+        tokens.checksum,
+        around,
+        training.learned_tokens,
+        losses,
+        tokens.earlier_checksum,
     )
 
 
@@ -119,20 +128,4 @@ def _check_apart(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Seque
         raise ConfigError(
             f"data.attend: this tokenizer puts {' and '.join(around)} around a row, and not around each document in "
             "it: set it to row; data.packing pad, which gives each document its own row, keeps them apart too"
-        )
-
-
-def _losses(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:
-    """What is left out of some documents, and cut, a line each."""
-    if sequences.skipped.rows:
-        yield f"of the {which} text, {sequences.skipped}"
-    if documents.empty and not isinstance(documents, Plain):
-        yield f"{documents.empty:,} {which} rows without a response are left out"
-    filled, cut = len(sequences.dropped_whole), sequences.cut_documents
-    parts = [f"{filled:,} left out, as their prompts fill it"] if filled else []
-    parts += [f"{cut:,} cut"] if cut else []
-    if parts:
-        yield (
-            f"{len(documents):,} {which} documents at data.length {sequences.length}: {', '.join(parts)}; "
-            f"{sequences.dropped_tokens:,} tokens are in no row"
         )

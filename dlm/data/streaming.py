@@ -136,4 +136,4 @@ def _rows(documents: IterableDataset, key: str, name: str) -> Iterator[dict[str,
 
 
 def _is_held_out(text: str, share: float) -> bool:
-    return kept_back([text], share, True)[0]
+    return kept_back([text], share=share, wanted=True)[0]

@@ -50,7 +50,8 @@ class Progress:
         step: Steps taken.
         tokens: Tokens trained on.
         train_tokens: Tokens of the training text; None of a stream.
-        train_checksum: A checksum of it, to notice that it changed; None of a stream.
+        train_checksum: A checksum of it, to notice that it changed, by the rule of today or, in checkpoints of earlier
+            versions, by theirs; None of a stream.
         best: The lowest validation bound so far, in nats a token; None before the first.
         best_step: The step at which `best` was reached.
         validation_checksum: A checksum of the validation text; None in checkpoints of earlier versions.

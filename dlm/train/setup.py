@@ -305,13 +305,14 @@ def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
         DataError: The training or validation text has changed, or the processes read different ones.
         ConfigError: The processes find the run after different steps.
     """
-    found, before = (data.tokens, data.checksum), (progress.train_tokens, progress.train_checksum)
-    if found != before:
+    same = progress.train_checksum in (data.checksum, data.earlier_checksum)
+    if data.tokens != progress.train_tokens or not same:
         raise DataError(
-            f"the training text has changed since {folder} was begun: it has {found[0]} tokens now and had "
-            f"{before[0]}; put the old text back, or begin another run"
+            f"the training text has changed since {folder} was begun: it has {data.tokens} tokens now and had "
+            f"{progress.train_tokens}; put the old text back, or begin another run"
         )
-    if progress.validation_checksum not in (None, data.validation.tokens.checksum):
+    validation = data.validation.tokens
+    if progress.validation_checksum not in (None, validation.checksum, validation.earlier_checksum):
         raise DataError(
             f"the validation text has changed since {folder} was begun, so that its bounds could not be compared; "
             "put the old text back, or begin another run"

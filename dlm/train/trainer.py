@@ -103,7 +103,8 @@ class Trainer:
         self.affixes, self.learned, self.losses = data.affixes, data.learned, data.losses
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
-        self.progress = replace(self.progress, validation_checksum=self.validation.tokens.checksum)
+        validated = self.validation.tokens.checksum
+        self.progress = replace(self.progress, train_checksum=data.checksum, validation_checksum=validated)
         for change in run.changes:
             self.reporter.note(change)
         ids = special_ids(self.tokenizer)

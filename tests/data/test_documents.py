@@ -1,6 +1,7 @@
 """The type of documents follows from the columns that a source names, and says what is learned of each."""
 
 import json
+from collections import Counter
 
 import pytest
 from datasets import Dataset
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.config import HeldOut, Source
 from dlm.data.corpus import corpus
-from dlm.data.documents import Chats, Documents, Pairs, Plain, type_of
+from dlm.data.documents import Chats, Documents, Pairs, Plain, kept_back, type_of
 from dlm.model.text import decode
 
 CHAT = [{"role": role, "content": role[0]} for role in ("user", "assistant", "user", "assistant")]
@@ -45,10 +46,35 @@ def test_a_prompt_is_seen_and_not_learned(byte_tokenizer: PreTrainedTokenizerBas
 
 
 def test_the_messages_of_a_chat_are_on_the_same_side() -> None:
-    documents = Chats.of(TABLE, SOURCES[Chats], "data.train")
-    assert [len(json.loads(before)) for before in documents.rows["messages"]] == [1, 3]
+    chats = [
+        [{"role": role, "content": f"{role} {i} {n}"} for n in range(2) for role in ("user", "assistant")]
+        for i in range(100)
+    ]
+    documents = Chats.of(Dataset.from_dict({"m": chats}), SOURCES[Chats], "data.train")
+    assert [len(json.loads(before)) for before in documents.rows["messages"]] == [1, 3] * 100
     train, validation = documents.split(HeldOut("documents", 0.5))
-    assert sorted((len(train), len(validation))) == [0, 2]
+    sides = [Counter(side.rows["row"]) for side in (train, validation)]
+    assert all(30 < len(side) < 70 and set(side.values()) == {2} for side in sides)
+    assert not sides[0].keys() & sides[1].keys()
+
+
+def test_pairs_with_the_same_response_are_on_both_sides_and_equal_pairs_on_one() -> None:
+    """1,000 questions with ten answers: each answer is held out at its share, not all of it or nothing."""
+    pairs = [{"q": f"question {i}", "a": str(i % 10)} for i in range(1_000)] * 2
+    documents = Pairs.of(Dataset.from_list(pairs), SOURCES[Pairs], "data.train")
+    train, validation = documents.split(HeldOut("documents", 0.3))
+    assert set(train.texts()) == set(validation.texts()) == set("0123456789")
+    assert not set(train.rows["prompt"]) & set(validation.rows["prompt"])
+    assert 520 <= len(validation) <= 680 and len(train) + len(validation) == 2_000  # 600 expected
+
+
+def test_the_border_between_prompt_and_response_counts_and_a_missing_prompt_is_an_empty_one() -> None:
+    rows = [{"q": q, "a": a} for i in range(64) for q, a in ((f"{i}", "ab"), (f"{i}a", "b"), (None, f"{i}"))]
+    rows += [{"q": "", "a": f"{i}"} for i in range(64)]
+    documents = Pairs.of(Dataset.from_list(rows), SOURCES[Pairs], "data.train")
+    sides = kept_back(documents.rows["prompt"], documents.rows["text"], share=0.5, wanted=True)
+    assert sides[2:192:3] == sides[192:]
+    assert sides[0:192:3] != sides[1:192:3]
 
 
 def test_the_first_documents_are_all_where_there_are_fewer() -> None:

@@ -243,6 +243,34 @@ def test_a_saved_folder_of_other_text_under_the_same_fingerprint_is_another_data
     assert found[0].rows._fingerprint != found[1].rows._fingerprint  # the cache of tokens goes by it
 
 
+@pytest.mark.parametrize("by", ["documents", "tail"])
+@pytest.mark.parametrize(
+    "columns", [{}, {"prompt": "q", "response": "text"}, {"prompt": ("q", "n"), "response": "text"}, {"messages": "m"}]
+)
+def test_nothing_is_written_beside_a_saved_dataset(
+    tmp_path: Path, quiet_machine: Path, by: Literal["documents", "tail"], columns: dict[str, Any]
+) -> None:
+    """And what was made of it is found again, in the cache of datasets."""
+
+    def there() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    said = [[{"role": role, "content": f"{role} {i}"} for role in ("user", "assistant")] for i in range(60)]
+    rows = [{"text": f"text {i}", "q": f"{i}", "n": f"{by} ", "m": chat * 2} for i, chat in enumerate(said)]
+    source = write_table("saved", tmp_path / "d", [*rows, {**rows[0], "text": None}])
+    before = there()
+    made: list[set[Path]] = []
+    for _ in range(2):
+        documents = read(Source("saved", source.path, **columns), "data.train")
+        parts = documents.split(HeldOut(by, 0.3))
+        assert all(map(len, parts))
+        files = {Path(file["filename"]) for part in parts for file in part.rows.cache_files}
+        made.append({file for file in files if tmp_path not in file.parents})
+        assert made[-1] and all(quiet_machine in file.parents for file in made[-1])
+    assert made[0] == made[1]
+    assert there() == before
+
+
 def test_a_split_of_a_dataset_that_has_none_is_refused(tmp_path: Path, refused: Refused) -> None:
     source = write_table("saved", tmp_path / "d", [{"text": "a"}])
     with refused(ConfigError, "data.train.split", "'dev'", "no splits"):
@@ -669,3 +697,21 @@ def test_a_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
 def test_only_a_dataset_on_the_hub_has_subsets(tmp_path: Path, refused: Refused, kind: str) -> None:
     with refused(ConfigError, "data.train.subset", kind, "'x'"):
         read(Source(kind, str(tmp_path), subset="x"), "data.train")
+
+
+@pytest.mark.parametrize("kind", [name for name, choice in FORMATS.items() if not choice.tabular])
+@pytest.mark.parametrize(
+    ("key", "columns"),
+    [
+        ("prompt", {"prompt": "a", "response": "b"}),
+        ("messages", {"messages": "m"}),
+        ("field", {"field": "body"}),
+    ],
+)
+def test_columns_of_a_format_that_has_none_are_refused(
+    tmp_path: Path, refused: Refused, kind: str, key: str, columns: dict[str, str]
+) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, parquet, saved, hub")
+    with refused(ConfigError, *words):
+        read(Source(kind, str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]

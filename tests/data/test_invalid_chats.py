@@ -4,9 +4,12 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
@@ -82,6 +85,36 @@ def test_chats_that_are_none_may_be_left_out_and_are_counted(
     sequences = corpus(strict_tokenizer, documents, 128, "pad")
     assert len(sequences) == 4
     assert sequences.skipped.rows == 2 and "row 2 of" in sequences.skipped.first
+
+
+HALVES = [
+    [{"role": "user", "content": "\ud800"}, {"role": "assistant", "content": "yes"}],
+    [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "\udfff yes"}],
+    [{"role": "user\ud800", "content": "hi"}, {"role": "assistant", "content": "yes"}],
+    [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "\ud800"}],
+    [{"role": "user", "content": [{"type": "text", "text": "\udc00"}]}, {"role": "assistant", "content": "yes"}],
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl of json", "jsonl of raw json", "parquet of json"])
+@pytest.mark.parametrize("half", HALVES)
+def test_a_chat_with_half_of_a_character_is_named_or_left_out_and_counted(
+    tmp_path: Path, refused: Refused, kind: str, half: list[dict[str, Any]]
+) -> None:
+    chats = [GOOD["m"], half, GOOD["m"]]
+    path = tmp_path / f"m.{kind.split()[0]}"
+    if kind == "parquet of json":
+        pq.write_table(pa.table({"m": [json.dumps(chat) for chat in chats]}), path)
+    else:
+        cells = [chat if kind == "jsonl" else json.dumps(chat, ensure_ascii="raw" not in kind) for chat in chats]
+        write(path, [{"m": cell} for cell in cells])
+    source = Source(kind.split()[0], str(path), messages="m")
+    with refused(DataError, "data.train.messages", "row 2" if path.suffix == ".parquet" else "line 2", "half of a"):
+        read(source, "data.train")
+    documents = read(replace(source, skip_invalid=True), "data.train")
+    assert len(documents) == 4
+    assert documents.skipped.rows == 1
+    assert "row 2 of" in documents.skipped.first and "half of a character" in documents.skipped.first
 
 
 def test_a_source_of_which_nothing_is_left_is_refused(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dlm.config import Config
+from dlm.data.run_data import read_run_data
 from dlm.errors import CheckpointError, ConfigError, DataError, InterruptedRunError
 from dlm.train.metrics import Silent, StepMetrics
 from tests.support.launchers import ENVIRONMENT
@@ -211,6 +213,26 @@ def test_another_text_is_refused(tmp_path: Path, change: str) -> None:
     file.write_text("abc " * 200 if change == "another length" else "~" + file.read_text()[1:])
     with pytest.raises(DataError, match=r"the training text has changed since"):
         resume(run)
+
+
+def test_a_run_with_the_checksums_of_earlier_versions_goes_on_with_those_of_today(
+    whole: tuple[Config, Path], tmp_path: Path
+) -> None:
+    config, undisturbed = whole
+    with pytest.raises(PlugPulledError):
+        train(tmp_path / "run", config, PullsPlug("step", 5))
+    data = read_run_data(config, config.tokenizer)
+    begun = tmp_path / "run/checkpoints/step-000004/trainer/progress.json"
+    recorded = json.loads(begun.read_text())
+    assert recorded["train_checksum"] == data.checksum
+    validation = data.validation.tokens.ids.tobytes()
+    earlier = {"train_checksum": data.earlier_checksum, "validation_checksum": zlib.crc32(validation)}
+    assert all(earlier[key] != recorded[key] for key in earlier)
+    begun.write_text(json.dumps(recorded | earlier))
+    resume(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(undisturbed)
+    ended = json.loads((tmp_path / f"run/checkpoints/step-{STEPS:06}/trainer/progress.json").read_text())
+    assert {key: ended[key] for key in earlier} == {key: recorded[key] for key in earlier}
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:

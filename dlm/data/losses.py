@@ -1,0 +1,46 @@
+"""What of some documents is in no row of their sequences, in words."""
+
+from collections.abc import Iterator
+
+from dlm.data.batches import Sequences
+from dlm.data.documents import Documents
+
+
+def losses_of(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:
+    """What is left out of some documents, and cut.
+
+    Args:
+        which: What they are for, such as `training`.
+        documents: The documents.
+        sequences: What `dlm.data.corpus` made of them.
+
+    Yields:
+        A line for each kind of loss; none where everything is in some row.
+    """
+    yield from left_out(which, documents, sequences)
+    filled, cut = len(sequences.dropped_whole), sequences.cut_documents
+    parts = [f"{filled:,} left out, as their prompts fill it"] if filled else []
+    parts += [f"{cut:,} cut"] if cut else []
+    if parts:
+        yield (
+            f"{len(documents):,} {which} documents at data.length {sequences.length}: {', '.join(parts)}; "
+            f"{sequences.dropped_tokens:,} tokens are in no row"
+        )
+
+
+def left_out(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:
+    """The rows of a source that are left out, whatever the length of a row; see `losses_of`.
+
+    Args:
+        which: As there.
+        documents: As there.
+        sequences: As there.
+
+    Yields:
+        A line for those that are not valid, and one for those that have nothing to learn.
+    """
+    if sequences.skipped.rows:
+        yield f"of the {which} text, {sequences.skipped}"
+    if documents.empty:
+        rows, are = ("row", "is") if documents.empty == 1 else ("rows", "are")
+        yield f"{documents.empty:,} {which} {rows} without {documents.lacking} {are} left out"

@@ -1,0 +1,27 @@
+"""What is text, in values that JSON gave."""
+
+import json
+from typing import Any
+
+from dlm.errors import DataError
+
+
+def check_text(value: Any) -> str:
+    r"""A value that must be text.
+
+    Args:
+        value: What JSON gave.
+
+    Returns:
+        The same.
+
+    Raises:
+        DataError: It is something else, or holds half of a character, such as `\ud800`.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"holds {json.dumps(value):.40}, not text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"holds {value[error.start]!r}, which is half of a character and no text") from error
+    return value

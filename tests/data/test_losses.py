@@ -1,0 +1,118 @@
+"""Rows that are in no document are counted, once, and a run and an evaluation say how many."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from dlm.cli.console import TrainingDisplay
+from dlm.config import HeldOut, Source
+from dlm.data.corpus import corpus
+from dlm.data.losses import losses_of
+from dlm.data.reading import read
+from dlm.errors import DataError
+from dlm.settings import parse_config
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
+from tests.support import commands
+from tests.support.fixtures import Refused
+from tests.support.tiny_models import SMALLEST
+
+TEXTS: list[dict[str, Any]] = [{"text": "a"}, {"text": None}, {"n": 1}, {"text": ""}, {"text": "b"}, {"text": "c"}]
+
+
+def jsonl(folder: Path, rows: list[dict[str, Any]], **columns: Any) -> Source:
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return Source("jsonl", str(folder / "t.jsonl"), **columns)
+
+
+def said(source: Source, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    documents = read(source, "data.train")
+    return list(losses_of("training", documents, corpus(tokenizer, documents, 64, "pad")))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+def test_rows_without_text_are_counted(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+    """Where the column is missing in a row, null or empty."""
+    source = Source(kind, str(tmp_path / f"t.{kind}"))
+    cells = [row.get("text") for row in TEXTS]
+    match kind:
+        case "jsonl":
+            source = jsonl(tmp_path, TEXTS)
+        case "csv":
+            (tmp_path / "t.csv").write_text("n,text\n" + "".join(f"1,{cell or ''}\n" for cell in cells))
+        case "parquet":
+            pq.write_table(pa.table({"text": cells}), tmp_path / "t.parquet")
+        case _:
+            Dataset.from_dict({"text": cells}).save_to_disk(tmp_path / "t.saved")
+    assert len(read(source, "data.train")) == 3
+    assert said(source, byte_tokenizer) == ["3 training rows without text are left out"]
+
+
+def test_empty_lines_and_files_of_text_are_no_rows_that_lack_something(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    (tmp_path / "b.txt").touch()
+    assert not said(Source("text", str(tmp_path), documents="line"), byte_tokenizer)
+
+
+def test_pairs_without_a_response_are_counted(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    rows: list[dict[str, Any]] = [{"q": "a", "r": "b"}, {"q": "a", "r": None}, {"q": None, "r": "c"}]
+    source = jsonl(tmp_path, rows, prompt="q", response="r")
+    assert said(source, byte_tokenizer) == ["1 training row without a response is left out"]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_chats_without_an_answer_to_learn_are_counted(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, skip: bool
+) -> None:
+    """Every row of a source is in a document, or counted as not valid, or counted as without a response."""
+    ask: dict[str, Any] = {"role": "user", "content": "hi"}
+    call: dict[str, Any] = {"role": "assistant", "content": None}
+    good: dict[str, Any] = {"m": [ask, call, ask, {"role": "assistant", "content": "yes"}]}
+    none: list[dict[str, Any]] = [{"m": None}, {}, {"m": []}, {"m": [ask]}, {"m": [ask, call]}]
+    none += [{"m": [ask, {"role": "assistant", "content": "no", "weight": 0}]}]
+    bad: list[dict[str, Any]] = [{"m": "hi"}, {"m": [{"role": "user"}]}] if skip else []
+    documents = read(jsonl(tmp_path, [good, *none, *bad, good], messages="m", skip_invalid=skip), "data.train")
+    assert (len(documents), documents.empty, documents.skipped.rows) == (2, 6, len(bad))
+    assert documents.rows["row"] == [0, 7 + len(bad)]
+
+
+def test_what_is_left_out_is_counted_once_when_some_of_the_rest_is_held_out(tmp_path: Path) -> None:
+    documents = read(jsonl(tmp_path, TEXTS), "data.train")
+    for held_out in (HeldOut("documents", 0.5), HeldOut("tail", 0.5)):
+        train, validation = documents.split(held_out)
+        assert (train.empty, validation.empty) == (3, 0)  # the head of each text is empty, which is no loss
+
+
+def test_a_column_that_no_row_has_is_refused_with_those_there_are(tmp_path: Path, refused: Refused) -> None:
+    with refused(DataError, "data.train.field", "'txt'", "did you mean text?", "it has text, n"):
+        read(jsonl(tmp_path, TEXTS, field="txt"), "data.train")
+    with refused(DataError, "data.train.messages", "'m'", "it has text, n"):
+        read(jsonl(tmp_path, TEXTS, messages="m"), "data.train")
+
+
+def test_a_run_and_an_evaluation_say_how_many_rows_have_no_text(tmp_path: Path) -> None:
+    train = jsonl(tmp_path, [*({"text": f"text {i}"} for i in range(40)), {"text": None}, {"n": 1}])
+    config = parse_config(
+        {
+            "data": {"train": {"format": "jsonl", "path": train.path}, "held_out": {"share": 0.3}, "length": 16},
+            "tokenizer": {"name": "bytes"},
+            "model": {"sizes": SMALLEST},
+            "train": {"steps": 1, "batch_size": 2, "precision": "fp32", "validate_sequences": 2, "sample_length": 0},
+        }
+    )
+    shown = io.StringIO()
+    Trainer(RunFolder.create(tmp_path / "run", config), TrainingDisplay(Console(file=shown, width=300), 1)).train()
+    assert shown.getvalue().count("without text") == 1
+    assert "2 training rows without text are left out" in shown.getvalue()
+    told = commands.dlm("eval", tmp_path / "run", "--data", train.path, "--draws", "4")[1]
+    assert "2 scored rows without text are left out" in told
