@@ -26,6 +26,9 @@ LONGEST_WORD = 1024
 """Characters of the longest word that byte-pair merges are learned from; a merge takes time with a word's square."""
 
 
+ENCODING = 2
+"""The version of how `dlm.model.text` makes ids of a text: texts in a cache are tokenised anew when it changes."""
+
 _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 _RARE = "\U0010fffd"
@@ -263,7 +266,8 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that decides the ids of a text."""
     # It also keeps the truncation and padding of the last call, which do not matter here.
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    content = json.dumps([backend, tokenizer.special_tokens_map, tokenizer.chat_template], sort_keys=True, default=str)
+    decides = [ENCODING, backend, tokenizer.special_tokens_map, tokenizer.chat_template]
+    content = json.dumps(decides, sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

@@ -246,6 +246,14 @@ def test_a_byte_token_named_as_the_mask_is_in_no_text(tmp_path: Path) -> None:
     assert mask_id not in encode(tokenizer, ["a\x00b<0x00>"])[0]
 
 
+def test_another_way_to_encode_is_another_fingerprint(
+    byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(byte_tokenizer)
+    monkeypatch.setattr("dlm.model.tokenizer.ENCODING", "another")
+    assert fingerprint(byte_tokenizer) != before  # or a cache would keep the tokens of before
+
+
 # Those of others
 
 
