@@ -19,7 +19,7 @@ from transformers import (
 
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.attention import open_attention
-from dlm.model.locate import check_name
+from dlm.model.locate import check_fetched, check_name
 from dlm.model.public import Family, find, read_config
 from dlm.model.time_embedding import TIMED, UNDERLYING
 from dlm.model.weights import Held
@@ -103,6 +103,8 @@ def load_model(
         ConfigError: `sizes` has a key that the model does not have.
     """
     check_name(path)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{path} holds no model: it has no config.json; copy it there from where the model is")
     try:
         family = find(path)
         config = _stored_config(path, family)
@@ -148,6 +150,7 @@ def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
         model, info = factory.from_pretrained(
             path,
             use_safetensors=True,  # other formats are pickles
+            ignore_mismatched_sizes=True,  # it is refused here, by its shapes
             output_loading_info=True,
             **options,
         )
@@ -157,11 +160,17 @@ def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
             raise CheckpointError(
                 f"the weights in {path} are pickles, which are never read: convert them to safetensors"
             ) from error
+        check_fetched(path, "*.safetensors")
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
-    if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+    if misfits := sorted(info["mismatched_keys"]):
+        name, stored, wanted = misfits[0]
         raise CheckpointError(
-            f"the weights in {path} are not whole: {missing[0]} and {len(missing) - 1} others are missing"
+            f"the weights in {path} do not fit its config.json: {name} has the shape {list(stored)} and the "
+            f"configuration asks for {list(wanted)}{_others(len(misfits) - 1, 'do not fit')}"
         )
+    if missing := sorted(info["missing_keys"]):
+        found = f"{missing[0]} is missing{_others(len(missing) - 1, 'are missing')}"
+        raise CheckpointError(f"the weights in {path} are not whole: {found}")
     return cast(PreTrainedModel, model.eval())
 
 
@@ -182,6 +191,11 @@ def usable_positions(model: PreTrainedModel) -> int | None:
         return positions
     padding_id: int | None = getattr(table, "padding_idx", None)
     return positions if padding_id is None else positions - padding_id - 1
+
+
+def _others(count: int, what: str) -> str:
+    """What else is wrong, besides the tensor that is named."""
+    return f", and {count} others {what}" if count > 1 else ", and one other with it" if count else ""
 
 
 def _model_config(

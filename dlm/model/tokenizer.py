@@ -18,6 +18,7 @@ from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.diffusion.process import Vocabulary
 from dlm.distributed import process_state
 from dlm.errors import CheckpointError, ConfigError, DataError, one_line
+from dlm.model.locate import check_fetched
 from dlm.model.public import family_of, read_config
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
@@ -308,6 +309,7 @@ def _load(path: str) -> PreTrainedTokenizerBase:
     except CheckpointError:
         raise
     except Exception as error:  # the Hub, json, tokenizers and transformers raise different types
+        check_fetched(path, "*.json", "*.model")
         raise CheckpointError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer in {path} has no fast version, which dlm needs")
