@@ -39,6 +39,19 @@ PAD_OFFSET_POSITIONS = {
 }
 """Architectures that number positions from the padding id on, and so need that many more position embeddings."""
 
+POSITIVE = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "n_inner",
+    "embedding_size",
+    "max_position_embeddings",
+}
+"""Sizes of which a network has one or more, by the names that most architectures give them."""
+
 LIMIT = 300
 """The most characters to keep of an error message of transformers."""
 
@@ -118,6 +131,7 @@ def load_model(
     if sizes:
         _check_keys(config.model_type, config, sizes)
         config.update(dict(sizes))
+        _check_heads(config)
     model = load_weights(
         factory,
         path,
@@ -219,11 +233,30 @@ def _model_config(
         config = AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if k in names})
     except Exception as error:  # architectures raise different types
         raise ConfigError(f"model.sizes: {architecture} refuses these sizes: {one_line(error, LIMIT)}") from error
+    _check_heads(config)
     return config
 
 
+def _check_heads(config: PreTrainedConfig) -> None:
+    """Checks that the heads of attention share its width, and the keys and values, evenly."""
+    width, heads, key_heads, head_width = (
+        getattr(config, name, None)
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if not isinstance(heads, int):
+        return  # each layer has its own
+    if isinstance(key_heads, int) and heads % key_heads:
+        raise ConfigError(
+            f"model.sizes of {config.model_type}: num_attention_heads must be a multiple of num_key_value_heads, got {heads} and {key_heads}"
+        )
+    if isinstance(width, int) and head_width is None and width % heads:
+        raise ConfigError(
+            f"model.sizes: hidden_size must be a multiple of num_attention_heads, got {width} and {heads}"
+        )
+
+
 def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str, Any]) -> list[str]:
-    """Checks that an architecture's configuration has the keys of `sizes`; returns all of its keys."""
+    """Checks that an architecture's configuration has the keys of `sizes`, above zero; returns all of its keys."""
     names = sorted(set(config.to_dict()) | set(config.attribute_map))
     for key in sizes:
         if key not in names:
@@ -232,6 +265,10 @@ def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str,
                 f"unknown configuration key model.sizes.{key}: "
                 + (f"did you mean {near[0]}?" if near else f"{architecture} has no such key")
             )
+    common = {own: name for name, own in config.attribute_map.items()}
+    for key, value in sizes.items():
+        if common.get(key, key) in POSITIVE and isinstance(value, int | float) and value <= 0:
+            raise ConfigError(f"model.sizes.{key} of {architecture} must be above zero, got {value}")
     return names
 
 
