@@ -1,7 +1,8 @@
 """`dlm eval`."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,19 +95,28 @@ def evaluate(
         write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
         write_data(_table(report, exact), None)
-    _warn([*left_out("scored", documents, sequences)], report)
-
-
-def _warn(left_out: Sequence[str], report: "LikelihoodReport") -> None:
-    """Tells of text that the figures are not of."""
-    for line in left_out:
+    for line in (*left_out("scored", documents, sequences), *_cautions(report)):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _cautions(report: "LikelihoodReport") -> Iterator[str]:
+    """What is to be known of a bound that is not one of the text itself, or not a number."""
     if report.unknown_tokens:
-        errors.print(
-            f"{report.unknown_tokens} characters are unknown to the tokenizer: the bound is not one of this very text",
-            style="yellow",
-            soft_wrap=True,
+        yield (
+            f"{report.unknown_tokens:,} tokens stand for characters that the tokenizer does not know: "
+            "the bound is not one of this very text"
         )
+    if report.impossible_tokens:
+        named = [f"{token!r} ({count:,} times)" for token, count in report.impossible_tokens.items()]
+        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+        yield (
+            "the bound is infinite: the text holds tokens that the model never predicts: "
+            f"{', '.join(named[:5])}{more}; is the mask (--mask-token) the right one?"
+        )
+    elif math.isinf(report.nats_per_token):
+        yield "the bound is infinite: the model gives a token of this text the probability zero"
+    elif math.isnan(report.nats_per_token):
+        yield "the bound is not a number: the network computes none from this text; are its weights damaged?"
 
 
 def _time(asked: str | None) -> "Time | None":

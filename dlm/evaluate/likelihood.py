@@ -1,8 +1,8 @@
 """The likelihood bound of a corpus, with its error bars."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,8 @@ class LikelihoodReport:
         bytes: Bytes of the scored text.
         documents: Documents scored.
         sequences: Sequences that the documents were cut into.
-        unknown_tokens: Scored tokens for characters that the tokenizer does not know; with any of them, the bound is
-            not one of the text.
+        unknown_tokens: Scored tokens that stand for characters that the tokenizer does not know, some for a whole word
+            or run of them; with any of them, the bound is not one of the text.
         dropped_tokens: Tokens not scored because a document was longer than a row.
         dropped_bytes: Their bytes.
         dropped_documents: Documents not scored at all because their prompts fill a row.
@@ -72,6 +72,8 @@ class LikelihoodReport:
         given_tokens: Tokens of prompts; the bound is conditional on them, and they are not scored.
         attend: What a token sees: its `row`, or its `document` alone. The bound of a document that stands alone is
             conditional on where it ends, as it is with packing `pad`.
+        impossible_tokens: The scored tokens that the model never predicts, each once, with how often it is there; with
+            any of them, the bound is infinite.
     """
 
     process: str
@@ -106,6 +108,7 @@ class LikelihoodReport:
     packing: str
     given_tokens: int = 0
     attend: str = "row"
+    impossible_tokens: Mapping[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -265,9 +268,10 @@ class _Scores:
     tokens_S: Tensor
     squares_S: Tensor
     """Squared Monte Carlo errors, from the difference of the halves."""
+    counts_V: Tensor
+    """How often each id is scored."""
     prior: float
     reconstruction: float
-    unknown: float
 
 
 def _score(
@@ -277,8 +281,8 @@ def _score(
     nats_RD = torch.zeros(2, len(sequences.tokens.sizes), dtype=torch.float64)
     tokens_D = torch.zeros(len(sequences.tokens.sizes), dtype=torch.float64)
     nats_S, tokens_S, squares_S = torch.zeros(3, len(rows), dtype=torch.float64)
-    extra = torch.zeros(3, dtype=torch.float64)  # prior, reconstruction, unknown tokens
-    unknown_id = special_ids(lm.tokenizer).unknown
+    terms = torch.zeros(2, dtype=torch.float64)  # prior, reconstruction
+    counts_V = torch.zeros(lm.process.vocabulary.size, dtype=torch.float64)
     team = process_state()
     batches = [slice(start, start + batch_size) for start in range(0, len(rows), batch_size)]
     rounds = math.ceil(len(batches) / team.num_processes)
@@ -292,20 +296,22 @@ def _score(
         if number >= len(batches):
             break  # a batch that another process scores too: a sharded network needs all processes in each forward
         scored_N = batch.x0_BL[batch.loss_mask_BL]
-        extra[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
-        extra[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()
-        extra[2] += (scored_N == unknown_id).sum() if unknown_id is not None else 0
+        terms[0] += lm.process.prior_nats_S[scored_N].sum().cpu()
+        terms[1] += lm.process.reconstruction_nats_S[scored_N].sum().cpu()
+        counts_V += torch.bincount(scored_N, minlength=len(counts_V))
         document_N = batch.document_BL[batch.loss_mask_BL]
         nats_RD.index_add_(1, document_N, terms_RBL[:, batch.loss_mask_BL].expand(2, -1))
         tokens_D.index_add_(0, document_N, torch.ones_like(document_N).double())
         first_B, second_B = terms_RBL.sum(2).expand(2, -1)
         nats_S[here] = (first_B + second_B) / 2
-        squares_S[here] = (first_B - second_B) ** 2 / 4
+        # Two infinite halves have an infinite error, and no difference.
+        squares_S[here] = torch.where(nats_S[here].isinf(), math.inf, (first_B - second_B) ** 2 / 4)
         tokens_S[here] = batch.loss_mask_BL.sum(1).double()
-    sums = (nats_RD, tokens_D, nats_S, tokens_S, squares_S, extra)
+    sums = (nats_RD, tokens_D, nats_S, tokens_S, squares_S, counts_V, terms)
     if team.num_processes > 1:  # each process has zeros for the rows of the others
         sums = tuple(reduce(part.to(team.device), "sum").cpu() for part in sums)
-    return _Scores(*sums[:5], *sums[5].tolist())
+    *tensors, terms = sums
+    return _Scores(*tensors, *terms.tolist())
 
 
 def _report(
@@ -324,7 +330,7 @@ def _report(
     per_token = _Ratio.of(nats_U, tokens_U, seed)
     per_byte = _Ratio.of(nats_U, bytes_U, seed)
     monte_carlo = math.sqrt(float(scores.squares_S.sum())) / tokens
-    bit = math.log(2.0)
+    bit, unknown_id = math.log(2.0), special_ids(lm.tokenizer).unknown
     return LikelihoodReport(
         process=lm.process.noise.name,
         schedule=lm.process.schedule.name,
@@ -341,13 +347,13 @@ def _report(
         perplexity_bound_ci95=_each(_exp, per_token.interval),
         monte_carlo_se=monte_carlo,
         # The bootstrap sees both errors at once: the rest of its variance is that of the texts.
-        sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)),
+        sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)) if math.isfinite(monte_carlo) else math.inf,
         resampled=resampled,
         tokens=tokens,
         bytes=round(float(bytes_D.sum())),
         documents=documents,
         sequences=len(scores.nats_S),
-        unknown_tokens=int(scores.unknown),
+        unknown_tokens=0 if unknown_id is None else int(scores.counts_V[unknown_id]),
         dropped_tokens=sequences.dropped_tokens,
         dropped_bytes=round(
             float(sequences.tokens.sizes[scored.numpy()].sum() - bytes_D.sum())
@@ -362,6 +368,11 @@ def _report(
         packing=sequences.packing,
         given_tokens=int(sequences.tokens.given[scored.numpy()].sum()),
         attend="document" if _apart(lm, sequences) else "row",
+        impossible_tokens={
+            str(lm.tokenizer.convert_ids_to_tokens(id_)): int(scores.counts_V[id_])
+            for id_ in lm.process.vocabulary.forbidden
+            if scores.counts_V[id_]
+        },
     )
 
 
@@ -377,6 +388,8 @@ class _Ratio:
     def of(cls, above_U: Tensor, below_U: Tensor, seed: int) -> "_Ratio":
         above: Floats = above_U.double().numpy()
         below: Floats = below_U.double().numpy()
+        if np.isinf(above).any():
+            return cls(math.inf, math.inf, (math.inf, math.inf))
         random = np.random.default_rng(abs(seed))
         even = np.full(len(above), 1.0 / len(above))
         resampled = np.empty(RESAMPLES)

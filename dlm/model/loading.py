@@ -19,7 +19,7 @@ from transformers import (
 
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.attention import open_attention
-from dlm.model.locate import check_name
+from dlm.model.locate import check_fetched, check_name
 from dlm.model.public import Family, find, read_config
 from dlm.model.time_embedding import TIMED, UNDERLYING
 from dlm.model.weights import Held
@@ -38,6 +38,19 @@ PAD_OFFSET_POSITIONS = {
     "luke",
 }
 """Architectures that number positions from the padding id on, and so need that many more position embeddings."""
+
+POSITIVE = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "n_inner",
+    "embedding_size",
+    "max_position_embeddings",
+}
+"""Sizes of which a network has one or more, by the names that most architectures give them."""
 
 LIMIT = 300
 """The most characters to keep of an error message of transformers."""
@@ -103,6 +116,8 @@ def load_model(
         ConfigError: `sizes` has a key that the model does not have.
     """
     check_name(path)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise CheckpointError(f"{path} holds no model: it has no config.json; copy it there from where the model is")
     try:
         family = find(path)
         config = _stored_config(path, family)
@@ -116,6 +131,7 @@ def load_model(
     if sizes:
         _check_keys(config.model_type, config, sizes)
         config.update(dict(sizes))
+        _check_heads(config)
     model = load_weights(
         factory,
         path,
@@ -148,6 +164,7 @@ def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
         model, info = factory.from_pretrained(
             path,
             use_safetensors=True,  # other formats are pickles
+            ignore_mismatched_sizes=True,  # it is refused here, by its shapes
             output_loading_info=True,
             **options,
         )
@@ -157,11 +174,17 @@ def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
             raise CheckpointError(
                 f"the weights in {path} are pickles, which are never read: convert them to safetensors"
             ) from error
+        check_fetched(path, "*.safetensors")
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
-    if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+    if misfits := sorted(info["mismatched_keys"]):
+        name, stored, wanted = misfits[0]
         raise CheckpointError(
-            f"the weights in {path} are not whole: {missing[0]} and {len(missing) - 1} others are missing"
+            f"the weights in {path} do not fit its config.json: {name} has the shape {list(stored)} and the "
+            f"configuration asks for {list(wanted)}{_others(len(misfits) - 1, 'do not fit')}"
         )
+    if missing := sorted(info["missing_keys"]):
+        found = f"{missing[0]} is missing{_others(len(missing) - 1, 'are missing')}"
+        raise CheckpointError(f"the weights in {path} are not whole: {found}")
     return cast(PreTrainedModel, model.eval())
 
 
@@ -182,6 +205,11 @@ def usable_positions(model: PreTrainedModel) -> int | None:
         return positions
     padding_id: int | None = getattr(table, "padding_idx", None)
     return positions if padding_id is None else positions - padding_id - 1
+
+
+def _others(count: int, what: str) -> str:
+    """What else is wrong, besides the tensor that is named."""
+    return f", and {count} others {what}" if count > 1 else ", and one other with it" if count else ""
 
 
 def _model_config(
@@ -205,11 +233,30 @@ def _model_config(
         config = AutoConfig.for_model(architecture, **{k: v for k, v in given.items() if k in names})
     except Exception as error:  # architectures raise different types
         raise ConfigError(f"model.sizes: {architecture} refuses these sizes: {one_line(error, LIMIT)}") from error
+    _check_heads(config)
     return config
 
 
+def _check_heads(config: PreTrainedConfig) -> None:
+    """Checks that the heads of attention share its width, and the keys and values, evenly."""
+    width, heads, key_heads, head_width = (
+        getattr(config, name, None)
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
+    )
+    if not isinstance(heads, int):
+        return  # each layer has its own
+    if isinstance(key_heads, int) and heads % key_heads:
+        raise ConfigError(
+            f"model.sizes of {config.model_type}: num_attention_heads must be a multiple of num_key_value_heads, got {heads} and {key_heads}"
+        )
+    if isinstance(width, int) and head_width is None and width % heads:
+        raise ConfigError(
+            f"model.sizes: hidden_size must be a multiple of num_attention_heads, got {width} and {heads}"
+        )
+
+
 def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str, Any]) -> list[str]:
-    """Checks that an architecture's configuration has the keys of `sizes`; returns all of its keys."""
+    """Checks that an architecture's configuration has the keys of `sizes`, above zero; returns all of its keys."""
     names = sorted(set(config.to_dict()) | set(config.attribute_map))
     for key in sizes:
         if key not in names:
@@ -218,6 +265,10 @@ def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str,
                 f"unknown configuration key model.sizes.{key}: "
                 + (f"did you mean {near[0]}?" if near else f"{architecture} has no such key")
             )
+    common = {own: name for name, own in config.attribute_map.items()}
+    for key, value in sizes.items():
+        if common.get(key, key) in POSITIVE and isinstance(value, int | float) and value <= 0:
+            raise ConfigError(f"model.sizes.{key} of {architecture} must be above zero, got {value}")
     return names
 
 

@@ -19,6 +19,12 @@ MAIN_FILES = ("config.json", "tokenizer_config.json")
 ADAPTER = "adapter_config.json"
 """The file that marks a folder of adapters, written by `peft`."""
 
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands in the place of a large one, until Git LFS fetches that."""
+
+LONGEST_POINTER = 1024
+"""Every such file has fewer bytes."""
+
 
 def resolve(model: str | Path) -> str:
     """Finds the checkpoint that a string names.
@@ -76,6 +82,25 @@ def check_name(path: str) -> None:
     """
     if not Path(path).exists() and not hub.is_name(path):
         raise CheckpointError(f"no model at {path}: there is no such folder, and it is no Hub name")
+
+
+def check_fetched(path: str | Path, *patterns: str) -> None:
+    """Refuses files that were never fetched: Git leaves a pointer of three lines in the place of a large file.
+
+    Args:
+        path: The folder of a model, or a file of one; nothing is found behind the name of one on the Hub.
+        *patterns: Which files of the folder are looked at, such as `*.safetensors`.
+
+    Raises:
+        CheckpointError: One of them is a pointer of Git LFS.
+    """
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
+    for file in files:
+        if file.is_file() and file.stat().st_size < LONGEST_POINTER and file.read_bytes().startswith(POINTER):
+            raise CheckpointError(
+                f"{file} is a Git LFS pointer and not the file itself: fetch it by `git lfs pull` in {file.parent}"
+            )
 
 
 def check_there(path: str) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dlm.errors import CheckpointError, one_line
+from dlm.model.locate import check_fetched
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The weights of adapters, as `peft` calls the file."""
@@ -46,13 +47,14 @@ def read_tensors(
         The tensors by name.
 
     Raises:
-        CheckpointError: The file is missing or damaged, or its tensors do not fit.
+        CheckpointError: The file is missing, damaged or never fetched, or its tensors do not fit.
     """
     try:
         tensors = load_file(path)
         if load is not None:
             load(tensors)
     except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        check_fetched(path)
         problem = problem or f"{path} is damaged, remove its checkpoint to go on from the one before"
         raise CheckpointError(f"{problem}: {one_line(error, limit)}") from error
     return tensors

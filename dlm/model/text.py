@@ -2,18 +2,15 @@
 
 import copy
 import json
-import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError, one_line
-from dlm.model.tokenizer import all_special_ids
-
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
+from dlm.model.tokenizer import all_special_ids, byte_ids, is_byte
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
@@ -42,7 +39,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
         # The backend, because the wrapper warns of long texts, and keeps its last settings of truncation and padding.
         backend.no_truncation()
         backend.no_padding()
-        rows = [encoding.ids for encoding in backend.encode_batch(list(texts), add_special_tokens=False)]
+        encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     except TypeError:
         for text in texts:
             _check_whole(text)
@@ -51,7 +48,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
         backend.encode_special_tokens = before
         if continues:
             backend.normalizer, backend.pre_tokenizer = steps
-    return _spelled_out(tokenizer, rows)
+    return _spelled_out(tokenizer, texts, encodings)
 
 
 def encode_chat(
@@ -108,9 +105,9 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     # The fallback of `tokenizers` gives one U+FFFD a byte to a whole run of byte tokens in which any is incomplete.
     tokens = [token for id_ in ids if (token := backend.id_to_token(id_)) is not None]
     parts: list[str] = []
-    for is_byte, run in groupby(tokens, key=lambda token: _BYTE.fullmatch(token) is not None):
+    for spells, run in groupby(tokens, key=is_byte):
         spelled = list(run)
-        parts += bytes(int(token[3:5], 16) for token in spelled).decode("utf-8", "replace") if is_byte else spelled
+        parts += bytes(int(token[3:5], 16) for token in spelled).decode("utf-8", "replace") if spells else spelled
     return str(backend.decoder.decode(parts))
 
 
@@ -183,17 +180,30 @@ def _falls_back_to_bytes(backend: Tokenizer) -> bool:
     return b'"ByteFallback"' in backend.decoder.__getstate__()
 
 
-def _spelled_out(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:
-    """The rows with special ids spelled by their characters, except for the unknown character.
+def _spelled_out(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encodings: Sequence[Encoding]
+) -> list[list[int]]:
+    """The rows of ids with special ids spelled by their characters, except for the unknown character.
 
-    A model of whole pieces (Unigram, words) holds `</s>` in its own vocabulary and finds it in a text.
+    A model of whole pieces (Unigram, words) holds `</s>` in its own vocabulary and finds it in a text. So it does with
+    `<0x41>`, which is six characters there, and the byte of a character elsewhere.
     """
-    special = all_special_ids(tokenizer) - {tokenizer.unk_token_id}
+    special, spelling = all_special_ids(tokenizer) - {tokenizer.unk_token_id}, byte_ids(tokenizer)
     model = tokenizer.backend_tokenizer.model
 
-    def spell(id_: int) -> list[int]:
-        if id_ not in special:
-            return [id_]
-        return [token.id for character in tokenizer.convert_ids_to_tokens(id_) for token in model.tokenize(character)]
+    def spelled(text: str, encoding: Encoding) -> list[int]:
+        ids: list[int] = encoding.ids
+        written = [i for i, id_ in enumerate(ids) if id_ in special]
+        if not spelling.isdisjoint(ids) and "<0x" in text:
+            spans = zip(ids, encoding.tokens, encoding.offsets, strict=True)
+            written += [
+                i for i, (id_, token, (a, b)) in enumerate(spans) if id_ in spelling and text[a:b].strip() == token
+            ]
+        if not written:
+            return ids
+        out: list[list[int]] = [[id_] for id_ in ids]
+        for i in written:
+            out[i] = [part.id for character in encoding.tokens[i] for part in model.tokenize(character)]
+        return [id_ for part in out for id_ in part]
 
-    return [row if special.isdisjoint(row) else [part for id_ in row for part in spell(id_)] for row in rows]
+    return [spelled(text, encoding) for text, encoding in zip(texts, encodings, strict=True)]

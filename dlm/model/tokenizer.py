@@ -18,6 +18,7 @@ from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.diffusion.process import Vocabulary
 from dlm.distributed import process_state
 from dlm.errors import CheckpointError, ConfigError, DataError, one_line
+from dlm.model.locate import check_fetched
 from dlm.model.public import family_of, read_config
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
@@ -25,6 +26,14 @@ END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
 LONGEST_WORD = 1024
 """Characters of the longest word that byte-pair merges are learned from; a merge takes time with a word's square."""
 
+
+ENCODING = 2
+"""The version of how `dlm.model.text` makes ids of a text: texts in a cache are tokenised anew when it changes."""
+
+_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+
+_RARE = "\U0010fffd"
+"""A character of private use, in no vocabulary."""
 
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD},}}|\s{{{LONGEST_WORD},}}")
 
@@ -188,9 +197,36 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
 
 
 def all_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The ids of every special token, also of those without a role, such as Llama's reserved ones."""
+    """The ids of every special token, also of those without a role, such as Llama's reserved ones.
+
+    A token that stands for a byte is text, even where the tokenizer registers it as special; unless it has a role.
+    """
     added = tokenizer.added_tokens_decoder.items()
-    return set(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+    special = set(tokenizer.all_special_ids) | {id_ for id_, token in added if token.special}
+    return special - byte_ids(tokenizer)
+
+
+def byte_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of the tokens from `<0x00>` to `<0xFF>` that spell rare characters, where a tokenizer does that.
+
+    Args:
+        tokenizer: The tokenizer.
+
+    Returns:
+        Their ids, without those that have a role, such as a mask's; none for a tokenizer without such a fallback.
+    """
+    backend = tokenizer.backend_tokenizer
+    found = {token: id_ for token in _BYTES if (id_ := backend.token_to_id(token)) is not None}
+    if not found or not isinstance(backend.model, models.BPE | models.Unigram):
+        return set()
+    if not all(is_byte(part.value) for part in backend.model.tokenize(_RARE)):
+        return set()  # only a BPE says whether it falls back to them
+    return set(found.values()) - {getattr(tokenizer, f"{name}_id") for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+
+
+def is_byte(token: str) -> bool:
+    """Whether a token is one of `<0x00>` to `<0xFF>`."""
+    return token in _BYTES
 
 
 def forbidden_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
@@ -231,7 +267,8 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that decides the ids of a text."""
     # It also keeps the truncation and padding of the last call, which do not matter here.
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    content = json.dumps([backend, tokenizer.special_tokens_map, tokenizer.chat_template], sort_keys=True, default=str)
+    decides = [ENCODING, backend, tokenizer.special_tokens_map, tokenizer.chat_template]
+    content = json.dumps(decides, sort_keys=True, default=str)
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
@@ -272,6 +309,7 @@ def _load(path: str) -> PreTrainedTokenizerBase:
     except CheckpointError:
         raise
     except Exception as error:  # the Hub, json, tokenizers and transformers raise different types
+        check_fetched(path, "*.json", "*.model")
         raise CheckpointError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer in {path} has no fast version, which dlm needs")

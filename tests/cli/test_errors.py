@@ -1,6 +1,7 @@
 """What a user may get wrong: one line that names it, exit code 2, nothing on stdout, and no traceback."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -322,7 +323,25 @@ def test_unknown_characters_are_told(tmp_path: Path, make_lm: MakeLM, shelf: Pat
     lm.save_pretrained(tmp_path / "model")
     (tmp_path / "odd.txt").write_text("some §§§ words to train on " * 4)
     out, err = commands.dlm("eval", tmp_path / "model", "--data", tmp_path / "odd.txt", "--json")
-    assert json.loads(out)["unknown_tokens"] == 12 and err.startswith("12 characters are unknown to the tokenizer")
+    assert json.loads(out)["unknown_tokens"] == 12 and err.startswith("12 tokens stand for characters")
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_bound_names_the_tokens_that_the_model_never_predicts(tmp_path: Path, make_lm: MakeLM) -> None:
+    from dlm.config import Characters
+    from dlm.model.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer(Characters(), lambda: iter(["some words to train on, again."]))
+    tokenizer.add_special_tokens({"mask_token": "w"})  # a letter of the text: none of its spellings is another token
+    make_lm(tokenizer, 32).save_pretrained(tmp_path / "model")
+    (tmp_path / "odd.txt").write_text("some words to train on " * 4)
+    out, err = commands.dlm("eval", tmp_path / "model", "--data", tmp_path / "odd.txt")
+    assert "nan" not in out and "inf" in out
+    assert err.startswith("the bound is infinite: the text holds tokens that the model never predicts: 'w' (4 times)")
+    out, _ = commands.dlm("eval", tmp_path / "model", "--data", tmp_path / "odd.txt", "--json")
+    found = json.loads(out)
+    assert found["impossible_tokens"] == {"w": 4}
+    assert found["nats_per_token"] == found["monte_carlo_se"] == found["sampling_se"] == math.inf
 
 
 TELLS = """

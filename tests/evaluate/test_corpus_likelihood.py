@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -133,6 +135,26 @@ def test_characters_never_seen_are_counted_as_unknown_and_cost_something_finite(
     report = evaluate_likelihood(lm, cut(lm.tokenizer, ["abxc", "yz", "abc"], "pack"), draws=4)
     assert report.unknown_tokens == 3
     assert all(map(math.isfinite, (*report.nats_per_token_ci95, *report.bits_per_byte_ci95, report.monte_carlo_se)))
+
+
+def test_a_run_of_unknown_characters_in_one_token_is_one_unknown_token(make_lm: MakeLM) -> None:
+    tokenizer = build_tokenizer(Characters(), lambda: ["abc"])
+    tokenizer.backend_tokenizer.pre_tokenizer = Split(Regex(r"[a-c]|[^a-c]+"), "isolated")
+    lm = make_lm(tokenizer, LENGTH)
+    report = evaluate_likelihood(lm, cut(lm.tokenizer, ["abxyzc", "yz"], "pack"), draws=4)
+    assert report.unknown_tokens == 2
+
+
+@pytest.mark.parametrize("times", [1, 60])  # sequences are resampled, and documents
+@pytest.mark.filterwarnings("error")
+def test_a_token_that_is_never_predicted_makes_every_number_infinite_and_is_named(make_lm: MakeLM, times: int) -> None:
+    tokenizer = build_tokenizer(Characters(), lambda: ["abc"])
+    tokenizer.add_special_tokens({"mask_token": "b"})
+    lm = make_lm(tokenizer, LENGTH)
+    report = evaluate_likelihood(lm, cut(lm.tokenizer, ["aabbc", "ac"] * times, "pack"), draws=4)
+    assert report.impossible_tokens == {"b": 2 * times}
+    assert report.nats_per_token == report.monte_carlo_se == report.sampling_se == math.inf
+    assert report.nats_per_token_ci95 == report.bits_per_byte_ci95 == report.perplexity_bound_ci95 == (math.inf,) * 2
 
 
 def test_some_rows_alone(tiny_lm: DiffusionLM) -> None:

@@ -240,6 +240,43 @@ def test_sizes_that_make_no_model_are_refused(refused: Refused, architecture: st
         build(architecture, {**SMALL, **{names.get(key, key): value for key, value in sizes.items()}})
 
 
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        ("qwen3", ["hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"]),
+        ("bert", ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]),
+        ("gpt2", ["n_embd", "n_layer", "n_head", "n_inner"]),
+    ],
+)
+def test_sizes_are_above_zero(refused: Refused, architecture: str, names: list[str]) -> None:
+    for name in names:
+        for value in (0, -2):
+            with refused(ConfigError, f"model.sizes.{name} of {architecture} must be above zero, got {value}"):
+                build(architecture, {**SIZES[architecture], name: value})
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama", "eurobert"])
+@pytest.mark.parametrize(("heads", "key_heads"), [(3, 2), (2, 3), (2, 4)])
+def test_heads_share_keys_and_values_evenly(refused: Refused, architecture: str, heads: int, key_heads: int) -> None:
+    sizes = {**GROUPED, "hidden_size": 96, "num_attention_heads": heads, "num_key_value_heads": key_heads}
+    with refused(
+        ConfigError, "num_attention_heads must be a multiple of num_key_value_heads", f"{heads}", f"{key_heads}"
+    ):
+        build(architecture, sizes)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bert", "modernbert", "gpt2"])
+def test_heads_share_the_width_evenly(refused: Refused, architecture: str) -> None:
+    name = "n_head" if architecture == "gpt2" else "num_attention_heads"
+    sizes = {key: value for key, value in SIZES[architecture].items() if key not in ("head_dim", "num_key_value_heads")}
+    with refused(ConfigError, "model.sizes", "32", "3"):
+        build(architecture, {**sizes, name: 3})
+
+
+def test_a_head_with_a_width_of_its_own_need_not_share_one() -> None:
+    Backbone(build("qwen3", {**GROUPED, "num_attention_heads": 6}), SPECIAL["pad_token_id"])  # 6 heads of 16, width 32
+
+
 def test_an_unknown_attention_is_refused(refused: Refused) -> None:
     with refused(ConfigError, "llama"):
         build("llama", attention="lightning")

@@ -212,6 +212,48 @@ def test_a_broken_byte_leaves_the_characters_beside_it_whole(unigram: bool) -> N
         assert "".join(pieces(tokenizer, ids)) == decode(tokenizer, ids)
 
 
+@pytest.mark.parametrize("special_bytes", [False, True])
+@pytest.mark.parametrize("unigram", [False, True])
+def test_bytes_of_rare_characters_are_text_even_where_their_tokens_are_special(
+    unigram: bool, special_bytes: bool, tmp_path: Path
+) -> None:
+    like_llama(unigram=unigram, special_bytes=special_bytes).save_pretrained(tmp_path)
+    plain, tokenizer = AutoTokenizer.from_pretrained(tmp_path), build_tokenizer(Pretrained(str(tmp_path)), lambda: ())
+    for text in ("\u4e2d\u6587\U0001f600 \u4e2d\u6587\n", "\u00e9", "you, a\t\U0001f600!", "\x00\x7f"):
+        (ids,) = encode(tokenizer, [text])
+        assert ids == plain(text, add_special_tokens=False)["input_ids"]
+        assert decode(tokenizer, ids) == text
+    byte_tokens = {tokenizer.get_vocab()[f"<0x{byte:02X}>"] for byte in range(256)}
+    assert byte_tokens.isdisjoint(forbidden_ids(tokenizer, len(tokenizer)))
+    assert {tokenizer.bos_token_id, tokenizer.mask_token_id} <= set(forbidden_ids(tokenizer, len(tokenizer)))
+
+
+@pytest.mark.parametrize("special_bytes", [False, True])
+@pytest.mark.parametrize("unigram", [False, True])
+def test_the_name_of_a_byte_written_in_a_text_is_six_characters(unigram: bool, special_bytes: bool) -> None:
+    tokenizer = like_llama(unigram=unigram, special_bytes=special_bytes)
+    for text in ("<0x41>", "a<0x41>b <0xE4> <s>\u4e2d<0xE4></s>", "\u4e2d<0x0A>"):
+        (ids,) = encode(tokenizer, [text])
+        assert decode(tokenizer, ids) == text
+        assert {tokenizer.bos_token_id, tokenizer.eos_token_id}.isdisjoint(ids)
+
+
+def test_a_byte_token_named_as_the_mask_is_in_no_text(tmp_path: Path) -> None:
+    like_llama(special_bytes=True).save_pretrained(tmp_path)
+    tokenizer = build_tokenizer(Pretrained(str(tmp_path), "<0x00>"), lambda: ())
+    mask_id = special_ids(tokenizer).mask
+    assert mask_id in forbidden_ids(tokenizer, len(tokenizer))
+    assert mask_id not in encode(tokenizer, ["a\x00b<0x00>"])[0]
+
+
+def test_another_way_to_encode_is_another_fingerprint(
+    byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fingerprint(byte_tokenizer)
+    monkeypatch.setattr("dlm.model.tokenizer.ENCODING", "another")
+    assert fingerprint(byte_tokenizer) != before  # or a cache would keep the tokens of before
+
+
 # Those of others
 
 

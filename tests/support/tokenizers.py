@@ -52,8 +52,11 @@ def like_roberta() -> PreTrainedTokenizerFast:
     )
 
 
-def like_llama(*, unigram: bool = False) -> PreTrainedTokenizerFast:
-    """SentencePiece with bytes for rare characters, by merges or as a unigram: <s> stands before a text."""
+def like_llama(*, unigram: bool = False, special_bytes: bool = False) -> PreTrainedTokenizerFast:
+    """SentencePiece with bytes for rare characters, by merges or as a unigram: <s> stands before a text.
+
+    Some conversions register the tokens of the bytes as special (`special_bytes`).
+    """
     pieces = [SENTENCEPIECE, *"abcdefghijklmnopqrstuvwxyz.,'", f"{SENTENCEPIECE}y", "ou", f"{SENTENCEPIECE}you"]
     names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
     if unigram:
@@ -71,4 +74,6 @@ def like_llama(*, unigram: bool = False) -> PreTrainedTokenizerFast:
             [decoders.Replace(SENTENCEPIECE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    if special_bytes:
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[3:259]])
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
