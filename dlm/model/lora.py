@@ -120,12 +120,14 @@ def load_merged(
             f"{path} holds adapters, which need the package peft: pip install 'dlm[lora]', or pip install peft"
         ) from error
     try:
-        base = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
+        written = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))
+        base, fresh = written["base_model_name_or_path"], _fresh_ids(written)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
     try:
         model = load_model(base, attention, held=held)
-        init_new_token_rows(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
+        new_ids(tokenizer, base)  # refuses the tokenizer of another model
+        init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error
     try:
@@ -133,3 +135,13 @@ def load_merged(
     except Exception as error:  # peft, safetensors and torch raise different types
         raise CheckpointError(f"the adapters in {path} cannot be read: {one_line(error)}") from error
     return cast(PreTrainedModel, merged.eval())
+
+
+def _fresh_ids(written: Mapping[str, Any]) -> list[int]:
+    """The ids whose rows were new to the model, which are those that the adapters train.
+
+    A token can be new to the tokenizer alone, such as a mask whose row the model has already.
+    """
+    named = written.get("trainable_token_indices") or []
+    rows = named.values() if isinstance(named, dict) else [named]
+    return sorted({int(id_) for ids in rows for id_ in ids})

@@ -237,7 +237,8 @@ def run_model(
     if checkpoint is None or lora:
         check_goes_on(config, source)
         named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
-        fresh = [id_ for id_ in new_ids(tokenizer, source) if not (named and id_ == ids.mask)]
+        trained = {ids.mask} if named and ids.mask < model.config.vocab_size else set()  # a mask the model knew
+        fresh = [id_ for id_ in new_ids(tokenizer, source) if id_ not in trained]
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):
