@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.errors import DataError
 from dlm.lm.canvas import Canvas, lay_out
 from dlm.model.checkpoint import Sidecar
-from dlm.model.text import encode, encode_chat
+from dlm.model.text import ChatTemplate, encode, encode_chat
 from dlm.model.tokenizer import Affixes, special_ids
 from dlm.template import Template
 
@@ -31,9 +31,12 @@ class Layout:
     @property
     def first_id(self) -> int | None:
         """The id that the network reads before every row: a family's own, or for a shift the end of the text before."""
-        if self.sidecar.family is not None:
-            return self.sidecar.family.first_id(self.tokenizer)
-        return special_ids(self.tokenizer).end if self.sidecar.formulation.shift else None
+        return self.chat_template.first_id
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """How chats are written."""
+        return ChatTemplate.of(self.tokenizer, self.sidecar.family, shift=self.sidecar.formulation.shift)
 
     def canvas(self, prompt: Prompt, length: int | None = None) -> Canvas:
         """A prompt as the model sees it, and the masks that it writes into.
@@ -124,11 +127,7 @@ class Layout:
         if prompt is None or isinstance(prompt, str):
             given, affixes, what = encode(self.tokenizer, [prompt or ""])[0], self.sidecar.affixes, "prompt"
         else:
-            family = self.sidecar.family
-            given, affixes = encode_chat(self.tokenizer, prompt, family.chat if family else None), Affixes()
-            what = "chat"
-            if given[:1] == [self.first_id]:  # the template writes what the network reads before every row
-                given = given[1:]
+            given, affixes, what = encode_chat(self.tokenizer, prompt, self.chat_template), Affixes(), "chat"
         if self._room(given, affixes) < 1:
             raise DataError(
                 f"the {what} takes {len(given) + len(affixes)} tokens and the context of this model is "

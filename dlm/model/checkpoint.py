@@ -60,9 +60,11 @@ class Sidecar:
     family: Family | None = None
 
     @classmethod
-    def of_run(cls, config: Config, mask_id: int, step: int, affixes: Affixes | None = None) -> "Sidecar":
+    def of_run(
+        cls, config: Config, mask_id: int, step: int, affixes: Affixes | None = None, family: Family | None = None
+    ) -> "Sidecar":
         """What a run says beside a checkpoint of its own."""
-        return cls(config.formulation, config.data.length, mask_id, step, config, affixes or Affixes())
+        return cls(config.formulation, config.data.length, mask_id, step, config, affixes or Affixes(), family)
 
     def dump(self) -> str:
         """The file's text."""

@@ -28,26 +28,23 @@ from dlm.model.attention import attention_annealing_mask, document_attention_mas
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
-from dlm.model.time_embedding import build_time_embedding
-from dlm.model.tokenizer import special_ids, vocabulary_of
+from dlm.model.tokenizer import first_id, special_ids, vocabulary_of
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
 from dlm.train.scaling import LEAST, LossScale, scaled
 from dlm.train.setup import (
-    affixes_before,
     check_agreement,
     checkpoint_gradients,
     first_of_machine_first,
     join,
     micro_batches,
-    run_model,
     run_precision,
-    tokenizer_of,
     where,
 )
 from dlm.train.sharding import full_tensor, reshard
+from dlm.train.start import origin_of, other_choices, run_model, run_time_embedding, tokenizer_of
 from dlm.train.state import TrainingState
 from dlm.train.trackers import start_trackers
 
@@ -96,21 +93,23 @@ class Trainer:
         self.precision = run_precision(self.config)
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
-            spec = tokenizer_of(self.config, at[0] if at else None)
+            checkpoint = at[0] if at else None
+            spec, origin = tokenizer_of(self.config, checkpoint), origin_of(self.config, checkpoint)
             team = self.accelerator.process_index, self.accelerator.num_processes
-            data = read_run_data(self.config, spec, *team, affixes_before(self.config, at[0] if at else None))
+            before = (origin.affixes, origin.family) if origin else (None, None)
+            data = read_run_data(self.config, spec, *team, *before)
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
         self.affixes, self.learned, self.losses = data.affixes, data.learned, data.losses
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
         self.progress = replace(self.progress, validation_checksum=self.validation.tokens.checksum)
-        for change in run.changes:
-            self.reporter.note(change)
-        ids = special_ids(self.tokenizer)
+        ids, family = special_ids(self.tokenizer), origin.family if origin else None
 
         formulation = self.config.formulation
-        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
-        time_embedding = build_time_embedding(model, self.config.seed) if formulation.timed else None
+        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, checkpoint, origin)
+        time_embedding = run_time_embedding(self.config, model, origin)
+        for change in run.changes if at or origin is None else other_choices(self.config, origin):
+            self.reporter.note(change)
         self.backbone = Backbone(model, ids.pad, time_embedding)
         if self.config.data.attend == "document":
             self.backbone.check_masks(self.config.data.length)
@@ -120,8 +119,10 @@ class Trainer:
             self.backbone.compile_layers()
         optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
-        self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
-        self._first_id = ids.end if formulation.shift else None  # a shift reads the end of the text before
+        ends = family.end_ids(self.tokenizer) if family else []
+        self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary, allowed=ends))
+        self._first_id = first_id(self.tokenizer, family, shift=formulation.shift)
+        self._sidecar = Sidecar.of_run(self.config, ids.mask, 0, self.affixes, family)
         self._pad_id = ids.pad
         # Set here, because Accelerate sets it only where weights are not sharded.
         network = in_precision(self.network, self.precision)
@@ -334,13 +335,15 @@ class Trainer:
         return DiffusionLM(
             self.backbone.model,
             self.tokenizer,
-            sidecar=self._sidecar(),
+            sidecar=self.sidecar,
             precision=self.precision,
             backbone=self.backbone,
         )
 
-    def _sidecar(self) -> Sidecar:
-        return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step, self.affixes)
+    @property
+    def sidecar(self) -> Sidecar:
+        """What `dlm.yaml` says beside the present model."""
+        return replace(self._sidecar, step=self.progress.step)
 
     def _save(self) -> None:
         if self.config.data.streaming:  # each process has its own position in its share of the stream
@@ -348,7 +351,7 @@ class Trainer:
         main = self.accelerator.is_main_process
         snapshot = self._state.snapshot(keep=main)
         if main:
-            fill = partial(snapshot.write, tokenizer=self.tokenizer, sidecar=self._sidecar())
+            fill = partial(snapshot.write, tokenizer=self.tokenizer, sidecar=self.sidecar)
             folder = self.run.save(self.progress, fill)
             self.reporter.saved(self.progress.step, folder)
         self.accelerator.wait_for_everyone()

@@ -100,7 +100,7 @@ def test_a_mask_named_by_its_id_is_read_as_it_was_trained(more_rows: int, tmp_pa
     mask = len(spell)
     torch.manual_seed(0)
     sizes = {**pretrained.SIZES, "num_key_value_heads": 2, "initializer_range": 0.5}
-    base = LlamaForCausalLM(LlamaConfig(vocab_size=mask + more_rows, **sizes))
+    base: Any = LlamaForCausalLM(LlamaConfig(vocab_size=mask + more_rows, **sizes))
     base.save_pretrained(tmp_path / "base")
     spell.save_pretrained(tmp_path / "base")
     named = {"name": "pretrained", "path": str(tmp_path / "base"), "mask_token": mask}
