@@ -15,7 +15,7 @@ from dlm.model.attention import attention_implementation
 from dlm.model.checkpoint import read_sidecar
 from dlm.model.loading import build_model, load_model
 from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resolve
-from dlm.model.lora import add_adapter, restore_adapter
+from dlm.model.lora import add_adapter, check_base, restore_adapter
 from dlm.model.public import Family, find
 from dlm.model.time_embedding import TimeEmbedding, build_time_embedding, load_time_embedding
 from dlm.model.tokenizer import Affixes, first_id, new_ids, special_ids
@@ -35,12 +35,14 @@ class Origin:
         formulation: What it was trained with; None for a model that was not trained by diffusion.
         affixes: The special tokens that it has had around every text; None where that is not written down.
         family: The family of published models that it is one of.
+        base_checksum: Of adapters: the checksum of the model that they belong to, where one is known.
     """
 
     path: str
     formulation: Formulation | None = None
     affixes: Affixes | None = None
     family: Family | None = None
+    base_checksum: str | None = None
 
 
 def origin_of(config: Config, checkpoint: Path | None) -> Origin | None:
@@ -60,7 +62,7 @@ def origin_of(config: Config, checkpoint: Path | None) -> Origin | None:
         return None
     path = str(checkpoint) if checkpoint else starting_point(str(config.model.path))
     if sidecar := read_sidecar(path):
-        return Origin(path, sidecar.formulation, sidecar.affixes, sidecar.family)
+        return Origin(path, sidecar.formulation, sidecar.affixes, sidecar.family, sidecar.base_checksum)
     if family := find(path):
         return Origin(path, family.formulation, Affixes(), family)
     return Origin(path)
@@ -174,6 +176,24 @@ def run_model(
     if checkpoint is not None:
         restore_adapter(checkpoint, adapter)
     return model, adapter
+
+
+def base_checksum(config: Config, origin: Origin | None) -> str | None:
+    """The checksum of the model that a run's adapters belong to.
+
+    Args:
+        config: The run's configuration.
+        origin: Where it starts or goes on from.
+
+    Returns:
+        The checksum; None of a run without adapters, and of a model on the Hub.
+
+    Raises:
+        CheckpointError: A resumed run was begun with other weights.
+    """
+    if config.model.lora is None or config.model.path is None or origin is None:
+        return None
+    return check_base(origin.path, starting_point(config.model.path), origin.base_checksum)
 
 
 def run_time_embedding(config: Config, model: PreTrainedModel, origin: Origin | None) -> TimeEmbedding | None:

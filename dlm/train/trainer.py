@@ -44,7 +44,7 @@ from dlm.train.setup import (
     where,
 )
 from dlm.train.sharding import full_tensor, reshard
-from dlm.train.start import origin_of, other_choices, run_model, run_time_embedding, tokenizer_of
+from dlm.train.start import base_checksum, origin_of, other_choices, run_model, run_time_embedding, tokenizer_of
 from dlm.train.state import TrainingState
 from dlm.train.trackers import start_trackers
 
@@ -122,7 +122,8 @@ class Trainer:
         ends = family.end_ids(self.tokenizer) if family else []
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary, allowed=ends))
         self._first_id = first_id(self.tokenizer, family, shift=formulation.shift)
-        self._sidecar = Sidecar.of_run(self.config, ids.mask, 0, self.affixes, family)
+        known = Sidecar.of_run(self.config, ids.mask, 0, self.affixes, family)
+        self._sidecar = replace(known, base_checksum=base_checksum(self.config, origin))
         self._pad_id = ids.pad
         # Set here, because Accelerate sets it only where weights are not sharded.
         network = in_precision(self.network, self.precision)

@@ -1,7 +1,10 @@
 """Adapters learn and nothing else does; what they learned is a small file, and merges into a plain model."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +156,24 @@ def test_adapters_whose_model_is_gone_are_one_line(refused: Refused, tmp_path: P
     model.rename(tmp_path / "elsewhere")
     with refused(CheckpointError, "adapters", str(model)):
         DiffusionLM.from_pretrained(run)
+
+
+def test_adapters_of_a_model_that_was_trained_again_are_refused(refused: Refused, tmp_path: Path) -> None:
+    """Also where they go on; those that know no checksum, as earlier ones do, load."""
+    keys = {"steps": 2, "save_every": 1, "validate_every": 2, "validate_sequences": 4}
+    plain = describe(tmp_path, pretrained.save("decoder", tmp_path / "model"), model={"shift": True}, train=keys)
+    base = train(tmp_path / "base", plain)
+    run = cut_after(tmp_path / "run", with_lora(tmp_path, base, train=keys), 1)
+    assert DiffusionLM.from_pretrained(run).sidecar.base_checksum is None  # merged, it needs no other model
+    shutil.rmtree(base)
+    train(base, plain)
+    before = DiffusionLM.from_pretrained(run).nelbo("the cat sat")  # the same weights again
+    shutil.rmtree(base)
+    train(base, replace(plain, seed=7))
+    with refused(CheckpointError, "adapters of", str(base.resolve()), "have changed since"):
+        DiffusionLM.from_pretrained(run)
+    with refused(CheckpointError, "adapters of", str(base), "have changed since"):
+        resume(run)
+    for sidecar in run.glob("checkpoints/step-*/dlm.yaml"):
+        sidecar.write_text(re.sub("base_checksum: .*\n", "", sidecar.read_text()))
+    assert DiffusionLM.from_pretrained(run).nelbo("the cat sat") != before
