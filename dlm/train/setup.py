@@ -17,6 +17,7 @@ from dlm.config import Config
 from dlm.data.run_data import RunData
 from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
+from dlm.model.backbone import Backbone
 from dlm.model.precision import Precision, fastest_precision
 from dlm.model.tokenizer import fingerprint
 from dlm.train.run import Progress
@@ -118,6 +119,24 @@ def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
     mine = range(rank * total // world, (rank + 1) * total // world)
     size = config.train.micro_batch_size or len(mine)
     return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+
+def fit_out(backbone: Backbone, config: Config) -> None:
+    """Gives a network what a run asks of it: masks of documents, gradient checkpointing, compiled layers.
+
+    Args:
+        backbone: Changed in place.
+        config: The run's configuration.
+
+    Raises:
+        ConfigError: It does not support one of them.
+    """
+    if config.data.attend == "document":
+        backbone.check_masks(config.data.length)
+    if config.train.gradient_checkpointing:
+        checkpoint_gradients(backbone.model)
+    if config.train.compile:
+        backbone.compile_layers()
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
