@@ -82,7 +82,7 @@ def evaluate(
     if max_documents:
         documents = documents.first(max_documents)
     packing = lm.config.data.packing if lm.config else "pack"
-    sequences = corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes)
+    sequences = corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
     report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:

@@ -9,7 +9,7 @@ from dlm.data.batches import Sequences
 from dlm.data.documents import Documents
 from dlm.data.tokens import Tokens
 from dlm.errors import ConfigError
-from dlm.model.text import encode
+from dlm.model.text import ChatTemplate, encode
 from dlm.model.tokenizer import Affixes, fingerprint, special_ids
 
 
@@ -19,6 +19,7 @@ def corpus(
     length: int,
     packing: Literal["pack", "pad"],
     affixes: Affixes | None = None,
+    template: ChatTemplate | None = None,
 ) -> Sequences:
     """Tokenises documents, or finds them tokenised in the cache, and cuts them into sequences.
 
@@ -28,6 +29,7 @@ def corpus(
         length: Tokens a sequence.
         packing: As `data.packing` in the configuration.
         affixes: The special tokens around every row; a chat has those alone that its template writes.
+        template: How the model uses the tokenizer's chat template; by default as it is.
 
     Returns:
         The sequences.
@@ -35,14 +37,16 @@ def corpus(
     Raises:
         ConfigError: The special tokens leave no room for text.
     """
-    ids, documents = special_ids(tokenizer), documents.writable(tokenizer)
+    ids, documents, template = special_ids(tokenizer), documents.writable(tokenizer), template or ChatTemplate()
+    prompts = documents.prompt_encoder(tokenizer, template)
+    written = "" if prompts is None or template == ChatTemplate() else repr(template)
     tokens = Tokens.of(
         documents.rows,
         partial(encode, tokenizer),
         ids.end,
         len(tokenizer),
-        fingerprint(tokenizer),
-        documents.prompt_encoder(tokenizer),
+        fingerprint(tokenizer) + written,
+        prompts,
     )
     around = affixes if affixes and documents.has_affixes else Affixes()
     if len(around) >= length:

@@ -18,7 +18,7 @@ from dlm.data.derived import filtered, mapped
 from dlm.data.formats import FORMATS, check_columns
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
-from dlm.model.text import encode, encode_chat
+from dlm.model.text import ChatTemplate, encode, encode_chat
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ class Documents(ABC):
         """The documents in the wanted columns, which are there, and hold text unless they hold chats."""
 
     @abstractmethod
-    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts | None:
+    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> EncodePrompts | None:
         """How what stands before each response is encoded.
 
         Args:
             tokenizer: The model's.
+            template: How the model uses the tokenizer's chat template.
 
         Returns:
             A function of columns of `rows`; None where documents have no prompts. The ids that it gives are seen,
@@ -150,7 +151,7 @@ class Plain(Documents):
         return cls(_renamed(table, {wanted["field"][0]: "text"}))
 
     @override
-    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> None:
         return None
 
 
@@ -173,7 +174,7 @@ class Pairs(Documents):
         return cls(_renamed(table, {prompts[0]: "prompt", response: "text"}))
 
     @override
-    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
+    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> EncodePrompts:
         return lambda batch: encode(tokenizer, [prompt or "" for prompt in batch["prompt"]])
 
 
@@ -220,10 +221,10 @@ class Chats(Documents):
         return replace(kept, rows=learned, empty=empty, skipped=kept._skipping(bad["row"], bad["wrong"]))
 
     @override
-    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase) -> EncodePrompts:
+    def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> EncodePrompts:
         def written(before: str, row: int) -> list[int]:
             try:
-                return encode_chat(tokenizer, json.loads(before or "[]"))
+                return encode_chat(tokenizer, json.loads(before or "[]"), template)
             except DataError as error:
                 if not tokenizer.chat_template:
                     raise  # it is the tokenizer that is wrong, not the row

@@ -14,7 +14,8 @@ from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
 from dlm.errors import ConfigError, DataError
-from dlm.model.text import encode
+from dlm.model.public import Family
+from dlm.model.text import ChatTemplate, encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
 
@@ -47,7 +48,12 @@ class RunData:
 
 
 def read_run_data(
-    config: Config, spec: Tokenizer, process: int = 0, processes: int = 1, affixes: Affixes | None = None
+    config: Config,
+    spec: Tokenizer,
+    process: int = 0,
+    processes: int = 1,
+    affixes: Affixes | None = None,
+    family: Family | None = None,
 ) -> RunData:
     """Reads, or opens, what a run trains on, and reads what it validates on.
 
@@ -57,6 +63,7 @@ def read_run_data(
         process: Which process this is; it has a share of a stream to itself.
         processes: How many there are.
         affixes: The special tokens that the run's model has around every text; None for those of the tokenizer.
+        family: The family of published models that the run's model is one of.
 
     Returns:
         All of it.
@@ -94,8 +101,9 @@ def read_run_data(
     splits = read_splits(data)
     tokenizer = build_tokenizer(spec, splits.train.texts)
     around = affixes_of(tokenizer) if affixes is None else affixes
+    template = ChatTemplate.of(tokenizer, family, shift=config.model.shift)
     training, validation = (
-        corpus(tokenizer, documents, data.length, data.packing, around)
+        corpus(tokenizer, documents, data.length, data.packing, around, template)
         for documents in (splits.train, splits.validation)
     )
     _check_apart(config, tokenizer, validation)

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError
 from dlm.lm.canvas import Canvas, lay_out
 from dlm.model.checkpoint import Sidecar
-from dlm.model.text import encode, encode_chat
+from dlm.model.text import ChatTemplate, encode, encode_chat
 from dlm.model.tokenizer import Affixes, special_ids
 from dlm.template import Template
 
@@ -17,13 +16,13 @@ Prompt = str | Sequence[Mapping[str, str]] | None
 """A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: Mapping[str, Any] | None = None) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: ChatTemplate | None = None) -> list[int]:
     """The ids of a prompt, without special tokens around it but for those that a chat template writes.
 
     Args:
         tokenizer: The model's.
         prompt: A text, a chat, or nothing.
-        told: What else the chat template is told.
+        template: How the model uses the chat template.
 
     Returns:
         The ids; none for nothing.
@@ -33,7 +32,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, told: Mapping
     """
     if prompt is None or isinstance(prompt, str):
         return encode(tokenizer, [prompt or ""])[0]
-    return encode_chat(tokenizer, prompt, told)
+    return encode_chat(tokenizer, prompt, template)
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,12 @@ class Layout:
     @property
     def first_id(self) -> int | None:
         """The id that the network reads before every row: a family's own, or for a shift the end of the text before."""
-        if self.sidecar.family is not None:
-            return self.sidecar.family.first_id(self.tokenizer)
-        return special_ids(self.tokenizer).end if self.sidecar.formulation.shift else None
+        return self.chat_template.first_id
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """How chats are written."""
+        return ChatTemplate.of(self.tokenizer, self.sidecar.family, shift=self.sidecar.formulation.shift)
 
     def canvas(self, prompt: Prompt, length: int | None = None) -> Canvas:
         """A prompt as the model sees it, and the masks that it writes into.
@@ -141,13 +143,10 @@ class Layout:
 
     def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
         """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""
-        family = self.sidecar.family
-        given = prompt_ids(self.tokenizer, prompt, family.chat if family else None)
+        given = prompt_ids(self.tokenizer, prompt, self.chat_template)
         affixes, what = self.sidecar.affixes, "prompt"
         if not (prompt is None or isinstance(prompt, str)):
             affixes, what = Affixes(), "chat"
-            if given[:1] == [self.first_id]:  # the template writes what the network reads before every row
-                given = given[1:]
         if self._room(given, affixes) < 1:
             raise DataError(
                 f"the {what} takes {len(given) + len(affixes)} tokens and the context of this model is "

@@ -1,6 +1,6 @@
 """Loads a model with its tokenizer and all that it was trained with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -69,7 +69,11 @@ def load(model: str | Path, held: Held, attention: str, mask_token: str | int | 
             f"{ids.mask}: leave it out"
         )
     how = attention_implementation(attention, held.device, sidecar.context if sidecar else 512)
-    network = load_merged(path, tokenizer, how, held) if is_adapter(path) else load_model(path, how, held=held)
+    if is_adapter(path):
+        network = load_merged(path, tokenizer, how, held, sidecar.base_checksum if sidecar else None)
+        sidecar = replace(sidecar, base_checksum=None) if sidecar else None  # merged, it belongs to no other model
+    else:
+        network = load_model(path, how, held=held)
     size = int(network.config.vocab_size)
     if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
         init_new_token_rows(network, [ids.pad], ids.pad + 1)

@@ -49,6 +49,7 @@ class Sidecar:
         config: The run's resolved configuration.
         affixes: The special tokens that stand around every text.
         family: The family of published models that it is one of.
+        base_checksum: For adapters: the `weights_checksum` of the model that they belong to, where one is known.
     """
 
     formulation: Formulation
@@ -58,11 +59,14 @@ class Sidecar:
     config: Config | None = None
     affixes: Affixes = field(default_factory=Affixes)
     family: Family | None = None
+    base_checksum: str | None = None
 
     @classmethod
-    def of_run(cls, config: Config, mask_id: int, step: int, affixes: Affixes | None = None) -> "Sidecar":
+    def of_run(
+        cls, config: Config, mask_id: int, step: int, affixes: Affixes | None = None, family: Family | None = None
+    ) -> "Sidecar":
         """What a run says beside a checkpoint of its own."""
-        return cls(config.formulation, config.data.length, mask_id, step, config, affixes or Affixes())
+        return cls(config.formulation, config.data.length, mask_id, step, config, affixes or Affixes(), family)
 
     def dump(self) -> str:
         """The file's text."""
@@ -77,6 +81,8 @@ class Sidecar:
             tree["affixes"] = {"prefix": [*self.affixes.prefix], "suffix": [*self.affixes.suffix]}
         if self.family is not None:
             tree["family"] = self.family.name
+        if self.base_checksum is not None:
+            tree["base_checksum"] = self.base_checksum
         if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         if self.config is not None:
@@ -104,7 +110,8 @@ class Sidecar:
         named = tree.get("affixes", {"prefix": (), "suffix": ()})
         affixes = Affixes(*(tuple(map(int, named[side])) for side in ("prefix", "suffix")))
         family = by_name(tree["family"]) if "family" in tree else None
-        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes, family)
+        base = tree.get("base_checksum")
+        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes, family, base)
 
 
 def read_sidecar(path: str) -> Sidecar | None:

@@ -15,7 +15,7 @@ from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.adapt import init_new_token_rows
 from dlm.model.loading import load_model
 from dlm.model.locate import ADAPTER
-from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors
+from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors, weights_checksum
 from dlm.model.tokenizer import new_ids
 from dlm.model.weights import Held
 
@@ -91,7 +91,11 @@ def restore_adapter(folder: Path, adapter: "PeftModel") -> None:
 
 
 def load_merged(
-    path: str, tokenizer: PreTrainedTokenizerBase, attention: str, held: Held | None = None
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    attention: str,
+    held: Held | None = None,
+    base_checksum: str | None = None,
 ) -> PreTrainedModel:
     """Loads adapters and the model that they belong to, as one plain model.
 
@@ -100,12 +104,14 @@ def load_merged(
         tokenizer: The tokenizer in the same folder.
         attention: As in `attention_implementation`.
         held: What its weights are held in, and where; by default float32 on the CPU.
+        base_checksum: The checksum of the model that they were trained with, where one is known.
 
     Returns:
         The model, with the adapters merged into its weights.
 
     Raises:
-        CheckpointError: The base model is missing, the adapters are damaged, or `peft` is not installed.
+        CheckpointError: The base model is missing or another than it was, the adapters are damaged, or `peft` is not
+            installed.
         ConfigError: The weights are to be quantised, which merging would round once more.
     """
     if held is not None and held.load is not None:
@@ -120,16 +126,52 @@ def load_merged(
             f"{path} holds adapters, which need the package peft: pip install 'dlm[lora]', or pip install peft"
         ) from error
     try:
-        base = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
+        written = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))
+        base, fresh = written["base_model_name_or_path"], _fresh_ids(written)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
     try:
         model = load_model(base, attention, held=held)
-        init_new_token_rows(model, new_ids(tokenizer, base), max(tokenizer.get_vocab().values()) + 1)
+        new_ids(tokenizer, base)  # refuses the tokenizer of another model
+        init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error
+    check_base(path, base, base_checksum)
     try:
         merged = PeftModel.from_pretrained(model, path).merge_and_unload()
     except Exception as error:  # peft, safetensors and torch raise different types
         raise CheckpointError(f"the adapters in {path} cannot be read: {one_line(error)}") from error
     return cast(PreTrainedModel, merged.eval())
+
+
+def check_base(path: str, base: str, checksum: str | None) -> str | None:
+    """Refuses adapters whose model has other weights than they were trained with.
+
+    Args:
+        path: The adapters, for the message.
+        base: The folder or Hub name of the model.
+        checksum: What `weights_checksum` gave when they were trained; None where it is not known.
+
+    Returns:
+        What it gives now.
+
+    Raises:
+        CheckpointError: It is another, or the weights cannot be read.
+    """
+    found = weights_checksum(base)
+    if None not in (found, checksum) and found != checksum:
+        raise CheckpointError(
+            f"{path} holds adapters of {base}, whose weights have changed since: put the old ones back there, or train "
+            "the adapters again"
+        )
+    return found
+
+
+def _fresh_ids(written: Mapping[str, Any]) -> list[int]:
+    """The ids whose rows were new to the model, which are those that the adapters train.
+
+    A token can be new to the tokenizer alone, such as a mask whose row the model has already.
+    """
+    named = written.get("trainable_token_indices") or []
+    rows = named.values() if isinstance(named, dict) else [named]
+    return sorted({int(id_) for ids in rows for id_ in ids})

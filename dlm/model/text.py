@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -10,7 +11,26 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError, one_line
-from dlm.model.tokenizer import all_special_ids, byte_ids, is_byte
+from dlm.model.public import Family
+from dlm.model.tokenizer import all_special_ids, byte_ids, first_id, is_byte
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """How a model uses the chat template of its tokenizer, in training as in sampling.
+
+    Attributes:
+        told: What the template is told besides the messages, such as `enable_thinking`.
+        first_id: What the network reads before every row by itself; left out where the template writes it first.
+    """
+
+    told: Mapping[str, Any] = field(default_factory=dict)
+    first_id: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, family: Family | None, *, shift: bool) -> "ChatTemplate":
+        """The use that suits a model; see `first_id`."""
+        return cls(family.chat if family else {}, first_id(tokenizer, family, shift=shift))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
@@ -52,14 +72,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], told: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: ChatTemplate | None = None
 ) -> list[int]:
     """The ids of a chat in the tokenizer's own template, up to the beginning of the assistant's next message.
 
     Args:
         tokenizer: A tokenizer with a chat template.
         messages: `{role, content}`; the last one is not the assistant's.
-        told: What else the template is told, such as `enable_thinking`.
+        template: How the model uses the template; by default as it is.
 
     Returns:
         Ids, including the template's special tokens.
@@ -68,6 +88,7 @@ def encode_chat(
         DataError: The tokenizer has no template, or the template refuses these messages, or one holds half of a
             character.
     """
+    template = template or ChatTemplate()
     if not tokenizer.chat_template:
         raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
     for message in messages:
@@ -78,11 +99,11 @@ def encode_chat(
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
-            **(told or {}),
+            **template.told,
         )
     except Exception as error:  # a template is a program that may raise any type
         raise DataError(f"the chat template refuses these messages: {one_line(error)}") from error
-    return list(ids)
+    return list(ids[1:] if ids[:1] == [template.first_id] else ids)
 
 
 def _check_whole(text: object) -> None:

@@ -19,7 +19,7 @@ from dlm.diffusion.process import Vocabulary
 from dlm.distributed import process_state
 from dlm.errors import CheckpointError, ConfigError, DataError, one_line
 from dlm.model.locate import check_fetched
-from dlm.model.public import family_of, read_config
+from dlm.model.public import Family, family_of, read_config
 
 END, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unknown|>"
 
@@ -194,6 +194,22 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
         raise CheckpointError(f"the tokenizer needs different mask, padding and end-of-text tokens, it has {found}")
     unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
     return SpecialIds(found["mask"], found["padding"], found["end-of-text"], unknown)
+
+
+def first_id(tokenizer: PreTrainedTokenizerBase, family: Family | None, *, shift: bool) -> int | None:
+    """The id that a network reads before every row.
+
+    Args:
+        tokenizer: The model's.
+        family: The family of published models that it is one of.
+        shift: Whether its predictions are read one position earlier.
+
+    Returns:
+        The family's own; else for a shift the end of the text before; None for nothing.
+    """
+    if family is not None:
+        return family.first_id(tokenizer)
+    return special_ids(tokenizer).end if shift else None
 
 
 def all_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

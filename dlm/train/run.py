@@ -3,17 +3,19 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dlm.config import Config
+from dlm.config import Config, Pretrained
 from dlm.errors import CheckpointError, ConfigError, WriteError, unwritten
 from dlm.model.checkpoint import point, whole_folder
 from dlm.model.locate import CHECKPOINTS, follow
+from dlm.paths import expand
 from dlm.settings import dump_config, flatten, load_config
 from dlm.train.lock import RunLock, clear, is_lock, refusal, writer_of
 from dlm.train.optim import learning_rate_factor
@@ -108,7 +110,8 @@ class RunFolder:
             The folder.
 
         Raises:
-            ConfigError: The folder is not empty, and `overwrite` is not set or it holds something other than a run.
+            ConfigError: The folder is not empty, and `overwrite` is not set, it holds something other than a run, or
+                the new run starts from what is in it.
         """
 
         def check() -> None:
@@ -127,6 +130,7 @@ class RunFolder:
                 )
             if not (path / "config.yaml").exists():
                 raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
+            _check_needs_nothing_of(path, config)
 
         check()
         return cls(path, config, check, replaces=overwrite)
@@ -285,6 +289,27 @@ class RunFolder:
 def _is_taken(path: Path) -> bool:
     """Whether a folder is there and has anything in it but a lock."""
     return path.exists() and not all(is_lock(entry) for entry in path.iterdir())
+
+
+def _check_needs_nothing_of(path: Path, config: Config) -> None:
+    """Refuses to remove a run folder that holds what the new run reads."""
+    tokenizer = config.tokenizer.path if isinstance(config.tokenizer, Pretrained) else None
+    read = {"model.path": config.model.path, "tokenizer.path": tokenizer, "data.train.path": config.data.train.path}
+    if config.data.validation is not None:
+        read["data.validation.path"] = config.data.validation.path
+    for key, named in read.items():
+        if named is not None and any(place.is_relative_to(path.resolve()) for place in _places(named)):
+            raise ConfigError(
+                f"{key} {named} is in {path}, which --overwrite would remove before it is read: "
+                "choose another folder by --run-dir"
+            )
+
+
+def _places(named: str) -> Iterator[Path]:
+    """Where what a path or a glob names lies, and where it leads to if it is a link; nothing for what is not there."""
+    path = expand(named)
+    for found in [path] if path.exists() else map(Path, glob(str(path), recursive=True)):  # noqa: PTH207
+        yield from (found.parent.resolve() / found.name, found.resolve())
 
 
 def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:

@@ -4,11 +4,15 @@ torch's own scaler skips an optimizer whose gradients are not finite. Here the g
 optimizers and all processes at once, so that no step is taken by half of the parameters, sharded or not.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
+from dlm.errors import TrainingError
 
 PATIENCE = 2000
 """Steps without an overflow after which the scale is doubled, as in torch."""
@@ -45,6 +49,35 @@ class LossScale:
             The scale over that number, rounded up to a power of two.
         """
         return self.value / 2.0 ** (tokens - 1).bit_length()
+
+
+def rescaled(
+    scale: LossScale | None, norm: Tensor, step: int, last: Callable[[], Path | None]
+) -> tuple[LossScale | None, bool]:
+    """The scale of the next step's loss, and whether this step overflowed.
+
+    Args:
+        scale: The scale of this step's loss; None without scaling, where nothing is skipped.
+        norm: The norm of its gradients.
+        step: The step, for the message.
+        last: Gives the last good checkpoint, for the message.
+
+    Returns:
+        The next scale, and whether the step is to be skipped.
+
+    Raises:
+        TrainingError: The gradients overflow at every scale.
+    """
+    if scale is None:
+        return None, False
+    finite = math.isfinite(norm.item())  # a GPU is waited for: nothing may be changed by what overflowed
+    scale = scale.after(finite)
+    if scale.value < LEAST:
+        raise TrainingError(
+            f"the gradients overflow in fp16 at every scale of the loss, at step {step}; the last good checkpoint "
+            f"is {last() or 'none yet'}; train.precision fp32, or a lower optim.lr, may help"
+        )
+    return scale, not finite
 
 
 def scaled(network: Network, scale: Tensor) -> Network:

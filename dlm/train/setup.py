@@ -1,8 +1,7 @@
-"""What a run is made of before its first step: its processes, its tokenizer, its network."""
+"""What a run is made of before its first step: its processes and their shares, and that all read the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,27 +11,20 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from dlm.config import Config, Pretrained, Tokenizer
+from dlm.config import Config
 from dlm.data.run_data import RunData
 from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
-from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
-from dlm.model.attention import attention_implementation
-from dlm.model.checkpoint import read_sidecar
-from dlm.model.loading import build_model, load_model
-from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resolve
-from dlm.model.lora import add_adapter, restore_adapter
+from dlm.model.backbone import Backbone
 from dlm.model.precision import Precision, fastest_precision
-from dlm.model.public import find
-from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
-from dlm.paths import expand
+from dlm.model.tokenizer import fingerprint
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 TIMEOUT = timedelta(days=1)
 """How long the other processes wait for the first, which may have to download and tokenise a corpus."""
@@ -121,45 +113,6 @@ def where(accelerator: Accelerator) -> str:
     return kind if processes == 1 else f"{processes} x {kind}"
 
 
-def tokenizer_of(config: Config, checkpoint: Path | None) -> Tokenizer:
-    """Which tokenizer a run makes or loads; a resumed run loads that of its checkpoint, where it cannot have changed.
-
-    Args:
-        config: The run's configuration.
-        checkpoint: Where a resumed run goes on from.
-
-    Returns:
-        The tokenizer's configuration.
-
-    Raises:
-        DlmError: The pretrained model whose tokenizer is wanted is not there.
-    """
-    if checkpoint is not None:
-        return Pretrained(str(checkpoint))
-    if isinstance(config.tokenizer, Pretrained):
-        return replace(config.tokenizer, path=starting_point(config.tokenizer.path))
-    return config.tokenizer
-
-
-def affixes_before(config: Config, checkpoint: Path | None) -> Affixes | None:
-    """The special tokens that a run's model has had around every text so far.
-
-    Args:
-        config: The run's configuration.
-        checkpoint: Where a resumed run goes on from.
-
-    Returns:
-        Those of the checkpoint, or of a model of `dlm` that the run starts from; None where it starts from neither.
-
-    Raises:
-        DlmError: The pretrained model is not there.
-    """
-    if checkpoint is None and config.model.path is None:
-        return None
-    sidecar = read_sidecar(str(checkpoint) if checkpoint else starting_point(str(config.model.path)))
-    return sidecar.affixes if sidecar else None
-
-
 def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
     """The positions of this process in the global batch, a range for each of its micro-batches."""
     total, world, rank = config.train.batch_size, accelerator.num_processes, accelerator.process_index
@@ -168,113 +121,22 @@ def micro_batches(config: Config, accelerator: Accelerator) -> list[range]:
     return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
-def starting_point(path: str) -> str:
-    """The pretrained model at a path.
+def fit_out(backbone: Backbone, config: Config) -> None:
+    """Gives a network what a run asks of it: masks of documents, gradient checkpointing, compiled layers.
 
     Args:
-        path: A folder or a Hub name; a run folder stands for its best checkpoint.
-
-    Returns:
-        A folder or a Hub name.
-
-    Raises:
-        ConfigError: The folder holds adapters only.
-        CheckpointError: There is no such folder, and the Hub does not answer; or the model cannot be loaded.
-    """
-    if path.startswith("~"):
-        path = str(expand(path))
-    here, found = Path(path), path
-    if (here / CHECKPOINTS).is_dir():
-        found = resolve(path)
-    elif here.is_file():
-        found = str(follow(here))
-    check_there(found)
-    if is_adapter(found):
-        raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
-    find(found)  # refuses a model that no one can train, before the text is read
-    return found
-
-
-def run_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, checkpoint: Path | None
-) -> "tuple[PreTrainedModel, PeftModel | None]":
-    """The network at the start of a run, and its adapters where only they are trained.
-
-    A resumed run loads the pretrained model again only where it trains adapters.
-
-    Args:
+        backbone: Changed in place.
         config: The run's configuration.
-        tokenizer: Its tokenizer.
-        accelerator: The accelerator of the run.
-        checkpoint: The checkpoint that a resumed run continues from.
-
-    Returns:
-        The network, its adapters included, and the adapters by themselves.
 
     Raises:
-        DlmError: There is no such model, or it does not support what the configuration asks for.
+        ConfigError: It does not support one of them.
     """
-    ids, length = special_ids(tokenizer), config.data.length + config.model.shift
-    bf16, lora = accelerator.mixed_precision == "bf16", config.model.lora
-    attention = attention_implementation(config.model.attention, accelerator.device, length, bf16=bf16, learns=True)
-    if config.model.path is None:
-        special = {"pad_token_id": ids.pad, "eos_token_id": ids.end, "mask_token_id": ids.mask}
-        model = build_model(
-            config.model.architecture,
-            config.model.sizes,
-            vocabulary=len(tokenizer),
-            length=length,
-            special_ids=special,
-            attention=attention,
-            seed=config.seed,
-        )
-        return model, None
-    if lora and config.formulation.timed:
-        raise ConfigError("model.lora: adapters go with a network that takes no time; train every weight")
-    fresh: list[int] = []
-    source = starting_point(config.model.path) if checkpoint is None or lora else str(checkpoint)
-    model = load_model(source, attention, config.model.sizes)
-    if checkpoint is None or lora:
-        check_goes_on(config, source)
-        named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
-        fresh = [id_ for id_ in new_ids(tokenizer, source) if not (named and id_ == ids.mask)]
-        init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
-    check_length(model, length)
-    if config.model.annealing and not is_decoder(model):
-        raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
-    if lora is None:
-        return model, None
-    adapter = add_adapter(model, lora, source, fresh, config.seed)
-    if checkpoint is not None:
-        restore_adapter(checkpoint, adapter)
-    return model, adapter
-
-
-def check_goes_on(config: Config, source: str) -> None:
-    """Refuses to read a diffusion model's predictions in other places than it was trained to make them in.
-
-    Args:
-        config: The run's configuration.
-        source: The pretrained model that it starts from.
-
-    Raises:
-        ConfigError: `model.shift` is not that of the model, or `model.annealing` would close its attention first.
-    """
-    family, sidecar = find(source), read_sidecar(source)
-    known = sidecar.formulation if sidecar else family.formulation if family else None
-    if known is None:
-        return
-    if known.shift != config.model.shift:
-        where = "one position earlier" if known.shift else "in place"
-        raise ConfigError(
-            f"model.shift: {source} is a diffusion model whose predictions are read {where}; "
-            f"set it to {str(known.shift).lower()}, got {str(config.model.shift).lower()}"
-        )
-    if config.model.annealing:
-        raise ConfigError(
-            f"model.annealing: {source} is a diffusion model and sees the whole text already; set it to 0, "
-            f"got {config.model.annealing}"
-        )
+    if config.data.attend == "document":
+        backbone.check_masks(config.data.length)
+    if config.train.gradient_checkpointing:
+        checkpoint_gradients(backbone.model)
+    if config.train.compile:
+        backbone.compile_layers()
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:

@@ -1,67 +1,48 @@
 """The training loop. Its state is (config, step): all its random numbers follow from those two."""
 
 import math
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from dlm.data.batches import Batch
+from dlm.config import Config
 from dlm.data.prefetch import Prefetched
 from dlm.data.run_data import read_run_data
-from dlm.diffusion.context import editable_part
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.draws import generator, stratified_draws
+from dlm.diffusion.draws import generator
 from dlm.diffusion.network import Network, copied
-from dlm.diffusion.objective import Corrupted
 from dlm.errors import InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
-from dlm.model.attention import attention_annealing_mask, document_attention_mask, with_attention
+from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
-from dlm.model.time_embedding import build_time_embedding
-from dlm.model.tokenizer import special_ids, vocabulary_of
+from dlm.model.tokenizer import first_id, special_ids, vocabulary_of
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
+from dlm.train.noising import Noising
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
-from dlm.train.scaling import LEAST, LossScale, scaled
+from dlm.train.scaling import LossScale, rescaled, scaled
 from dlm.train.setup import (
-    affixes_before,
     check_agreement,
-    checkpoint_gradients,
     first_of_machine_first,
+    fit_out,
     join,
     micro_batches,
-    run_model,
     run_precision,
-    tokenizer_of,
     where,
 )
 from dlm.train.sharding import full_tensor, reshard
+from dlm.train.start import base_checksum, origin_of, other_choices, run_model, run_time_embedding, tokenizer_of
 from dlm.train.state import TrainingState
+from dlm.train.stopping import on_any_process, stop_signals
 from dlm.train.trackers import start_trackers
-
-
-class Prepared(NamedTuple):
-    """A micro-batch that waits for its step.
-
-    Attributes:
-        batch: The noisy text.
-        seen: The number of tokens in it.
-    """
-
-    batch: Corrupted
-    seen: torch.Tensor
 
 
 class Trainer:
@@ -96,34 +77,33 @@ class Trainer:
         self.precision = run_precision(self.config)
         with first_of_machine_first(self.accelerator):
             at = run.resume(writes=self.accelerator.is_main_process)
-            spec = tokenizer_of(self.config, at[0] if at else None)
+            checkpoint = at[0] if at else None
+            spec, origin = tokenizer_of(self.config, checkpoint), origin_of(self.config, checkpoint)
             team = self.accelerator.process_index, self.accelerator.num_processes
-            data = read_run_data(self.config, spec, *team, affixes_before(self.config, at[0] if at else None))
+            before = (origin.affixes, origin.family) if origin else (None, None)
+            data = read_run_data(self.config, spec, *team, *before)
         self.tokenizer, self.batches, self.validation = data.tokenizer, data.batches, data.validation
         self.affixes, self.learned, self.losses = data.affixes, data.learned, data.losses
         self.progress = at[1] if at else Progress(0, 0, data.tokens, data.checksum)
         check_agreement(run.path, self.progress, data)
         validated = self.validation.tokens.checksum
         self.progress = replace(self.progress, train_checksum=data.checksum, validation_checksum=validated)
-        for change in run.changes:
-            self.reporter.note(change)
-        ids = special_ids(self.tokenizer)
+        ids, family = special_ids(self.tokenizer), origin.family if origin else None
 
         formulation = self.config.formulation
-        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
-        time_embedding = build_time_embedding(model, self.config.seed) if formulation.timed else None
+        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, checkpoint, origin)
+        time_embedding = run_time_embedding(self.config, model, origin)
+        for change in run.changes if at or origin is None else other_choices(self.config, origin):
+            self.reporter.note(change)
         self.backbone = Backbone(model, ids.pad, time_embedding)
-        if self.config.data.attend == "document":
-            self.backbone.check_masks(self.config.data.length)
-        if self.config.train.gradient_checkpointing:
-            checkpoint_gradients(model)
-        if self.config.train.compile:
-            self.backbone.compile_layers()
+        fit_out(self.backbone, self.config)
         optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
-        self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary))
-        self._first_id = ids.end if formulation.shift else None  # a shift reads the end of the text before
-        self._pad_id = ids.pad
+        ends = family.end_ids(self.tokenizer) if family else []
+        self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary, allowed=ends))
+        self._first_id = first_id(self.tokenizer, family, shift=formulation.shift)
+        known = Sidecar.of_run(self.config, ids.mask, 0, self.affixes, family)
+        self._sidecar = replace(known, base_checksum=base_checksum(self.config, origin))
         # Set here, because Accelerate sets it only where weights are not sharded.
         network = in_precision(self.network, self.precision)
         self.micros = micro_batches(self.config, self.accelerator)
@@ -131,6 +111,7 @@ class Trainer:
         self._factor = torch.ones((), device=self.device)
         self.predict_with(scaled(network, self._factor) if self.loss_scale else network)
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
+        self.prepare = Noising(self.config, self.process, self.objective, ids.pad)
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
         if at:
@@ -169,18 +150,18 @@ class Trainer:
         self.reporter.begin(_facts(self))
         start_trackers(self.accelerator, self.run.path, self.config, self.progress.step)
         try:
-            with _stop_signals(alone=self.accelerator.num_processes == 1) as received:
+            with stop_signals(alone=self.accelerator.num_processes == 1) as received:
                 for step in range(self.progress.step + 1, train.steps + 1):
                     line = self.step(step)
                     metrics.step(line)
                     self.reporter.step(line)
                     self.accelerator.log(line.tracked(), step=step)
-                    stopped = _any(bool(received), self.accelerator)
+                    stopped = on_any_process(bool(received), self.accelerator)
                     last = step == train.steps
                     validates = last or step % train.validate_every == 0
                     if validates or stopped or (train.save_every and step % train.save_every == 0):
                         weights = full_tensor(torch.nn.utils.get_total_norm(list(self.backbone.parameters())))
-                        self._check_finite("norm of the weights", weights.item(), step)
+                        _check_finite(self.run, "norm of the weights", weights.item(), step)
                         if validates:
                             self._validate(step, metrics)
                         self._save()
@@ -226,7 +207,7 @@ class Trainer:
         norm = clip_gradients(parameters, self.config.optim.clip)
         factor = learning_rate_factor(step, config.steps, self.config.optim)
         set_learning_rate(self.optimizers, factor)
-        skipped = self._rescale(norm, step)
+        self.loss_scale, skipped = rescaled(self.loss_scale, norm, step, self.run.last)
         for optimizer in self.optimizers:
             if not skipped:
                 optimizer.step()
@@ -236,37 +217,19 @@ class Trainer:
         # Read together at the end, because reading waits for the GPU.
         *values, gradient_norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()
         loss = values[0] / max(values[1], 1.0)
-        # With clean context or a tail, the bound would not be comparable with that of the validation text.
-        data = self.config.data
-        complete = (
-            self.config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
-        )
-        nelbo = values[2] / values[3] if complete else None
+        nelbo = values[2] / values[3] if _is_comparable(self.config) else None
         for what, value in (
             ("loss", loss),
             ("bound", nelbo or 0.0),
             ("gradient norm", 0.0 if skipped else gradient_norm),
         ):
-            self._check_finite(what, value, step)
+            _check_finite(self.run, what, value, step)
         tokens = int(values[4])
         self.progress = replace(
             self.progress, step=step, tokens=self.progress.tokens + tokens, loss_scale=self.loss_scale
         )
         speed = tokens / (time.perf_counter() - began)
         return StepMetrics(step, loss, nelbo, factor, None if skipped else gradient_norm, self.progress.tokens, speed)
-
-    def _rescale(self, norm: torch.Tensor, step: int) -> bool:
-        """Sets the scale of the next step's loss; whether this step's gradients overflowed and it is to be skipped."""
-        if self.loss_scale is None:
-            return False
-        finite = math.isfinite(norm.item())  # a GPU is waited for: nothing may be changed by what overflowed
-        self.loss_scale = self.loss_scale.after(finite)
-        if self.loss_scale.value < LEAST:
-            raise TrainingError(
-                f"the gradients overflow in fp16 at every scale of the loss, at step {step}; the last good checkpoint "
-                f"is {self.run.last() or 'none yet'}; train.precision fp32, or a lower optim.lr, may help"
-            )
-        return not finite
 
     def denoiser_at(self, step: int) -> Denoiser:
         """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""
@@ -276,29 +239,6 @@ class Trainer:
         length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
         return self._denoiser(with_attention(self.computed, copied(open_LL, self.device)))
-
-    def _check_finite(self, what: str, value: float, step: int) -> None:
-        """Stops a run that has diverged, before its state is saved."""
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {what} is not finite at step {step} ({value}); the last good checkpoint is "
-                f"{self.run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
-            )
-
-    def prepare(self, batch: Batch, step: int, positions: range) -> Prepared:
-        """The noisy half of a micro-batch's loss, made ahead in a thread, on the CPU."""
-        draws = stratified_draws((self.config.seed, "train", step), positions, self.config.train.batch_size)
-        loss_mask_BL = batch.loss_mask_BL
-        if share := self.config.data.context:
-            streams = [generator(self.config.seed, "context", step, position) for position in positions]
-            loss_mask_BL = editable_part(loss_mask_BL, share, streams)
-        corrupted = self.objective.corrupt(self.process, batch.x0_BL, draws, loss_mask_BL)
-        if self.config.data.attend == "document":  # padding is no part of any document
-            changes = {"attention": document_attention_mask(batch.document_BL), "padded": False}
-        else:
-            changes = {"padded": bool((batch.x0_BL == self._pad_id).any())}
-        inputs = corrupted.inputs.with_index(corrupted.inputs.index_N, **changes)
-        return Prepared(replace(corrupted, inputs=inputs), (batch.document_BL >= 0).sum())
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the likelihood of the validation text, and samples a short text."""
@@ -315,11 +255,7 @@ class Trainer:
                 batch_size=config.micro_batch_size or config.batch_size,
                 seed=self.config.seed,
             )
-            text = ""
-            # On all processes: a sharded network needs them all. Samples of a supervised run would need a prompt.
-            if config.sample_length and not self.config.data.train.supervised:
-                length = min(config.sample_length, self.config.data.length - len(self.affixes))
-                text = lm.generate(length=length, seed=step)[0].text
+            text = _sampled(self, lm, step)  # on all processes: a sharded network needs them all
             reshard(self.network)
         metrics.validation(step, report)
         self.accelerator.log({"validation_nelbo": report.nats_per_token}, step=step)
@@ -335,13 +271,15 @@ class Trainer:
         return DiffusionLM(
             self.backbone.model,
             self.tokenizer,
-            sidecar=self._sidecar(),
+            sidecar=self.sidecar,
             precision=self.precision,
             backbone=self.backbone,
         )
 
-    def _sidecar(self) -> Sidecar:
-        return Sidecar.of_run(self.config, self.process.mask_id, self.progress.step, self.affixes)
+    @property
+    def sidecar(self) -> Sidecar:
+        """What `dlm.yaml` says beside the present model."""
+        return replace(self._sidecar, step=self.progress.step)
 
     def _save(self) -> None:
         if self.config.data.streaming:  # each process has its own position in its share of the stream
@@ -349,7 +287,7 @@ class Trainer:
         main = self.accelerator.is_main_process
         snapshot = self._state.snapshot(keep=main)
         if main:
-            fill = partial(snapshot.write, tokenizer=self.tokenizer, sidecar=self._sidecar())
+            fill = partial(snapshot.write, tokenizer=self.tokenizer, sidecar=self.sidecar)
             folder = self.run.save(self.progress, fill)
             self.reporter.saved(self.progress.step, folder)
         self.accelerator.wait_for_everyone()
@@ -371,29 +309,24 @@ def _facts(trainer: Trainer) -> RunFacts:
     )
 
 
-def _any(flag: bool, accelerator: Accelerator) -> bool:
-    """Whether a flag is set on any process; all of them must stop after the same step."""
-    if accelerator.num_processes == 1:
-        return flag
-    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item())
+def _check_finite(run: RunFolder, what: str, value: float, step: int) -> None:
+    """Stops a run that has diverged, before its state is saved."""
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"the {what} is not finite at step {step} ({value}); the last good checkpoint is "
+            f"{run.last() or 'none yet'}; a lower optim.lr or a smaller optim.clip may help"
+        )
 
 
-@contextmanager
-def _stop_signals(*, alone: bool) -> Iterator[list[int]]:
-    """A list of the signals to stop that were received; a second Ctrl-C stops at once, if `alone`.
+def _is_comparable(config: Config) -> bool:
+    """Whether a step's bound is comparable with that of the validation text; not with clean context or a tail."""
+    data = config.data
+    return config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
 
-    With several processes, the terminal and the launcher both pass on the same Ctrl-C.
-    """
-    received: list[int] = []
 
-    def note(number: int, frame: object) -> None:
-        if received and alone:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _sampled(trainer: Trainer, lm: DiffusionLM, step: int) -> str:
+    """A short text, if one is asked for; samples of a supervised run would need a prompt."""
+    data, wanted = trainer.config.data, trainer.config.train.sample_length
+    if not wanted or data.train.supervised:
+        return ""
+    return lm.generate(length=min(wanted, data.length - len(trainer.affixes)), seed=step)[0].text

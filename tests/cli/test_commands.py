@@ -211,7 +211,7 @@ def test_a_checkpoint_folder_is_a_model_too(run: Path) -> None:
 def test_a_tilde_is_the_home_folder_everywhere(
     run: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dlm.train.setup import starting_point
+    from dlm.train.start import starting_point
 
     expected = dlm("infill", run, "the [MASK:3] sat")[0]
     scored = answer("eval", run, "--data", text)

@@ -367,7 +367,7 @@ def test_training_begins_from_them_as_they_are(made: dict[str, Path], tmp_path: 
             train(tmp_path / name / "closed", closed)
         run = train(tmp_path / name / "run", describe(tmp_path / name, made[name], model={"shift": shift}, **keys))
         lm = DiffusionLM.from_pretrained(run)
-        assert lm.formulation.shift is shift and lm.sidecar.family is None
+        assert lm.formulation.shift is shift and lm.sidecar.family is find(str(made[name]))
         assert lm.process.mask_id == DiffusionLM.from_pretrained(made[name]).process.mask_id
         assert lm.generate("ab", length=4)
 

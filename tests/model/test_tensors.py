@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dlm.errors import CheckpointError, one_line
-from dlm.model.tensors import read_tensors, write_tensors
+from dlm.model.tensors import read_tensors, weights_checksum, write_tensors
 from tests.support.fixtures import Refused
 
 
@@ -41,3 +41,29 @@ def test_one_line() -> None:
     assert one_line(KeyError()) == "KeyError" and one_line("") == ""
     assert one_line("x" * 300) == "x" * 200
     assert one_line("x" * 300, limit=None) == "x" * 300
+
+
+def test_a_checksum_knows_a_models_names_shapes_and_values(tmp_path: Path, refused: Refused) -> None:
+    """Every value of a small tensor; of a large one, a change anywhere in a sixteenth of it, and its last values."""
+    small, large = torch.zeros(64, 32), torch.zeros(3_000_000)
+    plain = {"a": small, "b": large}
+    assert summed(tmp_path, plain) == summed(tmp_path, {"a": small.clone(), "b": large.clone()})
+    others = [{"a": small.T, "b": large}, {"a": small, "c": large}, {"a": small}]
+    for name, at in (("a", 0), ("a", 1000), ("a", 2047), ("b", 2_999_999)):
+        changed = {key: value.clone() for key, value in plain.items()}
+        changed[name].view(-1)[at] = 1.0
+        others.append(changed)
+    part = large.clone()
+    part[1_000_000:1_200_000] = 1.0
+    others.append({"a": small, "b": part})
+    found = [summed(tmp_path, tensors) for tensors in (plain, *others)]
+    assert len(set(found)) == len(found) and None not in found
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 100)
+    with refused(CheckpointError, "model.safetensors is damaged"):
+        weights_checksum(str(tmp_path))
+    assert weights_checksum("owner/name") is None
+
+
+def summed(folder: Path, tensors: dict[str, torch.Tensor]) -> str | None:
+    write_tensors(tensors, folder / "model.safetensors")
+    return weights_checksum(str(folder))

@@ -17,6 +17,16 @@ class Steps(Silent):
         self.taken.append(metrics)
 
 
+class Notes(Silent):
+    """Keeps what the user is told before a run begins."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
 class PlugPulledError(Exception):
     """The process ends here."""
 

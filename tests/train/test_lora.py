@@ -1,12 +1,17 @@
 """Adapters learn and nothing else does; what they learned is a small file, and merges into a plain model."""
 
+import json
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError
@@ -91,6 +96,30 @@ def test_a_run_of_adapters_resumes_bit_for_bit(ema: float, decoder: Path, tmp_pa
     assert weights(resume(cut_after(tmp_path / "cut", config, 2)), 6) == weights(whole, 6)
 
 
+@pytest.mark.parametrize("more_rows", [1, 0])
+def test_a_mask_named_by_its_id_is_read_as_it_was_trained(more_rows: int, tmp_path: Path) -> None:
+    """A row that the model has already is its trained mask; beyond its rows it is new, and learned."""
+    spell = pretrained.tokenizer("decoder")
+    mask = len(spell)
+    torch.manual_seed(0)
+    sizes = {**pretrained.SIZES, "num_key_value_heads": 2, "initializer_range": 0.5}
+    base: Any = LlamaForCausalLM(LlamaConfig(vocab_size=mask + more_rows, **sizes))
+    base.save_pretrained(tmp_path / "base")
+    spell.save_pretrained(tmp_path / "base")
+    named = {"name": "pretrained", "path": str(tmp_path / "base"), "mask_token": mask}
+    keys = {"steps": 2, "validate_every": 2, "validate_sequences": 4}
+    run = train(tmp_path / "run", with_lora(tmp_path, tmp_path / "base", tokenizer=named, train=keys))
+    inside, outside = Trainer(RunFolder.reopen(run), Silent()).lm(), DiffusionLM.from_pretrained(run, dtype="fp32")
+    rows: Any = outside.model.get_input_embeddings().weight
+    assert torch.equal(rows[mask], base.get_input_embeddings().weight[mask]) if more_rows else rows[mask].any()
+    ids_BL = torch.tensor([[1, 2, mask, 3, mask]])
+    with torch.inference_mode():
+        found, expected = (lm.model.cpu().eval()(ids_BL).logits for lm in (outside, inside))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    learned = json.loads((run / "checkpoints/last/adapter_config.json").read_text())["trainable_token_indices"]
+    assert (mask in learned["embed_tokens"]) is not bool(more_rows)
+
+
 # What is refused
 
 
@@ -127,3 +156,24 @@ def test_adapters_whose_model_is_gone_are_one_line(refused: Refused, tmp_path: P
     model.rename(tmp_path / "elsewhere")
     with refused(CheckpointError, "adapters", str(model)):
         DiffusionLM.from_pretrained(run)
+
+
+def test_adapters_of_a_model_that_was_trained_again_are_refused(refused: Refused, tmp_path: Path) -> None:
+    """Also where they go on; those that know no checksum, as earlier ones do, load."""
+    keys = {"steps": 2, "save_every": 1, "validate_every": 2, "validate_sequences": 4}
+    plain = describe(tmp_path, pretrained.save("decoder", tmp_path / "model"), model={"shift": True}, train=keys)
+    base = train(tmp_path / "base", plain)
+    run = cut_after(tmp_path / "run", with_lora(tmp_path, base, train=keys), 1)
+    assert DiffusionLM.from_pretrained(run).sidecar.base_checksum is None  # merged, it needs no other model
+    shutil.rmtree(base)
+    train(base, plain)
+    before = DiffusionLM.from_pretrained(run).nelbo("the cat sat")  # the same weights again
+    shutil.rmtree(base)
+    train(base, replace(plain, seed=7))
+    with refused(CheckpointError, "adapters of", str(base.resolve()), "have changed since"):
+        DiffusionLM.from_pretrained(run)
+    with refused(CheckpointError, "adapters of", str(base), "have changed since"):
+        resume(run)
+    for sidecar in run.glob("checkpoints/step-*/dlm.yaml"):
+        sidecar.write_text(re.sub("base_checksum: .*\n", "", sidecar.read_text()))
+    assert DiffusionLM.from_pretrained(run).nelbo("the cat sat") != before

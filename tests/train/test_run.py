@@ -14,7 +14,7 @@ from dlm.config import Config
 from dlm.errors import ConfigError, WriteError
 from dlm.lm import DiffusionLM
 from dlm.model import tensors as tensors_module
-from dlm.settings import load_config
+from dlm.settings import dump_config, load_config, parse_config
 from dlm.train import run as run_module
 from dlm.train.run import Progress, RunFolder
 from tests.support.commands import dlm, refusal
@@ -208,3 +208,43 @@ def test_a_full_disk_without_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_configuration_round_trips_through_the_folder(folder: RunFolder) -> None:
     config: Config = RunFolder.reopen(folder.path).config
     assert config == folder.config
+
+
+@pytest.mark.parametrize(
+    ("key", "named"),
+    [
+        ("model.path", "run"),
+        ("model.path", "run/checkpoints/best"),
+        ("model.path", "link"),
+        ("tokenizer.path", "run/checkpoints/step-000008"),
+        ("data.train.path", "run/metrics.jsonl"),
+        ("data.train.path", "run/**/*.jsonl"),
+        ("data.validation.path", "run/checkpoints/../metrics.jsonl"),
+    ],
+)
+def test_overwriting_what_a_run_starts_from_is_refused(
+    key: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line, and all that was there is there."""
+    monkeypatch.chdir(tmp_path)
+    plain = describe(tmp_path, save_every=None, validate_every=8)
+    run = train(tmp_path / "run", plain)
+    (tmp_path / "link").symlink_to("run/checkpoints/best")
+    before = {path: path.is_file() and path.read_bytes() for path in run.rglob("*")}
+    tree = dump_config(plain)
+    begin = str(tmp_path / "run/checkpoints/step-000008")
+    if key in ("model.path", "tokenizer.path"):
+        elsewhere = shutil.copytree(begin, tmp_path / "elsewhere")
+        tree["model"] |= {"init": "pretrained", "path": str(elsewhere), "sizes": {}}
+        tree["tokenizer"] = {"name": "pretrained", "path": str(elsewhere)}
+    if key.startswith("data"):
+        tree["data"]["validation"] = {"format": "jsonl", "path": "run/none.jsonl"}
+    *parts, last = key.split(".")
+    part = tree
+    for name in parts:
+        part = part[name]
+    part[last] = named
+    said = refusal("train", write(parse_config(tree), tmp_path / "c.yaml"), "--run-dir", "run", "--overwrite")
+    assert f"{key} {named} is in run" in " ".join(said.split()) and "--run-dir" in said
+    assert {path: path.is_file() and path.read_bytes() for path in run.rglob("*")} == before
+    RunFolder.create(tmp_path / "run", plain, overwrite=True)  # what reads nothing of it may replace it

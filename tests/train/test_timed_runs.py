@@ -15,9 +15,11 @@ from dlm.diffusion.noise import AnyNoise
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
 from dlm.model.tensors import TIME_WEIGHTS
+from dlm.train.run import RunFolder
+from dlm.train.trainer import Trainer
 from tests.support.choices import names
 from tests.support.formulations import TIMED, chosen
-from tests.support.reporters import PlugPulledError, PullsPlug
+from tests.support.reporters import Notes, PlugPulledError, PullsPlug
 from tests.support.tiny_runs import (
     STEPS,
     bounds,
@@ -138,3 +140,45 @@ def test_a_batch_with_nothing_to_predict_changes_nothing_and_stops_nothing(tmp_p
 def test_a_model_of_masks_has_no_time_embedding_unless_asked(tmp_path: Path) -> None:
     run = train(tmp_path / "run", describe(tmp_path, steps=2, save_every=None, validate_every=2, sample_length=0))
     assert TIME_WEIGHTS not in weights(run, 2) and Model().time_conditioning == "auto"
+
+
+# Runs that start from such a network
+
+
+def test_a_run_starts_from_what_a_network_has_learned_of_the_time(whole: tuple[Config, Path], tmp_path: Path) -> None:
+    config, run = whole
+    trainer = start(tmp_path, starting_from(run, config))
+    before, known = trainer.lm(), DiffusionLM.from_pretrained(run, dtype="fp32")
+    assert before.time_embedding is not None and known.time_embedding is not None
+    assert before.time_embedding.down.weight.any()
+    for name, value in known.time_embedding.state_dict().items():
+        assert torch.equal(before.time_embedding.state_dict()[name].cpu(), value), name
+    assert before.nelbo("abc def") == pytest.approx(known.nelbo("abc def"), rel=1e-5)
+
+
+def test_what_a_run_trains_otherwise_than_its_start_is_said(tmp_path: Path) -> None:
+    plain = describe(tmp_path, steps=2, save_every=None, validate_every=2, sample_length=0)
+    uniform = chosen(plain, noise={"name": "uniform"})
+    runs = {name: train(tmp_path / name, each) for name, each in (("masks", plain), ("uniform", uniform))}
+    told = {
+        (old, new): notes(tmp_path / f"{old}-{new}", starting_from(runs[old], config))
+        for old in runs
+        for new, config in (("masks", plain), ("uniform", uniform))
+    }
+    assert told["masks", "masks"] == told["uniform", "uniform"] == []
+    forward, back = (" | ".join(told[pair]) for pair in (("masks", "uniform"), ("uniform", "masks")))
+    assert "noise.name absorbing, and this run has uniform" in forward and "begins as zero" in forward
+    assert "noise.name uniform, and this run has absorbing" in back and "model.time_conditioning true" in back
+
+
+def starting_from(run: Path, config: Config) -> Config:
+    """The same training, from the best checkpoint of a run, and with another seed."""
+    begin = {"init": "pretrained", "path": str(run), "sizes": {}}
+    return replace(chosen(config, model=begin, tokenizer={"name": "pretrained", "path": str(run)}), seed=7)
+
+
+def notes(folder: Path, config: Config) -> list[str]:
+    """What the user is told before a run begins."""
+    reporter = Notes()
+    Trainer(RunFolder.create(folder, config), reporter)
+    return reporter.told
