@@ -131,7 +131,7 @@ def test_a_schedule_is_one_class(tmp_path: Path) -> None:
 
 CHECK_FORMAT = """
 from dlm.config import Data, Source
-from dlm.data.formats import source_of
+from dlm.data.choosing import source_of
 from dlm.data.reading import read
 from dlm.data.streaming import open_stream
 
