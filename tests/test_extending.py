@@ -130,7 +130,7 @@ assert "alpha 0.2500" in dlm("corrupt", "abcabc", "--schedule", "hyperbolic", "-
 
 CHECK_FORMAT = """
 from dlm.config import Data, Source
-from dlm.data.formats import source_of
+from dlm.data.choosing import source_of
 from dlm.data.reading import read
 from dlm.data.streaming import open_stream
 

@@ -132,7 +132,8 @@ def _time(asked: str | None) -> "Time | None":
 def _documents(
     lm: "DiffusionLM", data: str | None, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
-    from dlm.data.formats import FORMATS, source_of
+    from dlm.data.choosing import source_of
+    from dlm.data.formats import FORMATS
     from dlm.data.reading import read, read_splits
     from dlm.data.streaming import open_stream
 

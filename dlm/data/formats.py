@@ -8,7 +8,7 @@ import hashlib
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from glob import escape
 from pathlib import Path
@@ -20,7 +20,6 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, loa
 from typing_extensions import override
 
 from dlm import hub
-from dlm.config import Source
 from dlm.data.files import (
     TextUnit,
     check_separator,
@@ -31,7 +30,6 @@ from dlm.data.files import (
     stamp_of,
     stream_texts,
 )
-from dlm.data.lines import bare_suffix
 from dlm.data.records import Read, csv_records, json_records, names_in, rows_of
 from dlm.errors import ConfigError, DataError, one_line
 from dlm.paths import expand
@@ -356,44 +354,6 @@ FORMATS: Mapping[str, type[AnyFormat]] = {choice.name: choice for choice in get_
 """The formats by name."""
 
 
-def format_of(source: Source, key: str) -> AnyFormat:
-    """The format of a source, with its options.
-
-    Args:
-        source: Which.
-        key: Its place in the configuration, for messages.
-
-    Returns:
-        The format; whether its files are there is not known yet.
-
-    Raises:
-        ConfigError: There is no such format, it lacks its path, or it has no splits, subsets or columns and one is
-            asked for.
-    """
-    if source.format not in FORMATS:
-        near = difflib.get_close_matches(source.format, FORMATS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{key}.format: there is no format {source.format!r}; {hint}valid: {', '.join(FORMATS)}")
-    choice = FORMATS[source.format]
-    options = {option.name: getattr(source, option.name) for option in fields(choice)}
-    if "path" in options and source.path is None:
-        raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
-    if "split" not in options and source.split not in (None, "train"):
-        raise ConfigError(f"{key}.split: {source.format} has no splits, got {source.split!r}; name the files instead")
-    if "subset" not in options and source.subset is not None:
-        raise ConfigError(
-            f"{key}.subset: {source.format} has no subsets, got {source.subset!r}; name the files instead"
-        )
-    named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
-    if named and not choice.tabular:
-        having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
-        raise ConfigError(
-            f"{key}.{named[0]}: {source.format} has no columns, got {getattr(source, named[0])!r}; "
-            f"leave {' and '.join(named)} out, or name data in a format with columns: {having}"
-        )
-    return choice(**options)
-
-
 def check_columns(names: Sequence[str], wanted: Mapping[str, Sequence[str]], where: str, key: str) -> None:
     """Refuses a column that is not there.
 
@@ -412,60 +372,6 @@ def check_columns(names: Sequence[str], wanted: Mapping[str, Sequence[str]], whe
                 near = difflib.get_close_matches(column, names, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
                 raise DataError(f"{key}.{option}: {where} has no field {column!r}; {hint}it has {', '.join(names)}")
-
-
-def source_of(
-    data: str, field: str | None = None, split: str | None = None, subset: str | None = None, format: str | None = None
-) -> Source:
-    """The source that a name on the command line means.
-
-    Args:
-        data: A file, a folder, a glob, the name of a dataset on the Hub, or of a format that needs no path.
-        field: The column that holds the text.
-        split: Which split, where there are several.
-        subset: Which subset of a dataset on the Hub, where it has several.
-        format: The name of its format; by default the name of the data tells.
-
-    Returns:
-        The source. It may still turn out not to be there.
-
-    Raises:
-        ConfigError: The name does not tell the format.
-    """
-    if format is None and data in FORMATS and not fields(FORMATS[data]):
-        return Source(data, field=field or "text", split=split)
-    return Source(format or _format_named(data), data, field or "text", split, subset)
-
-
-def _format_named(data: str) -> str:
-    """The format that the name of a folder, of a file or of a dataset on the Hub tells."""
-    path = expand(data)
-    choices: Sequence[type[AnyFormat]] = get_args(AnyFormat)
-    if path.is_dir():
-        if marked := [choice.name for choice in choices if any((path / mark).exists() for mark in choice.marks)]:
-            return marked[0]
-        there = {bare_suffix(file) for file in path.rglob("*") if file.is_file()}
-        found = [choice.name for choice in choices if there.intersection(choice.suffixes)]
-        if len(found) == 1:
-            return found[0]
-        held = f"files of several formats, {', '.join(found)}" if found else "no file of a format that is known"
-        raise ConfigError(f"{data} is a folder with {held}; {_known()}")
-    suffix = bare_suffix(path)
-    by_suffix = [choice.name for choice in choices if suffix in (*choice.suffixes, *choice.alone)]
-    is_path = path.exists() or data.startswith((".", "/", "~")) or any(sign in data for sign in "*?[")
-    if by_suffix:
-        return by_suffix[0]
-    if not is_path and hub.is_name(data):
-        return Hub.name
-    if suffix and (path.exists() or any(sign in data for sign in "*?[")):
-        raise ConfigError(f"{data} is in no format that is known by its name: {suffix}; {_known()}")
-    return Text.name
-
-
-def _known() -> str:
-    """The formats by their suffixes, and how to name one."""
-    known = [f"{name} ({' '.join(choice.suffixes)})" for name, choice in FORMATS.items() if choice.suffixes]
-    return f"known: {', '.join(known)}; name one by --format, such as --format text for plain text"
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

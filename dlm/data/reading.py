@@ -10,8 +10,8 @@ import datasets
 from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from dlm.config import Data, Source
+from dlm.data.choosing import format_of
 from dlm.data.documents import Documents, type_of
-from dlm.data.formats import format_of
 from dlm.errors import DataError, one_line
 
 

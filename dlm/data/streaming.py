@@ -8,8 +8,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from dlm.config import Data, Source
+from dlm.data.choosing import format_of
 from dlm.data.documents import Documents, Plain, kept_back
-from dlm.data.formats import FORMATS, check_columns, format_of
+from dlm.data.formats import FORMATS, check_columns
 from dlm.data.reading import read
 from dlm.data.records import with_key
 from dlm.errors import ConfigError, DataError, DlmError, one_line

@@ -21,8 +21,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from dlm.config import Data, HeldOut, Separator, Source
+from dlm.data.choosing import source_of
 from dlm.data.files import texts_of
-from dlm.data.formats import FORMATS, source_of
+from dlm.data.formats import FORMATS
 from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
