@@ -247,11 +247,13 @@ def _check_heads(config: PreTrainedConfig) -> None:
         return  # each layer has its own
     if isinstance(key_heads, int) and heads % key_heads:
         raise ConfigError(
-            f"model.sizes of {config.model_type}: num_attention_heads must be a multiple of num_key_value_heads, got {heads} and {key_heads}"
+            f"model.sizes of {config.model_type}: num_attention_heads must be a multiple of num_key_value_heads, "
+            f"got {heads} and {key_heads}"
         )
     if isinstance(width, int) and head_width is None and width % heads:
         raise ConfigError(
-            f"model.sizes: hidden_size must be a multiple of num_attention_heads, got {width} and {heads}"
+            f"model.sizes of {config.model_type}: hidden_size must be a multiple of num_attention_heads, "
+            f"got {width} and {heads}"
         )
 
 
