@@ -252,7 +252,8 @@ def _check_heads(config: PreTrainedConfig) -> None:
         )
     if isinstance(width, int) and head_width is None and width % heads:
         raise ConfigError(
-            f"model.sizes: hidden_size must be a multiple of num_attention_heads, got {width} and {heads}"
+            f"model.sizes of {config.model_type}: hidden_size must be a multiple of num_attention_heads, "
+            f"got {width} and {heads}"
         )
 
 
