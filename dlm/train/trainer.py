@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import gather_object
 
 from dlm.config import Config
+from dlm.data.batches import Batch
 from dlm.data.prefetch import Prefetched
 from dlm.data.run_data import read_run_data
 from dlm.diffusion.denoiser import Denoiser
@@ -25,7 +26,7 @@ from dlm.model.precision import in_precision
 from dlm.model.tokenizer import first_id, special_ids, vocabulary_of
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
-from dlm.train.noising import Noising
+from dlm.train.noising import Noising, Prepared
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
 from dlm.train.scaling import LossScale, rescaled, scaled
@@ -111,7 +112,7 @@ class Trainer:
         self._factor = torch.ones((), device=self.device)
         self.predict_with(scaled(network, self._factor) if self.loss_scale else network)
         self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
-        self.prepare = Noising(self.config, self.process, self.objective, ids.pad)
+        self._pad_id = ids.pad
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
         if at:
@@ -239,6 +240,10 @@ class Trainer:
         length, share = self.config.data.length + model.shift, (step - 1) / model.annealing
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
         return self._denoiser(with_attention(self.computed, copied(open_LL, self.device)))
+
+    def prepare(self, batch: Batch, step: int, positions: range) -> Prepared:
+        """The noisy half of a micro-batch's loss, made ahead in a thread."""
+        return Noising(self.config, self.process, self.objective, self._pad_id)(batch, step, positions)
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
         """Bounds the likelihood of the validation text, and samples a short text."""
