@@ -1,6 +1,6 @@
 """What a run is made of before its first step: its processes, its tokenizer, its network."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -26,7 +26,7 @@ from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resol
 from dlm.model.lora import add_adapter, restore_adapter
 from dlm.model.precision import Precision, fastest_precision
 from dlm.model.public import find
-from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids
+from dlm.model.tokenizer import Affixes, fingerprint, new_ids, special_ids, text_ids_from
 from dlm.paths import expand
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
@@ -196,7 +196,11 @@ def starting_point(path: str) -> str:
 
 
 def run_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, accelerator: Accelerator, checkpoint: Path | None
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+    note: Callable[[str], None],
 ) -> "tuple[PreTrainedModel, PeftModel | None]":
     """The network at the start of a run, and its adapters where only they are trained.
 
@@ -207,6 +211,7 @@ def run_model(
         tokenizer: Its tokenizer.
         accelerator: The accelerator of the run.
         checkpoint: The checkpoint that a resumed run continues from.
+        note: Is told of what the model does not know.
 
     Returns:
         The network, its adapters included, and the adapters by themselves.
@@ -238,6 +243,11 @@ def run_model(
         check_goes_on(config, source)
         named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
         fresh = [id_ for id_ in new_ids(tokenizer, source) if not (named and id_ == ids.mask)]
+        if untrained := text_ids_from(tokenizer, rows := int(model.config.vocab_size)):
+            note(
+                f"{source} has {rows} rows and its tokenizer {len(tokenizer)} ids: the rows of {untrained} tokens of "
+                "text are new, and begin as the mean of the others; is it the model's own tokenizer?"
+            )
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):

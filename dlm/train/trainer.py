@@ -109,7 +109,8 @@ class Trainer:
         ids = special_ids(self.tokenizer)
 
         formulation = self.config.formulation
-        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, at[0] if at else None)
+        checkpoint, note = at[0] if at else None, self.reporter.note
+        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, checkpoint, note)
         time_embedding = build_time_embedding(model, self.config.seed) if formulation.timed else None
         self.backbone = Backbone(model, ids.pad, time_embedding)
         if self.config.data.attend == "document":
