@@ -17,7 +17,7 @@ from dlm.model.lora import load_merged
 from dlm.model.precision import Precision
 from dlm.model.public import Family, find
 from dlm.model.time_embedding import TimeEmbedding, load_time_embedding
-from dlm.model.tokenizer import build_tokenizer, special_ids
+from dlm.model.tokenizer import build_tokenizer, check_rows, special_ids
 from dlm.model.weights import Held
 
 
@@ -75,6 +75,7 @@ def load(model: str | Path, held: Held, attention: str, mask_token: str | int | 
     else:
         network = load_model(path, how, held=held)
     size = int(network.config.vocab_size)
+    check_rows(tokenizer, size)
     if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
         init_new_token_rows(network, [ids.pad], ids.pad + 1)
     if family is not None:

@@ -261,6 +261,37 @@ def forbidden_ids(tokenizer: PreTrainedTokenizerBase, size: int) -> list[int]:
     return sorted(forbidden - {tokenizer.eos_token_id, tokenizer.unk_token_id})
 
 
+def text_ids_from(tokenizer: PreTrainedTokenizerBase, size: int) -> int:
+    """How many ids that a text may hold are `size` or more, for which a model of `size` rows has none.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: The number of ids the network has a row for.
+
+    Returns:
+        Their number, without special tokens, which no text holds.
+    """
+    special = all_special_ids(tokenizer)
+    return sum(id_ >= size and id_ not in special for id_ in tokenizer.get_vocab().values())
+
+
+def check_rows(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
+    """Refuses a tokenizer whose texts hold ids that the network has no row for.
+
+    Args:
+        tokenizer: The tokenizer.
+        size: The number of ids the network has a row for.
+
+    Raises:
+        CheckpointError: It has such ids.
+    """
+    if count := text_ids_from(tokenizer, size):
+        raise CheckpointError(
+            f"this model has {size} rows and its tokenizer {len(tokenizer)} ids, {count} of them without a row: "
+            "the tokenizer is not the model's own"
+        )
+
+
 def vocabulary_of(
     tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequence[int] = (), allowed: Sequence[int] = ()
 ) -> Vocabulary:

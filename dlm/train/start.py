@@ -1,5 +1,6 @@
 """Where a run starts from: a pretrained model with all that it was used with, or the run's own last checkpoint."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resol
 from dlm.model.lora import add_adapter, check_base, restore_adapter
 from dlm.model.public import Family, find
 from dlm.model.time_embedding import TimeEmbedding, build_time_embedding, load_time_embedding
-from dlm.model.tokenizer import Affixes, first_id, new_ids, special_ids
+from dlm.model.tokenizer import Affixes, first_id, new_ids, special_ids, text_ids_from
 from dlm.paths import expand
 from dlm.settings import dump_formulation, flatten
 
@@ -121,6 +122,7 @@ def run_model(
     accelerator: Accelerator,
     checkpoint: Path | None,
     origin: Origin | None,
+    note: Callable[[str], None],
 ) -> "tuple[PreTrainedModel, PeftModel | None]":
     """The network at the start of a run, and its adapters where only they are trained.
 
@@ -132,6 +134,7 @@ def run_model(
         accelerator: The accelerator of the run.
         checkpoint: The checkpoint that a resumed run continues from.
         origin: As `origin_of` found it.
+        note: Is told of what the model does not know.
 
     Returns:
         The network, its adapters included, and the adapters by themselves.
@@ -166,6 +169,11 @@ def run_model(
         named = isinstance(config.tokenizer, Pretrained) and config.tokenizer.mask_token is not None
         trained = {ids.mask} if named and ids.mask < model.config.vocab_size else set()  # a mask the model knew
         fresh = [id_ for id_ in new_ids(tokenizer, source) if id_ not in trained]
+        if untrained := text_ids_from(tokenizer, rows := int(model.config.vocab_size)):
+            note(
+                f"{source} has {rows} rows and its tokenizer {len(tokenizer)} ids: the rows of {untrained} tokens of "
+                "text are new, and begin as the mean of the others; is it the model's own tokenizer?"
+            )
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):

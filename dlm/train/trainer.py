@@ -73,7 +73,7 @@ class Trainer:
 
     def _set_up(self) -> None:
         """Everything that a run has before its first step; under the lock of its folder."""
-        run = self.run
+        run, reporter = self.run, self.reporter
         self.device = self.accelerator.device
         self.precision = run_precision(self.config)
         with first_of_machine_first(self.accelerator):
@@ -92,10 +92,10 @@ class Trainer:
         ids, family = special_ids(self.tokenizer), origin.family if origin else None
 
         formulation = self.config.formulation
-        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, checkpoint, origin)
+        model, adapter = run_model(self.config, self.tokenizer, self.accelerator, checkpoint, origin, reporter.note)
         time_embedding = run_time_embedding(self.config, model, origin)
         for change in run.changes if at or origin is None else other_choices(self.config, origin):
-            self.reporter.note(change)
+            reporter.note(change)
         self.backbone = Backbone(model, ids.pad, time_embedding)
         fit_out(self.backbone, self.config)
         optimizers = build_optimizers(self.backbone, self.config.optim)

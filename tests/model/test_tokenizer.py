@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from dlm.config import Bpe, Bytes, Characters, Pretrained
 from dlm.errors import CheckpointError, DataError
 from dlm.model.text import decode, encode, pieces
-from dlm.model.tokenizer import build_tokenizer, fingerprint, forbidden_ids, special_ids
+from dlm.model.tokenizer import build_tokenizer, check_rows, fingerprint, forbidden_ids, special_ids
 from tests.support.fixtures import Refused
 from tests.support.tokenizers import like_llama, like_roberta
 
@@ -424,3 +424,14 @@ def test_a_tokenizer_whose_special_tokens_are_one_is_refused(refused: Refused, t
     path = left_to_right(tmp_path, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     with refused(CheckpointError, "different mask, padding and end-of-text"):
         special_ids(AutoTokenizer.from_pretrained(path))
+
+
+def test_a_tokenizer_whose_texts_hold_more_ids_than_the_model_has_rows_is_refused(refused: Refused) -> None:
+    tokenizer = like_llama()
+    size = len(tokenizer)
+    check_rows(tokenizer, size)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    check_rows(tokenizer, size)  # a special token is in no text
+    tokenizer.add_tokens(["abracadabra", "hocuspocus"])
+    with refused(CheckpointError, f"{size} rows", f"{size + 3} ids", "2 of them without a row"):
+        check_rows(tokenizer, size)
