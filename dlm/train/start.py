@@ -177,7 +177,10 @@ def run_model(
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
     check_length(model, length)
     if config.model.annealing and not is_decoder(model):
-        raise ConfigError(f"model.annealing: {config.model.path} is an encoder, which sees the whole text already")
+        raise ConfigError(
+            f"model.annealing: {config.model.path} is an encoder, which sees the whole text already: "
+            "set model.annealing to 0 and model.shift to false"
+        )
     if lora is None:
         return model, None
     adapter = add_adapter(model, lora, source, fresh, config.seed)
