@@ -32,7 +32,12 @@ def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def same(run: Path, other: Path, step: int) -> bool:
+OF_MUON = 1e-3
+"""How far apart float rounding may bring weights that Muon trained: it makes whole matrices out of next to nothing. A
+matrix that is not taken whole is further away."""
+
+
+def same(run: Path, other: Path, step: int, atol: float = 1e-5) -> bool:
     """Whether two runs lost the same, validated the same, and left the same weights, to float rounding."""
     assert len(bounds(run)) == 2
     mine, theirs = (tensors(weights(folder, step)) for folder in (run, other))
@@ -40,7 +45,7 @@ def same(run: Path, other: Path, step: int) -> bool:
     return (
         bounds(run) == pytest.approx(bounds(other), abs=1e-5)
         and losses(run) == pytest.approx(losses(other), abs=1e-5)
-        and all(torch.allclose(mine[name], theirs[name], atol=1e-5, rtol=1e-4) for name in mine)
+        and all(torch.allclose(mine[name], theirs[name], atol=atol, rtol=1e-4) for name in mine)
     )
 
 
@@ -124,7 +129,7 @@ def sharded(alone: tuple[Config, Path], tmp_path_factory: pytest.TempPathFactory
 def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], sharded: Path, tmp_path: Path) -> None:
     _, undisturbed = alone
     run = copytree(sharded, tmp_path / "run", symlinks=True)
-    assert same(run, undisturbed, 8)
+    assert same(run, undisturbed, 8, OF_MUON)
     whole = weights(run), lines(run)
 
     back_to(run, 4)
@@ -132,10 +137,10 @@ def test_a_run_goes_on_sharded_and_whole_again(alone: tuple[Config, Path], shard
     assert (weights(run), lines(run)) == whole  # bit for bit
     back_to(run, 4)
     resume(run)
-    assert same(run, undisturbed, 8)
+    assert same(run, undisturbed, 8, OF_MUON)
     back_to(run, 4)
     assert (done := shard("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
-    assert same(run, undisturbed, 8)
+    assert same(run, undisturbed, 8, OF_MUON)
 
 
 def test_what_a_sharded_run_saves_is_a_plain_model(alone: tuple[Config, Path], sharded: Path) -> None:
@@ -143,7 +148,7 @@ def test_what_a_sharded_run_saves_is_a_plain_model(alone: tuple[Config, Path], s
         AutoModelForCausalLM.from_pretrained(run / "checkpoints/last").state_dict() for run in (sharded, alone[1])
     )
     assert mine.keys() == theirs.keys()
-    assert all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in mine)
+    assert all(torch.allclose(mine[name], theirs[name], atol=OF_MUON) for name in mine)
 
 
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(alone: tuple[Config, Path], tmp_path: Path) -> None:
