@@ -1,7 +1,7 @@
 """Which format of documents a source means, and which source a name on the command line means."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import get_args
 
@@ -72,6 +72,26 @@ def source_of(
     if format is None and data in FORMATS and not fields(FORMATS[data]):
         return Source(data, field=field or "text", split=split)
     return Source(format or _format_named(data), data, field or "text", split, subset)
+
+
+def misread(source: Source, key: str) -> Iterator[str]:
+    """What is to be said of a source that is read as plain text although its name tells of records.
+
+    Args:
+        source: Which.
+        key: Its place in the configuration.
+
+    Yields:
+        One line, or none.
+    """
+    if source.format != Text.name or source.path is None:
+        return
+    suffix, choices = bare_suffix(source.path), get_args(AnyFormat)
+    records = [choice.name for choice in choices if choice is not Text and suffix in choice.suffixes]
+    if records:
+        yield (
+            f"{source.path} is read as plain text, signs and all; to read its records: --set {key}.format={records[0]}"
+        )
 
 
 def _format_named(data: str) -> str:

@@ -1,13 +1,16 @@
 """The data of a run: its tokenizer, its training batches and its validation sequences."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config import Config, Tokenizer
+from dlm.config import Config, Data, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
+from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
 from dlm.data.losses import losses_of
 from dlm.data.reading import read_splits
@@ -33,7 +36,7 @@ class RunData:
         affixes: The special tokens around every text.
         learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
             stream.
-        losses: What is left out and cut, a line each.
+        losses: What is left out and cut, and what may be misread, a line each.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -91,7 +94,7 @@ def read_run_data(
             affixes=around,
         )
         _check_apart(config, tokenizer, validation)
-        losses = tuple(losses_of("validation", opened.validation, validation))
+        losses = (*_misread(data), *losses_of("validation", opened.validation, validation))
         if data.packing == "pad":
             losses = (
                 f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
@@ -114,7 +117,7 @@ def read_run_data(
             f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
             f"{data.length}, so that there is nothing to validate on: raise it"
         )
-    losses = (*losses_of("training", splits.train, training), *losses_of("validation", splits.validation, validation))
+    losses = losses_of("training", splits.train, training), losses_of("validation", splits.validation, validation)
     tokens = training.tokens
     return RunData(
         tokenizer,
@@ -124,9 +127,16 @@ def read_run_data(
         tokens.checksum,
         around,
         training.learned_tokens,
-        losses,
+        tuple(chain(_misread(data), *losses)),
         tokens.earlier_checksum,
     )
+
+
+def _misread(data: Data) -> Iterator[str]:
+    """See `misread`; of the training text, and of the validation text where it is another."""
+    yield from misread(data.train, "data.train")
+    if data.validation is not None:
+        yield from misread(data.validation, "data.validation")
 
 
 def _check_apart(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> None:

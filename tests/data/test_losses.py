@@ -14,9 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.cli.console import TrainingDisplay
 from dlm.config import HeldOut, Source
+from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
 from dlm.data.losses import losses_of
 from dlm.data.reading import read
+from dlm.data.run_data import read_run_data
 from dlm.errors import DataError
 from dlm.settings import parse_config
 from dlm.train.run import RunFolder
@@ -116,3 +118,23 @@ def test_a_run_and_an_evaluation_say_how_many_rows_have_no_text(tmp_path: Path) 
     assert "2 training rows without text are left out" in shown.getvalue()
     told = commands.dlm("eval", tmp_path / "run", "--data", train.path, "--draws", "4")[1]
     assert "2 scored rows without text are left out" in told
+
+
+@pytest.mark.parametrize(
+    ("path", "format"),
+    [("a.jsonl", "jsonl"), ("a.NDJSON.gz", "jsonl"), ("*.csv", "csv"), ("a.txt", None), ("a.md", None), ("a", None)],
+)
+def test_records_that_are_read_as_plain_text_are_said(path: str, format: str | None) -> None:
+    said = [*misread(Source("text", path), "data.train")]
+    assert len(said) == (format is not None)
+    if format:
+        assert f"{path} is read as plain text" in said[0] and f"--set data.train.format={format}" in said[0]
+        assert not [*misread(Source(format, path), "data.train")]
+
+
+def test_a_run_says_that_it_reads_records_as_plain_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 40)
+    source = {"format": "text", "path": str(tmp_path / "a.jsonl")}
+    keys = {"train": source, "held_out": {"by": "tail", "share": 0.3}, "length": 16}
+    config = parse_config({"data": keys, "tokenizer": {"name": "bytes"}})
+    assert sum("a.jsonl is read as plain text" in line for line in read_run_data(config, config.tokenizer).losses) == 1
