@@ -117,7 +117,7 @@ def read_run_data(
             f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
             f"{data.length}, so that there is nothing to validate on: raise it"
         )
-    losses = losses_of("training", splits.train, training), losses_of("validation", splits.validation, validation)
+    lost = losses_of("training", splits.train, training), losses_of("validation", splits.validation, validation)
     tokens = training.tokens
     return RunData(
         tokenizer,
@@ -127,7 +127,7 @@ def read_run_data(
         tokens.checksum,
         around,
         training.learned_tokens,
-        tuple(chain(_misread(data), *losses)),
+        tuple(chain(_misread(data), *lost)),
         tokens.earlier_checksum,
     )
 
