@@ -19,7 +19,9 @@ from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
 from dlm.settings import dump_config, parse_config
 from dlm.train.run import RunFolder
+from tests.support.commands import answer
 from tests.support.launchers import ENVIRONMENT, LAUNCHERS, command, launch
+from tests.support.processes import together
 from tests.support.tiny_runs import back_to, bounds, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
@@ -62,7 +64,7 @@ def test_a_run_goes_on_with_more_processes_and_with_fewer(alone: tuple[Config, P
     config, undisturbed = alone
     run = train(tmp_path / "run", config)
     back_to(run, 4)
-    done = launch("train", "--resume", "--run-dir", run)
+    done = together("train", "--resume", "--run-dir", run)
     assert done.returncode == 0 and "going on after step 4" in done.stderr, done.stderr
     assert close(run, undisturbed)
     back_to(run, 4)
@@ -72,13 +74,10 @@ def test_a_run_goes_on_with_more_processes_and_with_fewer(alone: tuple[Config, P
 
 def test_two_processes_give_the_evaluation_of_one(alone: tuple[Config, Path]) -> None:
     _, run = alone
-    asked = ["eval", run, "--json", "--draws", "4", "--batch-size", "2"]
-    one = subprocess.run(
-        [sys.executable, "-m", "dlm", *map(str, asked)], capture_output=True, text=True, check=True, env=ENVIRONMENT
-    )
-    both = launch(*asked)
+    asked = ["eval", run, "--draws", "4", "--batch-size", "2"]
+    both = together(*asked, "--json")
     assert both.returncode == 0, both.stderr
-    expected, found = json.loads(one.stdout), json.loads(both.stdout)
+    expected, found = answer(*asked), json.loads(both.stdout)
     assert found.keys() == expected.keys()
     numbers = [key for key, value in expected.items() if isinstance(value, float)]
     assert "nats_per_token" in numbers and "sampling_se" in numbers
@@ -90,7 +89,7 @@ def test_a_killed_rank_ends_the_run_and_loses_nothing_saved(alone: tuple[Config,
     config, _ = alone
     file = write(config, tmp_path / "c.yaml")
     whole, run = tmp_path / "whole", tmp_path / "run"
-    assert launch("train", file, "--run-dir", whole).returncode == 0
+    assert together("train", file, "--run-dir", whole).returncode == 0
     with subprocess.Popen(
         command("train", file, "--run-dir", run, "--set", "train.steps=8"),
         stdout=subprocess.DEVNULL,
@@ -105,7 +104,7 @@ def test_a_killed_rank_ends_the_run_and_loses_nothing_saved(alone: tuple[Config,
         assert launched.wait(60) != 0
     saved = weights(run, 2)
     assert saved == weights(whole, 2)
-    done = launch("train", "--resume", "--run-dir", run)
+    done = together("train", "--resume", "--run-dir", run)
     assert done.returncode == 0, done.stderr
     assert weights(run) == weights(whole) and lines(run) == lines(whole)
 
@@ -121,7 +120,7 @@ def test_a_killed_launcher_ends_its_processes(alone: tuple[Config, Path], tmp_pa
             time.sleep(0.01)
         workers = psutil.Process(it.pid).children(recursive=True)
         assert len(workers) == 2
-        beside = launch("train", "--resume", "--run-dir", run)
+        beside = together("train", "--resume", "--run-dir", run)
         assert beside.returncode != 0 and f"{run} is being written by process " in beside.stderr
         it.kill()
         assert psutil.wait_procs(workers, timeout=30)[1] == []
@@ -135,7 +134,7 @@ def test_a_killed_launcher_ends_its_processes(alone: tuple[Config, Path], tmp_pa
 def test_a_mistake_on_every_process_is_no_hang(alone: tuple[Config, Path], tmp_path: Path) -> None:
     config, _ = alone
     file = write(config, tmp_path / "c.yaml")
-    done = launch("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=1")
+    done = together("train", file, "--run-dir", tmp_path / "run", "--set", "train.batch_size=1")
     assert done.returncode != 0
     assert "train.batch_size 1 is less than one sequence for each of the 2 processes" in done.stderr
 
@@ -170,10 +169,10 @@ def words(seed: int) -> bytes:
 def test_a_stream_on_two_processes_goes_on_where_each_stood(tmp_path: Path) -> None:
     run = tmp_path / "run"
     file = write(streamed(tmp_path, words(0), words(1)), tmp_path / "c.yaml")
-    assert (done := launch("train", file, "--run-dir", run)).returncode == 0, done.stderr
+    assert (done := together("train", file, "--run-dir", run)).returncode == 0, done.stderr
     whole = weights(run), lines(run)
     back_to(run, 4)
-    assert (done := launch("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
+    assert (done := together("train", "--resume", "--run-dir", run)).returncode == 0, done.stderr
     assert (weights(run), lines(run)) == whole
     with pytest.raises(ConfigError, match="2 processes"):
         resume(run)

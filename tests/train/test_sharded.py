@@ -2,7 +2,7 @@
 
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -16,15 +16,18 @@ from dlm.config import Config
 from tests.support import adapted_runs, pretrained
 from tests.support.formulations import TIMED, chosen
 from tests.support.launchers import launch
+from tests.support.processes import together
 from tests.support.tiny_models import SIZES
 from tests.support.tiny_runs import altered, back_to, bounds, describe, lines, losses, resume, train, weights, write
 
 pytestmark = pytest.mark.long
 
+Done = subprocess.CompletedProcess[str]
 
-def shard(*arguments: object) -> subprocess.CompletedProcess[str]:
+
+def shard(*arguments: object, start: Callable[..., Done] = together) -> Done:
     """`dlm` on two processes, each of which holds half of the weights."""
-    done = launch(*arguments, launcher="fsdp2", module="tests.support.sharded")
+    done = start(*arguments, launcher="fsdp2", module="tests.support.sharded")
     if done.returncode == 0:
         found = [(int(here), int(all_)) for here, all_ in re.findall(r"sharded: (\d+) of (\d+)", done.stderr)]
         assert len(found) == 2 and sum(here for here, _ in found) == found[0][1], done.stderr
@@ -119,9 +122,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
 
 @pytest.fixture(scope="module")
 def sharded(alone: tuple[Config, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, sharded over two processes."""
+    """The same run, sharded over two processes by the launcher itself."""
     folder = tmp_path_factory.mktemp("sharded")
-    done = shard("train", write(alone[0], folder / "c.yaml"), "--run-dir", folder / "run")
+    done = shard("train", write(alone[0], folder / "c.yaml"), "--run-dir", folder / "run", start=launch)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
