@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.levels import AnyLevels, Clip
 from dlm.diffusion.noise import Absorbing, AnyNoise
+from dlm.diffusion.readings import AnyReadings, Masked
 from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy
 
@@ -375,6 +376,7 @@ class Config:
         noise: What a corrupted token becomes: absorbing, uniform or hybrid.
         schedule: alpha(t), the probability that a token is still clean.
         time: Continuous time, or a chain of steps.
+        readings: What the network is trained to be read as: `masked`, `autoregressive`, `blocks` or `joint`.
         parameterization: What the network's softmax is. For absorbing noise `subs`; for the others `mixture`,
             p(x0 | xt), or `plug-in`, the prediction from all other tokens; `auto` takes `subs` or `plug-in`.
         objective: The training loss and its noise levels; evaluation always reports the true bound.
@@ -391,6 +393,7 @@ class Config:
     noise: Annotated[AnyNoise, Field(discriminator="name")] = field(default_factory=Absorbing)
     schedule: Annotated[Schedule, Field(discriminator="name")] = field(default_factory=Linear)
     time: Time = field(default_factory=Time)
+    readings: Annotated[AnyReadings, Field(discriminator="name")] = field(default_factory=Masked)
     parameterization: Literal["auto", "subs", "mixture", "plug-in"] = "auto"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: Optim = field(default_factory=Optim)
@@ -418,9 +421,24 @@ class Config:
                     "data.attend: with model.shift the first token of a document would be predicted from the document "
                     "before it; set model.shift to false, or data.attend to row"
                 )
+            if not isinstance(self.readings, Masked):
+                raise ValueError(
+                    f"data.attend: with readings {self.readings.name} the memory before a document is read with it; "
+                    "set data.attend to row"
+                )
             if model.attention not in ("auto", "eager", "sdpa"):
                 raise ValueError(
                     f"data.attend: document needs model.attention auto, eager or sdpa, got {model.attention}"
+                )
+        if not isinstance(self.readings, Masked):
+            if model.annealing:
+                raise ValueError(
+                    f"model.annealing: readings {self.readings.name} keeps the causal attention beside the open one; "
+                    "set it to 0"
+                )
+            if model.attention not in ("auto", "eager", "sdpa"):
+                raise ValueError(
+                    f"readings: {self.readings.name} needs model.attention auto, eager or sdpa, got {model.attention}"
                 )
         self.formulation.check()
 
@@ -436,4 +454,5 @@ class Config:
             parameterization=auto if self.parameterization == "auto" else self.parameterization,
             timed=randomises if asked == "auto" else asked,
             shift=self.model.shift,
+            readings=self.readings,
         )

@@ -21,7 +21,7 @@ from dlm.diffusion.formulation import Formulation
 from dlm.errors import ConfigError, one_line
 from dlm.spellings import translate_override, translate_tree
 
-CHOICES = ("tokenizer", "noise", "schedule", "objective.loss", "objective.levels")
+CHOICES = ("tokenizer", "noise", "schedule", "readings", "objective.loss", "objective.levels")
 """Keys whose value is `{name: ..., ...}`; files and `--set` may give the bare name for them."""
 
 

@@ -300,18 +300,18 @@ def test_auto_is_what_suits_the_noise(noise: str, parameterization: str, plug_in
 def test_a_formulation_is_the_mathematics_that_the_configuration_asks_for() -> None:
     plain = parse_config(LEAST).formulation
     assert plain == Formulation()
-    assert plain.objective(Elbo(), Even()) == MaskedObjective(Elbo(), Even()) and plain.estimator(8) == Estimator(8)
+    assert plain.objective(Elbo(), Even(), 0) == MaskedObjective(Elbo(), Even()) and plain.estimator(8) == Estimator(8)
     mixture = parse_config(CHANGED).formulation
     assert mixture == Formulation(Hybrid(0.3), Geometric(0.01, 10.0), 50, "mixture", timed=True)
-    assert mixture.objective(CrossEntropy(), Bell(5)) == TimedObjective(
+    assert mixture.objective(CrossEntropy(), Bell(5), 0) == TimedObjective(
         CrossEntropy(), Bell(5), 50
     ) and mixture.estimator(8) == Estimator(8, 50, True)
     chain = parse_config({**LEAST, "time": {"steps": 7}}).formulation
-    assert chain.objective(Elbo(), Even()) == MaskedObjective(Elbo(), Even(), 7) and chain.estimator(4) == Estimator(
+    assert chain.objective(Elbo(), Even(), 0) == MaskedObjective(Elbo(), Even(), 7) and chain.estimator(4) == Estimator(
         4, 7, False
     )
     timed = parse_config({**LEAST, "model": {"time_conditioning": True}}).formulation
-    assert timed.objective(Elbo(), Even()) == TimedObjective(Elbo(), Even()) and timed.estimator(4) == Estimator(
+    assert timed.objective(Elbo(), Even(), 0) == TimedObjective(Elbo(), Even()) and timed.estimator(4) == Estimator(
         4, None, True
     )
     process = mixture.process(Vocabulary(7, 2, (0, 2, 5)))

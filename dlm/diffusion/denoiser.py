@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer, copied
+from dlm.diffusion.devices import copied
+from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
 from dlm.diffusion.process import Process
 
 

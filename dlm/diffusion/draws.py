@@ -7,7 +7,7 @@ was drawn before.
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,10 +27,12 @@ class Draws:
         u_B: One number in [0, 1) a sequence, float64: the quantile of its noise level. Stratified draws
             spread these evenly over the global batch.
         generators: One generator a sequence, for its mask.
+        shared: One generator for what all sequences of the global batch have in common.
     """
 
     u_B: Tensor
     generators: Sequence[torch.Generator]
+    shared: torch.Generator = field(default_factory=lambda: generator("shared"))
 
 
 def stratified_draws(key: tuple[int | str, ...], positions: Iterable[int], total: int) -> Draws:
@@ -47,7 +49,7 @@ def stratified_draws(key: tuple[int | str, ...], positions: Iterable[int], total
     positions = list(positions)
     shift = torch.rand((), generator=generator(*key, "shift"), dtype=torch.float64)
     u_B = (shift + torch.tensor(positions, dtype=torch.float64) / total) % 1.0
-    return Draws(u_B, [generator(*key, position) for position in positions])
+    return Draws(u_B, [generator(*key, position) for position in positions], generator(*key, "shared"))
 
 
 def uniforms(generators: Sequence[torch.Generator], counts: Sequence[int]) -> list[Tensor]:

@@ -6,11 +6,14 @@ from typing import Literal
 
 from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.levels import Levels
-from dlm.diffusion.likelihood import Estimator
+from dlm.diffusion.likelihood import Estimator, Likelihood
+from dlm.diffusion.memory import BlocksObjective, CausalObjective
+from dlm.diffusion.memory_likelihood import BlocksEstimator, CausalEstimator
 from dlm.diffusion.network import LedNetwork, Network, ShiftedNetwork
 from dlm.diffusion.noise import Absorbing, AnyNoise, counts_suffice
 from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.readings import AnyReadings, Autoregressive, Blocks, Joint, Masked
 from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
 from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, OneAtATime, Order, Random, TokenChoice
@@ -32,6 +35,7 @@ class Formulation:
             `plug-in`, the leave-one-out prediction.
         timed: Whether the network takes the time.
         shift: Whether the network predicts the next token, not the one in place.
+        readings: What the network is trained to be read as.
     """
 
     noise: AnyNoise = field(default_factory=Absorbing)
@@ -40,6 +44,7 @@ class Formulation:
     parameterization: Literal["subs", "mixture", "plug-in"] = "subs"
     timed: bool = False
     shift: bool = False
+    readings: AnyReadings = field(default_factory=Masked)
 
     def check(self) -> None:
         """Refuses choices that do not go together.
@@ -59,6 +64,13 @@ class Formulation:
             raise ValueError(
                 "parameterization: the mixture form has no finite bound in continuous time, but for a network that is "
                 "certain of what it sees as t falls to 0; give time.steps, or take plug-in"
+            )
+        if isinstance(self.readings, Masked):
+            return
+        if self.noise.name != "absorbing" or self.steps is not None or self.timed or self.shift:
+            raise ValueError(
+                f"readings: {self.readings.name} goes with absorbing noise in continuous time, a network that takes no "
+                "time, and predictions in place"
             )
 
     @property
@@ -90,14 +102,55 @@ class Formulation:
             return LeaveOneOutDenoiser(network, forbidden, process)
         return X0Denoiser(network, forbidden)
 
-    def objective(self, weighting: Weighting, levels: Levels) -> Objective:
-        """The training loss."""
+    def objective(self, weighting: Weighting, levels: Levels, before_id: int) -> Objective:
+        """The training loss.
+
+        Args:
+            weighting: What is minimised of noisy tokens.
+            levels: Which noise levels are trained on.
+            before_id: The id that stands before every text that is memory.
+
+        Returns:
+            The loss.
+        """
+        match self.readings:
+            case Autoregressive():
+                return CausalObjective(before_id)
+            case Blocks(size=size, memory=memory):
+                return BlocksObjective(weighting, levels, before_id, (size,), causal=memory == "causal", moves=False)
+            case Joint(sizes=sizes, next_token=weight):
+                return BlocksObjective(weighting, levels, before_id, (*sizes, None), weight)
         kind = MaskedObjective if self.counts else TimedObjective
         return kind(weighting, levels, self.steps)
 
     def estimator(self, draws: int) -> Estimator:
         """The estimator of the bound of this model's own chain."""
         return Estimator(draws, self.steps, self.timed)
+
+    def reading(self, name: str, draws: int, before_id: int) -> Likelihood:
+        """The likelihood of one reading.
+
+        Args:
+            name: `any-order`, `causal`, or `blocks:S` for blocks of S tokens.
+            draws: Noisy copies of each sequence, where there are any.
+            before_id: The id that stands before every text that is memory.
+
+        Returns:
+            What computes or bounds it.
+
+        Raises:
+            ValueError: The network was not trained to be read so.
+        """
+        readings, (kind, _, size) = self.readings, name.partition(":")
+        if kind == "any-order" and not size and readings.any_order:
+            return self.estimator(draws)
+        if kind == "causal" and not size and readings.causal:
+            return CausalEstimator(before_id)
+        if kind == "blocks" and size.isdecimal() and int(size) and readings.remembers:
+            causal = not isinstance(readings, Blocks) or readings.memory == "causal"
+            if causal or name in readings.all:
+                return BlocksEstimator(int(size), before_id, draws, causal)
+        raise ValueError(f"this model has no reading {name!r}; it has {', '.join(readings.all)}")
 
     def rule(
         self,

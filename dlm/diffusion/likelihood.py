@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,47 @@ from dlm.diffusion.schedule import noise_levels, time_at
 from dlm.diffusion.unmask import Order, Predictions
 
 
+class Likelihood(Protocol):
+    """What computes or bounds -log p of texts.
+
+    Attributes:
+        steps: T of the chain whose bound it is; None for continuous time, or for none.
+    """
+
+    @property
+    def steps(self) -> int | None:
+        """T of the chain, or None."""
+        ...
+
+    def method(self, process: Process) -> Literal["exact", "counts", "times"]:
+        """What it takes the mean of: counts of masks, times, or nothing, as it is exact."""
+        ...
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        process: Process,
+        x0_BL: Tensor,
+        generators: Sequence[torch.Generator],
+        scored_BL: Tensor | None = None,
+    ) -> Tensor:
+        """Upper bounds of -log p, or its value.
+
+        Args:
+            denoiser: Predicts the clean tokens.
+            process: The forward process.
+            x0_BL: Clean ids.
+            generators: One stream a sequence.
+            scored_BL: The tokens that are scored; the others are context, or padding. All of them by default.
+
+        Returns:
+            Contributions of each token to each of R independent estimates, in nats, float64, shape (R, B, L), zero
+            outside `scored_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
+            Monte-Carlo error, else 1. The bound is the mean over R of the sum over L.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Estimator:
     """How the bound is estimated.
@@ -41,9 +83,9 @@ class Estimator:
         if self.draws < 2 or self.draws % 2:
             raise ValueError(f"draws must be even and at least 2, got {self.draws}")
 
-    def counts(self, process: Process) -> bool:
-        """Whether exact counts of masks are drawn, and no times."""
-        return counts_suffice(process.noise, timed=self.timed)
+    def method(self, process: Process) -> Literal["counts", "times"]:
+        """Counts of masks where they suffice; see `Likelihood`."""
+        return "counts" if counts_suffice(process.noise, timed=self.timed) else "times"
 
     def __call__(
         self,
@@ -53,22 +95,9 @@ class Estimator:
         generators: Sequence[torch.Generator],
         scored_BL: Tensor | None = None,
     ) -> Tensor:
-        """Upper bounds of -log p, by the estimator of least variance that the process and the denoiser allow.
-
-        Args:
-            denoiser: Predicts the clean tokens.
-            process: The forward process.
-            x0_BL: Clean ids.
-            generators: One stream a sequence.
-            scored_BL: The tokens that are scored; the others are context, or padding. All of them by default.
-
-        Returns:
-            Contributions of each token to each of R independent estimates, in nats, float64, shape (R, B, L), zero
-            outside `scored_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
-            Monte-Carlo error, else 1. The bound is the mean over R of the sum over L.
-        """
+        """Upper bounds, by the estimator of least variance that process and denoiser allow; see `Likelihood`."""
         scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
-        estimate = exact_count_nelbo if self.counts(process) else timed_nelbo
+        estimate = exact_count_nelbo if self.method(process) == "counts" else timed_nelbo
         inner_RBL = estimate(denoiser, process, x0_BL, self.draws, generators, scored_BL, self.steps)
         return inner_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL
 

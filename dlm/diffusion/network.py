@@ -6,11 +6,14 @@ in its input; a prompt, or the blocks of a text, the wrapper keeps itself, by th
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self, overload
 
 import torch
 from torch import Tensor
+
+from dlm.diffusion.devices import copied, has_float64
+from dlm.diffusion.streams import Pattern
 
 
 class Cache(Protocol):
@@ -25,25 +28,6 @@ class Cache(Protocol):
         ...
 
 
-def copied(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; a copy from the CPU's memory to a GPU's does not wait for what the GPU is computing."""
-    if x.device.type == "cpu" and device.type == "cuda":
-        return x.pin_memory().to(device, non_blocking=True)
-    return x.to(device)
-
-
-@cache
-def has_float64(device: torch.device) -> bool:
-    """Whether a device computes in float64; Apple's GPUs and some of Intel's do not."""
-    if device.type in ("cpu", "cuda"):
-        return True
-    try:
-        torch.ones(1, dtype=torch.float64, device=device).sum()
-    except (RuntimeError, TypeError):  # devices refuse it by either
-        return False
-    return True
-
-
 @dataclass(frozen=True)
 class NetworkInput:
     """One call of a network.
@@ -56,7 +40,8 @@ class NetworkInput:
         wanted_BL: Boolean, the N positions whose predictions are wanted, counted row by row.
         time_B: The time of each row in [0, 1]; a network without time conditioning ignores it.
         rows_B: Which rows of the canvas these are, where a sampler passes some of them; None for all of them.
-        attention: Boolean, what each query sees, shape (L, M + L) or (B, L, M + L); None for every token.
+        attention: What each query sees: boolean, shape (L, M + L) or (B, L, M + L), or a pattern; None for every token.
+        positions: Where the ids stand in their text, shape (L,) or (B, L); None for one behind the other, from M on.
         cache: The M tokens that stand before the ids; None for none. A call leaves it as it was; its owner fills it.
         padded: Whether some ids are padding; None where that is not known.
     """
@@ -65,7 +50,8 @@ class NetworkInput:
     wanted_BL: Tensor
     time_B: Tensor
     rows_B: Tensor | None = None
-    attention: Tensor | None = None
+    attention: Tensor | Pattern | None = None
+    positions: Tensor | None = None
     cache: Cache | None = None
     padded: bool | None = None
 
@@ -85,7 +71,9 @@ class NetworkInput:
         """
         if self.ids_BL.device == device:
             return self
-        attention = None if self.attention is None else copied(self.attention, device)
+        attention = self.attention
+        if attention is not None:
+            attention = copied(attention, device) if isinstance(attention, Tensor) else attention.to(device)
         time_B = self.time_B if has_float64(device) else self.time_B.float()
         return self.with_index(
             copied(self.index_N, device),
@@ -94,6 +82,7 @@ class NetworkInput:
             time_B=copied(time_B, device),
             rows_B=None if self.rows_B is None else copied(self.rows_B, device),
             attention=attention,
+            positions=None if self.positions is None else copied(self.positions, device),
         )
 
     def with_index(self, index_N: Tensor, **changes: Any) -> Self:

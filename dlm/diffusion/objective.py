@@ -17,9 +17,10 @@ from dlm.diffusion.bound import (
     step_nats,
 )
 from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.devices import copied
 from dlm.diffusion.draws import Draws
 from dlm.diffusion.levels import Levels
-from dlm.diffusion.network import NetworkInput, Reduced, copied
+from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.process import Process
 from dlm.diffusion.schedule import noise_levels, time_at
 from dlm.diffusion.weighting import Weighting
@@ -147,7 +148,7 @@ class MaskedObjective(Objective):
         xt_BL = process.corrupt_count(x0_BL, count_B, draws.generators, loss_mask_BL)
         masked_BL = (xt_BL == process.mask_id) & loss_mask_BL
         inputs = NetworkInput(xt_BL, masked_BL, count_B / length_B.clamp(min=1.0))
-        return _corrupted(process, inputs, x0_BL, loss_mask_BL, self._weight(process, count_B, length_B))
+        return corrupted(process, inputs, x0_BL, loss_mask_BL, self._weight(process, count_B, length_B))
 
     def loss(self, denoiser: Denoiser, process: Process, batch: Corrupted) -> LossTerms:
         """The weighted cross-entropy of the masked tokens; see `Objective`."""
@@ -156,9 +157,9 @@ class MaskedObjective(Objective):
         def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
             ce_C = cross_entropy(log_p0_CV, batch.x0_N[rows])
             nats_C = weight_N[rows].to(ce_C) * ce_C
-            return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
+            return Reduced(to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        return _terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
+        return terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
 
     def _weight(self, process: Process, count_B: Tensor, length_B: Tensor) -> Tensor:
         """w_l / (l q(l)), with q(l) the probability that a drawn level gives this count."""
@@ -196,7 +197,7 @@ class TimedObjective(Objective):
         xt_BL = process.corrupt(x0_BL, t_B, draws.generators, loss_mask_BL)
         wanted_BL = process.to_predict(xt_BL) & loss_mask_BL
         inputs = NetworkInput(xt_BL, wanted_BL, t_B.to(x0_BL.device))
-        return _corrupted(process, inputs, x0_BL, loss_mask_BL, s_B, t_B, weight_B)
+        return corrupted(process, inputs, x0_BL, loss_mask_BL, s_B, t_B, weight_B)
 
     def loss(self, denoiser: Denoiser, process: Process, batch: Corrupted) -> LossTerms:
         """Each token's term of the bound, or its cross-entropy; see `Objective`."""
@@ -206,16 +207,16 @@ class TimedObjective(Objective):
         def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
             ce_C = cross_entropy(log_p0_CV, x0_N[rows])
             if not (self.weighting.weighted or self.levels.complete):
-                return Reduced(_to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan))
+                return Reduced(to_minimise(self.weighting, ce_C, ce_C), torch.full_like(ce_C, math.nan))
             seen = process, log_p0_CV, x0_N[rows], z_N[rows]
             with torch.set_grad_enabled(self.weighting.weighted and torch.is_grad_enabled()):
                 if self.steps is None:
                     nats_C = weight_N[rows] * nats_per_level(*seen, t_N[rows])
                 else:
                     nats_C = weight_N[rows] * step_nats(*seen, s_N[rows], t_N[rows])
-            return Reduced(_to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
+            return Reduced(to_minimise(self.weighting, ce_C, nats_C), nats_C.detach())
 
-        return _terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
+        return terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
 
     def _times(self, process: Process, u_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Two times of each sequence, s <= t, and one over the probability of them."""
@@ -232,7 +233,7 @@ class TimedObjective(Objective):
         return s_B, t_B, 1.0 / (self.levels.cdf(above_B) - self.levels.cdf(below_B))
 
 
-def _corrupted(
+def corrupted(
     process: Process, inputs: NetworkInput, x0_BL: Tensor, loss_mask_BL: Tensor, *values_B: Tensor
 ) -> Corrupted:
     """The batch, with one value a row as one a wanted position."""
@@ -245,13 +246,13 @@ def _corrupted(
     )
 
 
-def _to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:
+def to_minimise(weighting: Weighting, ce_C: Tensor, nats_C: Tensor) -> Tensor:
     """The sum that the weighting asks for, from each row's cross-entropy and term of the bound."""
     loss = nats_C.sum() if weighting.weighted else ce_C.sum()
     return loss + weighting.auxiliary * ce_C.sum() if weighting.auxiliary else loss
 
 
-def _terms(weighting: Weighting, levels: Levels, batch: Corrupted, reduced: Reduced) -> LossTerms:
+def terms(weighting: Weighting, levels: Levels, batch: Corrupted, reduced: Reduced) -> LossTerms:
     """The sums, from the loss and each predicted token's term of the bound."""
     loss, nats_N = reduced
     predicted = torch.full_like(batch.tokens, len(nats_N))

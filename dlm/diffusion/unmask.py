@@ -14,8 +14,8 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from dlm.diffusion.devices import copied
 from dlm.diffusion.draws import random_scores, uniforms
-from dlm.diffusion.network import copied
 from dlm.diffusion.nucleus import keep_nucleus_
 from dlm.diffusion.schedule import Linear, NoiseSchedule
 

@@ -15,7 +15,7 @@ from dlm.config import Time
 from dlm.data.batches import Batch, Sequences
 from dlm.diffusion.denoiser import AttendingDenoiser, Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.likelihood import Estimator, chain_rule_nll
+from dlm.diffusion.likelihood import Estimator, Likelihood, chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
 from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
@@ -65,7 +65,9 @@ class LikelihoodReport:
         dropped_documents: Documents not scored at all because their prompts fill a row.
         cut_documents: Documents whose ends are not scored.
         draws: Noisy copies of each sequence.
-        estimator: How their noise was drawn: exact counts of masks and also the full mask, or times.
+        estimator: How their noise was drawn: exact counts of masks and also the full mask, or times; `exact` of a
+            reading without noise, whose bound is the likelihood itself.
+        reading: How the model was read: `any-order`, `causal` or `blocks:S`.
         seed: Decides the masks and the bootstrap.
         length: Tokens a sequence.
         packing: How documents became sequences.
@@ -103,6 +105,7 @@ class LikelihoodReport:
     cut_documents: int
     draws: int
     estimator: str
+    reading: str
     seed: int
     length: int
     packing: str
@@ -148,6 +151,7 @@ def evaluate_likelihood(
     batch_size: int = 32,
     seed: int = 0,
     time: Time | None = None,
+    reading: str | None = None,
 ) -> LikelihoodReport:
     """Bounds the negative log-likelihood of a corpus by the model's stratified estimator.
 
@@ -161,13 +165,15 @@ def evaluate_likelihood(
         batch_size: Sequences a forward; it changes the result only by float rounding.
         seed: Decides the noise and the bootstrap.
         time: The chain whose bound is estimated; by default the one that the model was trained for.
+        reading: How the model is read: `any-order`, `causal` or `blocks:S`; by default as its runs are judged.
 
     Returns:
         The report.
 
     Raises:
         DataError: There is no sequence.
-        ConfigError: The bound asked for is that of continuous time, and the model predicts the mixture form.
+        ConfigError: The bound asked for is that of continuous time, and the model predicts the mixture form; or the
+            model has no such reading.
     """
     rows = range(len(sequences)) if rows is None else rows
     if not len(rows):
@@ -175,8 +181,10 @@ def evaluate_likelihood(
         why = f"all {filled} prompts fill the context of {sequences.length}" if filled else "the text holds no token"
         raise DataError(f"nothing to evaluate: {why}")
     lm.model.eval()
-    estimator = _estimator(lm, draws, time)
-    return _report(lm, sequences, _score(lm, sequences, rows, estimator, batch_size, seed), estimator, draws, seed)
+    reading = reading or lm.formulation.readings.all[0]
+    estimator = _estimator(lm, draws, time, reading)
+    scores = _score(lm, sequences, rows, estimator, batch_size, seed)
+    return _report(lm, sequences, scores, estimator, reading, draws, seed)
 
 
 @torch.inference_mode()
@@ -213,7 +221,7 @@ def evaluate_chain_rule(
             f"this model's noise is {lm.process.noise.name}: leave --chain-rule out"
         )
     lm.model.eval()
-    estimator = _estimator(lm, draws, time)
+    estimator = _estimator(lm, draws, time, "any-order")
     rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()
     totals = dict.fromkeys(("left", "confidence", "bound", "tokens"), 0.0)
     for start in range(0, len(rows), batch_size):
@@ -248,11 +256,16 @@ def _denoiser(lm: DiffusionLM, sequences: Sequences, batch: Batch) -> Denoiser:
     return AttendingDenoiser(lm.denoiser, document_attention_mask(batch.document_BL.to(lm.arithmetic_device)))
 
 
-def _estimator(lm: DiffusionLM, draws: int, time: Time | None) -> Estimator:
-    """The estimator of the bound of the model's own chain, or of the one asked for."""
-    estimator = lm.formulation.estimator(draws)
+def _estimator(lm: DiffusionLM, draws: int, time: Time | None, reading: str) -> Likelihood:
+    """The likelihood of a reading; for any order the bound of the model's own chain, or of the one asked for."""
+    try:
+        estimator = lm.formulation.reading(reading, draws, lm.layout.before_id)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if time is None:
         return estimator
+    if not isinstance(estimator, Estimator):
+        raise ConfigError(f"the reading {reading} has no chain of steps: leave --time out")
     if time.steps is None and lm.formulation.parameterization == "mixture":
         raise ConfigError("the mixture form has no finite bound in continuous time: give a number of steps")
     return replace(estimator, steps=time.steps)
@@ -275,7 +288,7 @@ class _Scores:
 
 
 def _score(
-    lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], estimator: Estimator, batch_size: int, seed: int
+    lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], estimator: Likelihood, batch_size: int, seed: int
 ) -> _Scores:
     """Scores sequences, each process its part, and adds up the parts."""
     nats_RD = torch.zeros(2, len(sequences.tokens.sizes), dtype=torch.float64)
@@ -315,7 +328,13 @@ def _score(
 
 
 def _report(
-    lm: DiffusionLM, sequences: Sequences, scores: _Scores, estimator: Estimator, draws: int, seed: int
+    lm: DiffusionLM,
+    sequences: Sequences,
+    scores: _Scores,
+    estimator: Likelihood,
+    reading: str,
+    draws: int,
+    seed: int,
 ) -> LikelihoodReport:
     """The bound and its intervals from the sums over a corpus."""
     scored = scores.tokens_D > 0
@@ -362,7 +381,8 @@ def _report(
         dropped_documents=len(sequences.dropped_whole),
         cut_documents=sequences.cut_documents,
         draws=draws,
-        estimator="counts" if estimator.counts(lm.process) else "times",
+        estimator=estimator.method(lm.process),
+        reading=reading,
         seed=seed,
         length=sequences.length,
         packing=sequences.packing,

@@ -9,7 +9,7 @@ from dlm.errors import DataError
 from dlm.lm.canvas import Canvas, lay_out
 from dlm.model.checkpoint import Sidecar
 from dlm.model.text import ChatTemplate, encode, encode_chat
-from dlm.model.tokenizer import Affixes, special_ids
+from dlm.model.tokenizer import Affixes, before_id, special_ids
 from dlm.template import Template
 
 Prompt = str | Sequence[Mapping[str, str]] | None
@@ -51,6 +51,11 @@ class Layout:
     def first_id(self) -> int | None:
         """The id that the network reads before every row: a family's own, or for a shift the end of the text before."""
         return self.chat_template.first_id
+
+    @property
+    def before_id(self) -> int:
+        """The id that stands before every text that is memory."""
+        return before_id(self.tokenizer)
 
     @property
     def chat_template(self) -> ChatTemplate:

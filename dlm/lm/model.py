@@ -12,9 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
+from dlm.diffusion.devices import has_float64
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
-from dlm.diffusion.network import PlacedNetwork, has_float64
+from dlm.diffusion.network import PlacedNetwork
+from dlm.diffusion.readings import Masked
 from dlm.diffusion.unmask import Margin, Order, Random
 from dlm.errors import CheckpointError
 from dlm.lm import loading
@@ -78,7 +80,8 @@ class DiffusionLM:
             CheckpointError: The tokenizer has an id that the model has no logit for, or is not the model's own.
         """
         ids = special_ids(tokenizer)
-        self._backbone = backbone or Backbone(model, ids.pad, time_embedding)
+        patterns = sidecar is not None and not isinstance(sidecar.formulation.readings, Masked)
+        self._backbone = backbone or Backbone(model, ids.pad, time_embedding, patterns=patterns)
         self.model, self.tokenizer, self.time_embedding = model, tokenizer, self._backbone.time_embedding
         if max(ids.mask, ids.pad, ids.end) >= self._backbone.vocabulary:
             raise CheckpointError(

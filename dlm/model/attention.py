@@ -1,5 +1,7 @@
 """How attention is computed, and how a decoder's causal attention is opened: at once, or step by step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -39,6 +41,17 @@ def open_attention(config: PreTrainedConfig) -> None:
     config.is_causal = False
 
 
+@contextmanager
+def causal_on_disk(config: PreTrainedConfig) -> Iterator[None]:
+    """Leaves out, where a model is saved, that its attention is open: plain transformers reads it causally."""
+    opened = vars(config).pop("is_causal", None)
+    try:
+        yield
+    finally:
+        if opened is not None:
+            config.is_causal = opened
+
+
 def attention_annealing_mask(length: int, share: float, stream: torch.Generator) -> Tensor:
     """A mask between causal and full attention: each pair of a query and a later key is open with one probability.
 
@@ -72,7 +85,8 @@ def with_attention(network: Network, attention: Tensor) -> Network:
     """A network in which each query sees what a mask says, of what its input lets it see; see `NetworkInput`."""
 
     def call(inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
-        masked = replace(inputs, attention=attention if inputs.attention is None else inputs.attention & attention)
+        seen = inputs.attention & attention if isinstance(inputs.attention, Tensor) else attention
+        masked = replace(inputs, attention=seen)
         return network(masked) if reducer is None else network(masked, reducer)
 
     return call  # type: ignore[return-value]  # a closure cannot say that a reducer decides what is returned

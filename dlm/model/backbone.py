@@ -10,8 +10,10 @@ from torch.compiler import set_stance
 from transformers import PreTrainedModel
 
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
+from dlm.diffusion.streams import Pattern, TwoStreams, block_numbers
 from dlm.errors import ConfigError
 from dlm.model.chunks import reduce_in_chunks
+from dlm.model.patterns import use_patterns
 from dlm.model.time_embedding import TimeEmbedding
 
 HEADS = (
@@ -35,7 +37,12 @@ class Backbone(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, pad_id: int | None = None, time_embedding: TimeEmbedding | None = None
+        self,
+        model: PreTrainedModel,
+        pad_id: int | None = None,
+        time_embedding: TimeEmbedding | None = None,
+        *,
+        patterns: bool = False,
     ) -> None:
         """Finds the model's head and checks that the model is supported.
 
@@ -43,10 +50,12 @@ class Backbone(nn.Module):
             model: A masked-LM model, or a causal-LM model whose config says `is_causal: false`.
             pad_id: The id that attention ignores; None where no batch is padded.
             time_embedding: Embeds the time; None for a network that takes no time.
+            patterns: Whether calls may say by a pattern what each token sees.
 
         Raises:
             ConfigError: The architecture's head is not known; or its logits are not the output of the head's
-                modules alone, so that single rows would differ from the model's own logits; or attention is causal.
+                modules alone, so that single rows would differ from the model's own logits; or attention is causal, or
+                does not follow a pattern.
         """
         super().__init__()
         self.model = model
@@ -55,6 +64,9 @@ class Backbone(nn.Module):
         self._compiled = False
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
         self._check()
+        if patterns:
+            use_patterns(model)
+            self._check_patterns()
 
     def forward(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         """Logits of the wanted positions, or what a reducer makes of them.
@@ -74,10 +86,15 @@ class Backbone(nn.Module):
 
     def _rows(self, inputs: NetworkInput, time_embedding: TimeEmbedding | None) -> Tensor:
         """The last hidden states of the wanted positions, shape (N, D)."""
-        read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._attend(inputs), **self._extra()}
+        read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._mask(inputs), **self._extra()}
         if time_embedding is not None:
             embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
             read["inputs_embeds"] = embedded_BLD + time_embedding(inputs.time_B)[:, None].to(embedded_BLD.dtype)
+        if inputs.positions is not None:
+            read["position_ids"] = inputs.positions.expand(len(inputs.ids_BL), -1)
+        if (pattern := self._pattern(inputs)) is not None:
+            # The pattern is all of it; a mask of four dimensions keeps transformers from making one.
+            read |= {"pattern": pattern, "attention_mask": torch.zeros(1, 1, 1, 1, device=inputs.ids_BL.device)}
         if inputs.cache is not None:
             read |= {"past_key_values": inputs.cache, "use_cache": True}
         # Outside of training shapes vary, and each would be compiled anew.
@@ -100,12 +117,27 @@ class Backbone(nn.Module):
             module.compile()
         self._compiled = True
 
-    def _attend(self, inputs: NetworkInput) -> Tensor | None:
+    def _padding(self, inputs: NetworkInput) -> Tensor | None:
+        """Where there is padding; None for nowhere, the common case, and the fastest."""
+        if self.pad_id is None or inputs.padded is False:
+            return None
+        padding_BL = inputs.ids_BL == self.pad_id
+        return padding_BL if inputs.padded or padding_BL.any() else None
+
+    def _pattern(self, inputs: NetworkInput) -> Pattern | None:
+        """The pattern of a call that has one. The end of a row is hidden from causal tokens by itself."""
+        pattern = inputs.attention
+        if isinstance(pattern, TwoStreams) and (padding_BN := self._padding(inputs)) is not None:
+            return pattern.without(padding_BN[:, pattern.length :])
+        return None if isinstance(pattern, Tensor) else pattern
+
+    def _mask(self, inputs: NetworkInput) -> Tensor | None:
         """The attention mask: None for all tokens, the ones that are no padding, or what is added to each logit."""
-        xt_BL, pad_id = inputs.ids_BL, self.pad_id
-        seen_BM = None  # nothing is padded: the common case, and the fastest
-        if pad_id is not None and inputs.padded is not False and (inputs.padded or (xt_BL == pad_id).any()):
-            seen_BM = xt_BL != pad_id
+        xt_BL, seen_BM = inputs.ids_BL, None
+        if inputs.attention is not None and not isinstance(inputs.attention, Tensor):
+            return None
+        if (padding_BL := self._padding(inputs)) is not None:
+            seen_BM = ~padding_BL
             if inputs.cache is not None:  # cached tokens are not padding
                 seen_BM = torch.nn.functional.pad(seen_BM, (inputs.cache.get_seq_length(), 0), value=True)
         if inputs.attention is None:
@@ -150,6 +182,32 @@ class Backbone(nn.Module):
         one_LD, other_LD = apart_ND.view(2, length, -1)
         if not torch.allclose(one_LD[:half], other_LD[:half], rtol=1e-3, atol=1e-4):
             raise ConfigError(f"model.architecture {kind} sees what a mask hides: set data.attend to row")
+
+    @torch.no_grad()
+    def _check_patterns(self) -> None:
+        """Checks that what each token sees, and where it stands, can be set, on two streams of four tokens.
+
+        Raises:
+            ConfigError: The network does not hand patterns to its attention, or not all of its layers follow them.
+        """
+        training = self.model.training
+        self.model.eval()
+        usable = [i for i in range(self.vocabulary) if i != self.pad_id][:3]
+        ids_BN = torch.tensor([usable * 3], device=self.model.device)[:, :8]
+        positions_N = torch.tensor([0, 1, 2, 3, 1, 2, 3, 4], device=self.model.device)
+        pattern = TwoStreams(block_numbers(4, 2)).to(self.model.device)
+        plain = NetworkInput(ids_BN, torch.ones_like(ids_BN, dtype=torch.bool), torch.zeros(1), positions=positions_N)
+        by_pattern_ND, by_mask_ND = (
+            self._rows(replace(plain, attention=attention), None) for attention in (pattern, pattern.dense(8))
+        )
+        changed = plain.with_index(plain.index_N, ids_BL=ids_BN.index_fill(1, positions_N[3:4], usable[1]))
+        hidden_ND = self._rows(replace(changed, attention=pattern), None)
+        self.model.train(training)
+        kind = self.model.config.model_type
+        if not torch.allclose(by_pattern_ND, by_mask_ND, rtol=1e-2, atol=1e-3):
+            raise ConfigError(f"model.architecture {kind}: its attention cannot be told what a clean text's copy sees")
+        if not torch.equal(by_pattern_ND[:3], hidden_ND[:3]):
+            raise ConfigError(f"model.architecture {kind} sees what a pattern hides")
 
     def _project(self, rows_ND: Tensor) -> Tensor:
         """Rows to logits, by the model's head."""

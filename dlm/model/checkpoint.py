@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
 from dlm.errors import CheckpointError, ConfigError, WriteError, one_line, unwritten
+from dlm.model.attention import causal_on_disk
 from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
 from dlm.model.public import Family, by_name, read_config
@@ -156,7 +157,7 @@ def write_model(
 
     Args:
         folder: An existing folder.
-        model: The model; its config says that it is bidirectional.
+        model: The model; its config says that it is bidirectional, unless it is read causally too.
         tokenizer: Its tokenizer.
         sidecar: What goes into `dlm.yaml`.
         time_embedding: What tells the model the time; with one, the folder is no plain HuggingFace folder any more.
@@ -167,7 +168,8 @@ def write_model(
     if adapter is not None:
         write_adapter(folder, adapter, of_model)
     else:
-        model.save_pretrained(folder, state_dict=of_model)
+        with causal_on_disk(model.config) if sidecar.formulation.readings.causal else nullcontext():
+            model.save_pretrained(folder, state_dict=of_model)
     if time_embedding is not None:
         write_time_embedding(
             folder, time_embedding.state_dict() if weights is None else _part(weights, "time_embedding.")

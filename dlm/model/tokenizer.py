@@ -212,6 +212,11 @@ def first_id(tokenizer: PreTrainedTokenizerBase, family: Family | None, *, shift
     return special_ids(tokenizer).end if shift else None
 
 
+def before_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id before every text that is read from left to right: a begin of text, or the end of the text before."""
+    return int(special_ids(tokenizer).end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+
+
 def all_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids of every special token, also of those without a role, such as Llama's reserved ones.
 

@@ -143,7 +143,8 @@ def run_model(
         DlmError: There is no such model, or it does not support what the configuration asks for.
     """
     ids, family = special_ids(tokenizer), origin.family if origin else None
-    length = config.data.length + (first_id(tokenizer, family, shift=config.model.shift) is not None)
+    leads = config.readings.name != "masked" or first_id(tokenizer, family, shift=config.model.shift) is not None
+    length = config.data.length + leads
     bf16, lora = accelerator.mixed_precision == "bf16", config.model.lora
     attention = attention_implementation(config.model.attention, accelerator.device, length, bf16=bf16, learns=True)
     if config.model.path is None:

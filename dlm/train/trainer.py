@@ -14,8 +14,10 @@ from dlm.data.batches import Batch
 from dlm.data.prefetch import Prefetched
 from dlm.data.run_data import read_run_data
 from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.devices import copied
 from dlm.diffusion.draws import generator
-from dlm.diffusion.network import Network, copied
+from dlm.diffusion.network import Network
+from dlm.diffusion.readings import Joint, Masked
 from dlm.errors import InterruptedRunError, TrainingError
 from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
@@ -23,7 +25,7 @@ from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
-from dlm.model.tokenizer import first_id, special_ids, vocabulary_of
+from dlm.model.tokenizer import before_id, first_id, special_ids, vocabulary_of
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
 from dlm.train.noising import Noising, Prepared
@@ -96,7 +98,8 @@ class Trainer:
         time_embedding = run_time_embedding(self.config, model, origin)
         for change in run.changes if at or origin is None else other_choices(self.config, origin):
             reporter.note(change)
-        self.backbone = Backbone(model, ids.pad, time_embedding)
+        patterns = not isinstance(formulation.readings, Masked)
+        self.backbone = Backbone(model, ids.pad, time_embedding, patterns=patterns)
         fit_out(self.backbone, self.config)
         optimizers = build_optimizers(self.backbone, self.config.optim)
         self.network, *self.optimizers = self.accelerator.prepare(self.backbone, *optimizers)
@@ -111,7 +114,9 @@ class Trainer:
         self.loss_scale = (self.progress.loss_scale or LossScale()) if self.precision == "fp16" else None
         self._factor = torch.ones((), device=self.device)
         self.predict_with(scaled(network, self._factor) if self.loss_scale else network)
-        self.objective = formulation.objective(self.config.objective.loss, self.config.objective.levels)
+        self.objective = formulation.objective(
+            self.config.objective.loss, self.config.objective.levels, before_id(self.tokenizer)
+        )
         self._pad_id = ids.pad
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
         self._state = TrainingState(self.backbone, self.optimizers, self.ema, adapter)
@@ -307,7 +312,7 @@ def _facts(trainer: Trainer) -> RunFacts:
         vocabulary=len(trainer.tokenizer),
         device=where(trainer.accelerator),
         precision=trainer.precision,
-        attention=str(trainer.backbone.model.config._attn_implementation),
+        attention=str(trainer.backbone.model.config._attn_implementation).removeprefix("dlm_"),
         steps=trainer.config.train.steps,
         first=trainer.progress.step + 1,
         losses=trainer.losses,
@@ -324,8 +329,10 @@ def _check_finite(run: RunFolder, what: str, value: float, step: int) -> None:
 
 
 def _is_comparable(config: Config) -> bool:
-    """Whether a step's bound is comparable with that of the validation text; not with clean context or a tail."""
+    """Whether a step's bound is comparable with that of the validation text: not with clean context or a tail."""
     data = config.data
+    if isinstance(config.readings, Joint):  # its steps have blocks of many sizes, each with a bound of its own
+        return False
     return config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
 
 

@@ -465,7 +465,7 @@ def test_what_is_not_scored_costs_nothing_and_is_seen_as_it_is(noise: Noise, dra
 @pytest.mark.parametrize("timed", [False, True])
 def test_counts_are_drawn_where_masks_are_all_there_is_to_know(noise: Noise, timed: bool) -> None:
     process = Process(noise, Linear(), VOCABULARY)
-    assert Estimator(4, timed=timed).counts(process) == (process.absorbing and not timed)
+    assert Estimator(4, timed=timed).method(process) == ("counts" if process.absorbing and not timed else "times")
 
 
 def test_conditional_bounds_of_an_exact_denoiser_are_conditional_likelihoods() -> None:

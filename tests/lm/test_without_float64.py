@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion import network
-from dlm.diffusion.network import has_float64
+from dlm.diffusion.devices import has_float64
 from dlm.diffusion.unmask import Confidence, EntropyBound, FixedSteps, Threshold, TokenChoice
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.loading import load_model

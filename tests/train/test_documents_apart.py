@@ -114,7 +114,8 @@ def test_a_step_is_given_the_documents_of_its_rows(tmp_path: Path, streaming: bo
     trainer = start(tmp_path, config)
     batch = trainer.batches.batch(1, range(4))
     inputs = trainer.prepare(batch, 1, range(4)).batch.inputs
-    assert inputs.attention is not None and torch.equal(inputs.attention, document_attention_mask(batch.document_BL))
+    assert isinstance(inputs.attention, Tensor)
+    assert torch.equal(inputs.attention, document_attention_mask(batch.document_BL))
     assert not inputs.attention.all() and inputs.attention.diagonal(dim1=1, dim2=2).all()
     trainer.step(1)
 
@@ -136,9 +137,10 @@ def test_a_run_resumes_to_the_same_weights_and_scores_as_it_was_trained(tmp_path
 
 
 def test_annealed_attention_stays_in_the_document() -> None:
-    seen: list[Tensor | None] = []
+    seen: list[Tensor] = []
 
     def network(inputs: NetworkInput) -> Tensor:
+        assert isinstance(inputs.attention, Tensor)
         seen.append(inputs.attention)
         return torch.zeros(int(inputs.wanted_BL.sum()), 4)
 
