@@ -58,7 +58,7 @@ def texts_of(files: list[str], documents: TextUnit, stamp: str) -> Iterator[dict
         stamp: Not used here: `datasets` names its cache by the arguments, and a stamp makes new content a new cache.
 
     Yields:
-        Rows with the column `text`, byte for byte as in the file.
+        Rows with the column `text`, byte for byte as in the file, but for a byte-order mark at its beginning.
 
     Raises:
         DataError: A file is not UTF-8.
@@ -137,7 +137,7 @@ def read_rows(
 
 def stamp_of(files: Sequence[str]) -> str:
     """A hash of the files' content and of how they are read, so that a cache never gives old text for new."""
-    digest = hashlib.blake2b(b"2", digest_size=16)  # counts the changes of what the same files and arguments give
+    digest = hashlib.blake2b(b"3", digest_size=16)  # counts the changes of what the same files and arguments give
     for file in files:
         digest.update(repr((file, Path(file).stat().st_size)).encode())
         with Path(file).open("rb") as stream:

@@ -29,6 +29,9 @@ OPENERS: Mapping[str, Callable[[str], Any]] = {
 }
 """How a compressed file is opened, by its suffix."""
 
+MARK = "\ufeff"
+"""The byte-order mark."""
+
 DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 """What the libraries of `OPENERS` raise where a file is no archive, or is cut off."""
 
@@ -55,23 +58,29 @@ def split_lines(text: str) -> Iterator[str]:
         yield from (found.group() for found in re.finditer(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+\Z", text))
 
 
-def lines_of(file: str) -> Iterator[str]:
+def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
     r"""The lines of a text file, which may be compressed.
 
     Args:
         file: Its path.
+        keeps_mark: Whether a byte-order mark, which some programs write first, stays before the first line. It belongs
+            to the file and not to its text.
 
     Yields:
         Each line, as `split_lines` does.
 
     Raises:
-        DataError: It is not UTF-8, or the compressed data is damaged.
+        DataError: It is not UTF-8, such as UTF-16, which is named, or the compressed data is damaged.
     """
     read = 0
     with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
         try:
             for line in stream:
+                if not read and _is_utf16(line):
+                    raise DataError(f"{file} is UTF-16, not UTF-8 text; convert it: iconv -f UTF-16 -t UTF-8 FILE")
                 text = line.decode("utf-8")
+                if not read and not keeps_mark:
+                    text = text.removeprefix(MARK)
                 read += len(line)
                 yield from split_lines(text)
         except UnicodeDecodeError as error:
@@ -80,6 +89,13 @@ def lines_of(file: str) -> Iterator[str]:
             raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
         except OSError as error:  # bz2 has no error of its own
             raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
+
+
+def _is_utf16(line: bytes) -> bool:
+    """Whether the first line of a file, read as bytes, is text of two bytes a character: with its mark, or by zeros."""
+    pairs = len(line) // 2
+    zeros = max(line[0::2].count(0), line[1::2].count(0))
+    return line.startswith((b"\xff\xfe", b"\xfe\xff")) or (pairs > 1 and 2 * zeros > pairs)
 
 
 def _open(file: str) -> IO[bytes]:

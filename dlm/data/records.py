@@ -80,7 +80,6 @@ def json_records(file: str) -> Iterator[Record]:
     begun = False
     lines = lines_of(file)
     for number, line in enumerate(lines, start=1):
-        line = line if begun else line.removeprefix("\ufeff")
         if not line.strip():
             continue
         if not begun and line.lstrip().startswith("["):
@@ -108,7 +107,7 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
         DataError: It is not UTF-8, or a row has more or fewer values than there are columns.
     """
     csv.field_size_limit(2**31 - 1)  # 131,072 by default, and a text may be longer
-    rows = csv.reader(_without_mark(lines_of(file)), delimiter=delimiter, strict=True)
+    rows = csv.reader(lines_of(file), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     last = 0
     try:
@@ -207,11 +206,3 @@ def _array(text: str, file: str) -> Iterator[Record]:
         if not isinstance(record, dict):
             raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record):.60}")
         yield f"record {number}", record
-
-
-def _without_mark(lines: Iterator[str]) -> Iterator[str]:
-    """The lines without the byte-order mark that some programs write first."""
-    for line in lines:
-        yield line.removeprefix("\ufeff")
-        break
-    yield from lines

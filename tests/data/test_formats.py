@@ -22,7 +22,7 @@ from datasets import Dataset, DatasetDict
 
 from dlm.config import Data, HeldOut, Separator, Source
 from dlm.data.choosing import source_of
-from dlm.data.files import texts_of
+from dlm.data.files import TextUnit, texts_of
 from dlm.data.formats import FORMATS
 from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
@@ -67,10 +67,34 @@ def write_table(kind: str, path: Path, rows: list[dict[str, Any]]) -> Source:
 # What is read
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "\r\n", "\ufeffbom", "no final newline", "\x00\x1b[0m", "x" * 100_000])
+@pytest.mark.parametrize("text", [*HOSTILE, "\r\n", "a\ufeffb", "no final newline", "\x00\x1b[0m", "x" * 100_000])
 def test_a_text_file_is_read_byte_for_byte(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_bytes(text.encode())
     assert texts(Source("text", str(tmp_path / "a.txt"))) == [text]
+
+
+@pytest.mark.parametrize("documents", ["file", "paragraph", "line", Separator("--")])
+def test_a_byte_order_mark_belongs_to_the_file_and_not_to_its_text(tmp_path: Path, documents: TextUnit) -> None:
+    """Only the first one: a second is a character of the text."""
+    for name, content in (("a", "\ufeffone"), ("b", "\ufeff"), ("c", "\ufeff\ufefftwo"), ("d", "\ufeff\n\n")):
+        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
+    (tmp_path / "e.txt").write_text("\ufeff--\n\ufeffthree", encoding="utf-8")
+    found = list(filter(str.strip, texts(Source("text", str(tmp_path), documents=documents))))
+    expected = {"file": ["--\n\ufeffthree"], "paragraph": ["--\n\ufeffthree"], "line": ["--", "\ufeffthree"]}
+    last = ["\ufeffthree"] if isinstance(documents, Separator) else expected[documents]
+    assert found == ["one", "\ufefftwo", *last]
+    (tmp_path / "b.txt").replace(tmp_path / "b")
+    with pytest.raises(DataError, match="no text at all"):
+        read(Source("text", str(tmp_path / "b")), "data.train")
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv"])
+def test_utf16_is_refused_by_its_name(tmp_path: Path, refused: Refused, code: str, kind: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes('{"text": "a"}\n'.encode(code))
+    with refused(DataError, "data.train", str(path), "UTF-16", "iconv"):
+        read(Source(kind, str(path)), "data.train")
 
 
 def test_a_folder_and_a_glob_give_each_file_once_in_the_order_of_names(tmp_path: Path) -> None:
@@ -407,7 +431,7 @@ def test_a_table_with_no_text_in_it(tmp_path: Path, refused: Refused, kind: str)
         read(source, "data.train")
 
 
-@pytest.mark.parametrize(("raw", "byte"), [(b"abc\xff", 3), (b"\x80", 0), (b"ab\xc3", 2), ("é".encode("utf-16"), 0)])
+@pytest.mark.parametrize(("raw", "byte"), [(b"abc\xff", 3), (b"\x80", 0), (b"ab\xc3", 2)])
 def test_a_text_that_is_not_utf8_names_the_byte(tmp_path: Path, refused: Refused, raw: bytes, byte: int) -> None:
     (tmp_path / "a.txt").write_bytes(raw)
     with refused(DataError, str(tmp_path / "a.txt"), f"byte {byte}", "UTF-8"):
