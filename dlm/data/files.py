@@ -1,7 +1,9 @@
 """Files of documents: which ones a path means, and the documents that text files hold."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +13,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 
 from dlm.config import Separator
+from dlm.data.keys import option_of, shown
 from dlm.data.lines import bare_suffix, lines_of
 from dlm.data.records import with_key
 from dlm.errors import DataError
@@ -19,14 +22,18 @@ from dlm.paths import expand
 TextUnit = Literal["file", "paragraph", "line"] | Separator
 """What one document of a text file is."""
 
+HIDDEN = (".", "~$")
+"""How the names of hidden files begin: those of the system, and the locks of office programs."""
 
-def files_of(path: str, suffixes: Sequence[str], key: str) -> list[str]:
+
+def files_of(path: str, suffixes: Sequence[str], key: str, others: Sequence[str] = ()) -> list[str]:
     """The files that a path means.
 
     Args:
         path: A file, a folder or a glob.
-        suffixes: Which files of a folder are taken, such as `.txt`; any depth, compressed or not.
+        suffixes: Which files of a folder are taken, such as `.txt`; see `files_in`. Compressed ones are taken too.
         key: The source's place in the configuration, for messages.
+        others: Which are taken where a folder holds none of those.
 
     Returns:
         Absolute paths, sorted by name.
@@ -36,17 +43,71 @@ def files_of(path: str, suffixes: Sequence[str], key: str) -> list[str]:
     """
     found = expand(path)
     if found.is_dir():
-        files = sorted(file for file in found.rglob("*") if bare_suffix(file) in suffixes and file.is_file())
+        held = files_in(found, key)
+        files = [file for file in held if bare_suffix(file) in suffixes]
+        files = files or [file for file in held if bare_suffix(file) in others]
         if not files:
             wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
-            raise DataError(f"{key}: the folder {found} holds no {wanted} file")
+            raise DataError(f"{key}: the folder {found} holds no {wanted} file; it holds {summary(held)}")
     elif found.exists():
         files = [found]
     else:
-        files = sorted(Path(name) for name in glob(str(found), recursive=True) if Path(name).is_file())  # noqa: PTH207
+        files = matching(found)
         if not files:
-            raise DataError(f"{key}: there is no file {path}")
-    return [str(file.resolve()) for file in files]
+            raise DataError(f"{key}: there is no file {shown(path)}")
+    return [str(file.absolute()) for file in files]  # not resolved: the suffix of a link says how its file is read
+
+
+def files_in(folder: Path, key: str) -> list[Path]:
+    """The files of a folder, at any depth.
+
+    Args:
+        folder: The folder. Folders in it may be symbolic links; a file that has several names is taken once. Hidden
+            files and folders in it, such as `.git`, `._a.txt` and `~$a.txt`, are left out.
+        key: The source's place in the configuration, for messages.
+
+    Returns:
+        Their paths, sorted by name.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    found: list[Path] = []
+    entered: set[str] = set()
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{key}: the folder {error.filename} cannot be read: {error.strerror}") from error
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in entered else sorted(name for name in folders if not name.startswith(HIDDEN))
+        if real not in entered:
+            found += [Path(here, name) for name in files if not name.startswith(HIDDEN)]
+        entered.add(real)
+    return _once(file for file in found if file.is_file())
+
+
+def matching(pattern: Path) -> list[Path]:
+    """The files that a glob means, each once, sorted by name; hidden ones where the pattern names what hides them."""
+    signs = [sign for sign in HIDDEN if not pattern.name.startswith(sign)]
+    found = map(Path, glob(str(pattern), recursive=True))  # noqa: PTH207 - a pattern may be absolute
+    return _once(file for file in found if file.is_file() and not file.name.startswith(tuple(signs)))
+
+
+def summary(files: Sequence[Path]) -> str:
+    """How many files of each suffix there are, in words."""
+    counts = Counter(bare_suffix(file) for file in files).most_common()
+    named = [f"{count} {f'*{suffix}' if suffix else 'without a suffix'}" for suffix, count in counts]
+    more = f" and {len(named) - 5} other kinds" if len(named) > 5 else ""
+    return f"{', '.join(named[:5])}{more}" if named else "no file, or hidden ones alone"
+
+
+def _once(files: Iterable[Path]) -> list[Path]:
+    """Files sorted by name, each once though it may have several names."""
+    found: dict[str, Path] = {}
+    for file in sorted(files):
+        found.setdefault(os.path.realpath(file), file)
+    return [*found.values()]
 
 
 def texts_of(files: list[str], documents: TextUnit, stamp: str) -> Iterator[dict[str, str]]:
@@ -101,7 +162,7 @@ def check_separator(files: Sequence[str], documents: TextUnit, key: str) -> None
         map(documents.parts, (x for file in files for x in lines_of(file)))
     ):
         raise DataError(
-            f"{key}.documents: no line is the separator {documents.separator!r} in {files[0]}"
+            f"{option_of(key, 'documents')}: no line is the separator {documents.separator!r} in {files[0]}"
             f"{f' and {len(files) - 1} more' if len(files) > 1 else ''}; it must stand on a line of its own"
         )
 

@@ -130,7 +130,10 @@ BAD: list[tuple[str | list[str], str]] = [
     ("eval @model --data @latin.txt", "is not UTF-8 text"),
     ("eval @model --data @rows.jsonl", "text"),
     ("eval @model --data @rows.jsonl --field size", "not text"),
-    ("eval @model --data @broken.jsonl", "broken.jsonl: not JSON: Expecting value at character 9"),
+    (
+        "eval @model --data @broken.jsonl",
+        "broken.jsonl: not JSON: the line ends before its object does; a file holds one",
+    ),
     ("eval @model", "none.txt"),
     ("eval @model --data @text.txt --draws 5", "--draws must be even, got 5"),
     ("eval @model --data @text.txt --time soon", "--time is a number of steps or continuous, got 'soon'"),

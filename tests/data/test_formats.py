@@ -601,8 +601,8 @@ def test_long_values_and_line_breaks_in_csv(tmp_path: Path) -> None:
         ("t.csv", 'n,text\n1,a\n2,"a\nb"\n3\n', ("line 5 of", "1 values", "2 columns")),
         ("t.csv", "n,text\n1,a,b\n", ("line 2 of", "3 values", "2 columns")),
         ("t.csv", 'n,text\n1,"a\n', ("line 2 of", "unexpected end")),
-        ("t.csv", "text,text\na,b\n", ("two columns 'text'",)),
-        ("t.csv", "text\n", ("no text at all",)),
+        ("t.csv", "text,text\na,b\n", ("data.train.field", "line 2 of", "'text' stands there twice")),
+        ("t.csv", "text\n", ("holds no row, so there is no text at all",)),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named(
@@ -737,6 +737,6 @@ def test_columns_of_a_format_that_has_none_are_refused(
     tmp_path: Path, refused: Refused, kind: str, key: str, columns: dict[str, str]
 ) -> None:
     (tmp_path / "a.txt").write_text("a")
-    words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, parquet, saved, hub")
+    words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, tsv, parquet, saved, hub")
     with refused(ConfigError, *words):
         read(Source(kind, str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]
