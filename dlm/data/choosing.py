@@ -77,11 +77,13 @@ def source_of(
 
     Raises:
         ConfigError: The name does not tell the format, or is blank.
+        DataError: A folder cannot be read.
     """
     _check_path(data, COMMAND_LINE)
     if format is None and data in FORMATS and not fields(FORMATS[data]):
-        return Source(data, field=field or "text", split=split)
-    return Source(format or _format_named(data), data, field or "text", split, subset)
+        return Source(data, field="text" if field is None else field, split=split)
+    kind = _format_named(data) if format is None else format
+    return Source(kind, data, "text" if field is None else field, split, subset)
 
 
 def misread(source: Source, key: str) -> Iterator[str]:
@@ -123,7 +125,7 @@ def _format_named(data: str) -> str:
     if by_suffix:
         return by_suffix[0]
     if not path.exists() and any(sign in data for sign in "*?["):
-        files = matching(path)
+        files = matching(path, COMMAND_LINE)
         if not files:
             raise ConfigError(f"{COMMAND_LINE}: there is no file {data}")
         return Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means")

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from glob import glob
 from itertools import groupby
 from pathlib import Path
@@ -49,10 +50,12 @@ def files_of(path: str, suffixes: Sequence[str], key: str, others: Sequence[str]
         if not files:
             wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
             raise DataError(f"{key}: the folder {found} holds no {wanted} file; it holds {summary(held)}")
-    elif found.exists():
+    elif found.is_file():
         files = [found]
+    elif found.exists():
+        raise DataError(f"{key}: {found} is no file that can be read twice, as its text is; write it into a file")
     else:
-        files = matching(found)
+        files = matching(found, key)
         if not files:
             raise DataError(f"{key}: there is no file {shown(path)}")
     return [str(file.absolute()) for file in files]  # not resolved: the suffix of a link says how its file is read
@@ -72,26 +75,63 @@ def files_in(folder: Path, key: str) -> list[Path]:
     Raises:
         DataError: A folder cannot be read.
     """
-    found: list[Path] = []
-    entered: set[str] = set()
+    return _once(_walk(folder, key, hidden=False))
+
+
+def matching(pattern: Path, key: str) -> list[Path]:
+    """The files that a glob means.
+
+    Args:
+        pattern: The glob, in which `**` stands for any number of folders. Signs for any character mean hidden files
+            and folders only where their names begin in the pattern, as in `.*`.
+        key: The source's place in the configuration, for messages.
+
+    Returns:
+        Their paths, each file once, sorted by name; none where there is none.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    parts = pattern.parts
+    fixed = parts.index("**") if "**" in parts else len(parts)
+    bases = [Path(name) for name in glob(str(Path(*parts[:fixed])))]  # noqa: PTH207 - a pattern may be absolute
+    if fixed == len(parts):
+        return _once(base for base in bases if _names(parts[-1], base.name))
+    rest = parts[fixed:]
+    hidden = any(part.startswith(HIDDEN) for part in rest)
+    walks = ((base, _walk(base, key, hidden=hidden)) for base in bases if base.is_dir())
+    return _once(file for base, found in walks for file in found if _fits(file.relative_to(base).parts, rest))
+
+
+def _walk(folder: Path, key: str, *, hidden: bool) -> Iterator[Path]:
+    """All files below a folder; no link leads back into a folder that it stands in."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{key}: the folder {error.filename} cannot be read: {error.strerror}") from error
 
+    above = {str(folder): frozenset({os.path.realpath(folder)})}
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        real = os.path.realpath(here)
-        folders[:] = [] if real in entered else sorted(name for name in folders if not name.startswith(HIDDEN))
-        if real not in entered:
-            found += [Path(here, name) for name in files if not name.startswith(HIDDEN)]
-        entered.add(real)
-    return _once(file for file in found if file.is_file())
+        inner = {name: os.path.realpath(Path(here, name)) for name in folders if hidden or not name.startswith(HIDDEN)}
+        folders[:] = [name for name, real in inner.items() if real not in above[here]]
+        above |= {str(Path(here, name)): above[here] | {inner[name]} for name in folders}
+        yield from (Path(here, name) for name in files if hidden or not name.startswith(HIDDEN))
 
 
-def matching(pattern: Path) -> list[Path]:
-    """The files that a glob means, each once, sorted by name; hidden ones where the pattern names what hides them."""
-    signs = [sign for sign in HIDDEN if not pattern.name.startswith(sign)]
-    found = map(Path, glob(str(pattern), recursive=True))  # noqa: PTH207 - a pattern may be absolute
-    return _once(file for file in found if file.is_file() and not file.name.startswith(tuple(signs)))
+def _names(pattern: str, name: str) -> bool:
+    """Whether a part of a glob means a name; a hidden one has to begin in the pattern."""
+    signs = [sign for sign in HIDDEN if name.startswith(sign)]
+    return fnmatchcase(name, pattern) and all(pattern.startswith(sign) for sign in signs)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path are those of a glob."""
+    if not pattern:
+        return not parts
+    if pattern[0] != "**":
+        return bool(parts) and _names(pattern[0], parts[0]) and _fits(parts[1:], pattern[1:])
+    if _fits(parts, pattern[1:]) or (len(pattern) == 1 and len(parts) == 1):
+        return True
+    return bool(parts) and not parts[0].startswith(HIDDEN) and _fits(parts[1:], pattern)
 
 
 def summary(files: Sequence[Path]) -> str:
@@ -103,9 +143,9 @@ def summary(files: Sequence[Path]) -> str:
 
 
 def _once(files: Iterable[Path]) -> list[Path]:
-    """Files sorted by name, each once though it may have several names."""
+    """The files among paths, sorted by name, each once though it may have several names."""
     found: dict[str, Path] = {}
-    for file in sorted(files):
+    for file in sorted(file for file in files if file.is_file()):
         found.setdefault(os.path.realpath(file), file)
     return [*found.values()]
 

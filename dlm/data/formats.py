@@ -5,6 +5,7 @@ To add a format, write a class here and put its name in `AnyFormat`. All of them
 
 import difflib
 import hashlib
+import json
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, get_args
 
 import datasets
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_from_disk
 from typing_extensions import override
 
 from dlm import hub
@@ -32,7 +33,7 @@ from dlm.data.files import (
 )
 from dlm.data.keys import listed, option_of, shown
 from dlm.data.records import Read, csv_records, json_records, names_in, rows_of
-from dlm.errors import ConfigError, DataError, one_line
+from dlm.errors import ConfigError, DataError, DlmError, one_line
 from dlm.paths import expand
 
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -296,33 +297,40 @@ class Saved(Format):
 
     @override
     def read(self, key: str) -> Dataset:
-        try:
-            found = load_from_disk(str(expand(self.path)))
-        except Exception as error:  # datasets and pyarrow each raise their own
-            raise DataError(f"{key}: {self.path} is no dataset saved to disk: {one_line(error, 160)}") from error
-        documents = self._split_of(found, key)
+        documents = self._opened(key)
         # The fingerprint on disk says how it was made, not what it holds: other text could come under the same one.
         documents._fingerprint = stamp_of([file["filename"] for file in documents.cache_files])
         return documents
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        documents = self._split_of(load_from_disk(str(expand(self.path))), key)
-        return documents.to_iterable_dataset(num_shards=min(SHARDS, max(len(documents), 1)))
+        documents = self._opened(key)
+        return documents.to_iterable_dataset(num_shards=min(SHARDS, len(documents)))
 
-    def _split_of(self, found: Dataset | DatasetDict, key: str) -> Dataset:
-        """The split that is asked for; a dataset without splits has at most the one that it came from."""
-        if isinstance(found, Dataset):
-            if self.split in (None, str(found.split)):
-                return found
-            option = option_of(key, "split")
+    def _opened(self, key: str) -> Dataset:
+        """The split that is asked for; a dataset without splits has at most the one that it came from.
+
+        No other split is opened, as `datasets` opens none that has no rows.
+        """
+        folder, option = expand(self.path), option_of(key, "split")
+        try:
+            splits = _json(folder / "dataset_dict.json").get("splits")
+            name = self.split or "train"
+            if splits is not None and name not in splits:
+                raise ConfigError(f"{option}: {self.path} has no split {name!r}; it has {listed(splits)}")
+            folder = folder if splits is None else folder / name
+            if _json(folder / "state.json").get("_data_files") == []:
+                raise no_rows(self.path, key)
+            found = load_from_disk(str(folder))
+        except DlmError:
+            raise
+        except Exception as error:  # datasets and pyarrow each raise their own
+            raise DataError(f"{key}: {self.path} is no dataset saved to disk: {one_line(error, 160)}") from error
+        if not len(found):
+            raise no_rows(self.path, key)
+        if splits is None and self.split not in (None, str(found.split)):
             raise ConfigError(f"{option}: {self.path} has no splits, got {self.split!r}; leave {option} out")
-        name = self.split or "train"
-        if name not in found:
-            raise ConfigError(
-                f"{option_of(key, 'split')}: {self.path} has no split {name!r}; it has {listed(map(str, found))}"
-            )
-        return found[name]
+        return found
 
 
 @dataclass(frozen=True)
@@ -417,6 +425,11 @@ def no_rows(where: str, key: str) -> DataError:
         The error.
     """
     return DataError(f"{key}: {where} holds no row, so there is no text at all")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where there is none."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

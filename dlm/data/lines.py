@@ -32,6 +32,9 @@ OPENERS: Mapping[str, Callable[[str], Any]] = {
 MARK = "\ufeff"
 """The byte-order mark."""
 
+BEGINNING = 64
+"""Bytes of a file that tell whether it is UTF-16; the lines that begin there are looked at."""
+
 DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 """What the libraries of `OPENERS` raise where a file is no archive, or is cut off."""
 
@@ -72,12 +75,14 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
     Raises:
         DataError: It is not UTF-8, such as UTF-16, which is named, or the compressed data is damaged.
     """
-    read = 0
+    read, head = 0, b""
     with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
         try:
             for line in stream:
-                if not read and _is_utf16(line):
-                    raise DataError(f"{file} is UTF-16, not UTF-8 text; convert it: iconv -f UTF-16 -t UTF-8 FILE")
+                if read < BEGINNING:
+                    head += line
+                    if code := _wide_code(head):
+                        raise DataError(f"{file} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
                 text = line.decode("utf-8")
                 if not read and not keeps_mark:
                     text = text.removeprefix(MARK)
@@ -91,11 +96,14 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
             raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
 
 
-def _is_utf16(line: bytes) -> bool:
-    """Whether the first line of a file, read as bytes, is text of two bytes a character: with its mark, or by zeros."""
-    pairs = len(line) // 2
-    zeros = max(line[0::2].count(0), line[1::2].count(0))
-    return line.startswith((b"\xff\xfe", b"\xfe\xff")) or (pairs > 1 and 2 * zeros > pairs)
+def _wide_code(head: bytes) -> str:
+    """What the beginning of a file is encoded in, if a character has two bytes or four: by its mark, or by zeros."""
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    pairs = len(head) // 2
+    zeros = max(head[0::2].count(0), head[1::2].count(0))
+    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or (pairs > 1 and 2 * zeros > pairs)
+    return "UTF-16" if is_wide else ""
 
 
 def _open(file: str) -> IO[bytes]:

@@ -253,7 +253,7 @@ def _why(error: ValueError | RecursionError, text: str) -> str:
         return "the JSON is nested too deeply to be read"
     if not isinstance(error, json.JSONDecodeError):  # Python refuses to convert long numbers
         return f"a number in the JSON is too long, of more than {sys.get_int_max_str_digits():,} digits"
-    if error.pos >= len(text.rstrip()) - 1 and text.startswith("{"):
+    if error.msg != "Extra data" and error.pos >= len(text.rstrip()) - 1 and text.startswith("{"):
         return "not JSON: the line ends before its object does"
     where = f"line {error.lineno}, character {error.colno}" if "\n" in text.strip() else f"character {error.pos + 1}"
     return f"not JSON: {error.msg} at {where}"
