@@ -15,6 +15,9 @@ from dlm.data.lines import bare_suffix
 from dlm.errors import ConfigError
 from dlm.paths import expand
 
+FILES = "a file, a folder or a glob"
+"""What a path means."""
+
 
 def format_of(source: Source, key: str) -> AnyFormat:
     """The format of a source, with its options.
@@ -27,8 +30,8 @@ def format_of(source: Source, key: str) -> AnyFormat:
         The format; whether its files are there is not known yet.
 
     Raises:
-        ConfigError: There is no such format, it lacks its path, or it has no splits, subsets or columns and one is
-            asked for.
+        ConfigError: There is no such format, it lacks its path, a name is blank, or it has no splits, subsets or
+            columns and one is asked for.
     """
     if source.format not in FORMATS:
         near = difflib.get_close_matches(source.format, FORMATS, n=1)
@@ -38,9 +41,7 @@ def format_of(source: Source, key: str) -> AnyFormat:
         )
     choice = FORMATS[source.format]
     options = {option.name: getattr(source, option.name) for option in fields(choice)}
-    if "path" in options and source.path is not None:
-        _check_path(source.path, key)
-    elif "path" in options:
+    if "path" in options and source.path is None:
         raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
     if "split" not in options and source.split not in (None, "train"):
         raise ConfigError(
@@ -50,6 +51,8 @@ def format_of(source: Source, key: str) -> AnyFormat:
         raise ConfigError(
             f"{option_of(key, 'subset')}: {source.format} has no subsets, got {source.subset!r}; name the files instead"
         )
+    for option, what in (("path", FILES), ("split", "a split"), ("subset", "a subset")):
+        _check_named(options.get(option), what, option_of(key, option))
     named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
     if named and not choice.tabular:
         having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
@@ -79,7 +82,7 @@ def source_of(
         ConfigError: The name does not tell the format, or is blank.
         DataError: A folder cannot be read.
     """
-    _check_path(data, COMMAND_LINE)
+    _check_named(data, FILES, COMMAND_LINE)
     if format is None and data in FORMATS and not fields(FORMATS[data]):
         return Source(data, field="text" if field is None else field, split=split)
     kind = _format_named(data) if format is None else format
@@ -106,10 +109,10 @@ def misread(source: Source, key: str) -> Iterator[str]:
         )
 
 
-def _check_path(path: str, key: str) -> None:
-    """Refuses a blank, which would mean the folder that the command is run in."""
-    if not path.strip():
-        raise ConfigError(f"{option_of(key, 'path')}: name a file, a folder or a glob, got {path!r}")
+def _check_named(value: str | None, what: str, option: str) -> None:
+    """Refuses a blank, which as a path would mean the folder that the command is run in."""
+    if value is not None and not value.strip():
+        raise ConfigError(f"{option}: name {what}, got {value!r}")
 
 
 def _format_named(data: str) -> str:

@@ -111,9 +111,10 @@ def _walk(folder: Path, key: str, *, hidden: bool) -> Iterator[Path]:
 
     above = {str(folder): frozenset({os.path.realpath(folder)})}
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        inner = {name: os.path.realpath(Path(here, name)) for name in folders if hidden or not name.startswith(HIDDEN)}
-        folders[:] = [name for name, real in inner.items() if real not in above[here]]
-        above |= {str(Path(here, name)): above[here] | {inner[name]} for name in folders}
+        inside = [os.path.join(here, name) for name in folders if hidden or not name.startswith(HIDDEN)]  # noqa: PTH118 - a key
+        reals = {inner: os.path.realpath(inner) for inner in inside}
+        above |= {inner: above[here] | {real} for inner, real in reals.items() if real not in above[here]}
+        folders[:] = [Path(inner).name for inner in reals if inner in above]
         yield from (Path(here, name) for name in files if hidden or not name.startswith(HIDDEN))
 
 

@@ -185,7 +185,7 @@ class Records(Format):
             names = names_in(files, self.records(), wanted, most)
         except DataError as error:
             raise DataError(f"{key}: {self.path} cannot be read as {self.name}: {error}") from error
-        if not names:
+        if names is None:
             raise no_rows(self.path, key)
         check_columns(names, self.columns, self.path, key)
         return wanted
@@ -410,7 +410,7 @@ def check_columns(names: Sequence[str], wanted: Mapping[str, Sequence[str]], whe
                 near = difflib.get_close_matches(column, names, n=1)
                 hint = f"did you mean {shown(near[0])}? " if near else ""
                 raise DataError(
-                    f"{option_of(key, option)}: {where} has no field {column!r}; {hint}it has {listed(names)}"
+                    f"{option_of(key, option)}: {where} has no field {column!r}; {hint}it has {listed(names) or 'none'}"
                 )
 
 

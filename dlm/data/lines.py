@@ -6,7 +6,7 @@ import importlib
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,14 +75,10 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
     Raises:
         DataError: It is not UTF-8, such as UTF-16, which is named, or the compressed data is damaged.
     """
-    read, head = 0, b""
+    read = 0
     with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
         try:
-            for line in stream:
-                if read < BEGINNING:
-                    head += line
-                    if code := _wide_code(head):
-                        raise DataError(f"{file} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
+            for line in _narrow(stream, file):
                 text = line.decode("utf-8")
                 if not read and not keeps_mark:
                     text = text.removeprefix(MARK)
@@ -94,6 +90,17 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
             raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
         except OSError as error:  # bz2 has no error of its own
             raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
+
+
+def _narrow(stream: Iterable[bytes], file: str) -> Iterator[bytes]:
+    """The lines of a file, whose beginning is looked at before the first is given out."""
+    lines, head = iter(stream), list[bytes]()
+    while sum(map(len, head)) < BEGINNING and (line := next(lines, b"")):
+        head.append(line)
+    if code := _wide_code(b"".join(head)):
+        raise DataError(f"{file} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
+    yield from head
+    yield from lines
 
 
 def _wide_code(head: bytes) -> str:

@@ -157,7 +157,7 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
         raise DataError(f"the row at line {last + 1} of {file} cannot be read: {error}") from error
 
 
-def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str]:
+def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str] | None:
     """The columns that files have: those of the first record with all that are wanted, or of all records.
 
     Args:
@@ -167,19 +167,20 @@ def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int 
         most: The most records to look at; None for all, until all columns are found.
 
     Returns:
-        The names, in the order of the file; none where there is no record.
+        The names, in the order of the file; None where there is no record.
 
     Raises:
         DataError: A file cannot be read.
     """
     names: dict[str, None] = {}
     missing = set(wanted)
+    count = 0
     for count, (_, record) in enumerate((found for file in files for found in read(file)), start=1):
         names |= dict.fromkeys(record)
         missing -= record.keys()
         if not missing or count == most:
             break
-    return list(names)
+    return list(names) if count else None
 
 
 def rows_of(
@@ -256,4 +257,4 @@ def _why(error: ValueError | RecursionError, text: str) -> str:
     if error.msg != "Extra data" and error.pos >= len(text.rstrip()) - 1 and text.startswith("{"):
         return "not JSON: the line ends before its object does"
     where = f"line {error.lineno}, character {error.colno}" if "\n" in text.strip() else f"character {error.pos + 1}"
-    return f"not JSON: {error.msg} at {where}"
+    return f"not JSON: {error.msg.removesuffix(' at')} at {where}"
