@@ -30,8 +30,8 @@ def format_of(source: Source, key: str) -> AnyFormat:
         The format; whether its files are there is not known yet.
 
     Raises:
-        ConfigError: There is no such format, it lacks its path, a name is blank, or it has no splits, subsets or
-            columns and one is asked for.
+        ConfigError: There is no such format, it lacks its path, a name is blank, or an option is given that it
+            has no use for, such as a split, a subset or a column.
     """
     if source.format not in FORMATS:
         near = difflib.get_close_matches(source.format, FORMATS, n=1)
@@ -51,15 +51,18 @@ def format_of(source: Source, key: str) -> AnyFormat:
         raise ConfigError(
             f"{option_of(key, 'subset')}: {source.format} has no subsets, got {source.subset!r}; name the files instead"
         )
+    if "path" not in options and source.path is not None:
+        raise ConfigError(
+            f"{option_of(key, 'path')}: {source.format} has no path, got {source.path!r}; "
+            f"name the format of what is there by {key}.format, or leave the path out"
+        )
+    if "documents" not in options and source.documents != "file":
+        raise ConfigError(
+            f"{option_of(key, 'documents')}: a document of {source.format} is no part of a text file; leave it out"
+        )
     for option, what in (("path", FILES), ("split", "a split"), ("subset", "a subset")):
         _check_named(options.get(option), what, option_of(key, option))
-    named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
-    if named and not choice.tabular:
-        having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
-        raise ConfigError(
-            f"{option_of(key, named[0])}: {source.format} has no columns, got {getattr(source, named[0])!r}; "
-            f"leave {' and '.join(named)} out, or name data in a format with columns: {having}"
-        )
+    _check_columns(source, key)
     return choice(**options)
 
 
@@ -106,6 +109,18 @@ def misread(source: Source, key: str) -> Iterator[str]:
     if records:
         yield (
             f"{source.path} is read as plain text, signs and all; to read its records: --set {key}.format={records[0]}"
+        )
+
+
+def _check_columns(source: Source, key: str) -> None:
+    """Refuses columns of a format that has none."""
+    named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
+    if named and not FORMATS[source.format].tabular:
+        having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
+        raise ConfigError(
+            f"{option_of(key, named[0])}: {source.format} has no columns, got {getattr(source, named[0])!r}; leave "
+            f"{' and '.join(option_of(key, each) for each in named)} out, or name data in a format with columns: "
+            f"{having}"
         )
 
 

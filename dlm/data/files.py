@@ -111,10 +111,12 @@ def _walk(folder: Path, key: str, *, hidden: bool) -> Iterator[Path]:
 
     above = {str(folder): frozenset({os.path.realpath(folder)})}
     for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
-        inside = [os.path.join(here, name) for name in folders if hidden or not name.startswith(HIDDEN)]  # noqa: PTH118 - a key
-        reals = {inner: os.path.realpath(inner) for inner in inside}
-        above |= {inner: above[here] | {real} for inner, real in reals.items() if real not in above[here]}
-        folders[:] = [Path(inner).name for inner in reals if inner in above]
+        folders[:] = [name for name in folders if hidden or not name.startswith(HIDDEN)]
+        for name in [*folders]:
+            inner = os.path.join(here, name)  # noqa: PTH118 - as `walk` writes it
+            if (real := os.path.realpath(inner)) in above[here]:
+                folders.remove(name)
+            above[inner] = above[here] | {real}
         yield from (Path(here, name) for name in files if hidden or not name.startswith(HIDDEN))
 
 

@@ -982,4 +982,13 @@ def test_columns_of_a_format_that_has_none_are_refused(
     (tmp_path / "a.txt").write_text("a")
     words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, tsv, parquet, saved, hub")
     with refused(ConfigError, *words):
-        read(Source(kind, str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]
+        read(Source(kind, None if kind == "python-stdlib" else str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]
+
+
+def test_an_option_that_a_format_has_no_use_for_is_refused(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with refused(ConfigError, "data.train.path: python-stdlib has no path", str(tmp_path), "data.train.format"):
+        read(Source("python-stdlib", str(tmp_path / "a.txt")), "data.train")
+    for kind in ("jsonl", "csv", "tsv", "parquet", "saved", "hub"):
+        with refused(ConfigError, f"data.train.documents: a document of {kind} is no part of a text file"):
+            read(Source(kind, str(tmp_path / "a.txt"), documents="line"), "data.train")
