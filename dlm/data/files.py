@@ -37,7 +37,7 @@ def files_of(path: str, suffixes: Sequence[str], key: str, others: Sequence[str]
         others: Which are taken where a folder holds none of those.
 
     Returns:
-        Absolute paths, sorted by name.
+        Absolute paths, sorted by name; each file once, though it may have several names.
 
     Raises:
         DataError: There is no such file.
@@ -58,24 +58,26 @@ def files_of(path: str, suffixes: Sequence[str], key: str, others: Sequence[str]
         files = matching(found, key)
         if not files:
             raise DataError(f"{key}: there is no file {shown(path)}")
-    return [str(file.absolute()) for file in files]  # not resolved: the suffix of a link says how its file is read
+    return [
+        str(file.absolute()) for file in _once(files)
+    ]  # not resolved: the suffix of a link says how its file is read
 
 
 def files_in(folder: Path, key: str) -> list[Path]:
     """The files of a folder, at any depth.
 
     Args:
-        folder: The folder. Folders in it may be symbolic links; a file that has several names is taken once. Hidden
-            files and folders in it, such as `.git`, `._a.txt` and `~$a.txt`, are left out.
+        folder: The folder. Folders in it may be symbolic links. Hidden files and folders in it, such as `.git`,
+            `._a.txt` and `~$a.txt`, are left out.
         key: The source's place in the configuration, for messages.
 
     Returns:
-        Their paths, sorted by name.
+        Their paths, sorted by name; a file may have several.
 
     Raises:
         DataError: A folder cannot be read.
     """
-    return _once(_walk(folder, key, hidden=False))
+    return sorted(file for file in _walk(folder, key, hidden=False) if file.is_file())
 
 
 def matching(pattern: Path, key: str) -> list[Path]:
@@ -87,7 +89,7 @@ def matching(pattern: Path, key: str) -> list[Path]:
         key: The source's place in the configuration, for messages.
 
     Returns:
-        Their paths, each file once, sorted by name; none where there is none.
+        Their paths, sorted by name; a file may have several.
 
     Raises:
         DataError: A folder cannot be read.
@@ -96,11 +98,12 @@ def matching(pattern: Path, key: str) -> list[Path]:
     fixed = parts.index("**") if "**" in parts else len(parts)
     bases = [Path(name) for name in glob(str(Path(*parts[:fixed])))]  # noqa: PTH207 - a pattern may be absolute
     if fixed == len(parts):
-        return _once(base for base in bases if _names(parts[-1], base.name))
+        return sorted(base for base in bases if _names(parts[-1], base.name) and base.is_file())
     rest = parts[fixed:]
     hidden = any(part.startswith(HIDDEN) for part in rest)
     walks = ((base, _walk(base, key, hidden=hidden)) for base in bases if base.is_dir())
-    return _once(file for base, found in walks for file in found if _fits(file.relative_to(base).parts, rest))
+    found = (file for base, files in walks for file in files if _fits(file.relative_to(base).parts, rest))
+    return sorted(file for file in found if file.is_file())
 
 
 def _walk(folder: Path, key: str, *, hidden: bool) -> Iterator[Path]:
@@ -146,11 +149,11 @@ def summary(files: Sequence[Path]) -> str:
 
 
 def _once(files: Iterable[Path]) -> list[Path]:
-    """The files among paths, sorted by name, each once though it may have several names."""
+    """Files, each once, sorted by name: by the first of its names, if it can be one that says how it is read."""
     found: dict[str, Path] = {}
-    for file in sorted(file for file in files if file.is_file()):
+    for file in sorted(files, key=lambda file: (not bare_suffix(file), file)):
         found.setdefault(os.path.realpath(file), file)
-    return [*found.values()]
+    return sorted(found.values())
 
 
 def texts_of(files: list[str], documents: TextUnit, stamp: str) -> Iterator[dict[str, str]]:

@@ -185,8 +185,8 @@ def test_a_compressed_file_is_known_by_the_name_of_its_link(tmp_path: Path) -> N
     (tmp_path / "snapshot").mkdir()
     (tmp_path / "blobs/0a1b").write_bytes(gzip.compress(b'{"text": "a"}\n'))
     (tmp_path / "snapshot/a.jsonl.gz").symlink_to("../blobs/0a1b")
-    for path in (tmp_path / "snapshot", tmp_path / "snapshot/a.jsonl.gz", tmp_path / "snapshot/*"):
-        assert texts(source_of(str(path))) == ["a"]
+    for name in ("snapshot", "snapshot/a.jsonl.gz", "snapshot/*", "", "**"):
+        assert texts(source_of(str(tmp_path / name))) == ["a"]
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, refused: Refused) -> None:
