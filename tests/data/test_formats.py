@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 
 from dlm.config import Data, HeldOut, Separator, Source
 from dlm.data.choosing import source_of
 from dlm.data.files import TextUnit, texts_of
-from dlm.data.formats import FORMATS
+from dlm.data.formats import FORMATS, Hub
 from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
@@ -537,6 +537,17 @@ def test_a_table_without_rows(tmp_path: Path, refused: Refused, kind: str, strea
         read(source, "data.train")
     if kind == "splits":
         assert texts(replace(source, split="test")) == ["a"]
+
+
+def test_a_dataset_of_the_hub_without_rows(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    nothing = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
+    monkeypatch.setattr(Hub, "read", lambda self, key: nothing)
+    monkeypatch.setattr(Hub, "stream", lambda self, key: IterableDataset.from_generator(lambda: iter(())))
+    source = Source("hub", "owner/name")
+    with refused(DataError, "data.train: owner/name holds no row, so there is no text at all"):
+        read(source, "data.train")
+    with refused(DataError, "data.train: owner/name holds no row, so there is no text at all"):
+        open_stream(Data(source, validation=source, streaming=True))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
