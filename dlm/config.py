@@ -48,7 +48,7 @@ class Source:
 
     Attributes:
         format: The name of a format in `dlm.data.formats`, such as `text`, `jsonl`, `hub` or `python-stdlib`.
-        path: A file, a folder or a glob; for `hub` the dataset's name. Not used by `python-stdlib`.
+        path: A file, a folder or a glob; for `hub` the dataset's name. `python-stdlib` has none.
         field: The column that holds the text; for `text` always `text`.
         split: Which split of a `saved` or `hub` dataset; files are all `train`.
         subset: The configuration name of a `hub` dataset, where it has several.

@@ -137,20 +137,20 @@ from dlm.data.streaming import open_stream
 from pathlib import Path
 import shutil
 
-Path("rows.tsv").write_text("id\\tbody\\n01\\t007\\n02\\tNA\\n03\\ta, b\\n")
-Path("texts.tsv").write_text("text\\n" + "the quick brown fox jumps over the lazy dog\\n" * 20)
-source = source_of("rows.tsv", field="body")
-assert source == Source("tsv", "rows.tsv", field="body")
+Path("rows.psv").write_text("id|body\\n01|007\\n02|NA\\n03|a, b\\n")
+Path("texts.psv").write_text("text\\n" + "the quick brown fox jumps over the lazy dog\\n" * 20)
+source = source_of("rows.psv", field="body")
+assert source == Source("psv", "rows.psv", field="body")
 assert list(read(source, "data.train").texts()) == ["007", "NA", "a, b"]
 stream = open_stream(Data(source, validation=source, streaming=True))
 assert [row["text"] for row in stream.train] == ["007", "NA", "a, b"]
-pairs = read(Source("tsv", "rows.tsv", prompt="id", response="body"), "data.train")
+pairs = read(Source("psv", "rows.psv", prompt="id", response="body"), "data.train")
 assert pairs.rows["prompt"][:] == ["01", "02", "03"]
 
-train("data.train.format=tsv", "data.train.path=texts.tsv")
-assert "20 documents" in dlm("eval", "run", "--data", "texts.tsv")
+train("data.train.format=psv", "data.train.path=texts.psv")
+assert "20 documents" in dlm("eval", "run", "--data", "texts.psv")
 shutil.rmtree("run")
-source = "{format: tsv, path: texts.tsv}"
+source = "{format: psv, path: texts.psv}"
 train(f"data.train={source}", f"data.validation={source}", "data.streaming=true")
 """
 
@@ -186,7 +186,7 @@ EXAMPLES = {
     "OutsideIn": ("dlm/diffusion/unmask.py", CHECK_ORDER),
     "Doubling": ("dlm/diffusion/unmask.py", CHECK_BUDGET),
     "Hyperbolic": ("dlm/diffusion/schedule.py", CHECK_SCHEDULE),
-    "Tsv": ("dlm/data/formats.py", CHECK_FORMAT),
+    "Psv": ("dlm/data/formats.py", CHECK_FORMAT),
     "HalfAndHalf": ("dlm/diffusion/weighting.py", CHECK_LOSS),
     "Steep": ("dlm/diffusion/levels.py", ""),  # with the loss
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dlm.cli.console import errors, read_text
-from dlm.data.lines import bare_suffix, lines_of, split_lines
+from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
 from dlm.errors import BatchError, DataError
 
@@ -59,7 +59,7 @@ def file_lines(file: Path) -> list[str]:
     if str(file) == "-":
         return [*split_lines(read_text("-"))]
     try:
-        return [*lines_of(str(file))]
+        return [*lines_of(str(file), keeps_mark=True)]
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
 
@@ -80,7 +80,7 @@ def read_batch(lines: Iterable[str], ask: Callable[[Mapping[str, Any]], Asked], 
     """
     records: list[Record[Asked]] = []
     for number, line in enumerate(lines, start=1):
-        text = line.removeprefix("\ufeff") if number == 1 else line
+        text = line.removeprefix(MARK) if number == 1 else line
         if not text.strip():
             continue
         record: Record[Asked] = Record(f"line {number}", {})

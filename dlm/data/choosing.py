@@ -3,14 +3,20 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import get_args
 
 from dlm import hub
 from dlm.config import Source
+from dlm.data.files import files_in, matching, summary
 from dlm.data.formats import FORMATS, AnyFormat, Hub, Text
+from dlm.data.keys import COMMAND_LINE, option_of
 from dlm.data.lines import bare_suffix
 from dlm.errors import ConfigError
 from dlm.paths import expand
+
+FILES = "a file, a folder or a glob"
+"""What a path means."""
 
 
 def format_of(source: Source, key: str) -> AnyFormat:
@@ -24,30 +30,39 @@ def format_of(source: Source, key: str) -> AnyFormat:
         The format; whether its files are there is not known yet.
 
     Raises:
-        ConfigError: There is no such format, it lacks its path, or it has no splits, subsets or columns and one is
-            asked for.
+        ConfigError: There is no such format, it lacks its path, a name is blank, or an option is given that it
+            has no use for, such as a split, a subset or a column.
     """
     if source.format not in FORMATS:
         near = difflib.get_close_matches(source.format, FORMATS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ConfigError(f"{key}.format: there is no format {source.format!r}; {hint}valid: {', '.join(FORMATS)}")
+        raise ConfigError(
+            f"{option_of(key, 'format')}: there is no format {source.format!r}; {hint}valid: {', '.join(FORMATS)}"
+        )
     choice = FORMATS[source.format]
     options = {option.name: getattr(source, option.name) for option in fields(choice)}
     if "path" in options and source.path is None:
         raise ConfigError(f"{key}.path is missing: the format {source.format} needs one, as in --set {key}.path=FILE")
     if "split" not in options and source.split not in (None, "train"):
-        raise ConfigError(f"{key}.split: {source.format} has no splits, got {source.split!r}; name the files instead")
+        raise ConfigError(
+            f"{option_of(key, 'split')}: {source.format} has no splits, got {source.split!r}; name the files instead"
+        )
     if "subset" not in options and source.subset is not None:
         raise ConfigError(
-            f"{key}.subset: {source.format} has no subsets, got {source.subset!r}; name the files instead"
+            f"{option_of(key, 'subset')}: {source.format} has no subsets, got {source.subset!r}; name the files instead"
         )
-    named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
-    if named and not choice.tabular:
-        having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
+    if "path" not in options and source.path is not None:
         raise ConfigError(
-            f"{key}.{named[0]}: {source.format} has no columns, got {getattr(source, named[0])!r}; "
-            f"leave {' and '.join(named)} out, or name data in a format with columns: {having}"
+            f"{option_of(key, 'path')}: {source.format} has no path, got {source.path!r}; "
+            f"name the format of what is there by {key}.format, or leave the path out"
         )
+    if "documents" not in options and source.documents != "file":
+        raise ConfigError(
+            f"{option_of(key, 'documents')}: a document of {source.format} is no part of a text file; leave it out"
+        )
+    for option, what in (("path", FILES), ("split", "a split"), ("subset", "a subset")):
+        _check_named(options.get(option), what, option_of(key, option))
+    _check_columns(source, key)
     return choice(**options)
 
 
@@ -67,11 +82,14 @@ def source_of(
         The source. It may still turn out not to be there.
 
     Raises:
-        ConfigError: The name does not tell the format.
+        ConfigError: The name does not tell the format, or is blank.
+        DataError: A folder cannot be read.
     """
+    _check_named(data, FILES, COMMAND_LINE)
     if format is None and data in FORMATS and not fields(FORMATS[data]):
-        return Source(data, field=field or "text", split=split)
-    return Source(format or _format_named(data), data, field or "text", split, subset)
+        return Source(data, field="text" if field is None else field, split=split)
+    kind = _format_named(data) if format is None else format
+    return Source(kind, data, "text" if field is None else field, split, subset)
 
 
 def misread(source: Source, key: str) -> Iterator[str]:
@@ -94,6 +112,24 @@ def misread(source: Source, key: str) -> Iterator[str]:
         )
 
 
+def _check_columns(source: Source, key: str) -> None:
+    """Refuses columns of a format that has none."""
+    named = [option for option, columns in source.columns.items() if (option, columns) != ("field", ("text",))]
+    if named and not FORMATS[source.format].tabular:
+        having = ", ".join(name for name, each in FORMATS.items() if each.tabular)
+        raise ConfigError(
+            f"{option_of(key, named[0])}: {source.format} has no columns, got {getattr(source, named[0])!r}; leave "
+            f"{' and '.join(option_of(key, each) for each in named)} out, or name data in a format with columns: "
+            f"{having}"
+        )
+
+
+def _check_named(value: str | None, what: str, option: str) -> None:
+    """Refuses a blank, which as a path would mean the folder that the command is run in."""
+    if value is not None and not value.strip():
+        raise ConfigError(f"{option}: name {what}, got {value!r}")
+
+
 def _format_named(data: str) -> str:
     """The format that the name of a folder, of a file or of a dataset on the Hub tells."""
     path = expand(data)
@@ -101,22 +137,32 @@ def _format_named(data: str) -> str:
     if path.is_dir():
         if marked := [choice.name for choice in choices if any((path / mark).exists() for mark in choice.marks)]:
             return marked[0]
-        there = {bare_suffix(file) for file in path.rglob("*") if file.is_file()}
-        found = [choice.name for choice in choices if there.intersection(choice.suffixes)]
-        if len(found) == 1:
-            return found[0]
-        held = f"files of several formats, {', '.join(found)}" if found else "no file of a format that is known"
-        raise ConfigError(f"{data} is a folder with {held}; {_known()}")
+        return _format_held(files_in(path, COMMAND_LINE), f"{data} is a folder with")
     suffix = bare_suffix(path)
     by_suffix = [choice.name for choice in choices if suffix in (*choice.suffixes, *choice.alone)]
-    is_path = path.exists() or data.startswith((".", "/", "~")) or any(sign in data for sign in "*?[")
     if by_suffix:
         return by_suffix[0]
-    if not is_path and hub.is_name(data):
+    if not path.exists() and any(sign in data for sign in "*?["):
+        files = matching(path, COMMAND_LINE)
+        if not files:
+            raise ConfigError(f"{COMMAND_LINE}: there is no file {data}")
+        return Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means")
+    if not path.exists() and not data.startswith((".", "/", "~")) and hub.is_name(data):
         return Hub.name
-    if suffix and (path.exists() or any(sign in data for sign in "*?[")):
+    if suffix and path.exists():
         raise ConfigError(f"{data} is in no format that is known by its name: {suffix}; {_known()}")
     return Text.name
+
+
+def _format_held(files: Sequence[Path], what: str) -> str:
+    """The format that the suffixes of several files tell; those that a folder is searched for come first."""
+    there, choices = set(map(bare_suffix, files)), get_args(AnyFormat)
+    found = [choice.name for choice in choices if there.intersection(choice.suffixes)]
+    found = found or [choice.name for choice in choices if there.intersection(choice.alone)]
+    if len(found) == 1:
+        return str(found[0])
+    held = f"files of several formats, {', '.join(found)}" if found else "no file of a format that is known"
+    raise ConfigError(f"{what} {held}; it holds {summary(files)}; {_known()}")
 
 
 def _known() -> str:

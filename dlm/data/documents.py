@@ -16,6 +16,7 @@ from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
 from dlm.data.derived import filtered, mapped
 from dlm.data.formats import FORMATS, check_columns
+from dlm.data.keys import COMMAND_LINE, option_of
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
 from dlm.model.text import ChatTemplate, encode, encode_chat
@@ -62,7 +63,7 @@ class Documents(ABC):
             for column in columns:
                 kind = getattr(table.features[column], "dtype", "values of several kinds, or parts")
                 if kind not in ("string", "large_string") and option != "messages":
-                    raise DataError(f"{key}.{option}: {column!r} of {source.path} holds {kind}, not text")
+                    raise DataError(f"{option_of(key, option)}: {column!r} of {source.path} holds {kind}, not text")
         names = [column for columns in wanted.values() for column in columns]
         return cls._take(table.select_columns(names), wanted, source, key)
 
@@ -214,8 +215,8 @@ class Chats(Documents):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
             roles = sorted({message["role"] for chat in chats for message in chat})
             raise DataError(
-                f"{key}.messages: no chat in {column!r} has a message of an assistant to learn, after another message; "
-                f"its roles are {', '.join(roles) or 'none'}"
+                f"{option_of(key, 'messages')}: no chat in {column!r} has a message of an assistant to learn, "
+                f"after another message; its roles are {', '.join(roles) or 'none'}"
             )
         empty = len(found) - len(learned) - len(bad)
         return replace(kept, rows=learned, empty=empty, skipped=kept._skipping(bad["row"], bad["wrong"]))
@@ -228,9 +229,9 @@ class Chats(Documents):
             except DataError as error:
                 if not tokenizer.chat_template:
                     raise  # it is the tokenizer that is wrong, not the row
-                raise DataError(
-                    f"{self._named(row)}: {error}; correct it, or leave such rows out by {self.key}.skip_invalid=true"
-                ) from error
+                skipping = f", or leave such rows out by {self.key}.skip_invalid=true"
+                remedy = f"correct it{'' if self.key == COMMAND_LINE else skipping}"
+                raise DataError(f"{self._named(row)}: {error}; {remedy}") from error
 
         return lambda batch: [written(*each) for each in zip(batch["messages"], batch["row"], strict=True)]
 
@@ -328,7 +329,7 @@ def _learned_turns(
             messages = messages_of(chat) if chat is not None else []
         except DataError as error:
             if not skips:
-                raise DataError(f"{key}.messages: row {row + 1}: {column!r} {error}") from error
+                raise DataError(f"{option_of(key, 'messages')}: row {row + 1}: {column!r} {error}") from error
             add("", "", "", row, f"{column!r} {error}")
             continue
         said = [{"role": message["role"], "content": message["content"]} for message in messages]

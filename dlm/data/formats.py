@@ -5,6 +5,7 @@ To add a format, write a class here and put its name in `AnyFormat`. All of them
 
 import difflib
 import hashlib
+import json
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, ClassVar, get_args
 
 import datasets
 import pyarrow.parquet
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset, load_from_disk
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset, load_from_disk
 from typing_extensions import override
 
 from dlm import hub
@@ -30,8 +31,9 @@ from dlm.data.files import (
     stamp_of,
     stream_texts,
 )
+from dlm.data.keys import listed, option_of, shown
 from dlm.data.records import Read, csv_records, json_records, names_in, rows_of
-from dlm.errors import ConfigError, DataError, one_line
+from dlm.errors import ConfigError, DataError, DlmError, one_line
 from dlm.paths import expand
 
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -40,10 +42,13 @@ MARKUP = (".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".log", 
 SOURCE_CODE = (".py", ".sh", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".ts")
 MORE_SOURCE_CODE = (".kt", ".lean", ".lua", ".ml", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sql", ".swift")
 PLAIN_TEXT = (*MARKUP, *SOURCE_CODE, *MORE_SOURCE_CODE)
-"""Suffixes of files that are known to be plain text; a folder is searched for `.txt` alone."""
+"""Suffixes of files that are known to be plain text; a folder is searched for them where it holds no `.txt`."""
 
 FIRST_RECORDS = 10_000
 """Records at the beginning of a stream in which its columns must come."""
+
+PARQUET_ROWS = 1_000
+"""Rows a batch of a Parquet file that begins with a group of none."""
 
 SHARDS = 64
 """Parts of a dataset saved to disk, which processes share."""
@@ -59,7 +64,7 @@ class Format(ABC):
         name: What `format` in the configuration calls it.
         suffixes: The suffixes of its files, in lower case. A folder is searched for them, and a file that the command
             line names is read in the format that declares its suffix.
-        alone: Further suffixes of files that are named one by one; a folder is not searched for them.
+        alone: Further suffixes of its files; a folder is searched for them where it holds none of `suffixes`.
         marks: Files by which a folder is known to be one dataset in this format.
         tabular: Whether documents are rows with named columns, of which the source names those to read. Otherwise
             each document is one text, in the column `text`.
@@ -115,19 +120,23 @@ class Text(Format):
 
     @override
     def read(self, key: str) -> Dataset:
-        files = files_of(self.path, self.suffixes, key)
+        files = self._files(key)
         check_separator(files, self.documents, key)
         return read_texts(files, self.documents, key)
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        files = files_of(self.path, self.suffixes, key)
+        files = self._files(key)
         if self.documents == "file" and len(files) == 1:
             raise ConfigError(
-                f"{key}.documents: one file is one document, which is never read in parts; set line or paragraph"
+                f"{option_of(key, 'documents')}: one file is one document, which is never read in parts; "
+                "set line or paragraph"
             )
         check_separator(files, self.documents, key)
         return stream_texts(files, self.documents)
+
+    def _files(self, key: str) -> list[str]:
+        return files_of(self.path, self.suffixes, key, self.alone)
 
 
 @dataclass(frozen=True)
@@ -151,8 +160,6 @@ class Records(Format):
     @override
     def read(self, key: str) -> Dataset:
         files = self._files(key)
-        if all(Path(file).stat().st_size == 0 for file in files):
-            raise DataError(f"{key}: {self.path} is empty")
         columns = self._checked(files, key, None)
         given = {
             "files": files,
@@ -169,7 +176,7 @@ class Records(Format):
         return IterableDataset.from_generator(rows_of, gen_kwargs={**given, "stamp": ""})
 
     def _files(self, key: str) -> list[str]:
-        return files_of(self.path, self.suffixes, key)
+        return files_of(self.path, self.suffixes, key, self.alone)
 
     def _checked(self, files: Sequence[str], key: str, most: int | None) -> dict[str, str]:
         """The wanted columns and the keys that name them, if they are there."""
@@ -178,8 +185,8 @@ class Records(Format):
             names = names_in(files, self.records(), wanted, most)
         except DataError as error:
             raise DataError(f"{key}: {self.path} cannot be read as {self.name}: {error}") from error
-        if not names:
-            raise DataError(f"{key}: {self.path} holds no {self.name} record, so there is no text at all")
+        if names is None:
+            raise no_rows(self.path, key)
         check_columns(names, self.columns, self.path, key)
         return wanted
 
@@ -211,6 +218,15 @@ class Csv(Records):
 
 
 @dataclass(frozen=True)
+class Tsv(Csv):
+    """Tab-separated values, with the columns' names in the first row; quotes stand as in `Csv`."""
+
+    delimiter: ClassVar[str] = "\t"
+    name = "tsv"
+    suffixes = (".tsv",)
+
+
+@dataclass(frozen=True)
 class Parquet(Format):
     """Apache Parquet, of which nothing but the columns asked for is read.
 
@@ -226,8 +242,7 @@ class Parquet(Format):
 
     @override
     def read(self, key: str) -> Dataset:
-        files = files_of(self.path, self.suffixes, key)
-        options = self._options(files, key)
+        files, options = self._opened(key)
         # The cache knows a file by its path and time; the content goes into the name of the build instead.
         build = hashlib.blake2b(stamp_of(files).encode(), digest_size=8).hexdigest()
         try:
@@ -238,24 +253,37 @@ class Parquet(Format):
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        files = files_of(self.path, self.suffixes, key)
-        options = self._options(files, key)
+        files, options = self._opened(key)
         return load_dataset("parquet", data_files=_escaped(files), split="train", streaming=True, **options)
 
-    def _options(self, files: Sequence[str], key: str) -> dict[str, Any]:
-        """The wanted columns, which every file must have, as text wherever they hold some or nothing."""
-        wanted = [column for columns in self.columns.values() for column in columns]
-        kinds = []
-        for file in files:
+    def _opened(self, key: str) -> tuple[list[str], dict[str, Any]]:
+        """The files that have rows, and how they are read.
+
+        Every file must have the wanted columns, which are text wherever they hold some or nothing.
+        """
+        wanted = {column: option for option, columns in self.columns.items() for column in columns}
+        options: dict[str, Any] = {"columns": [*wanted]}
+        kinds, filled = [], []
+        for file in files_of(self.path, self.suffixes, key):
             try:
-                schema = pyarrow.parquet.read_schema(file)
+                about = pyarrow.parquet.read_metadata(file)
+                schema = about.schema.to_arrow_schema()
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{key}: {file} cannot be read as parquet: {one_line(error, 160)}") from error
             check_columns(schema.names, self.columns, file, key)
+            if twice := [column for column in wanted if schema.names.count(column) > 1]:
+                option = option_of(key, wanted[twice[0]])
+                raise DataError(f"{option}: {file}: {twice[0]!r} stands there twice: rename one of the two")
             kinds += [schema.field(column).type for column in wanted]
-        if not all(map(_is_text, kinds)):
-            return {"columns": wanted}
-        return {"columns": wanted, "features": Features(dict.fromkeys(wanted, Value("large_string")))}
+            if about.num_rows:
+                filled.append(file)
+                if not about.row_group(0).num_rows:  # from which datasets takes the size of its batches
+                    options["batch_size"] = PARQUET_ROWS
+        if not filled:
+            raise no_rows(self.path, key)
+        if all(map(_is_text, kinds)):
+            options["features"] = Features(dict.fromkeys(wanted, Value("large_string")))
+        return filled, options
 
 
 @dataclass(frozen=True)
@@ -269,30 +297,40 @@ class Saved(Format):
 
     @override
     def read(self, key: str) -> Dataset:
-        try:
-            found = load_from_disk(str(expand(self.path)))
-        except Exception as error:  # datasets and pyarrow each raise their own
-            raise DataError(f"{key}: {self.path} is no dataset saved to disk: {one_line(error, 160)}") from error
-        documents = self._split_of(found, key)
+        documents = self._opened(key)
         # The fingerprint on disk says how it was made, not what it holds: other text could come under the same one.
         documents._fingerprint = stamp_of([file["filename"] for file in documents.cache_files])
         return documents
 
     @override
     def stream(self, key: str) -> IterableDataset:
-        documents = self._split_of(load_from_disk(str(expand(self.path))), key)
-        return documents.to_iterable_dataset(num_shards=min(SHARDS, max(len(documents), 1)))
+        documents = self._opened(key)
+        return documents.to_iterable_dataset(num_shards=min(SHARDS, len(documents)))
 
-    def _split_of(self, found: Dataset | DatasetDict, key: str) -> Dataset:
-        """The split that is asked for; a dataset without splits has at most the one that it came from."""
-        if isinstance(found, Dataset):
-            if self.split in (None, str(found.split)):
-                return found
-            raise ConfigError(f"{key}.split: {self.path} has no splits, got {self.split!r}; leave {key}.split out")
-        name = self.split or "train"
-        if name not in found:
-            raise ConfigError(f"{key}.split: {self.path} has no split {name!r}; it has {', '.join(map(str, found))}")
-        return found[name]
+    def _opened(self, key: str) -> Dataset:
+        """The split that is asked for; a dataset without splits has at most the one that it came from.
+
+        No other split is opened, as `datasets` opens none that has no rows.
+        """
+        folder, option = expand(self.path), option_of(key, "split")
+        try:
+            splits = _json(folder / "dataset_dict.json").get("splits")
+            name = self.split or "train"
+            if splits is not None and name not in splits:
+                raise ConfigError(f"{option}: {self.path} has no split {name!r}; it has {listed(splits)}")
+            folder = folder if splits is None else folder / name
+            if _json(folder / "state.json").get("_data_files") == []:
+                raise no_rows(self.path, key)
+            found = load_from_disk(str(folder))
+        except DlmError:
+            raise
+        except Exception as error:  # datasets and pyarrow each raise their own
+            raise DataError(f"{key}: {self.path} is no dataset saved to disk: {one_line(error, 160)}") from error
+        if not len(found):
+            raise no_rows(self.path, key)
+        if splits is None and self.split not in (None, str(found.split)):
+            raise ConfigError(f"{option}: {self.path} has no splits, got {self.split!r}; leave {option} out")
+        return found
 
 
 @dataclass(frozen=True)
@@ -348,7 +386,7 @@ class PythonStdlib(Format):
         return files
 
 
-AnyFormat = Text | Jsonl | Csv | Parquet | Saved | Hub | PythonStdlib
+AnyFormat = Text | Jsonl | Csv | Tsv | Parquet | Saved | Hub | PythonStdlib
 
 FORMATS: Mapping[str, type[AnyFormat]] = {choice.name: choice for choice in get_args(AnyFormat)}
 """The formats by name."""
@@ -370,8 +408,28 @@ def check_columns(names: Sequence[str], wanted: Mapping[str, Sequence[str]], whe
         for column in columns:
             if column not in names:
                 near = difflib.get_close_matches(column, names, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                raise DataError(f"{key}.{option}: {where} has no field {column!r}; {hint}it has {', '.join(names)}")
+                hint = f"did you mean {shown(near[0])}? " if near else ""
+                raise DataError(
+                    f"{option_of(key, option)}: {where} has no field {column!r}; {hint}it has {listed(names) or 'none'}"
+                )
+
+
+def no_rows(where: str, key: str) -> DataError:
+    """The error for a table without rows.
+
+    Args:
+        where: What has none, for messages.
+        key: The source's place in the configuration, for messages.
+
+    Returns:
+        The error.
+    """
+    return DataError(f"{key}: {where} holds no row, so there is no text at all")
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where there is none."""
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
 def _is_text(kind: pyarrow.DataType) -> bool:

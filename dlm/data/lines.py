@@ -6,7 +6,7 @@ import importlib
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,12 @@ OPENERS: Mapping[str, Callable[[str], Any]] = {
     ".zst": _open_zstandard,
 }
 """How a compressed file is opened, by its suffix."""
+
+MARK = "\ufeff"
+"""The byte-order mark."""
+
+BEGINNING = 64
+"""Bytes of a file that tell whether it is UTF-16; the lines that begin there are looked at."""
 
 DAMAGE = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error)
 """What the libraries of `OPENERS` raise where a file is no archive, or is cut off."""
@@ -55,23 +61,27 @@ def split_lines(text: str) -> Iterator[str]:
         yield from (found.group() for found in re.finditer(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+\Z", text))
 
 
-def lines_of(file: str) -> Iterator[str]:
+def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
     r"""The lines of a text file, which may be compressed.
 
     Args:
         file: Its path.
+        keeps_mark: Whether a byte-order mark, which some programs write first, stays before the first line. It belongs
+            to the file and not to its text.
 
     Yields:
         Each line, as `split_lines` does.
 
     Raises:
-        DataError: It is not UTF-8, or the compressed data is damaged.
+        DataError: It is not UTF-8, such as UTF-16, which is named, or the compressed data is damaged.
     """
     read = 0
     with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
         try:
-            for line in stream:
+            for line in _narrow(stream, file):
                 text = line.decode("utf-8")
+                if not read and not keeps_mark:
+                    text = text.removeprefix(MARK)
                 read += len(line)
                 yield from split_lines(text)
         except UnicodeDecodeError as error:
@@ -80,6 +90,27 @@ def lines_of(file: str) -> Iterator[str]:
             raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
         except OSError as error:  # bz2 has no error of its own
             raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
+
+
+def _narrow(stream: Iterable[bytes], file: str) -> Iterator[bytes]:
+    """The lines of a file, whose beginning is looked at before the first is given out."""
+    lines, head = iter(stream), list[bytes]()
+    while sum(map(len, head)) < BEGINNING and (line := next(lines, b"")):
+        head.append(line)
+    if code := _wide_code(b"".join(head)):
+        raise DataError(f"{file} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
+    yield from head
+    yield from lines
+
+
+def _wide_code(head: bytes) -> str:
+    """What the beginning of a file is encoded in, if a character has two bytes or four: by its mark, or by zeros."""
+    if head.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "UTF-32"
+    pairs = len(head) // 2
+    zeros = max(head[0::2].count(0), head[1::2].count(0))
+    is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or (pairs > 1 and 2 * zeros > pairs)
+    return "UTF-16" if is_wide else ""
 
 
 def _open(file: str) -> IO[bytes]:

@@ -12,6 +12,7 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 from dlm.config import Data, Source
 from dlm.data.choosing import format_of
 from dlm.data.documents import Documents, type_of
+from dlm.data.formats import no_rows
 from dlm.errors import DataError, one_line
 
 
@@ -44,7 +45,10 @@ def read(source: Source, key: str) -> Documents:
     """
     chosen = format_of(source, key)
     with _quiet():
-        documents = type_of(source).of(chosen.read(key), source, key).without_empty()
+        table = chosen.read(key)
+        if chosen.tabular and not len(table):
+            raise no_rows(source.path or source.format, key)
+        documents = type_of(source).of(table, source, key).without_empty()
     if not chosen.tabular:
         documents = replace(documents, empty=0)  # an empty line or file is no row that lacks something
     if not len(documents) and documents.skipped.rows:

@@ -5,16 +5,21 @@ No type is guessed, so a column that no one asked for may hold anything, and not
 
 import csv
 import json
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from dlm.data.chats import messages_of
+from dlm.data.keys import option_of
 from dlm.data.lines import lines_of
-from dlm.data.text import check_text
+from dlm.data.text import TWICE, check_text
 from dlm.errors import DataError
 
 Record = tuple[str, Mapping[str, Any]]
 """A place in a file, such as `line 7`, and what stands there, by column."""
+
+JSON_FILE = "a file holds one object a line, or one array of objects"
 
 Read = Callable[[str], Iterator[Record]]
 """Gives the records of a file."""
@@ -40,26 +45,51 @@ class ColumnError(DataError):
 
 def with_key(error: DataError, key: str) -> DataError:
     """The error with the key of its source before it."""
-    return DataError(f"{key}.{error.option}: {error}" if isinstance(error, ColumnError) else f"{key}: {error}")
+    return DataError(f"{option_of(key, error.option) if isinstance(error, ColumnError) else key}: {error}")
 
 
-def parse_record(line: str) -> dict[str, Any]:
+def _marking(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which `TWICE` stands for what has the same name as another."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        found |= {name: TWICE for name, count in counts.items() if count > 1}
+    return found
+
+
+def _refusing(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which each name stands once."""
+    found = _marking(pairs)
+    if twice := [name for name, value in found.items() if value is TWICE]:
+        raise DataError(f"{twice[0]!r} stands there twice: leave one of the two out")
+    return found
+
+
+MARKING = json.JSONDecoder(object_pairs_hook=_marking)
+"""Reads JSON for what is wanted of it; see `TWICE`."""
+
+REFUSING = json.JSONDecoder(object_pairs_hook=_refusing)
+"""Reads JSON for all of it, and refuses names that stand twice."""
+
+
+def parse_record(line: str, decoder: json.JSONDecoder = REFUSING) -> dict[str, Any]:
     """Reads a line of JSON lines.
 
     Args:
         line: The line.
+        decoder: What becomes of a name that stands twice.
 
     Returns:
         The object that stands there.
 
     Raises:
-        DataError: It is no object in JSON.
+        DataError: It is no object in JSON, or a name stands twice in it.
     """
+    text = line.strip()
     try:
-        record = json.loads(line.strip())
+        record = decoder.decode(text)
     except (ValueError, RecursionError) as error:
-        why = f"{error.msg} at character {error.pos + 1}" if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"not JSON: {why}") from error
+        raise DataError(_why(error, text)) from error
     if not isinstance(record, dict):
         raise DataError(f"no object in JSON: {line.strip():.60}")
     return record
@@ -80,7 +110,6 @@ def json_records(file: str) -> Iterator[Record]:
     begun = False
     lines = lines_of(file)
     for number, line in enumerate(lines, start=1):
-        line = line if begun else line.removeprefix("\ufeff")
         if not line.strip():
             continue
         if not begun and line.lstrip().startswith("["):
@@ -88,9 +117,9 @@ def json_records(file: str) -> Iterator[Record]:
             return
         begun = True
         try:
-            record = parse_record(line)
+            record = parse_record(line, MARKING)
         except DataError as error:
-            raise DataError(f"line {number} of {file}: {error}") from error
+            raise DataError(f"line {number} of {file}: {error}; {JSON_FILE}") from error
         yield f"line {number}", record
 
 
@@ -108,8 +137,9 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
         DataError: It is not UTF-8, or a row has more or fewer values than there are columns.
     """
     csv.field_size_limit(2**31 - 1)  # 131,072 by default, and a text may be longer
-    rows = csv.reader(_without_mark(lines_of(file)), delimiter=delimiter, strict=True)
+    rows = csv.reader(lines_of(file), delimiter=delimiter, strict=True)
     names: list[str] | None = None
+    twice: dict[str, Any] = {}
     last = 0
     try:
         for row in rows:
@@ -118,17 +148,16 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
                 continue
             if names is None:
                 names = row
-                if twice := sorted({name for name in names if names.count(name) > 1}):
-                    raise DataError(f"{file} has two columns {twice[0]!r}: rename one of them")
+                twice = dict.fromkeys((name for name, count in Counter(names).items() if count > 1), TWICE)
                 continue
             if len(row) != len(names):
                 raise DataError(f"{place} of {file} has {len(row)} values, and there are {len(names)} columns")
-            yield place, dict(zip(names, row, strict=True))
+            yield place, dict(zip(names, row, strict=True)) | twice
     except csv.Error as error:
         raise DataError(f"the row at line {last + 1} of {file} cannot be read: {error}") from error
 
 
-def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str]:
+def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str] | None:
     """The columns that files have: those of the first record with all that are wanted, or of all records.
 
     Args:
@@ -138,19 +167,20 @@ def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int 
         most: The most records to look at; None for all, until all columns are found.
 
     Returns:
-        The names, in the order of the file; none where there is no record.
+        The names, in the order of the file; None where there is no record.
 
     Raises:
         DataError: A file cannot be read.
     """
     names: dict[str, None] = {}
     missing = set(wanted)
+    count = 0
     for count, (_, record) in enumerate((found for file in files for found in read(file)), start=1):
         names |= dict.fromkeys(record)
         missing -= record.keys()
         if not missing or count == most:
             break
-    return list(names)
+    return list(names) if count else None
 
 
 def rows_of(
@@ -194,24 +224,37 @@ def _chat(value: Any, keeps_invalid: bool) -> str:
         if not keeps_invalid:
             raise
         # Half of a character could not be kept, and becomes its escape, which JSON reads as the same half.
-        return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else json.dumps(value)
+        return (
+            value.encode("utf-8", "backslashreplace").decode()
+            if isinstance(value, str)
+            else json.dumps(value, default=_kept)
+        )
+
+
+def _kept(twice: object) -> dict[str, str]:
+    """What JSON keeps of a name that stands twice; it is no chat and no part of one."""
+    return {"invalid": repr(twice)}
 
 
 def _array(text: str, file: str) -> Iterator[Record]:
     """The objects of one array in JSON, which fills a file."""
     try:
-        records = json.loads(text)
+        records = MARKING.decode(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not JSON: {error}") from error
+        raise DataError(f"{file}: {_why(error, text)}; {JSON_FILE}") from error
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record):.60}")
+            raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record, default=repr):.60}")
         yield f"record {number}", record
 
 
-def _without_mark(lines: Iterator[str]) -> Iterator[str]:
-    """The lines without the byte-order mark that some programs write first."""
-    for line in lines:
-        yield line.removeprefix("\ufeff")
-        break
-    yield from lines
+def _why(error: ValueError | RecursionError, text: str) -> str:
+    """Why a text cannot be read as JSON."""
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deeply to be read"
+    if not isinstance(error, json.JSONDecodeError):  # Python refuses to convert long numbers
+        return f"a number in the JSON is too long, of more than {sys.get_int_max_str_digits():,} digits"
+    if error.msg != "Extra data" and error.pos >= len(text.rstrip()) - 1 and text.startswith("{"):
+        return "not JSON: the line ends before its object does"
+    where = f"line {error.lineno}, character {error.colno}" if "\n" in text.strip() else f"character {error.pos + 1}"
+    return f"not JSON: {error.msg.removesuffix(' at')} at {where}"

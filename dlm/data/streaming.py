@@ -10,7 +10,8 @@ from datasets import Dataset, IterableDataset
 from dlm.config import Data, Source
 from dlm.data.choosing import format_of
 from dlm.data.documents import Documents, Plain, kept_back
-from dlm.data.formats import FORMATS, check_columns
+from dlm.data.formats import FORMATS, check_columns, no_rows
+from dlm.data.keys import option_of
 from dlm.data.reading import read
 from dlm.data.records import with_key
 from dlm.errors import ConfigError, DataError, DlmError, one_line
@@ -110,16 +111,18 @@ def _open(source: Source, key: str) -> IterableDataset:
     except DlmError:
         raise
     except StopIteration as error:  # datasets looks at the first row
-        raise DataError(f"{key}: {source.path} holds no text at all") from error
+        raise no_rows(source.path or source.format, key) from error
     except Exception as error:  # datasets, pyarrow and the Hub each raise their own
         raise DataError(f"{key}: {source.path} cannot be streamed: {one_line(error, 160)}") from error
     first = next(iter(_rows(documents.take(1), key, source.path or source.format)), None)
     if first is None:
-        raise DataError(f"{key}: {source.path} holds no text at all")
+        raise no_rows(source.path or source.format, key)
     column = source.field if FORMATS[source.format].tabular else "text"
     check_columns(list(first), {"field": (column,)}, source.path or source.format, key)
     if not isinstance(first[column], str | None):
-        raise DataError(f"{key}.field: {column!r} of {source.path} holds {type(first[column]).__name__}, not text")
+        raise DataError(
+            f"{option_of(key, 'field')}: {column!r} of {source.path} holds {type(first[column]).__name__}, not text"
+        )
     documents = documents.select_columns(column)
     return documents if column == "text" else documents.rename_column(column, "text")
 

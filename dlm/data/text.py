@@ -6,6 +6,16 @@ from typing import Any
 from dlm.errors import DataError
 
 
+class Twice:
+    """Stands for the values of a name that an object, or a table, has twice."""
+
+    def __repr__(self) -> str:
+        return "(a name that stands twice)"
+
+
+TWICE = Twice()
+
+
 def check_text(value: Any) -> str:
     r"""A value that must be text.
 
@@ -16,10 +26,12 @@ def check_text(value: Any) -> str:
         The same.
 
     Raises:
-        DataError: It is something else, or holds half of a character, such as `\ud800`.
+        DataError: It is something else, or stands there twice, or holds half of a character, such as `\ud800`.
     """
+    if value is TWICE:
+        raise DataError("stands there twice: rename one of the two")
     if not isinstance(value, str):
-        raise DataError(f"holds {json.dumps(value):.40}, not text")
+        raise DataError(f"holds {json.dumps(value, default=repr):.40}, not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -255,6 +255,15 @@ def test_infill_reads_text_from_anywhere(run: Path, tmp_path: Path) -> None:
     assert dlm("infill", run, "the [HOLE:3] sat", "--marker", "HOLE")[0] == given[0]
 
 
+def test_infill_keeps_the_byte_order_mark_of_a_file(run: Path, tmp_path: Path) -> None:
+    """It is the file that is edited, so that all of it but the spans stays as it is."""
+    path, batch = tmp_path / "hole.txt", tmp_path / "holes.jsonl"
+    path.write_text("\ufeffthe [MASK:3] sat", encoding="utf-8")
+    batch.write_text('\ufeff{"text": "the [MASK:3] sat"}\n', encoding="utf-8")
+    assert answer("infill", run, "--file", path)["text"].startswith("\ufeffthe ")
+    assert answer("infill", run, "--file", batch)["text"].startswith("the ")
+
+
 def test_an_escaped_marker_is_text(run: Path) -> None:
     assert answer("infill", run, r"\[MASK:3][MASK:1]")["text"].startswith("[MASK:3]")
 
@@ -382,8 +391,8 @@ def test_eval_knows_a_format_by_its_name_or_is_told(run: Path, text: Path, tmp_p
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--data", "a.txt", "--subset", "en"], "--data.subset: text has no subsets, got 'en'"),
-        (["--data", "a.txt", "--format", "json"], "--data.format: there is no format 'json'; did you mean jsonl?"),
+        (["--data", "a.txt", "--subset", "en"], "--subset: text has no subsets, got 'en'"),
+        (["--data", "a.txt", "--format", "json"], "--format: there is no format 'json'; did you mean jsonl?"),
         (["--subset", "en"], "--subset is of other text than the run's own"),
         (["--format", "text"], "--format is of other text than the run's own"),
         (["--field", "body"], "--field is of other text than the run's own"),

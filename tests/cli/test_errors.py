@@ -64,6 +64,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     (folder / "long.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:33] b"}\n')
     (folder / "halves.jsonl").write_text('{"text": "a [MASK:2] \\ud800"}\n')
     (folder / "no-archive.jsonl.gz").write_text("plain")
+    (folder / "twice.jsonl").write_text('{"text": "a [MASK:2] b", "prompt": "a", "n": 1, "n": 2}\n')
     (folder / "no-line.jsonl").write_text("\n\n")
     (folder / "taken.txt").write_text("mine")
     (folder / "taken.svg").write_text("mine")
@@ -128,9 +129,26 @@ BAD: list[tuple[str | list[str], str]] = [
     ("eval @model --data @none.txt", "there is no file"),
     ("eval @model --data @empty.txt", "holds no text at all"),
     ("eval @model --data @latin.txt", "is not UTF-8 text"),
-    ("eval @model --data @rows.jsonl", "text"),
-    ("eval @model --data @rows.jsonl --field size", "not text"),
-    ("eval @model --data @broken.jsonl", "broken.jsonl: not JSON: Expecting value at character 9"),
+    ([*TRAIN.split(), "data.train.path=' '"], "data.train.path: name a file, a folder or a glob, got ' '"),
+    (TRAIN + "data.train.path=@*.nothing", "there is no file"),
+    ("eval @model --data @rows.jsonl", "--field: "),
+    ("eval @model --data @rows.jsonl --field nothing", "has no field 'nothing'; it has title, size"),
+    (["eval", "@model", "--data", "@rows.jsonl", "--field", ""], "has no field ''"),
+    ("eval @model --data @rows.jsonl --field size", "--field: line 1 of"),
+    ("eval @model --data @rows.jsonl --split test", "--split: jsonl has no splits"),
+    ("eval @model --data @text.txt --field words", "--field: text has no columns, got 'words'"),
+    ("eval @model --data @text.txt --subset s", "--subset: text has no subsets"),
+    ("eval @model --data @text.txt --format txt", "--format: there is no format 'txt'; did you mean text?"),
+    (["eval", "@model", "--data", ""], "--data: name a file, a folder or a glob, got ''"),
+    (["eval", "@model", "--data", "  "], "--data: name a file, a folder or a glob, got"),
+    ("eval @model --data @*.nothing", "there is no file"),
+    ("eval @model --data @folder", "no file, or hidden ones alone"),
+    ("infill @model --file @twice.jsonl", "line 1: 'n' stands there twice"),
+    ("sample @model --prompts @twice.jsonl", "line 1: 'n' stands there twice"),
+    (
+        "eval @model --data @broken.jsonl",
+        "broken.jsonl: not JSON: the line ends before its object does; a file holds one",
+    ),
     ("eval @model", "none.txt"),
     ("eval @model --data @text.txt --draws 5", "--draws must be even, got 5"),
     ("eval @model --data @text.txt --time soon", "--time is a number of steps or continuous, got 'soon'"),

@@ -10,7 +10,7 @@ import sysconfig
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 
 from dlm.config import Data, HeldOut, Separator, Source
 from dlm.data.choosing import source_of
-from dlm.data.files import texts_of
-from dlm.data.formats import FORMATS
+from dlm.data.files import TextUnit, texts_of
+from dlm.data.formats import FORMATS, Hub
 from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
@@ -56,6 +56,9 @@ def write_table(kind: str, path: Path, rows: list[dict[str, Any]]) -> Source:
         case "csv":
             path = path.with_suffix(".csv")
             pyarrow.csv.write_csv(table, path)
+        case "tsv":
+            path = path.with_suffix(".tsv")
+            pyarrow.csv.write_csv(table, path, pyarrow.csv.WriteOptions(delimiter="\t"))
         case "parquet":
             path = path.with_suffix(".parquet")
             pq.write_table(table, path)
@@ -67,10 +70,35 @@ def write_table(kind: str, path: Path, rows: list[dict[str, Any]]) -> Source:
 # What is read
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "\r\n", "\ufeffbom", "no final newline", "\x00\x1b[0m", "x" * 100_000])
+@pytest.mark.parametrize("text", [*HOSTILE, "\r\n", "a\ufeffb", "no final newline", "\x00\x1b[0m", "x" * 100_000])
 def test_a_text_file_is_read_byte_for_byte(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_bytes(text.encode())
     assert texts(Source("text", str(tmp_path / "a.txt"))) == [text]
+
+
+@pytest.mark.parametrize("documents", ["file", "paragraph", "line", Separator("--")])
+def test_a_byte_order_mark_belongs_to_the_file_and_not_to_its_text(tmp_path: Path, documents: TextUnit) -> None:
+    """Only the first one: a second is a character of the text."""
+    for name, content in (("a", "\ufeffone"), ("b", "\ufeff"), ("c", "\ufeff\ufefftwo"), ("d", "\ufeff\n\n")):
+        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
+    (tmp_path / "e.txt").write_text("\ufeff--\n\ufeffthree", encoding="utf-8")
+    found = list(filter(str.strip, texts(Source("text", str(tmp_path), documents=documents))))
+    expected = {"file": ["--\n\ufeffthree"], "paragraph": ["--\n\ufeffthree"], "line": ["--", "\ufeffthree"]}
+    last = ["\ufeffthree"] if isinstance(documents, Separator) else expected[documents]
+    assert found == ["one", "\ufefftwo", *last]
+    (tmp_path / "b.txt").replace(tmp_path / "b")
+    with pytest.raises(DataError, match="no text at all"):
+        read(Source("text", str(tmp_path / "b")), "data.train")
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("kind", ["text", "jsonl", "csv"])
+def test_utf16_is_refused_by_its_name(tmp_path: Path, refused: Refused, code: str, kind: str) -> None:
+    path = tmp_path / "a"
+    for content in ('{"text": "a"}\n', '\n{"text": "b"}\n'):
+        path.write_bytes(content.encode(code))
+        with refused(DataError, "data.train", str(path), f"is {code[:6].upper()},", f"iconv -f {code[:6].upper()}"):
+            read(Source(kind, str(path)), "data.train")
 
 
 def test_a_folder_and_a_glob_give_each_file_once_in_the_order_of_names(tmp_path: Path) -> None:
@@ -80,6 +108,91 @@ def test_a_folder_and_a_glob_give_each_file_once_in_the_order_of_names(tmp_path:
     assert texts(Source("text", str(tmp_path))) == ["a.txt", "b.txt", "sub/c.txt"]
     assert texts(Source("text", str(tmp_path / "*.txt"))) == ["a.txt", "b.txt"]
     assert texts(Source("text", str(tmp_path / "**" / "*"))) == ["a.txt", "b.txt", "d.md", "sub/c.txt"]
+
+
+def test_a_folder_without_the_files_that_are_looked_for_first_gives_its_others(
+    tmp_path: Path, refused: Refused
+) -> None:
+    for name in ("b.md", "sub/a.py", "c.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    source = Source("text", str(tmp_path))
+    assert texts(source) == texts(source_of(str(tmp_path))) == ["b.md", "sub/a.py"]
+    with refused(DataError, str(tmp_path), "no *.csv file", "1 *.md, 1 *.bin, 1 *.py"):
+        read(Source("csv", str(tmp_path)), "data.train")
+    (tmp_path / "d.txt").write_text("d.txt")
+    assert texts(source) == ["d.txt"]
+    tables = tmp_path / "sub"
+    (tables / "a.py").rename(tables / "a.json")
+    (tables / "a.json").write_text('[{"text": "a"}]')
+    assert texts(Source("jsonl", str(tables))) == texts(source_of(str(tables))) == ["a"]
+
+
+HIDDEN = [".git/x.txt", ".ipynb_checkpoints/a.txt", "sub/.cache/b.txt", "._a.txt", "sub/~$b.txt"]
+
+
+def test_hidden_files_are_read_only_where_they_are_named(tmp_path: Path, refused: Refused) -> None:
+    for name in ("a.txt", "sub/b.txt", *HIDDEN):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for found in (tmp_path, tmp_path / "**", tmp_path / "**/*.txt", tmp_path / "**/**/*"):
+        assert texts(Source("text", str(found))) == ["a.txt", "sub/b.txt"], found
+    assert texts(Source("text", str(tmp_path / "*.txt"))) == ["a.txt"]
+    assert texts(Source("text", str(tmp_path / "sub/*"))) == ["sub/b.txt"]
+    for name in HIDDEN:
+        for found in (tmp_path / name, tmp_path / "**" / name):
+            assert texts(Source("text", str(found))) == [name], found
+    assert texts(Source("text", str(tmp_path / ".git"))) == [".git/x.txt"]
+    expected = [".git/x.txt", ".ipynb_checkpoints/a.txt", "sub/.cache/b.txt"]
+    assert texts(Source("text", str(tmp_path / "**/.*/*.txt"))) == expected
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/.a.txt").write_text("a")
+    with refused(DataError, "no *.txt file", "hidden ones alone"):
+        read(Source("text", str(tmp_path / "hidden")), "data.train")
+
+
+@pytest.mark.parametrize("pattern", ["", "**", "**/*.txt", "*/**/*.txt"])
+def test_links_to_folders_are_followed_without_end_or_double(tmp_path: Path, pattern: str) -> None:
+    folder, elsewhere = tmp_path / "folder", tmp_path / "elsewhere"
+    for name in (folder / "sub/a.txt", folder / "sub/b.txt", elsewhere / "c.txt"):
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(name.name)
+    for link, target in (
+        ("sub/up", folder),
+        ("sub/also", folder / "sub"),
+        ("twin", folder / "sub"),
+        ("out", elsewhere),
+    ):
+        (folder / link).symlink_to(target)
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "sub/c.txt").symlink_to(elsewhere / "c.txt")
+    assert sorted(texts(Source("text", str(folder / pattern)))) == ["a.txt", "b.txt", "c.txt"]
+
+
+@pytest.mark.parametrize("path", [".", "./", "**", "*/*", "../here"])
+def test_a_path_may_begin_in_the_folder_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    (tmp_path / "here/sub").mkdir(parents=True)
+    (tmp_path / "here/sub/a.txt").write_text("a")
+    monkeypatch.chdir(tmp_path / "here")
+    assert texts(source_of(path)) == ["a"]
+
+
+def test_a_compressed_file_is_known_by_the_name_of_its_link(tmp_path: Path) -> None:
+    """In a cache of the Hub, the file itself has a hash for a name."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs/0a1b").write_bytes(gzip.compress(b'{"text": "a"}\n'))
+    (tmp_path / "snapshot/a.jsonl.gz").symlink_to("../blobs/0a1b")
+    for name in ("snapshot", "snapshot/a.jsonl.gz", "snapshot/*", "", "**"):
+        assert texts(source_of(str(tmp_path / name))) == ["a"]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, refused: Refused) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with refused(DataError, "data.train", str(tmp_path / "a.txt"), "read twice"):
+        read(Source("text", str(tmp_path / "a.txt")), "data.train")
 
 
 def test_a_name_with_the_signs_of_a_glob_is_a_file_first(tmp_path: Path) -> None:
@@ -131,13 +244,13 @@ def test_a_table_whose_name_has_the_signs_of_a_glob_is_not_its_neighbour(tmp_pat
     assert texts(source) == ["odd"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "saved"])
 def test_words_that_stand_for_nothing_elsewhere_are_text(tmp_path: Path, kind: str) -> None:
     words = ["NA", "null", "None", "nan", "N/A", "text"]
     assert texts(write_table(kind, tmp_path / "t", [{"text": word} for word in words])) == words
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "saved"])
 def test_a_table_gives_back_what_was_written(tmp_path: Path, kind: str) -> None:
     source = write_table(kind, tmp_path / "t", [{"n": i, "text": text} for i, text in enumerate(HOSTILE)])
     assert texts(source) == HOSTILE
@@ -292,6 +405,7 @@ def test_a_split_of_a_dataset_that_has_none_is_refused(tmp_path: Path, refused: 
         ("owner/name-1.0", "hub"),
         ("name.v2", "hub"),
         ("a.csv", "csv"),
+        ("a.tsv.gz", "tsv"),
         ("a.parquet", "parquet"),
         ("a.txt", "text"),
         ("./folder", "text"),
@@ -400,6 +514,57 @@ def test_an_empty_file(tmp_path: Path, refused: Refused, kind: str, several: boo
         read(Source(kind, path), "data.train")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "saved", "splits"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_without_rows(tmp_path: Path, refused: Refused, kind: str, streaming: bool) -> None:
+    nothing = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
+    path = tmp_path / f"t.{kind}"
+    match kind:
+        case "jsonl":
+            path.write_text("\n\n")
+        case "parquet":
+            nothing.to_parquet(path)
+        case "saved":
+            nothing.save_to_disk(path)
+        case "splits":
+            DatasetDict({"train": nothing, "test": Dataset.from_dict({"text": ["a"]})}).save_to_disk(path)
+        case _:
+            path.write_text("text\n")
+    source = Source("saved" if kind == "splits" else kind, str(path))
+    with refused(DataError, "data.train", str(path), "holds no row, so there is no text at all"):
+        if streaming:
+            open_stream(Data(source, validation=source, streaming=True))
+        read(source, "data.train")
+    if kind == "splits":
+        assert texts(replace(source, split="test")) == ["a"]
+
+
+def test_a_dataset_of_the_hub_without_rows(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    nothing = Dataset.from_dict({"text": []}, features=Features({"text": Value("string")}))
+    monkeypatch.setattr(Hub, "read", lambda self, key: nothing)
+    monkeypatch.setattr(Hub, "stream", lambda self, key: IterableDataset.from_generator(lambda: iter(())))
+    source = Source("hub", "owner/name")
+    with refused(DataError, "data.train: owner/name holds no row, so there is no text at all"):
+        read(source, "data.train")
+    with refused(DataError, "data.train: owner/name holds no row, so there is no text at all"):
+        open_stream(Data(source, validation=source, streaming=True))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parts_of_parquet_without_rows_are_no_hindrance(tmp_path: Path, streaming: bool) -> None:
+    """A file of none among others, and a group of none at the beginning of a file."""
+    nothing = pa.table({"text": pa.array([], pa.string())})
+    pq.write_table(nothing, tmp_path / "a.parquet")
+    with pq.ParquetWriter(tmp_path / "b.parquet", nothing.schema) as writer:
+        for table in (nothing, pa.table({"text": ["b"]}), nothing):
+            writer.write_table(table)
+    source = Source("parquet", str(tmp_path))
+    if streaming:
+        stream = open_stream(Data(source, validation=source, streaming=True))
+        assert [row["text"] for row in stream.train] == ["b"]
+    assert texts(source) == ["b"]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "saved"])
 def test_a_table_with_no_text_in_it(tmp_path: Path, refused: Refused, kind: str) -> None:
     source = write_table(kind, tmp_path / "t", [{"n": 1, "text": ""}, {"n": 2, "text": ""}])
@@ -407,7 +572,7 @@ def test_a_table_with_no_text_in_it(tmp_path: Path, refused: Refused, kind: str)
         read(source, "data.train")
 
 
-@pytest.mark.parametrize(("raw", "byte"), [(b"abc\xff", 3), (b"\x80", 0), (b"ab\xc3", 2), ("é".encode("utf-16"), 0)])
+@pytest.mark.parametrize(("raw", "byte"), [(b"abc\xff", 3), (b"\x80", 0), (b"ab\xc3", 2)])
 def test_a_text_that_is_not_utf8_names_the_byte(tmp_path: Path, refused: Refused, raw: bytes, byte: int) -> None:
     (tmp_path / "a.txt").write_bytes(raw)
     with refused(DataError, str(tmp_path / "a.txt"), f"byte {byte}", "UTF-8"):
@@ -507,7 +672,7 @@ def test_a_number_that_becomes_a_word_in_a_column_of_csv_is_not_read(tmp_path: P
     assert texts(Source("csv", str(path))) == ["a"] * 12_000 + ["b"]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet", "saved"])
 def test_dates_numbers_and_truths_in_quotes_are_text(tmp_path: Path, kind: str) -> None:
     words = ["2020-01-01", "2020-01-01T00:00:00Z", "12:30", "007", "1e3", "true", "-", "0x1F", "1,5", "NaN"]
     assert texts(write_table(kind, tmp_path / "t", [{"text": word} for word in words])) == words
@@ -553,6 +718,73 @@ def test_an_array_of_objects_is_a_table_too(tmp_path: Path) -> None:
     assert texts(Source("jsonl", str(path))) == ["a", "b"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_a_name_that_stands_twice_is_refused_where_it_is_wanted(tmp_path: Path, refused: Refused, kind: str) -> None:
+    path = tmp_path / f"t.{kind}"
+    match kind:
+        case "parquet":
+            columns = [pa.array(["a"]), pa.array([1]), pa.array(["b"]), pa.array(["c"])]
+            pq.write_table(pa.Table.from_arrays(columns, ["x", "x", "y", "text"]), path)
+        case "csv":
+            path.write_text("x,x,y,text\na,1,b,c\n")
+        case "jsonl":
+            path.write_text('{"x": "a", "x": 1, "y": {"z": 1, "z": 2}, "text": "c"}\n')
+        case "json":
+            path.write_text('[{"x": "a", "x": 1, "y": {"z": 1, "z": 2}, "text": "c"}]')
+    source = source_of(str(path))
+    assert texts(source) == ["c"]
+    source = replace(source, field="x")
+    with refused(DataError, "data.train.field", str(path), "'x' stands there twice"):
+        read(source, "data.train")
+    with refused(DataError, "data.train.field", str(path), "'x' stands there twice"):
+        open_stream(Data(source, validation=source, streaming=True))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (json.dumps({"text": "a", "n": 1}, indent=2), ("line 1 of", "the line ends before its object does")),
+        (json.dumps({"data": [{"text": "a"}]}, indent=2), ("line 1 of", "the line ends before its object does")),
+        ('{"text": "a"}\n{"text":\n"b"}\n', ("line 2 of", "the line ends before its object does")),
+        ('{"text": "ab', ("line 1 of", "Unterminated string starting at character 10")),
+        ('{"text": "a"},\n', ("line 1 of", "Extra data at character 14")),
+        ('["a"]\n["b"]\n', ("Extra data at line 2, character 1",)),
+        (f'{{"text": "a", "n": {"1" * 5_000}}}', ("line 1 of", "a number", "more than 4,300 digits")),
+        (f'[{{"text": "a", "n": {"1" * 5_000}}}]', ("a number", "more than 4,300 digits")),
+        (f'{{"text": "a", "n": {"[" * 99_999}{"]" * 99_999}}}', ("line 1 of", "nested too deeply")),
+        (f"{'[' * 99_999}{']' * 99_999}", ("nested too deeply",)),
+    ],
+    ids=[
+        "pretty",
+        "in an object",
+        "second",
+        "cut",
+        "comma",
+        "lists",
+        "digits",
+        "digits in an array",
+        "deep",
+        "deep array",
+    ],
+)
+def test_json_that_is_no_json_lines_says_what_is_read(
+    tmp_path: Path, refused: Refused, content: str, words: tuple[str, ...]
+) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(content)
+    with refused(DataError, "data.train", str(path), "one object a line, or one array of objects", *words):
+        read(Source("jsonl", str(path)), "data.train")
+
+
+def test_names_in_messages_show_their_blanks(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('id, text,"a, b",c\u200b\n1,2,3,4\n', encoding="utf-8")
+    with refused(DataError, "did you mean ' text'?", "it has id, ' text', 'a, b', 'c\\u200b'"):
+        read(Source("csv", str(path)), "data.train")
+    with refused(DataError, f"'{tmp_path}/t '"):
+        read(Source("csv", f"{tmp_path}/t "), "data.train")
+
+
 def test_a_column_may_begin_late(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"n": 1}\n' * 12_000 + '{"text": "late"}\n', encoding="utf-8")
@@ -577,8 +809,8 @@ def test_long_values_and_line_breaks_in_csv(tmp_path: Path) -> None:
         ("t.csv", 'n,text\n1,a\n2,"a\nb"\n3\n', ("line 5 of", "1 values", "2 columns")),
         ("t.csv", "n,text\n1,a,b\n", ("line 2 of", "3 values", "2 columns")),
         ("t.csv", 'n,text\n1,"a\n', ("line 2 of", "unexpected end")),
-        ("t.csv", "text,text\na,b\n", ("two columns 'text'",)),
-        ("t.csv", "text\n", ("no text at all",)),
+        ("t.csv", "text,text\na,b\n", ("data.train.field", "line 2 of", "'text' stands there twice")),
+        ("t.csv", "text\n", ("holds no row, so there is no text at all",)),
     ],
 )
 def test_a_record_that_cannot_be_used_is_named(
@@ -685,6 +917,52 @@ def test_a_folder_is_read_in_the_format_of_its_files(tmp_path: Path, refused: Re
         source_of(str(tmp_path / "none"))
 
 
+def test_a_glob_is_read_in_the_format_of_its_files(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "a.ndjson").write_text('{"text": "a"}\n')
+    assert texts(source_of(str(tmp_path / "*"))) == ["a"]
+    (tmp_path / "LICENSE").write_text("b")
+    assert texts(source_of(str(tmp_path / "L*"))) == ["b"]
+    (tmp_path / "b.txt").write_text("b")
+    with refused(ConfigError, str(tmp_path / "*"), "text, jsonl", "--format"):
+        source_of(str(tmp_path / "*"))
+    with refused(ConfigError, "--data", f"there is no file {tmp_path}/*.nothing"):
+        source_of(str(tmp_path / "*.nothing"))
+
+
+@pytest.mark.parametrize("option", ["split", "subset"])
+def test_a_blank_is_no_name(tmp_path: Path, refused: Refused, option: str) -> None:
+    source = replace(write_table("saved", tmp_path / "d", [{"text": "a"}]), format="hub", **{option: " "})  # type: ignore[arg-type]
+    with refused(ConfigError, f"data.train.{option}: name a {option}, got ' '"):
+        read(source, "data.train")
+
+
+def test_records_without_names_are_rows(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "t.jsonl").write_text("{}\n{}\n")
+    with refused(DataError, "data.train.field", "has no field 'text'; it has none"):
+        read(Source("jsonl", str(tmp_path / "t.jsonl")), "data.train")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t\n"])
+def test_a_blank_is_no_path(refused: Refused, name: str) -> None:
+    """As a path it would be the folder that the command is run in."""
+    with refused(ConfigError, "--data", repr(name), "a file, a folder or a glob"):
+        source_of(name)
+    for kind in [name for name, choice in FORMATS.items() if fields(choice)]:
+        with refused(ConfigError, "data.train.path", repr(name)):
+            read(Source(kind, name), "data.train")
+
+
+def test_messages_call_an_option_by_the_name_that_its_user_gives_it(tmp_path: Path, refused: Refused) -> None:
+    path = write_table("csv", tmp_path / "t", [{"body": "a"}]).path
+    for key, field, split in (("data.train", "data.train.field", "data.train.split"), ("--data", "--field", "--split")):
+        with refused(DataError, f"{field}: {path} has no field 'text'"):
+            read(Source("csv", path), key)
+        with refused(ConfigError, f"{split}: csv has no splits"):
+            read(Source("csv", path, split="x"), key)
+    with refused(DataError, "--data, with data.train.prompt of the model's run: "):
+        read(Source("csv", path, prompt="x", response="body"), "--data")
+
+
 def test_a_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for kind in ("jsonl", "csv", "parquet", "saved"):
@@ -713,6 +991,15 @@ def test_columns_of_a_format_that_has_none_are_refused(
     tmp_path: Path, refused: Refused, kind: str, key: str, columns: dict[str, str]
 ) -> None:
     (tmp_path / "a.txt").write_text("a")
-    words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, parquet, saved, hub")
+    words = (f"data.train.{key}", f"{kind} has no columns", repr(columns[key]), "jsonl, csv, tsv, parquet, saved, hub")
     with refused(ConfigError, *words):
-        read(Source(kind, str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]
+        read(Source(kind, None if kind == "python-stdlib" else str(tmp_path / "a.txt"), **columns), "data.train")  # type: ignore[arg-type]
+
+
+def test_an_option_that_a_format_has_no_use_for_is_refused(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with refused(ConfigError, "data.train.path: python-stdlib has no path", str(tmp_path), "data.train.format"):
+        read(Source("python-stdlib", str(tmp_path / "a.txt")), "data.train")
+    for kind in ("jsonl", "csv", "tsv", "parquet", "saved", "hub"):
+        with refused(ConfigError, f"data.train.documents: a document of {kind} is no part of a text file"):
+            read(Source(kind, str(tmp_path / "a.txt"), documents="line"), "data.train")

@@ -117,6 +117,37 @@ def test_a_chat_with_half_of_a_character_is_named_or_left_out_and_counted(
     assert "row 2 of" in documents.skipped.first and "half of a character" in documents.skipped.first
 
 
+TWICE = [
+    '{"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "content": "c"}]}',
+    '{"m": [{"role": "user", "content": "a"}, {"role": "assistant", "role": "user", "content": "b"}]}',
+    '{"m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0, "weight": 1}]}',
+    '{"m": [{"role": "user", "content": [{"type": "text", "text": "a", "text": "b"}]}]}',
+    '{"m": [], "m": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+]
+"""Chats in which a name stands twice, so that no one knows what was said."""
+
+
+@pytest.mark.parametrize("line", TWICE)
+def test_a_chat_in_which_a_name_stands_twice_is_named_or_left_out_and_counted(
+    tmp_path: Path, refused: Refused, line: str
+) -> None:
+    path = write(tmp_path / "m.jsonl", [GOOD])
+    path.write_text(f"{path.read_text()}{line}\n")
+    source = Source("jsonl", str(path), messages="m")
+    with refused(DataError, "data.train.messages", "line 2 of", "stands", "twice"):
+        read(source, "data.train")
+    found = read(replace(source, skip_invalid=True), "data.train")
+    assert (len(found), found.skipped.rows) == (2, 1) and "row 2 of" in found.skipped.first
+
+
+def test_what_is_not_read_of_a_message_may_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(
+        '{"m": [{"role": "user", "content": "a", "id": 1, "id": 2}, {"role": "assistant", "content": "b"}]}'
+    )
+    assert list(read(Source("jsonl", str(path), messages="m"), "data.train").texts()) == ["b"]
+
+
 def test_a_source_of_which_nothing_is_left_is_refused(
     strict_tokenizer: PreTrainedTokenizerBase, tmp_path: Path, refused: Refused
 ) -> None:
