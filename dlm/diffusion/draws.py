@@ -57,6 +57,23 @@ def uniforms(generators: Sequence[torch.Generator], counts: Sequence[int]) -> li
     return [torch.rand(n, generator=g, dtype=torch.float64) for g, n in zip(generators, counts, strict=True)]
 
 
+def inverse_cdf_(weights_NV: Tensor, u_N: Tensor) -> Tensor:
+    """Draws one of V outcomes a row, in proportion to its weights.
+
+    Args:
+        weights_NV: Weights, float64, at least one of each row above zero; overwritten.
+        u_N: A float64 number in [0, 1) for each row.
+
+    Returns:
+        The first outcome whose cumulative weight is above u times the total, shape (N,).
+    """
+    cdf_NV = weights_NV.cumsum_(-1)
+    total_N1 = cdf_NV[:, -1:]
+    # Strictly below the total, so that the first larger entry exists and has a weight of its own.
+    target_N1 = torch.minimum(u_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
+    return torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
+
+
 def random_scores(generators: Sequence[torch.Generator], candidates_BL: Tensor) -> Tensor:
     """A float64 score in [0, 1) a position of `candidates_BL`, -1 elsewhere; as many draws as there are positions.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.devices import copied
-from dlm.diffusion.draws import random_scores, uniforms
+from dlm.diffusion.draws import inverse_cdf_, random_scores, uniforms
 from dlm.diffusion.nucleus import keep_nucleus_
 from dlm.diffusion.schedule import Linear, NoiseSchedule
 
@@ -420,10 +420,25 @@ class TokenChoice:
         # One block of memory for all slices: fetching it anew would take longer than the arithmetic.
         work_NV = torch.empty((rows, log_p_NV.shape[-1]), dtype=torch.float64, device=log_p_NV.device)
         slices = zip(log_p_NV.split(rows), copied(u_N, log_p_NV.device).split(rows), strict=True)
-        return torch.cat([self._invert(part_NV, part_N, work_NV[: len(part_NV)]) for part_NV, part_N in slices])
+        weighed = ((self._weights(part_NV, work_NV[: len(part_NV)]), part_N) for part_NV, part_N in slices)
+        return torch.cat([inverse_cdf_(weights_NV, part_N) for weights_NV, part_N in weighed])
 
-    def _invert(self, log_p_NV: Tensor, u_N: Tensor, work_NV: Tensor) -> Tensor:
-        """The first token whose cumulative weight is above u times the total; overwrites `work_NV`."""
+    def probabilities(self, log_p_NV: Tensor) -> Tensor:
+        """The distribution that `draw` draws from.
+
+        Args:
+            log_p_NV: Log-probabilities.
+
+        Returns:
+            Probabilities, float64, shape (N, V).
+        """
+        if self.temperature == 0.0:
+            return torch.zeros_like(log_p_NV, dtype=torch.float64).scatter(-1, log_p_NV.argmax(-1, keepdim=True), 1.0)
+        weights_NV = self._weights(log_p_NV, torch.empty_like(log_p_NV, dtype=torch.float64))
+        return weights_NV / weights_NV.sum(-1, keepdim=True)
+
+    def _weights(self, log_p_NV: Tensor, work_NV: Tensor) -> Tensor:
+        """The weight of each token after temperature and cuts; overwrites `work_NV`."""
         # Less the largest: at a low temperature every weight would else be zero.
         logits_NV = work_NV.copy_(log_p_NV).sub_(log_p_NV.amax(-1, keepdim=True)).div_(self.temperature)
         if self.top_k is not None and self.top_k < logits_NV.shape[-1]:
@@ -432,8 +447,4 @@ class TokenChoice:
         weights_NV = logits_NV.exp_()
         if self.top_p is not None and self.top_p < 1.0:
             keep_nucleus_(weights_NV, self.top_p)
-        cdf_NV = weights_NV.cumsum_(-1)
-        total_N1 = cdf_NV[:, -1:]
-        # Strictly below the total, so that the first larger entry exists and has a weight of its own.
-        target_N1 = torch.minimum(u_N[:, None] * total_N1, total_N1.nextafter(torch.zeros_like(total_N1)))
-        return torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
+        return weights_NV

@@ -17,7 +17,9 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.network import PlacedNetwork
 from dlm.diffusion.readings import Masked
+from dlm.diffusion.sample import State, sample
 from dlm.diffusion.unmask import Margin, Order, Random
+from dlm.diffusion.verify import Verified, sample_verified
 from dlm.errors import CheckpointError
 from dlm.lm import loading
 from dlm.lm.canvas import stack
@@ -28,6 +30,7 @@ from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
 from dlm.lm.scoring import Score, score_rows
 from dlm.model.backbone import Backbone
+from dlm.model.cache import RowCache
 from dlm.model.checkpoint import Sidecar, whole_folder, write_model
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, in_precision, working_precisions
@@ -35,6 +38,8 @@ from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
 from dlm.template import Template, parse_template
+
+Streams = Sequence[torch.Generator]
 
 
 class DiffusionLM:
@@ -430,10 +435,25 @@ class DiffusionLM:
         self, tasks: Sequence[Task], sampler: Sampler, denoiser: Denoiser, batch_size: int, watch: Watch | None
     ) -> Iterator[Written]:
         """Writes rows side by side; see `write_rows`."""
+
+        def states(task: Task, x_BL: Tensor, editable_BL: Tensor, streams: Streams) -> Iterator[State]:
+            rule, stops, blocks = task.rule, task.stop_ids, sampler.block_length
+            canvas = x_BL, editable_BL
+            if not isinstance(rule, Verified):
+                return sample(rule, denoiser, *canvas, generators=streams, block_length=blocks, stop_ids=stops)
+            return sample_verified(
+                rule,
+                denoiser,
+                RowCache(len(x_BL), x_BL.shape[1] + 1 + rule.width),
+                *canvas,
+                mask_id=self.sidecar.mask_id,
+                before_id=self.layout.before_id,
+                generators=streams,
+                stop_ids=stops,
+            )
+
         timed = self.formulation.timed
-        return write_rows(
-            tasks, sampler, denoiser, pad_id=self._pad_id, timed=timed, batch_size=batch_size, watch=watch
-        )
+        return write_rows(tasks, states, pad_id=self._pad_id, timed=timed, batch_size=batch_size, watch=watch)
 
     def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
         """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""

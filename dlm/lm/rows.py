@@ -1,17 +1,18 @@
 """Rows written side by side, so that none changes what another becomes."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TypeVar
 
-from torch import Tensor
+from torch import Generator, Tensor
 
-from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.rules import Rule
+from dlm.diffusion.sample import State
+from dlm.diffusion.verify import Verified
 from dlm.lm.canvas import Canvas, stack
-from dlm.lm.sampler import Sampler, Watch
+from dlm.lm.sampler import Watch
 
 Item = TypeVar("Item")
 
@@ -28,7 +29,7 @@ class Task:
     """
 
     canvas: Canvas
-    rule: Rule
+    rule: Rule | Verified
     key: tuple[int | str, ...]
     stop_ids: tuple[int, ...] = ()
 
@@ -42,7 +43,8 @@ class Task:
         Returns:
             Equal for rows of one kind.
         """
-        return self.rule.steps, len(self.canvas.ids) if timed else None, self.stop_ids
+        steps = None if isinstance(self.rule, Verified) else self.rule.steps
+        return steps, len(self.canvas.ids) if timed else None, self.stop_ids
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,13 @@ class Written:
     calls: Sequence[int]
 
 
+Write = Callable[[Task, Tensor, Tensor, Sequence[Generator]], Iterator[State]]
+"""(task, canvas_BL, editable_BL, one stream a row) -> the states of rows that are of one kind with the task."""
+
+
 def write_rows(
     tasks: Sequence[Task],
-    sampler: Sampler,
-    denoiser: Denoiser,
+    write: Write,
     *,
     pad_id: int,
     timed: bool,
@@ -76,8 +81,7 @@ def write_rows(
 
     Args:
         tasks: The rows, in order; each has its own stream of random numbers.
-        sampler: How.
-        denoiser: Predicts clean tokens.
+        write: Writes a batch of one kind.
         pad_id: What fills up the shorter rows of a batch.
         timed: Whether the network takes the time.
         batch_size: Rows written side by side.
@@ -89,15 +93,9 @@ def write_rows(
     for _, alike in groupby(tasks, lambda task: task.kind(timed)):
         for batch in in_batches(list(alike), batch_size):
             x_BL, editable_BL = stack([task.canvas for task in batch], pad_id)
-            final = sampler.write(
-                batch[0].rule,
-                denoiser,
-                x_BL,
-                editable_BL,
-                [generator(*task.key) for task in batch],
-                stop_ids=batch[0].stop_ids,
-                watch=watch,
-            )
+            for final in write(batch[0], x_BL, editable_BL, [generator(*task.key) for task in batch]):
+                if watch:
+                    watch(final)
             yield Written(batch, final.x_BL, editable_BL, final.calls_B.tolist())
 
 

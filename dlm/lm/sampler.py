@@ -1,21 +1,21 @@
-"""How a model writes: the choices of a sampler, and writing rows side by side."""
+"""How a model writes: the choices of a sampler."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.formulation import NO_ORDER, Formulation
 from dlm.diffusion.process import Process
 from dlm.diffusion.rules import ReverseChain, Rule
-from dlm.diffusion.sample import State, sample
+from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Budget, Order, TokenChoice
+from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError
 
 Watch = Callable[[State], None]
 """Called with every state of a sampler."""
+
+DRAFTS = 2
+"""The drafts of a call, where none are asked for."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,21 @@ class Sampler:
         budget: How many of them a step; None for one, or for the reverse chain where seen tokens may be noise.
         token: Which token each gets; None for the model's own choice, or else a draw from all of them.
         block_length: Tokens a block, written from left to right; None for the model's own, or else one block.
+        drafts: Tokens that a call drafts, where the causal reading verifies them; 0 for one token a call, None for
+            `DRAFTS`.
+        accept: 1 for exactly the causal reading's text; below it, more drafts are accepted (see `Verified`).
+        verify: Whether the causal reading writes; None where the model has one, and no order, budget or block is asked.
     """
 
     order: Order | None = None
     budget: Budget | None = None
     token: TokenChoice | None = None
     block_length: int | None = None
+    drafts: int | None = None
+    accept: float = 1.0
+    verify: bool | None = None
 
-    def rule(self, formulation: Formulation, process: Process, default_order: Order, tokens: int) -> Rule:
+    def rule(self, formulation: Formulation, process: Process, default_order: Order, tokens: int) -> Rule | Verified:
         """What this asks of a model; see `Formulation.rule`.
 
         Args:
@@ -49,6 +56,9 @@ class Sampler:
         Raises:
             ConfigError: The model's noise knows no such order, budget or blocks.
         """
+        if self._verifies(formulation):
+            drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
+            return Verified(drafts, self.token or TokenChoice(), self.accept)
         try:
             rule = formulation.rule(
                 process,
@@ -64,40 +74,26 @@ class Sampler:
             raise ConfigError(NO_ORDER)
         return rule
 
-    def write(
-        self,
-        rule: Rule,
-        denoiser: Denoiser,
-        canvas_BL: Tensor,
-        editable_BL: Tensor,
-        generators: Sequence[torch.Generator],
-        *,
-        stop_ids: Sequence[int] = (),
-        watch: Watch | None = None,
-    ) -> State:
-        """Writes the editable positions of a canvas.
-
-        Args:
-            rule: How it takes a step.
-            denoiser: Predicts the clean tokens.
-            canvas_BL: Ids.
-            editable_BL: Which of them are to be written.
-            generators: One stream a row.
-            stop_ids: The ids after which a row needs no more tokens.
-            watch: Called with every state.
-
-        Returns:
-            The last state.
-        """
-        for state in sample(
-            rule,
-            denoiser,
-            canvas_BL,
-            editable_BL,
-            generators=generators,
-            block_length=self.block_length,
-            stop_ids=stop_ids,
-        ):
-            if watch:
-                watch(state)
-        return state
+    def _verifies(self, formulation: Formulation) -> bool:
+        """Whether the causal reading writes."""
+        readings = formulation.readings
+        any_order = [self.order, self.budget, self.block_length] != [None] * 3
+        asked = self.drafts is not None or self.accept < 1.0 or self.verify is True
+        if asked and not readings.causal:
+            raise ConfigError(
+                "--verify, --drafts and --accept are for a model that was trained to predict next tokens too, with "
+                f"readings joint; this one's readings are {readings.name}: leave them out"
+            )
+        if asked and (any_order or self.verify is False):
+            raise ConfigError(
+                "--verify, --drafts and --accept write from left to right: leave them out, or leave out --no-verify, "
+                "--order, --block-length and what says how many tokens a step"
+            )
+        if self.drafts and not readings.remembers:
+            raise ConfigError(f"--drafts: masks draft, and this model, {readings.name}, was not trained to fill them")
+        if not readings.any_order and readings.causal and (any_order or self.verify is False):
+            raise ConfigError(
+                f"this model, {readings.name}, writes from left to right alone: leave --no-verify, --order, "
+                "--block-length and what says how many tokens a step out"
+            )
+        return readings.causal and not any_order and self.verify is not False
