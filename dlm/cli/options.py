@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 HOW = "How it writes"
+VERIFY = "Write next tokens from left to right: masks draft several at once, and the causal reading verifies them."
 OWN_STEPS = "one token a step; of a reverse chain the model's own, or 64 and more"
 
 PUBLISHED = "of a published model its publisher's"
@@ -166,14 +167,14 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
 
     asked = dict(given)
     order = asked.pop("order", None)
-    block_length = asked.pop("block_length", None)
+    others = {name: asked.pop(name) for name in ("block_length", "drafts", "accept", "verify") if name in asked}
     token = {f.name: asked.pop(f.name) for f in fields(TokenChoice) if f.name in asked}
     try:
         return Sampler(
             order=named("--order", AnyOrder, order)() if order else None,
             budget=_budget(get_args(AnyBudget), asked),
             token=TokenChoice(**token) if token else None,
-            block_length=block_length,
+            **others,
         )
     except ValueError as error:  # it begins with the field's name
         name, _, rest = str(error).partition(" ")
@@ -219,6 +220,11 @@ def _described_by_options() -> Callable[..., None]:
             options.append(_option(name, kind, help=told))
     blocks = "Write blocks of this many tokens from left to right."
     options.append(_option("block_length", int, help=blocks, min=1))
+    options += [
+        _option("verify", bool, help=VERIFY, show_default="where a model has next tokens and nothing else is asked"),
+        _option("drafts", int, help="With --verify: tokens that a call drafts; 0 is one token a call.", min=0),
+        _option("accept", float, help="With --verify: below 1 accept more drafts; the text is no longer exact."),
+    ]
     for f in fields(TokenChoice):
         least = 1 if f.name == "top_k" else None
         kind, shown = int if least else float, f.default is not None and f"{f.default}; {PUBLISHED}"
@@ -232,7 +238,8 @@ def _described_by_options() -> Callable[..., None]:
 
 
 def _option(name: str, kind: Any, default: Any = None, **told: Any) -> inspect.Parameter:
-    option = typer.Option(_flag(name), rich_help_panel=HOW, **{"show_default": False, **told})
+    flag = f"{_flag(name)}/--no-{name}" if kind is bool else _flag(name)
+    option = typer.Option(flag, rich_help_panel=HOW, **{"show_default": False, **told})
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -14,6 +14,7 @@ from dlm.diffusion.noise import Absorbing, AnyNoise, counts_suffice
 from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.readings import AnyReadings, Autoregressive, Blocks, Joint, Masked
+from dlm.diffusion.remember import Grid
 from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
 from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, OneAtATime, Order, Random, TokenChoice
@@ -151,6 +152,12 @@ class Formulation:
             if causal or name in readings.all:
                 return BlocksEstimator(int(size), before_id, draws, causal)
         raise ValueError(f"this model has no reading {name!r}; it has {', '.join(readings.all)}")
+
+    def grid(self, size: int) -> Grid:
+        """Where blocks of so many tokens lie, for a network with a memory."""
+        readings = self.readings
+        causal = not isinstance(readings, Blocks) or readings.memory == "causal"
+        return Grid(size, aligned=isinstance(readings, Blocks), causal=causal)
 
     def rule(
         self,

@@ -4,7 +4,7 @@ Wrappers (a shift, guidance, a cache) are networks or denoisers around another. 
 in its input; a prompt, or the blocks of a text, the wrapper keeps itself, by the rows of the canvas.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self, overload
@@ -25,6 +25,27 @@ class Cache(Protocol):
 
     def crop(self, max_length: int) -> None:
         """Keeps the first `max_length` tokens; if negative, drops that many from the end."""
+        ...
+
+
+class RaggedCache(Cache, Protocol):
+    """A cache whose rows grow on their own.
+
+    Attributes:
+        lengths: The tokens that each row keeps.
+    """
+
+    @property
+    def lengths(self) -> list[int]:
+        """The tokens that each row keeps."""
+        ...
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """Keeps the first `counts[b]` tokens of the last call."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keeps some rows alone, in the order given."""
         ...
 
 

@@ -2,34 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import inverse_cdf_, uniforms
-from dlm.diffusion.network import Cache, NetworkInput
+from dlm.diffusion.network import NetworkInput, RaggedCache
 from dlm.diffusion.sample import State
+from dlm.diffusion.streams import behind_cache
 from dlm.diffusion.unmask import TokenChoice
-
-
-class RaggedCache(Cache, Protocol):
-    """A cache whose rows grow on their own.
-
-    Attributes:
-        lengths: The tokens that each row keeps.
-    """
-
-    lengths: list[int]
-
-    def keep(self, counts: Sequence[int]) -> None:
-        """Keeps the first `counts[b]` tokens of the last call."""
-        ...
-
-    def select(self, rows: Sequence[int]) -> None:
-        """Keeps some rows alone, in the order given."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -73,9 +55,9 @@ def sample_verified(
     cache: RaggedCache,
     canvas_BL: Tensor,
     editable_BL: Tensor,
-    *,
     mask_id: int,
     before_id: int,
+    *,
     generators: Sequence[torch.Generator],
     stop_ids: Sequence[int] = (),
 ) -> Iterator[State]:
@@ -236,7 +218,7 @@ class _Drafting:
             ids_BN,
             wanted_BN,
             torch.zeros(rows, dtype=torch.double),
-            attention=_behind(seen_BNN, start_B),
+            attention=behind_cache(seen_BNN, start_B),
             positions=position_BN + start_B[:, None],
             cache=self.cache,
             padded=False,
@@ -244,20 +226,3 @@ class _Drafting:
         log_p_BWV = self.denoiser(inputs).unflatten(0, (rows, -1))
         weights_BWV = self.how.token.probabilities(log_p_BWV.flatten(0, 1)).view_as(log_p_BWV)
         return weights_BWV[:, :groups], weights_BWV[:, groups:].unflatten(1, (groups, k))
-
-
-def _behind(seen_BNN: Tensor, start_B: Tensor) -> Tensor:
-    """What is seen in the slots of a cache: all that each row keeps, and of the ids behind that what they see.
-
-    Args:
-        seen_BNN: Which of the ids each of them sees.
-        start_B: How many tokens each row keeps.
-
-    Returns:
-        Boolean, shape (B, N, M + N), M being the longest row's.
-    """
-    count = seen_BNN.shape[1]
-    slot_BS = torch.arange(int(start_B.max()) + count) - start_B[:, None]
-    inside_BS = (slot_BS >= 0) & (slot_BS < count)
-    index_BNS = slot_BS.clamp(0, count - 1)[:, None].expand(-1, count, -1)
-    return (seen_BNN.gather(2, index_BNS) & inside_BS[:, None]) | (slot_BS < 0)[:, None]

@@ -17,6 +17,7 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.network import PlacedNetwork
 from dlm.diffusion.readings import Masked
+from dlm.diffusion.remember import sample_remembering
 from dlm.diffusion.sample import State, sample
 from dlm.diffusion.unmask import Margin, Order, Random
 from dlm.diffusion.verify import Verified, sample_verified
@@ -375,9 +376,10 @@ class DiffusionLM:
         asked: list[tuple[Template, Task]] = []
         for place, template in templates.items():
             canvas = self.layout.holes(template)
-            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
+            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable), continues=False)
             asked += [(template, Task(canvas, rule, (seed, "infill", place, number))) for number in range(num)]
-        batches = self._write([task for _, task in asked], sampler, self.infilling_denoiser, batch_size, watch)
+        tasks = [task for _, task in asked]
+        batches = self._write(tasks, sampler, self.infilling_denoiser, batch_size, watch, continues=False)
         rows = (row for batch in batches for row in self._ranked(batch, draws, seed))
         infillings = (
             Infilling.of(template, task, ids, log_likelihood, calls, self.tokenizer)
@@ -432,25 +434,32 @@ class DiffusionLM:
         return nats
 
     def _write(
-        self, tasks: Sequence[Task], sampler: Sampler, denoiser: Denoiser, batch_size: int, watch: Watch | None
+        self,
+        tasks: Sequence[Task],
+        sampler: Sampler,
+        denoiser: Denoiser,
+        batch_size: int,
+        watch: Watch | None,
+        *,
+        continues: bool = True,
     ) -> Iterator[Written]:
-        """Writes rows side by side; see `write_rows`."""
+        """Writes rows side by side; see `write_rows`. Where nothing stands behind them, what is written is memory."""
+        blocks = sampler.blocks(self.formulation)
+        remembers = continues and blocks is not None and self.formulation.readings.remembers
 
         def states(task: Task, x_BL: Tensor, editable_BL: Tensor, streams: Streams) -> Iterator[State]:
-            rule, stops, blocks = task.rule, task.stop_ids, sampler.block_length
-            canvas = x_BL, editable_BL
-            if not isinstance(rule, Verified):
-                return sample(rule, denoiser, *canvas, generators=streams, block_length=blocks, stop_ids=stops)
-            return sample_verified(
-                rule,
-                denoiser,
-                RowCache(len(x_BL), x_BL.shape[1] + 1 + rule.width),
-                *canvas,
-                mask_id=self.sidecar.mask_id,
-                before_id=self.layout.before_id,
-                generators=streams,
-                stop_ids=stops,
-            )
+            rule, stops = task.rule, task.stop_ids
+            if not isinstance(rule, Verified) and not remembers:
+                return sample(
+                    rule, denoiser, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops
+                )
+            width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
+            row = denoiser, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
+            ids = self.sidecar.mask_id, self.layout.before_id
+            if isinstance(rule, Verified):
+                return sample_verified(rule, *row, *ids, generators=streams, stop_ids=stops)
+            grid = self.formulation.grid(blocks or 1)
+            return sample_remembering(rule, *row, *ids, grid, generators=streams, stop_ids=stops)
 
         timed = self.formulation.timed
         return write_rows(tasks, states, pad_id=self._pad_id, timed=timed, batch_size=batch_size, watch=watch)

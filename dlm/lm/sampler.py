@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dlm.diffusion.formulation import NO_ORDER, Formulation
 from dlm.diffusion.process import Process
+from dlm.diffusion.readings import Blocks
 from dlm.diffusion.rules import ReverseChain, Rule
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Budget, Order, TokenChoice
@@ -41,7 +42,12 @@ class Sampler:
     accept: float = 1.0
     verify: bool | None = None
 
-    def rule(self, formulation: Formulation, process: Process, default_order: Order, tokens: int) -> Rule | Verified:
+    def __post_init__(self) -> None:
+        Verified(self.drafts or 0, accept=self.accept)
+
+    def rule(
+        self, formulation: Formulation, process: Process, default_order: Order, tokens: int, *, continues: bool = True
+    ) -> Rule | Verified:
         """What this asks of a model; see `Formulation.rule`.
 
         Args:
@@ -49,6 +55,7 @@ class Sampler:
             process: Its forward process.
             default_order: The order that suits the task.
             tokens: How many are to be written.
+            continues: Whether nothing stands behind what is written, so that it may be written from left to right.
 
         Returns:
             The rule.
@@ -56,7 +63,7 @@ class Sampler:
         Raises:
             ConfigError: The model's noise knows no such order, budget or blocks.
         """
-        if self._verifies(formulation):
+        if self._verifies(formulation, continues):
             drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
             return Verified(drafts, self.token or TokenChoice(), self.accept)
         try:
@@ -74,9 +81,14 @@ class Sampler:
             raise ConfigError(NO_ORDER)
         return rule
 
-    def _verifies(self, formulation: Formulation) -> bool:
+    def _verifies(self, formulation: Formulation, continues: bool) -> bool:
         """Whether the causal reading writes."""
         readings = formulation.readings
+        if not continues and not readings.any_order:
+            raise ConfigError(
+                f"this model, {readings.name}, writes from left to right alone and sees nothing behind a hole: "
+                "train one with readings masked or joint"
+            )
         any_order = [self.order, self.budget, self.block_length] != [None] * 3
         asked = self.drafts is not None or self.accept < 1.0 or self.verify is True
         if asked and not readings.causal:
@@ -96,4 +108,23 @@ class Sampler:
                 f"this model, {readings.name}, writes from left to right alone: leave --no-verify, --order, "
                 "--block-length and what says how many tokens a step out"
             )
-        return readings.causal and not any_order and self.verify is not False
+        if asked and not continues:
+            raise ConfigError(
+                "--verify, --drafts and --accept write from left to right, and a hole has a text behind it"
+            )
+        return readings.causal and continues and not any_order and self.verify is not False
+
+    def blocks(self, formulation: Formulation) -> int | None:
+        """Tokens a block: what is asked for, or what a model was trained with that writes in blocks alone.
+
+        Raises:
+            ConfigError: Its memory is made of blocks of another size.
+        """
+        readings = formulation.readings
+        if not isinstance(readings, Blocks):
+            return self.block_length
+        if self.block_length not in (None, readings.size) and readings.memory == "block-causal":
+            raise ConfigError(
+                f"--block-length: this model's memory has blocks of {readings.size}, got {self.block_length}"
+            )
+        return self.block_length or readings.size

@@ -12,8 +12,9 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from dlm.diffusion.sample import sample
 from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
-from dlm.lm import DiffusionLM, Sampler
+from dlm.lm import DiffusionLM
 from dlm.settings import load_config
 from tests.support.choices import names
 from tests.support.commands import answer, dlm, invoke, refusal
@@ -333,13 +334,13 @@ def test_a_batch_that_is_stopped_keeps_what_is_done(run: Path, tmp_path: Path, m
     whole = dlm("infill", run, "--file", path, "--batch-size", "2")[0].splitlines()
     calls = []
 
-    def stops(*args: Any, real: Any = Sampler.write, **keys: Any) -> Any:
+    def stops(*args: Any, real: Any = sample, **keys: Any) -> Any:
         calls.append(output.read_text().count("\n"))  # what is on the disk before the batch
         if len(calls) == 3:
             raise KeyboardInterrupt
         return real(*args, **keys)
 
-    monkeypatch.setattr(Sampler, "write", stops)
+    monkeypatch.setattr("dlm.lm.model.sample", stops)
     found = invoke("infill", run, "--file", path, "--batch-size", "2", "--output", output)
     assert (found.exit_code, found.stderr, calls) == (130, "dlm: interrupted\n", [0, 2, 4])
     assert output.read_text().splitlines() == whole[:4]

@@ -24,7 +24,7 @@ TABLE /= TABLE.sum()
 
 @cache
 def given(prefix: tuple[int, ...], ahead: int = 0) -> Tensor:
-    """p of the token `ahead` places behind the next, given the tokens before; nothing is known beyond the text."""
+    """P of the token `ahead` places behind the next, given the tokens before; nothing is known beyond the text."""
     place = len(prefix) + ahead
     if place >= LENGTH:
         return torch.full((SYMBOLS,), 1.0 / SYMBOLS, dtype=torch.float64)
@@ -115,8 +115,8 @@ def write(
             Ids(len(prompts)),
             canvas_BL,
             canvas_BL == MASK,
-            mask_id=MASK,
-            before_id=BEFORE,
+            MASK,
+            BEFORE,
             generators=[generator(seed, row) for row in range(len(prompts))],
             stop_ids=stop_ids,
         )
@@ -182,8 +182,8 @@ def test_where_drafts_are_drawn_from_p_itself_everything_is_accepted() -> None:
         memory,
         canvas_BL,
         canvas_BL == MASK,
-        mask_id=MASK,
-        before_id=BEFORE,
+        MASK,
+        BEFORE,
         generators=[generator(row) for row in range(50)],
     )
     *_, last = states
@@ -214,8 +214,8 @@ def test_a_row_depends_on_itself_alone(drafts: int) -> None:
             Ids(1),
             canvas_BL,
             canvas_BL == MASK,
-            mask_id=MASK,
-            before_id=BEFORE,
+            MASK,
+            BEFORE,
             generators=[generator(0, row)],
         )
         assert alone.x_BL[0].tolist() == together.x_BL[row].tolist()
@@ -240,5 +240,5 @@ def test_every_state_keeps_what_was_written() -> None:
 
 @pytest.mark.parametrize(("drafts", "accept"), [(-1, 1.0), (1, 0.0), (1, 1.5)])
 def test_impossible_choices_are_refused(drafts: int, accept: float) -> None:
-    with pytest.raises(ValueError, match="drafts must be|accept must be"):
+    with pytest.raises(ValueError, match=r"drafts must be|accept must be"):
         Verified(drafts, accept=accept)
