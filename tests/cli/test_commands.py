@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from dlm.diffusion.sample import sample
+from dlm.diffusion.sample import sample as written
 from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
 from dlm.lm import DiffusionLM
 from dlm.settings import load_config
@@ -334,7 +334,7 @@ def test_a_batch_that_is_stopped_keeps_what_is_done(run: Path, tmp_path: Path, m
     whole = dlm("infill", run, "--file", path, "--batch-size", "2")[0].splitlines()
     calls = []
 
-    def stops(*args: Any, real: Any = sample, **keys: Any) -> Any:
+    def stops(*args: Any, real: Any = written, **keys: Any) -> Any:
         calls.append(output.read_text().count("\n"))  # what is on the disk before the batch
         if len(calls) == 3:
             raise KeyboardInterrupt

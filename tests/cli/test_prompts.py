@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dlm.config import Bytes
-from dlm.diffusion.sample import sample
+from dlm.diffusion.sample import sample as written
 from dlm.model.tokenizer import build_tokenizer
 from tests.support.commands import answer, dlm, invoke
 from tests.support.fixtures import MakeLM
@@ -110,7 +110,7 @@ def test_bad_lines_are_left_out_and_told_at_the_end(model: Path, tmp_path: Path)
 def test_what_is_finished_is_written(model: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def interrupted(*args: Any, real: Any = sample, **options: Any) -> Any:
+    def interrupted(*args: Any, real: Any = written, **options: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
