@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlm.diffusion.devices import copied
 from dlm.diffusion.draws import random_scores
@@ -171,8 +171,10 @@ def behind_cache(seen_BNN: Tensor, start_B: Tensor) -> Tensor:
     Returns:
         Boolean, shape (B, N, M + N), M being the longest row's.
     """
-    count = seen_BNN.shape[1]
-    slot_BS = torch.arange(int(start_B.max()) + count) - start_B[:, None]
+    count, longest = seen_BNN.shape[1], int(start_B.max())
+    if bool((start_B == longest).all()):
+        return nn.functional.pad(seen_BNN, (longest, 0), value=True)
+    slot_BS = torch.arange(longest + count) - start_B[:, None]
     inside_BS = (slot_BS >= 0) & (slot_BS < count)
     index_BNS = slot_BS.clamp(0, count - 1)[:, None].expand(-1, count, -1)
     return (seen_BNN.gather(2, index_BNS) & inside_BS[:, None]) | (slot_BS < 0)[:, None]

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -199,30 +201,62 @@ class _Drafting:
         Returns:
             p, shape (B, G, V), and q, shape (B, G, k, V), both float64.
         """
-        k, rows, groups = self.how.drafts, len(clean), ends_BG.shape[1]
-        width, size = max(map(len, clean)), (k + 1 if k else 0)
-        ids_BN = torch.full((rows, width + groups * size), self.mask_id)
-        for b, ids in enumerate(clean):
-            ids_BN[b, : len(ids)] = torch.tensor(ids)
-        place_M = torch.arange(groups * size)
-        group_M = place_M // max(size, 1)
-        position_BN = torch.cat([torch.arange(width).expand(rows, -1), ends_BG[:, group_M] + place_M % max(size, 1)], 1)
-        seen_BNN = torch.zeros(rows, width + groups * size, width + groups * size, dtype=torch.bool)
-        seen_BNN[:, :width, :width] = torch.ones(width, width, dtype=torch.bool).tril()
-        seen_BNN[:, width:, :width] = torch.arange(width) < ends_BG[:, group_M, None]
-        seen_BNN[:, width:, width:] = group_M[:, None] == group_M
-        wanted_BN = torch.zeros_like(ids_BN, dtype=torch.bool).scatter(1, ends_BG - 1, True)
-        wanted_BN[:, width:] = place_M % max(size, 1) > 0
+        k, (rows, groups), width = self.how.drafts, ends_BG.shape, max(map(len, clean))
+        layout = _layout(tuple(map(tuple, ends_BG.tolist())), width, k)
+        masks = layout.seen_BNN.shape[1] - width
         start_B = torch.tensor(self.cache.lengths)
         inputs = NetworkInput(
-            ids_BN,
-            wanted_BN,
+            torch.tensor([[*ids, *[self.mask_id] * (width - len(ids) + masks)] for ids in clean]),
+            layout.wanted_BN,
             torch.zeros(rows, dtype=torch.double),
-            attention=behind_cache(seen_BNN, start_B),
-            positions=position_BN + start_B[:, None],
+            attention=behind_cache(layout.seen_BNN, start_B),
+            positions=layout.position_BN + start_B[:, None],
             cache=self.cache,
             padded=False,
         )
         log_p_BWV = self.denoiser(inputs).unflatten(0, (rows, -1))
         weights_BWV = self.how.token.probabilities(log_p_BWV.flatten(0, 1)).view_as(log_p_BWV)
         return weights_BWV[:, :groups], weights_BWV[:, groups:].unflatten(1, (groups, k))
+
+
+class _Layout(NamedTuple):
+    """The ids of a call: N clean ones and groups of masks behind some of them.
+
+    Attributes:
+        position_BN: Where they stand, behind what each row keeps.
+        seen_BNN: Which of them each sees.
+        wanted_BN: Those whose predictions are wanted: the ends of beginnings, and all masks but the first of a group.
+    """
+
+    position_BN: Tensor
+    seen_BNN: Tensor
+    wanted_BN: Tensor
+
+
+@lru_cache(maxsize=64)
+def _layout(ends: tuple[tuple[int, ...], ...], width: int, drafts: int) -> _Layout:
+    """The layout of a call; most calls have one that an earlier one had.
+
+    Args:
+        ends: How many clean ids each beginning of each row has.
+        width: N.
+        drafts: k; behind each beginning are k + 1 masks, or none if k is 0.
+
+    Returns:
+        The layout; not to be changed.
+    """
+    ends_BG, size = torch.tensor(ends), drafts + 1 if drafts else 0
+    rows, groups = ends_BG.shape
+    place_N, place_M = torch.arange(width), torch.arange(groups * size)
+    group_M, in_group_M = place_M // max(size, 1), place_M % max(size, 1)
+    end_BM = ends_BG[:, group_M]
+    seen_BNN = torch.zeros(rows, width + len(place_M), width + len(place_M), dtype=torch.bool)
+    seen_BNN[:, :width, :width] = place_N[:, None] >= place_N
+    seen_BNN[:, width:, :width] = place_N < end_BM[..., None]
+    seen_BNN[:, width:, width:] = group_M[:, None] == group_M
+    wanted_BN = torch.zeros(rows, width, dtype=torch.bool).scatter(1, ends_BG - 1, True)
+    return _Layout(
+        torch.cat([place_N.expand(rows, -1), end_BM + in_group_M], 1),
+        seen_BNN,
+        torch.cat([wanted_BN, (in_group_M > 0).expand(rows, -1)], 1),
+    )
