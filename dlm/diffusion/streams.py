@@ -32,6 +32,19 @@ class Pattern(Protocol):
 
 
 @dataclass(frozen=True)
+class Open:
+    """Each token sees every other, and all of a cache."""
+
+    def dense(self, length: int) -> Tensor:
+        """All true; see `Pattern`."""
+        return torch.ones(1, length, length, dtype=torch.bool)
+
+    def to(self, device: torch.device) -> Self:
+        """Itself: it holds no tensor."""
+        return self
+
+
+@dataclass(frozen=True)
 class Causal:
     """Each token sees itself and those before it."""
 
@@ -161,7 +174,7 @@ def random_block_subset(
     return candidates_BL & (rank_BL < last_BK.gather(1, block_BL))
 
 
-def behind_cache(seen_BNN: Tensor, start_B: Tensor) -> Tensor:
+def behind_cache(seen_BNN: Tensor, start_B: Tensor) -> Tensor | Open:
     """What is seen in the slots of a cache: all that each row keeps, and of the ids behind that what they see.
 
     Args:
@@ -169,10 +182,12 @@ def behind_cache(seen_BNN: Tensor, start_B: Tensor) -> Tensor:
         start_B: How many tokens each row keeps.
 
     Returns:
-        Boolean, shape (B, N, M + N), M being the longest row's.
+        Boolean, shape (B, N, M + N), M being the longest row's; or that everything is seen, which takes no mask.
     """
     count, longest = seen_BNN.shape[1], int(start_B.max())
     if bool((start_B == longest).all()):
+        if count == 1:
+            return Open()
         return nn.functional.pad(seen_BNN, (longest, 0), value=True)
     slot_BS = torch.arange(longest + count) - start_B[:, None]
     inside_BS = (slot_BS >= 0) & (slot_BS < count)

@@ -57,6 +57,7 @@ class DiffusionLM:
         precision: What texts are written in.
         denoiser: Predicts clean tokens; scores texts.
         sampling_denoiser: The same with the unknown character forbidden; writes texts, which may end.
+        remembering_denoiser: The same as `sampling_denoiser`, for calls behind a cache.
         infilling_denoiser: The same with the end of text forbidden too; writes the inside of a text.
     """
 
@@ -117,6 +118,9 @@ class DiffusionLM:
             for unwanted in (known, inside)
         )
         self.sampling_denoiser, self.infilling_denoiser = written
+        # Few tokens a call: on a CPU it takes longer to round the weights each time than to compute with them.
+        own = scoring if self.device.type == "cpu" else self.precision
+        self.remembering_denoiser = PlacedDenoiser(self._forbidding(known, own), lambda: self.arithmetic_device)
         self._ranking_denoiser = self._forbidding(inside, scoring)
 
     @classmethod
@@ -164,7 +168,8 @@ class DiffusionLM:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.device
+        table: torch.nn.Module = self.model.get_input_embeddings()  # transformers' own way looks at every module
+        return next(table.parameters()).device
 
     @property
     def arithmetic_device(self) -> torch.device:
@@ -454,7 +459,7 @@ class DiffusionLM:
                     rule, denoiser, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops
                 )
             width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
-            row = denoiser, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
+            row = self.remembering_denoiser, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
             ids = self.sidecar.mask_id, self.layout.before_id
             if isinstance(rule, Verified):
                 return sample_verified(rule, *row, *ids, generators=streams, stop_ids=stops)

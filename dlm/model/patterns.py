@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from dlm.diffusion.streams import Causal, Pattern, TwoStreams
+from dlm.diffusion.streams import Causal, Open, Pattern, TwoStreams
 
 EAGER, SDPA = "dlm_eager", "dlm_sdpa"
 """The implementations of attention that know patterns, by the names that transformers knows them by."""
@@ -67,6 +67,8 @@ def patterned_attention(
         out_BHND = attend(query_BHND, key_BGMD, value_BGMD, mask)
     elif isinstance(pattern, TwoStreams):
         out_BHND = _two_streams(attend, query_BHND, key_BGMD, value_BGMD, pattern)
+    elif isinstance(pattern, Open):
+        out_BHND = attend(query_BHND, key_BGMD, value_BGMD, None)
     else:
         out_BHND = attend.causal(query_BHND, key_BGMD, value_BGMD)
     return out_BHND.transpose(1, 2).contiguous(), None

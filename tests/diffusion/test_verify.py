@@ -15,6 +15,7 @@ from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import TokenChoice
 from dlm.diffusion.verify import Verified, sample_verified
+from tests.support.networks import seen_behind_cache
 
 SYMBOLS, LENGTH, MASK, BEFORE = 3, 3, 3, 4
 ROWS = 1500
@@ -78,12 +79,12 @@ def network(draft: Callable[[tuple[int, ...], int], Tensor]) -> FunctionDenoiser
 
     def predict(inputs: NetworkInput) -> Tensor:
         memory = inputs.cache
-        assert isinstance(memory, Ids) and isinstance(inputs.attention, Tensor) and inputs.positions is not None
+        assert isinstance(memory, Ids) and inputs.positions is not None
         memory.seen = inputs.ids_BL.tolist()
         found = []
         for row, query in inputs.wanted_BL.nonzero().tolist():
             slots = [*memory.kept[row], *memory.seen[row]]
-            open_S = inputs.attention[row, query].tolist()
+            open_S = seen_behind_cache(inputs)[row, query].tolist()
             seen = [id_ for id_, is_seen in zip(slots, open_S[: len(slots)], strict=True) if is_seen]
             assert not any(open_S[len(slots) :])  # what shorter rows leave over
             prefix = tuple(id_ for id_ in seen if id_ != MASK)[1:]

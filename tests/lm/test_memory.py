@@ -20,6 +20,7 @@ from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.cache import RowCache
 from tests.support.fixtures import MakeLM, Refused
+from tests.support.networks import seen_behind_cache
 
 LENGTH = 14
 PROMPTS = ["", "a", "bcd", "efghijkl", "mnopqrstuvwxyz"]
@@ -55,7 +56,7 @@ class Compared(Denoiser):
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
         memory = inputs.cache
-        assert isinstance(memory, Remembered) and isinstance(inputs.attention, Tensor) and inputs.positions is not None
+        assert isinstance(memory, Remembered) and inputs.positions is not None
         memory.last = inputs.ids_BL.tolist()
         found_NV = self.denoiser(inputs)
         expected = []
@@ -69,7 +70,7 @@ class Compared(Denoiser):
             if self.block:
                 past_MM |= text_M[:, None] == text_M
             seen = torch.zeros(kept + new, kept + new, dtype=torch.bool)
-            seen[:kept, :kept], seen[kept:] = past_MM, inputs.attention[row, :, : kept + new]
+            seen[:kept, :kept], seen[kept:] = past_MM, seen_behind_cache(inputs)[row, :, : kept + new]
             expected.append(
                 self.denoiser(
                     NetworkInput(

@@ -12,6 +12,7 @@ from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.rules import ReverseChain, Unmasking
 from dlm.diffusion.sample import State, sample
 from dlm.diffusion.schedule import Linear, NoiseSchedule
+from dlm.diffusion.streams import Open
 from dlm.diffusion.unmask import Budget, Order, TokenChoice
 
 
@@ -60,3 +61,12 @@ def reverse(
 ) -> Iterator[State]:
     """Runs the reverse chain on a canvas."""
     return sample(ReverseChain(process, steps, token), denoiser, canvas_BL, editable_BL, generators=generators)
+
+
+def seen_behind_cache(inputs: NetworkInput) -> Tensor:
+    """What each id of a call sees of a cache's slots and of the call, shape (B, N, M + N)."""
+    if isinstance(inputs.attention, Tensor):
+        return inputs.attention
+    assert isinstance(inputs.attention, Open) and inputs.cache is not None
+    rows, count = inputs.ids_BL.shape
+    return torch.ones(rows, count, inputs.cache.get_seq_length() + count, dtype=torch.bool)
