@@ -279,8 +279,10 @@ def _is_plain(path: str) -> bool:
         return False
     tree = read_config(path)
     kind = str(tree.get("model_type"))
-    config = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else None
-    if config is None or config in MODEL_FOR_MASKED_LM_MAPPING or config not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    if kind not in CONFIG_MAPPING:
+        return False
+    config = CONFIG_MAPPING[kind]
+    if config in MODEL_FOR_MASKED_LM_MAPPING or config not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
     if tree.get("is_causal") is False:
         return False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple, get_args
 
@@ -20,6 +20,9 @@ text{font:11px ui-monospace,"SF Mono",SFMono-Regular,Menlo,Consolas,"DejaVu Sans
 .grid{stroke:var(--grid)}.axis{stroke:var(--soft)}.error{stroke-width:1;opacity:.55}.lead{stroke-width:.7;opacity:.6}
 .mark{stroke-width:1.6;stroke-linejoin:round}.kind{stroke:var(--soft);fill:var(--soft)}
 """
+_HUES = (212, 12, 142, 285, 40, 180, 330)
+"""The colours of the first models, far apart."""
+
 _SHAPES: dict[Family, str] = {
     "steps": "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0-5 0z",
     "one at a time": "M-4.5-4.5H4.5V4.5H-4.5z",
@@ -69,8 +72,7 @@ def to_svg(found: Frontier) -> str:
     most = max((sum((p.temperature, p.batch_size) == each for p in shown) for each in settings), default=0)
     height = max(360, 90 + 26 * most)  # room for every label
     scales = _Scales.of(found, shown, height)
-    legend = list(_legend(found))
-    top = _MARGIN + 26 + _LINE * len(legend)
+    top = _MARGIN + 36 + _LINE * (1 + len(_colours(found)))
     whole = top + height * len(settings) + _MARGIN + _LINE * len(notes := list(_notes(found, shown)))
     body: list[str] = []
     for row, each in enumerate(settings):
@@ -87,7 +89,7 @@ def to_svg(found: Frontier) -> str:
             f"<style>{_STYLE}</style>",
             f'<rect class="card" x=".5" y=".5" width="{width - 1}" height="{whole - 1}" rx="12"/>',
             f'<text class="title" x="{_MARGIN + 4}" y="{_MARGIN + 12}">Quality against speed</text>',
-            *legend,
+            *_legend(found),
             *body,
             *(
                 f'<text class="soft" x="{_MARGIN + 4}" y="{whole - 14 - _LINE * row}">{escape(note)}</text>'
@@ -154,7 +156,7 @@ def _panel(found: Frontier, points: Sequence[Point], title: str, scales: _Scales
     yield from _axes(found, scales)
     colours = _colours(found)
     places = [(scales.x(p.tokens_per_second), scales.y(_quality(found, p))) for p in points]
-    labels = _Labels(scales.inner, [_around(x, y) for x, y in places])
+    labels = _Labels(scales.inner, places)
     for point, (x, y) in zip(points, places, strict=True):
         colour, half = colours[point.model], _error(found, point)
         yield f'<g style="fill:{colour};stroke:{colour}"><title>{escape(_told(found, point))}</title>'
@@ -165,7 +167,7 @@ def _panel(found: Frontier, points: Sequence[Point], title: str, scales: _Scales
         yield f'<path class="mark" transform="translate({x:.1f},{y:.1f})" d="{shape}" fill-opacity=".35"/></g>'
         text = f"{point.sampler} H {point.entropy:.2f}"
         box = labels.place(x, y, _ADVANCE * len(text))
-        if (start := _nearest(box, x, y)) is not None:
+        if math.dist(start := _nearest(box, x, y), (x, y)) > 14:
             yield f'<path class="lead" style="stroke:{colour}" d="M{x:.1f} {y:.1f}L{start[0]:.1f} {start[1]:.1f}"/>'
         yield (
             f'<text x="{box.left:.1f}" y="{box.bottom - _DESCENT:.1f}" textLength="{box.right - box.left:.1f}">'
@@ -184,46 +186,60 @@ def _told(found: Frontier, point: Point) -> str:
     )
 
 
-@dataclass
 class _Labels:
-    """The labels of a panel, placed one after another where nothing else is.
+    """The labels of a panel, placed one after another where nothing else is."""
 
-    Attributes:
-        inner: Where they may be.
-        taken: What markers and earlier labels take.
-    """
-
-    inner: _Box
-    taken: list[_Box] = field(default_factory=list)
+    def __init__(self, inner: _Box, marks: Sequence[tuple[float, float]]) -> None:
+        self._inner, self._marks = inner, marks
+        self._taken = [_around(x, y) for x, y in marks]
+        self._labels: list[_Box] = []
 
     def place(self, x: float, y: float, width: float) -> _Box:
-        """The free place nearest to a marker; the one right of it first."""
-        height = _ASCENT + _DESCENT
-        beside = [
-            (x + 10, y - height / 2),
-            (x - 10 - width, y - height / 2),
-            (x - width / 2, y - 10 - height),
-            (x - width / 2, y + 10),
-        ]
-        columns = [self.inner.left + 12 * n for n in range(int((self.inner.right - self.inner.left - width) / 12) + 1)]
-        rows = [self.inner.top + 7 * n for n in range(int((self.inner.bottom - self.inner.top - height) / 7) + 1)]
-        grid = [(left, top) for left in columns for top in rows]
-        grid.sort(key=lambda at: math.hypot(at[0] + width / 2 - x, 2.5 * (at[1] + height / 2 - y)))
-        boxes = [_Box(left, top, left + width, top + height) for left, top in (*beside, *grid)]
-        free = (box for box in boxes if box.inside(self.inner) and not any(box.meets(other) for other in self.taken))
-        found = next(free, boxes[0])
-        self.taken.append(found)
+        """The best free place for the label of a marker: near it, nearer than to others, with no label between."""
+        best, least = None, math.inf
+        for distance, box in self._candidates(x, y, width):
+            if distance >= least:
+                break
+            if not box.inside(self._inner) or any(box.meets(other) for other in self._taken):
+                continue
+            at = _nearest(box, x, y)
+            own = math.dist(at, (x, y))
+            astray = any(math.dist(_nearest(box, *mark), mark) < own for mark in self._marks if mark != (x, y))
+            crossed = sum(_crosses(label, (x, y), at) for label in self._labels)
+            cost = distance + 80.0 * astray + 60.0 * crossed
+            if cost < least:
+                best, least = box, cost
+        found = best or _Box(x + 10, y, x + 10 + width, y + _ASCENT + _DESCENT)
+        self._taken.append(found)
+        self._labels.append(found)
         return found
+
+    def _candidates(self, x: float, y: float, width: float) -> list[tuple[float, _Box]]:
+        """Places in the order of their distance, right and left of the marker first."""
+        height = _ASCENT + _DESCENT
+        beside = [(x + 10, y - height / 2), (x - 10 - width, y - height / 2)]
+        over = [(x - width / 2 + shift, top) for shift in (0, -30, 30) for top in (y - 10 - height, y + 10)]
+        columns = range(int(self._inner.left), int(self._inner.right - width) + 1, 20)
+        rows = range(int(self._inner.top), int(self._inner.bottom - height) + 1, 12)
+        far = [(left, top) for left in columns for top in rows]
+        boxes = [_Box(left, top, left + width, top + height) for left, top in (*beside, *over, *far)]
+        costs = [0.0, 1.0, *[4.0] * len(over), *(math.dist(_nearest(b, x, y), (x, y)) + 5.0 for b in boxes[8:])]
+        return sorted(zip(costs, boxes, strict=True))
 
 
 def _around(x: float, y: float) -> _Box:
     return _Box(x - _RADIUS - 2, y - _RADIUS - 2, x + _RADIUS + 2, y + _RADIUS + 2)
 
 
-def _nearest(box: _Box, x: float, y: float) -> tuple[float, float] | None:
-    """Where a line from a marker meets its label; None where the two are side by side."""
-    at = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
-    return at if math.hypot(at[0] - x, at[1] - y) > 14 else None
+def _nearest(box: _Box, x: float, y: float) -> tuple[float, float]:
+    """The point of a box that is nearest to another, such as where a line from a marker meets its label."""
+    return min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
+
+
+def _crosses(box: _Box, start: tuple[float, float], end: tuple[float, float]) -> bool:
+    """Whether a line runs through a box."""
+    points = [[a + (b - a) * share / 16 for a, b in zip(start, end, strict=True)] for share in range(17)]
+    return any(box.left < x < box.right and box.top < y < box.bottom for x, y in points)
 
 
 def _axes(found: Frontier, scales: _Scales) -> Iterator[str]:
@@ -267,9 +283,10 @@ def _round_step(step: float) -> float:
 
 
 def _colours(found: Frontier) -> dict[str, str]:
-    """A colour a model, far apart; how light it is follows the reader's scheme."""
-    models = list(dict.fromkeys(p.model for p in found.points))
-    return {name: f"hsl({(212 + 137.5 * at) % 360:.0f} 72% var(--level))" for at, name in enumerate(models)}
+    """A colour a model; how light it is follows the reader's scheme."""
+    models = dict.fromkeys(p.model for p in found.points)
+    hues = (*_HUES, *(137.5 * more % 360 for more in range(len(models))))
+    return {name: f"hsl({hue:g} 72% var(--level))" for name, hue in zip(models, hues, strict=False)}
 
 
 def _legend(found: Frontier) -> Iterator[str]:

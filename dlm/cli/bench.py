@@ -139,8 +139,7 @@ def frontier(
     how = _numbers("--temperatures", temperatures, float, 0.0), _numbers("--batch-sizes", batch_sizes, int, 1)
     if (most := max(how[1])) > num:
         raise ConfigError(f"--batch-sizes: {most} is more than the {num} texts of --num")
-    if len(set(models)) < len(models):
-        raise ConfigError(f"MODEL: {max(models, key=models.count)} is given twice")
+    _check_once("MODEL", models)
     if output is not None and output.suffix != ".svg":
         raise ConfigError(f"--output writes .svg, got {output}")
     check_free(output, overwrite)
@@ -152,6 +151,7 @@ def frontier(
     from dlm.bench.plot import to_svg
 
     asked = [kind(name) for name in _names("--samplers", samplers)] if samplers is not None else None
+    _check_once("--samplers", [each.name for each in asked or ()])
     options.check_device(device)
     plain = _needs_plain(asked)
     opened = [open_model(name, device=device, plain=plain, **weights) for name in models]
@@ -177,25 +177,32 @@ def frontier(
 
 
 def _names(option: str, text: str) -> list[str]:
-    """Names or numbers with commas between them, each once."""
+    """Names or numbers with commas between them."""
     names = [name.strip() for name in text.split(",")]
     if "" in names:
-        raise ConfigError(f"{option} takes names with commas between them, got {text!r}")
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{option}: {max(names, key=names.count)} is given twice")
+        raise ConfigError(f"{option} takes one or more, with commas between them, got {text!r}")
     return names
 
 
 def _numbers(option: str, text: str, read: Callable[[str], Number], least: Number) -> list[Number]:
-    """Numbers with commas between them."""
+    """Numbers with commas between them, each once."""
+    whole = "whole numbers" if read is int else "finite numbers"
     try:
         numbers = [read(name) for name in _names(option, text)]
     except ValueError:
-        raise ConfigError(f"{option} takes numbers with commas between them, got {text!r}") from None
+        raise ConfigError(f"{option} takes {whole} with commas between them, got {text!r}") from None
     for number in numbers:
         if not (math.isfinite(number) and number >= least):
-            raise ConfigError(f"{option} takes finite numbers from {least} on, got {number}")
+            raise ConfigError(f"{option} takes {whole} from {least:g} on, got {number}")
+    _check_once(option, numbers)
     return numbers
+
+
+def _check_once(option: str, values: Sequence[object]) -> None:
+    """Refuses what is given twice: its points would be the same."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"{option}: {value} is given twice")
 
 
 def _needs_plain(asked: "Sequence[Kind] | None") -> Literal["always", "if autoregressive", "never"]:

@@ -276,7 +276,7 @@ def judge_texts(
     if anew:
         documents = [encode(judge.tokenizer, each) for each in written]
     rows = [_joined(text, judge.end_id) for text in documents]
-    context = judge.context or max(map(len, rows), default=1)
+    context = judge.context or max(1, *map(len, rows))
     pieces = [(text, row[at : at + context]) for text, row in enumerate(rows) for at in range(0, len(row), context)]
     nats = [0.0] * len(rows)
     for (text, _), value in zip(pieces, judge.nats([piece for _, piece in pieces]), strict=True):
