@@ -93,7 +93,7 @@ def frontier(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Run folders, checkpoint folders or Hub names, of diffusion or autoregressive models.",
             show_default=False,
         ),
@@ -216,7 +216,7 @@ def _needs_plain(asked: "Sequence[Kind] | None") -> Literal["always", "if autore
 def _passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
     """Shows how many passes are done: a bar in a terminal, a line elsewhere; nothing beside JSON."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(24),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -261,7 +261,7 @@ def _frontier(found: "Frontier") -> str:
     for point in points:
         table.add_row(Text(point.model if point.model != last else ""), *(show(point) for _, show in columns))
         last = point.model
-    console = Console() if Console().is_terminal else Console(width=400)
+    console = Console(width=400)  # a narrow terminal wraps lines; rich would cut figures off
     with console.capture() as drawn:
         console.print(table, highlight=False)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
@@ -270,12 +270,14 @@ def _frontier(found: "Frontier") -> str:
 
 def _notes(found: "Frontier") -> Iterator[str]:
     """What was done, and what is to be known of the figures."""
-    settings = [f"temperature {found.points[0].temperature:g}"] * (len({p.temperature for p in found.points}) == 1)
+    settings = [f"{_counted(found.num, 'text')} of {_counted(found.length, 'token')}"]
+    settings += [f"temperature {found.points[0].temperature:g}"] * (len({p.temperature for p in found.points}) == 1)
     settings += [f"batches of {found.points[0].batch_size}"] * (len({p.batch_size for p in found.points}) == 1)
-    threads = f", {found.threads} threads" if found.device == "cpu" else ""
+    threads = f", {_counted(found.threads, 'thread')}" if found.device == "cpu" else ""
+    passes = "the median of" if found.repeats > 1 else "that of"
     yield (
-        f"{', '.join([f'{found.num} texts of {found.length} tokens', *settings])}, seed {found.seed}; "
-        f"medians of {found.repeats} passes in turns; {found.device}{threads}"
+        f"{', '.join(settings)}, seed {found.seed}; tokens/s is {passes} {_counted(found.repeats, 'pass')} in turns; "
+        f"{found.device}{threads}"
     )
     exact = "exactly" if found.judge_exact else "an upper bound alone"
     yield f"judge: {found.judge}, {found.judge_reading} reading, {exact}; \u00b1 is the standard error, by text"
@@ -290,6 +292,11 @@ def _notes(found: "Frontier") -> Iterator[str]:
         yield f"{unknown:,} tokens stand for characters that the judge does not know: its nats are not of these texts"
     if cut := sum(p.cut for p in found.points):
         yield f"{cut:,} texts are longer than the judge's context: it read them in pieces that do not see each other"
+
+
+def _counted(number: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"
 
 
 def _with_error(value: float, error: float) -> str:

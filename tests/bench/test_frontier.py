@@ -20,6 +20,7 @@ from dlm.bench.frontier import Frontier, Point, bench_frontier, chosen, default_
 from dlm.bench.kinds import KINDS, Family, kind, suitable, suits
 from dlm.bench.models import CausalLM, Model, open_model
 from dlm.bench.plot import to_svg
+from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Characters
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.noise import Uniform
@@ -72,7 +73,8 @@ def gpt(byte_tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPa
     tokenizer = build_tokenizer(Characters(), lambda: ["abcdef "])
     tokenizer.mask_token = None
     size = len(tokenizer)
-    config = Qwen3Config(**TINY, vocab_size=size, max_position_embeddings=24, eos_token_id=tokenizer.eos_token_id)
+    keys: dict[str, Any] = {**TINY, "vocab_size": size, "eos_token_id": tokenizer.eos_token_id}
+    config = Qwen3Config(**keys, max_position_embeddings=24)
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config)
     model.generation_config.repetition_penalty = 9.0
@@ -262,7 +264,7 @@ def test_the_median_of_the_timed_passes(models: dict[str, Model], monkeypatch: p
     """The clock says 1, 5 and 2 seconds."""
     seconds = iter([1.0, 5.0, 2.0])
 
-    class Slow(frontier.Stopwatch):
+    class Slow(Stopwatch):
         def __exit__(self, *_: object) -> None:
             self.seconds.append(next(seconds))
 
@@ -379,11 +381,11 @@ POINT = Point(
 
 
 def picture(points: Sequence[Point], **settings: Any) -> ElementTree.Element:
-    made = {
+    made: dict[str, Any] = {
         "judge": "judge", "judge_reading": "causal", "judge_exact": True, "judge_is_compared": False,
         "encoded_anew": False, "device": "cpu", "threads": 1, "num": 8, "length": 8, "repeats": 5, "seed": 0,
     }  # fmt: skip
-    return ElementTree.fromstring(to_svg(Frontier(**{**made, **settings}, points=tuple(points))))  # type: ignore[arg-type]
+    return ElementTree.fromstring(to_svg(Frontier(**{**made, **settings}, points=tuple(points))))
 
 
 def marks(tree: ElementTree.Element) -> list[tuple[float, float]]:

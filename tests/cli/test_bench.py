@@ -47,7 +47,7 @@ def test_a_table_with_the_judge_below_it(folders: dict[str, Path]) -> None:
     ]
     assert lines[0][0] == str(folders["autoregressive"]) and lines[2][0] == str(folders["masked"])
     assert all("±" in line[-4] and "±" in line[-3] for line in lines)  # nats, and the entropy beside them
-    assert "2 texts of 8 tokens, temperature 1, batches of 2, seed 0; medians of 1 pass" in table
+    assert "2 texts of 8 tokens, temperature 1, batches of 2, seed 0; tokens/s is that of 1 pass in turns" in table
     assert f"judge: {folders['autoregressive']}, causal reading, exactly" in table
     assert "the judge is one of these models" in table and "≤" not in table
     assert told == "writing and timing, 16 passes\n"

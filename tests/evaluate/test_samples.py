@@ -233,8 +233,8 @@ def test_which_tokenizers_are_the_same(
     def trained(text: str) -> Callable[[], list[str]]:
         return lambda: [text * 9]
 
-    first, again = (build_tokenizer(Bpe(300), trained("abcabc ")) for _ in range(2))
-    other = build_tokenizer(Bpe(300), trained("xyzxyz "))
+    first, again = (build_tokenizer(Bpe(size=300), trained("abcabc ")) for _ in range(2))
+    other = build_tokenizer(Bpe(size=300), trained("xyzxyz "))
     assert same_tokens(first, again) and not same_tokens(first, other)
     assert not same_tokens(byte_tokenizer, characters) and same_tokens(characters, characters)
     again.add_special_tokens({"additional_special_tokens": ["<|more|>"]})
