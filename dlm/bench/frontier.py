@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dlm.bench.kinds import Family, Kind, suitable, suits
-from dlm.bench.models import Model, Texts, write_texts
+from dlm.bench.models import Model, Texts, open_model, place_of, write_texts
 from dlm.bench.stopwatch import Stopwatch
 from dlm.diffusion.unmask import TokenChoice
 from dlm.errors import ConfigError
@@ -22,6 +22,7 @@ from dlm.evaluate.samples import (
     same_tokens,
     unigram_entropy,
 )
+from dlm.model.weights import Dtype, Quantization
 
 Told = Callable[[int, int, str], None]
 """(passes done, all passes, what comes next), called before every pass."""
@@ -196,6 +197,49 @@ def default_judge(models: Sequence[Model]) -> Model:
             f"--judge, or have a masked one judge by its bound, as in --judge {models[0].name}"
         )
     return by_preference[0]
+
+
+def open_models(
+    names: Sequence[str],
+    judge: str | None = None,
+    *,
+    samplers: Sequence[Kind] | None = None,
+    device: str | None = None,
+    dtype: Dtype = "auto",
+    load: Quantization | None = None,
+) -> tuple[list[Model], Model]:
+    """Loads the models that are compared, and what judges them, each once.
+
+    Args:
+        names: Run folders, checkpoint folders or Hub names.
+        judge: Another, or one of them; by default `default_judge`.
+        samplers: The samplers to choose from; by default those that suit each model.
+        device: Where to put them; a GPU where there is one by default.
+        dtype: What the weights are held in and the networks compute in.
+        load: Quantise the weights to 4 or 8 bits.
+
+    Returns:
+        The models, and the judge.
+
+    Raises:
+        CheckpointError: There is no such model, or it is damaged.
+        ConfigError: A model is given twice, a sampler does not suit, or no model judges.
+    """
+    places = [place_of(name) for name in names]
+    for name, place in zip(names, places, strict=True):
+        if places.count(place) > 1:
+            raise ConfigError(f"MODEL: {name} is given twice")
+    judges_from = place_of(judge) if judge else None
+    plain: Literal["always", "if autoregressive", "never"] = "if autoregressive"
+    if samplers is not None:
+        plain = "always" if any(each.needs == "plain" for each in samplers) else "never"
+    models = [open_model(name, device=device, dtype=dtype, load=load, plain=plain) for name in names]
+    chosen(models, samplers)  # before a judge is loaded
+    if judge is None:
+        return models, default_judge(models)
+    if judges_from in places:
+        return models, models[places.index(judges_from)]
+    return models, open_model(judge, device=device, dtype=dtype, load=load)
 
 
 def bench_frontier(

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -232,6 +233,22 @@ class Model:
             return ReadingJudge(self.lm, seed=seed)
         assert self.plain is not None
         return CausalJudge(self.plain.model, self.plain.tokenizer)
+
+
+def place_of(name: str) -> str:
+    """Where a model is, the same for every name of it: a run folder, its checkpoint, or a link to that.
+
+    Args:
+        name: A run folder, a checkpoint folder or a Hub name.
+
+    Returns:
+        The real path of its folder, or the Hub name.
+
+    Raises:
+        CheckpointError: There is no such model.
+    """
+    path = Path(resolve(name))
+    return str(path.resolve()) if path.exists() else name
 
 
 def open_model(

@@ -319,4 +319,4 @@ def _notes(found: Frontier, shown: Sequence[Point]) -> Iterator[str]:
     itself = ", one of these models" if found.judge_is_compared else ""
     yield f"judge: {name}{itself}, {found.judge_reading} reading, {'exact' if found.judge_exact else 'an upper bound'}"
     if left := len(found.points) - len(shown):
-        yield f"left out, as their nats are not finite: {left}"
+        yield f"not drawn, as nothing was written or the nats are not finite: {left}"

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -20,7 +20,6 @@ from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dlm.bench.frontier import Frontier, Point
-    from dlm.bench.kinds import Kind
     from dlm.bench.machine import Machine
     from dlm.bench.sampling import SamplingSpeed
     from dlm.bench.training import TrainingSpeed
@@ -92,11 +91,7 @@ def sample(
 def frontier(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL",
-            help="Run folders, checkpoint folders or Hub names, of diffusion or autoregressive models.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="MODEL", help="Run folders, checkpoint folders or Hub names.", show_default=False),
     ],
     judge: Annotated[
         str | None,
@@ -123,7 +118,7 @@ def frontier(
     seed: Annotated[int, typer.Option(help="The texts follow from it.")] = 0,
     *,
     output: Annotated[
-        Path | None, typer.Option(help="Draw quality against speed into this file (.svg).", show_default=False)
+        Path | None, typer.Option(help="Draw quality against speed into this .svg file.", show_default=False)
     ] = None,
     overwrite: options.Overwrite = False,
     dtype: options.HeldIn = "fp32",
@@ -136,35 +131,30 @@ def frontier(
 
     Example:  dlm bench frontier runs/joint runs/autoregressive --output frontier.svg
     """
-    how = _numbers("--temperatures", temperatures, float, 0.0), _numbers("--batch-sizes", batch_sizes, int, 1)
-    if (most := max(how[1])) > num:
+    asked_temperatures = _numbers("--temperatures", temperatures, float, 0.0)
+    asked_sizes = _numbers("--batch-sizes", batch_sizes, int, 1)
+    if (most := max(asked_sizes)) > num:
         raise ConfigError(f"--batch-sizes: {most} is more than the {num} texts of --num")
-    _check_once("MODEL", models)
     if output is not None and output.suffix != ".svg":
         raise ConfigError(f"--output writes .svg, got {output}")
     check_free(output, overwrite)
     weights = options.check_weights(dtype, quantised)
     quiet_libraries()
-    from dlm.bench.frontier import bench_frontier, chosen, default_judge
+    from dlm.bench.frontier import bench_frontier, open_models
     from dlm.bench.kinds import kind
-    from dlm.bench.models import open_model
     from dlm.bench.plot import to_svg
 
     asked = [kind(name) for name in _names("--samplers", samplers)] if samplers is not None else None
     _check_once("--samplers", [each.name for each in asked or ()])
     options.check_device(device)
-    plain = _needs_plain(asked)
-    opened = [open_model(name, device=device, plain=plain, **weights) for name in models]
-    chosen(opened, asked)  # before a judge is loaded
-    same = next((model for model in opened if model.name == judge), None)
-    judging = same or (open_model(judge, device=device, **weights) if judge else default_judge(opened))
+    opened, judging = open_models(models, judge, samplers=asked, device=device, **weights)
     with _passes(shown=not as_json) as told:
         found = bench_frontier(
             opened,
             judging,
             samplers=asked,
-            temperatures=how[0],
-            batch_sizes=how[1],
+            temperatures=asked_temperatures,
+            batch_sizes=asked_sizes,
             num=num,
             length=length,
             repeats=repeats,
@@ -192,7 +182,7 @@ def _numbers(option: str, text: str, read: Callable[[str], Number], least: Numbe
     except ValueError:
         raise ConfigError(f"{option} takes {whole} with commas between them, got {text!r}") from None
     for number in numbers:
-        if not (math.isfinite(number) and number >= least):
+        if not least <= number < math.inf:
             raise ConfigError(f"{option} takes {whole} from {least:g} on, got {number}")
     _check_once(option, numbers)
     return numbers
@@ -203,13 +193,6 @@ def _check_once(option: str, values: Sequence[object]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise ConfigError(f"{option}: {value} is given twice")
-
-
-def _needs_plain(asked: "Sequence[Kind] | None") -> Literal["always", "if autoregressive", "never"]:
-    """When transformers reads a model too."""
-    if asked is None:
-        return "if autoregressive"
-    return "always" if any(each.needs == "plain" for each in asked) else "never"
 
 
 @contextmanager
@@ -300,7 +283,8 @@ def _counted(number: int, what: str) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
-    return f"{value:.3f}" if math.isnan(error) else f"{value:.3f} \u00b1 {error:.3f}"
+    shown = "-" if math.isnan(value) else f"{value:.3f}"
+    return shown if math.isnan(error) else f"{shown} \u00b1 {error:.3f}"
 
 
 def _share(share: float) -> str:

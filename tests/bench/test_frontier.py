@@ -232,6 +232,15 @@ def test_a_stop_ends_a_text(models: dict[str, Model]) -> None:
     assert stopped.text_calls == sum(min(len(ids) + 1, 16) for ids in stopped.ids)
 
 
+def test_a_stopped_text_takes_no_more_calls(models: dict[str, Model]) -> None:
+    plain = models["autoregressive"].plain
+    assert plain is not None
+    (whole,) = plain.write(num=1, length=16, temperature=0.0, batch_size=1).ids
+    stops = (whole[3],)
+    stopped = CausalLM(plain.model, plain.tokenizer, stops=stops).write(num=1, length=16, temperature=0.0, batch_size=1)
+    assert stopped.calls == stopped.text_calls == whole.index(whole[3]) + 1 < 16
+
+
 # Turns, settings and judges
 
 
@@ -441,7 +450,7 @@ def test_a_panel_each_for_temperatures_and_batch_sizes() -> None:
 
 def test_what_cannot_be_drawn_is_counted() -> None:
     tree = picture([POINT, replace(POINT, nats_per_token=math.inf), replace(POINT, nats_per_token=math.nan)])
-    assert len(labels(tree)) == 1 and "left out, as their nats are not finite: 2" in " ".join(tree.itertext())
+    assert len(labels(tree)) == 1 and "the nats are not finite: 2" in " ".join(tree.itertext())
     assert labels(picture([replace(POINT, nats_per_token=math.inf)])) == []
 
 

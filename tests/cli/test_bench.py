@@ -94,6 +94,14 @@ def test_a_picture_never_replaces_a_file_unasked(folders: dict[str, Path], tmp_p
     assert picture.read_text().startswith("<svg")
 
 
+def test_a_model_is_the_same_by_every_name(folders: dict[str, Path], tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folders["joint"])
+    assert "is given twice" in refusal("bench", "frontier", folders["joint"], link)
+    words = ("bench", "frontier", folders["joint"], "--judge", link, *QUICK, "--samplers", "causal")
+    assert answer(*words)["judge_is_compared"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
