@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +14,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dlm.bench import frontier, plot
-from dlm.bench.frontier import Frontier, Point, bench_frontier, chosen, default_judge
+from dlm.bench.frontier import Frontier, Point, bench_frontier, chosen, default_judge, open_models
 from dlm.bench.kinds import KINDS, Family, kind, suitable, suits
-from dlm.bench.models import CausalLM, Model, open_model
+from dlm.bench.models import CausalLM, Model, Texts, open_model
 from dlm.bench.plot import to_svg
 from dlm.bench.stopwatch import Stopwatch
 from dlm.config import Characters
@@ -30,6 +32,7 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.evaluate.samples import distinct_share, repeated_share, unigram_entropy
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
+from tests.support import public
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.tiny_models import TINY
 
@@ -241,6 +244,21 @@ def test_a_stopped_text_takes_no_more_calls(models: dict[str, Model]) -> None:
     assert stopped.calls == stopped.text_calls == whole.index(whole[3]) + 1 < 16
 
 
+def test_texts_that_end_early_are_counted_as_they_are(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, models: dict[str, Model]
+) -> None:
+    """A model that was trained on documents which do not see each other writes one at a time."""
+    data = {"train": {"format": "text", "path": "none.txt"}, "length": 16, "attend": "document"}
+    lm = make_lm(byte_tokenizer, 16, data=data)
+    torch.nn.init.zeros_(lm.model.get_output_embeddings().weight)  # every token is as likely, and the end one of 257
+    model = Model("model", lm, None)
+    (point,) = bench_frontier(
+        [model], models["joint"], samplers=[kind("steps-4")], num=64, batch_sizes=(64,), repeats=1
+    ).points
+    assert 64 * 8 < point.tokens == point.judged_tokens < 64 * 16
+    assert point.tokens_per_second == pytest.approx(point.tokens / point.seconds)
+
+
 # Turns, settings and judges
 
 
@@ -364,6 +382,33 @@ def test_a_decoder_without_an_end_of_text(gpt: Path, tmp_path: Path, refused: Re
         open_model(str(tmp_path), device="cpu")
 
 
+def test_models_of_the_hub_are_found_in_its_cache(
+    gpt: Path, models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By name, without a network: a decoder that was only downloaded, and a model of `dlm`."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name, made in {"owner/gpt": gpt, "owner/ar": Path(models["autoregressive"].name)}.items():
+        public.into_cache(Path(shutil.copytree(made, tmp_path / "copy")), name, tmp_path / "hub")
+    opened, judge = open_models(["owner/ar", "owner/gpt"], "owner/gpt", device="cpu", dtype="fp32")
+    assert [model.lm is None for model in opened] == [False, True] and judge is opened[1]
+    found = bench_frontier(opened, judge, num=1, length=4, repeats=1, batch_sizes=(1,))
+    assert [(p.model, p.sampler) for p in found.points] == [
+        ("owner/ar", "causal"),
+        ("owner/ar", "transformers"),
+        ("owner/gpt", "transformers"),
+    ]
+
+
+def test_weights_of_16_bits(models: dict[str, Model]) -> None:
+    """Both readings of the folder are held in them."""
+    folder = models["autoregressive"].name
+    opened, judge = open_models([folder], device="cpu", dtype="bf16")
+    assert opened[0].plain is not None and opened[0].lm is not None
+    assert opened[0].plain.model.dtype == opened[0].lm.model.dtype == torch.bfloat16
+    found = bench_frontier(opened, judge, num=2, length=8, repeats=1, batch_sizes=(2,))
+    assert all(math.isfinite(p.nats_per_token) for p in found.points)
+
+
 # The answer
 
 
@@ -446,6 +491,16 @@ def test_a_panel_each_for_temperatures_and_batch_sizes() -> None:
     text = " ".join(tree.itertext())
     assert all(f"temperature {t}, batch size {b}" in text for t in ("0.7", "1") for b in (1, 8))
     assert len(set(marks(tree))) == 1 and len(marks(tree)) == 4  # on the same scales
+
+
+def test_texts_of_no_tokens_have_no_figures(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All texts end at once: there is no speed, and nothing to judge; the picture and the JSON stand."""
+    monkeypatch.setattr(frontier._Entry, "write", lambda *_: Texts(((), ()), 1, 2))
+    found = bench_frontier([models["joint"]], samplers=[kind("causal")], num=2, batch_sizes=(2,), repeats=1)
+    (point,) = found.to_dict()["points"]
+    assert (point["tokens"], point["tokens_per_second"], point["nats_per_token"]) == (0, 0.0, None)
+    json.dumps(point, allow_nan=False)
+    assert labels(ElementTree.fromstring(to_svg(found))) == []
 
 
 def test_what_cannot_be_drawn_is_counted() -> None:
