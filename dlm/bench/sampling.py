@@ -4,10 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlm.bench.machine import Machine, measure_machine, peak_memory, peak_tensor_bytes
+from dlm.bench.models import Texts, write_texts
 from dlm.bench.network import hidden_parameters, tensor_bytes
 from dlm.bench.stopwatch import Stopwatch
-from dlm.diffusion.sample import State
-from dlm.lm import DiffusionLM, Sample, Sampler
+from dlm.lm import DiffusionLM, Sampler
 from dlm.model.precision import DTYPES
 
 
@@ -92,18 +92,12 @@ def bench_sampling(
     """
     length = lm.context if length is None else length
 
-    def write(states: list[State] | None = None) -> list[Sample]:
-        def keep(state: State) -> None:
-            if states is not None:
-                states[:] = [state]
+    def write() -> Texts:
+        return write_texts(lm, num=num, length=length, sampler=sampler, batch_size=num)
 
-        return lm.generate(num=num, length=length, sampler=sampler, batch_size=num, watch=keep)
-
-    last: list[State] = []
     for _ in range(warmup):
-        texts = write(last)
-    calls, text_calls = last[0].calls, sum(text.calls for text in texts)
-    last.clear()
+        texts = write()
+    calls, text_calls = texts.calls, texts.text_calls
     watch = Stopwatch(lm.device)
     for _ in range(repeats):
         with watch:

@@ -133,7 +133,8 @@ for _name, _command in (
     _kind = SamplerCommand if _name in ("sample", "infill", "chat") else None
     app.command(_name, cls=_kind)(_guarded(_command, shared=_name in ("train", "eval")))
 
-_bench = typer.Typer(help="Measure the speed of training and of sampling against the machine's own limits.")
+_bench = typer.Typer(help="Measure the speed of training and of sampling, and quality against speed.")
 _bench.command("train")(_guarded(bench.train))
 _bench.command("sample", cls=SamplerCommand)(_guarded(bench.sample))
+_bench.command("frontier")(_guarded(bench.frontier))
 app.add_typer(_bench, name="bench", no_args_is_help=True)

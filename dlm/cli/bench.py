@@ -1,20 +1,31 @@
-"""`dlm bench train` and `dlm bench sample`."""
+"""`dlm bench train`, `dlm bench sample` and `dlm bench frontier`."""
 
 import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from dlm.cli import options
-from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.cli.console import check_free, errors, quiet_libraries, write_data, write_text
+from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dlm.bench.frontier import Frontier, Point
     from dlm.bench.machine import Machine
     from dlm.bench.sampling import SamplingSpeed
     from dlm.bench.training import TrainingSpeed
 
 Lines = list[tuple[str, str]]
+Number = TypeVar("Number", int, float)
 
 
 def train(
@@ -75,6 +86,209 @@ def sample(
     errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)
+
+
+def frontier(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Run folders, checkpoint folders or Hub names.", show_default=False),
+    ],
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that says how likely the texts are: autoregressive, or of dlm.",
+            show_default="the first autoregressive model, else the first with a causal reading",
+        ),
+    ] = None,
+    samplers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="steps-N, one, confidence, confidence-N, threshold-P, causal, verified-K, verified-K@A, transformers.",
+            show_default="those that suit each model",
+        ),
+    ] = None,
+    temperatures: Annotated[str, typer.Option(metavar="T,...", help="Temperatures; 0 takes the likeliest.")] = "1.0",
+    batch_sizes: Annotated[str, typer.Option(metavar="N,...", help="Texts written side by side.")] = "8",
+    num: Annotated[int, typer.Option(min=1, help="Texts of each model and sampler.")] = 16,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a text.", show_default="the shortest context")
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often each is timed, in turns.")] = 5,
+    seed: Annotated[int, typer.Option(help="The texts follow from it.")] = 0,
+    *,
+    output: Annotated[
+        Path | None, typer.Option(help="Draw quality against speed into this .svg file.", show_default=False)
+    ] = None,
+    overwrite: options.Overwrite = False,
+    dtype: options.HeldIn = "fp32",
+    quantised: options.Load = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare models and samplers: how fast they write, and how likely a judge finds their texts.
+
+    Example:  dlm bench frontier runs/joint runs/autoregressive --output frontier.svg
+    """
+    asked_temperatures = _numbers("--temperatures", temperatures, float, 0.0)
+    asked_sizes = _numbers("--batch-sizes", batch_sizes, int, 1)
+    if (most := max(asked_sizes)) > num:
+        raise ConfigError(f"--batch-sizes: {most} is more than the {num} texts of --num")
+    if output is not None and output.suffix != ".svg":
+        raise ConfigError(f"--output writes .svg, got {output}")
+    check_free(output, overwrite)
+    weights = options.check_weights(dtype, quantised)
+    quiet_libraries()
+    from dlm.bench.frontier import bench_frontier, open_models
+    from dlm.bench.kinds import kind
+    from dlm.bench.plot import to_svg
+
+    asked = [kind(name) for name in _names("--samplers", samplers)] if samplers is not None else None
+    _check_once("--samplers", [each.name for each in asked or ()])
+    options.check_device(device)
+    opened, judging = open_models(models, judge, samplers=asked, device=device, **weights)
+    with _passes(shown=not as_json) as told:
+        found = bench_frontier(
+            opened,
+            judging,
+            samplers=asked,
+            temperatures=asked_temperatures,
+            batch_sizes=asked_sizes,
+            num=num,
+            length=length,
+            repeats=repeats,
+            seed=seed,
+            told=told,
+        )
+    write_data(json.dumps(found.to_dict(), allow_nan=False) if as_json else _frontier(found), None)
+    if output is not None:
+        write_text(to_svg(found), output, overwrite=overwrite)
+
+
+def _names(option: str, text: str) -> list[str]:
+    """Names or numbers with commas between them."""
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"{option} takes one or more, with commas between them, got {text!r}")
+    return names
+
+
+def _numbers(option: str, text: str, read: Callable[[str], Number], least: Number) -> list[Number]:
+    """Numbers with commas between them, each once."""
+    whole = "whole numbers" if read is int else "finite numbers"
+    try:
+        numbers = [read(name) for name in _names(option, text)]
+    except ValueError:
+        raise ConfigError(f"{option} takes {whole} with commas between them, got {text!r}") from None
+    for number in numbers:
+        if not least <= number < math.inf:
+            raise ConfigError(f"{option} takes {whole} from {least:g} on, got {number}")
+    _check_once(option, numbers)
+    return numbers
+
+
+def _check_once(option: str, values: Sequence[object]) -> None:
+    """Refuses what is given twice: its points would be the same."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ConfigError(f"{option}: {value} is given twice")
+
+
+@contextmanager
+def _passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Shows how many passes are done: a bar in a terminal, a line elsewhere; nothing beside JSON."""
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        transient=True,
+        disable=not (shown and errors.is_terminal),
+    )
+    task = bar.add_task("")
+
+    def told(done: int, total: int, what: str) -> None:
+        if shown and not errors.is_terminal and not done:
+            errors.print(f"writing and timing, {total} passes", highlight=False)
+        bar.update(task, completed=done, total=total, description=what)
+
+    with bar:
+        yield told
+
+
+def _frontier(found: "Frontier") -> str:
+    """The table, and what is to be known of its figures."""
+    points = found.points
+    varied = {name: len({getattr(p, name) for p in points}) > 1 for name in ("temperature", "batch_size")}
+    least = "" if found.judge_exact else "\u2264 "
+    columns: list[tuple[str, Callable[[Point], str]]] = [
+        ("sampler", lambda p: p.sampler),
+        *([("temp.", lambda p: f"{p.temperature:g}")] if varied["temperature"] else []),
+        *([("batch", lambda p: str(p.batch_size))] if varied["batch_size"] else []),
+        ("tokens/s", lambda p: f"{p.tokens_per_second:,.0f}"),
+        ("calls", lambda p: f"{p.calls_per_text:.1f}"),
+        ("tokens/call", lambda p: f"{p.tokens_per_call:.2f}"),
+        (f"{least}nats/token", lambda p: _with_error(p.nats_per_token, p.nats_per_token_se)),
+        *([(f"{least}nats/byte", lambda p: _with_error(p.nats_per_byte, p.nats_per_byte_se))] * found.encoded_anew),
+        ("entropy", lambda p: _with_error(p.entropy, p.entropy_se)),
+        ("repeated", lambda p: _share(p.repeated)),
+        ("distinct", lambda p: _share(p.distinct)),
+    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("model", overflow="fold")
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
+    last = None
+    for point in points:
+        table.add_row(Text(point.model if point.model != last else ""), *(show(point) for _, show in columns))
+        last = point.model
+    console = Console(width=400)  # a narrow terminal wraps lines; rich would cut figures off
+    with console.capture() as drawn:
+        console.print(table, highlight=False)
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    return "\n".join([*lines, "", *_notes(found)])
+
+
+def _notes(found: "Frontier") -> Iterator[str]:
+    """What was done, and what is to be known of the figures."""
+    settings = [f"{_counted(found.num, 'text')} of {_counted(found.length, 'token')}"]
+    settings += [f"temperature {found.points[0].temperature:g}"] * (len({p.temperature for p in found.points}) == 1)
+    settings += [f"batches of {found.points[0].batch_size}"] * (len({p.batch_size for p in found.points}) == 1)
+    threads = f", {_counted(found.threads, 'thread')}" if found.device == "cpu" else ""
+    passes = "the median of" if found.repeats > 1 else "that of"
+    yield (
+        f"{', '.join(settings)}, seed {found.seed}; tokens/s is {passes} {_counted(found.repeats, 'pass')} in turns; "
+        f"{found.device}{threads}"
+    )
+    exact = "exactly" if found.judge_exact else "an upper bound alone"
+    yield f"judge: {found.judge}, {found.judge_reading} reading, {exact}; \u00b1 is the standard error, by text"
+    if found.judge_is_compared:
+        yield "the judge is one of these models, and favours texts like its own: name another by --judge"
+    if found.encoded_anew:
+        yield (
+            "the judge's tokenizer is not that of all models: texts are decoded and encoded anew, and a token of "
+            "nats/token is the judge's; all other columns count a model's own"
+        )
+    if unknown := sum(p.unknown for p in found.points):
+        yield f"{unknown:,} tokens stand for characters that the judge does not know: its nats are not of these texts"
+    if cut := sum(p.cut for p in found.points):
+        yield f"{cut:,} texts are longer than the judge's context: it read them in pieces that do not see each other"
+
+
+def _counted(number: int, what: str) -> str:
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"
+
+
+def _with_error(value: float, error: float) -> str:
+    shown = "-" if math.isnan(value) else f"{value:.3f}"
+    return shown if math.isnan(error) else f"{shown} \u00b1 {error:.3f}"
+
+
+def _share(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.1f}%"
 
 
 def _training(speed: "TrainingSpeed") -> Lines:

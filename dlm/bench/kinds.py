@@ -1,0 +1,155 @@
+"""The samplers that are compared, by name. A new one is one function here, and its row in `KINDS`."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.readings import Autoregressive, Blocks, Joint
+from dlm.diffusion.unmask import Confidence, FixedSteps, Threshold
+from dlm.diffusion.verify import Verified
+from dlm.errors import ConfigError
+from dlm.lm import Sampler
+
+Family = Literal["steps", "one at a time", "confidence", "threshold", "causal", "verified", "relaxed", "transformers"]
+"""What samplers of one marker in the picture have in common."""
+
+Needs = Literal["any-order", "masks", "causal", "drafts", "plain"]
+"""What a model must have: any order, masks alone for noise, a causal reading, drafts too, or a plain folder."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A sampler by name.
+
+    Attributes:
+        name: As it is asked for, such as `steps-32`.
+        family: What it is one of.
+        needs: What a model must have.
+        sampler: The sampler; None for the generation of transformers.
+    """
+
+    name: str
+    family: Family
+    needs: Needs
+    sampler: Sampler | None
+
+
+def _steps(number: str) -> Kind:
+    return Kind(f"steps-{number}", "steps", "any-order", Sampler(budget=FixedSteps(int(number))))
+
+
+def _one() -> Kind:
+    return Kind("one", "one at a time", "masks", Sampler(verify=False))
+
+
+def _confidence(number: str | None) -> Kind:
+    budget = FixedSteps(int(number)) if number else None
+    name = f"confidence-{number}" if number else "confidence"
+    return Kind(name, "confidence", "masks", Sampler(order=Confidence(), budget=budget))
+
+
+def _threshold(number: str) -> Kind:
+    return Kind(f"threshold-{number}", "threshold", "masks", Sampler(budget=Threshold(float(number))))
+
+
+def _causal() -> Kind:
+    return Kind("causal", "causal", "causal", Sampler(drafts=0))
+
+
+def _verified(drafts: str, accept: str | None) -> Kind:
+    if int(drafts) < 1:
+        raise ValueError("it has at least one draft; without drafts it is called causal")
+    rule = Verified(int(drafts), accept=float(accept or 1.0))
+    relaxed = rule.accept < 1.0
+    name = f"verified-{drafts}@{accept}" if relaxed else f"verified-{drafts}"
+    sampler = Sampler(drafts=rule.drafts, accept=rule.accept)
+    return Kind(name, "relaxed" if relaxed else "verified", "drafts", sampler)
+
+
+def _transformers() -> Kind:
+    return Kind("transformers", "transformers", "plain", None)
+
+
+_NUMBER = r"(\d+(?:\.\d+)?|\.\d+)"
+KINDS: dict[str, tuple[str, Callable[..., Kind]]] = {
+    "steps-N": (r"steps-(\d+)", _steps),
+    "one": ("one", _one),
+    "confidence": ("confidence()", lambda _: _confidence(None)),
+    "confidence-N": (r"confidence-(\d+)", _confidence),
+    "threshold-P": (f"threshold-{_NUMBER}", _threshold),
+    "causal": ("causal", _causal),
+    "verified-K": (r"verified-(\d+)()", lambda drafts, _: _verified(drafts, None)),
+    "verified-K@A": (rf"verified-(\d+)@{_NUMBER}", _verified),
+    "transformers": ("transformers", _transformers),
+}
+"""Every sampler: how it is written, and what it is. N steps, a probability P, K drafts, accepted at A below 1."""
+
+
+def kind(name: str) -> Kind:
+    """The sampler of a name.
+
+    Args:
+        name: As in `KINDS`, with numbers.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: There is none of that name, or a number is out of range.
+    """
+    for pattern, make in KINDS.values():
+        if found := re.fullmatch(pattern, name, re.ASCII):
+            try:
+                return make(*found.groups())
+            except ValueError as error:
+                raise ConfigError(f"--samplers: {name}: {error}") from error
+    raise ConfigError(f"--samplers: there is no sampler {name!r}; valid: {', '.join(KINDS)}")
+
+
+def suits(asked: Kind, formulation: Formulation | None, *, plain: bool) -> bool:
+    """Whether a model can write by a sampler.
+
+    Args:
+        asked: The sampler.
+        formulation: The model's; None for an autoregressive model that `dlm` did not write.
+        plain: Whether transformers reads the model too.
+
+    Returns:
+        Whether it can.
+    """
+    if asked.needs == "plain" or formulation is None:
+        return plain and asked.needs == "plain"
+    readings = formulation.readings
+    return {
+        "any-order": readings.any_order,
+        "masks": readings.any_order and not formulation.noise.randomises,
+        "causal": readings.causal,
+        "drafts": readings.causal and readings.remembers,
+    }[asked.needs]
+
+
+def suitable(formulation: Formulation | None) -> Sequence[Kind]:
+    """The samplers that a model is compared by where none are asked for.
+
+    Args:
+        formulation: The model's; None for an autoregressive model that `dlm` did not write.
+
+    Returns:
+        The samplers; none where no sampler compared here suits the model.
+    """
+    match formulation and formulation.readings:
+        case None:
+            names = ["transformers"]
+        case Autoregressive():
+            names = ["causal", "transformers"]
+        case Joint():
+            verified = [f"verified-{drafts}" for drafts in (1, 2, 3, 4)]
+            names = ["causal", *verified, "verified-4@0.5", "verified-4@0.25", "steps-32", "steps-64"]
+        case Blocks():
+            names = []  # the samplers that write block by block come here
+        case _:
+            names = ["steps-16", "steps-32", "steps-64", "one", "confidence", "confidence-32"]
+    found = [kind(name) for name in names]
+    return [each for each in found if each.needs == "plain" or suits(each, formulation, plain=True)]
