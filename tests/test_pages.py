@@ -263,6 +263,10 @@ def test_every_configuration_is_in_the_table() -> None:
     assert {str(path.relative_to(page.parent)) for path in page.parent.rglob("*.yaml")} <= set(linked)
 
 
+KINDS = ("order", "budget", "token", "blocks", "next")
+"""The choices of a sampler, by the first words of the front page's table."""
+
+
 def test_the_front_page_names_every_choice_of_a_sampler() -> None:
     """The table has a flag for each order, each budget and each other option of the sampler, and no other."""
     rows = re.findall(r"^\| (\w+).*?\| (.*) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -281,13 +285,13 @@ def test_the_front_page_names_every_choice_of_a_sampler() -> None:
             assert flag in options and re.search(rf"{flag}\b", used), flag
             for choice in get_args(get_type_hints(budget)[field.name]):
                 assert f"{flag} {choice}" in table["budget"]
-    for code in [code for name in ("order", "budget", "token", "blocks") for code in table[name] if " " in code]:
-        number = {"N": "3", "P": "0.5", "F": "0.5", "G": "0.5"}
+    for code in [code for name in KINDS for code in table[name] if " " in code]:
+        number = {"N": "3", "K": "3", "P": "0.5", "F": "0.5", "G": "0.5"}
         COMMANDS["sample"].make_context("sample", ["MODEL", *(number.get(word, word) for word in code.split())])
 
     described = {p.opts[0] for p in parameters if getattr(p, "rich_help_panel", None) == "How it writes"}
-    named = {code.split()[0] for name in ("order", "budget", "token", "blocks") for code in table[name]}
-    assert described - {"--seed"} == named
+    named = {code.split()[0] for name in KINDS for code in table[name]}
+    assert described - {"--seed"} == named - {"--no-verify"}
 
 
 def test_the_page_of_the_configurations_has_every_format_and_its_suffixes() -> None:

@@ -93,11 +93,7 @@ def sample_remembering(
 
 
 class _Blocks:
-    """Where the block of each row is, and the memory before it.
-
-    Attributes:
-        open_B: The rows that are not finished.
-    """
+    """Where the block of each row is, which rows are open still, and the memory before them."""
 
     def __init__(
         self,

@@ -117,6 +117,12 @@ class Sampler:
     def blocks(self, formulation: Formulation) -> int | None:
         """Tokens a block: what is asked for, or what a model was trained with that writes in blocks alone.
 
+        Args:
+            formulation: The model's.
+
+        Returns:
+            How many; None for one block.
+
         Raises:
             ConfigError: Its memory is made of blocks of another size.
         """
