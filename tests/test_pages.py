@@ -212,7 +212,7 @@ def test_every_command_of_a_page_can_be_typed(page: Path) -> None:
 def test_every_flag_key_and_path_in_the_prose_of_a_page_exists(page: Path) -> None:
     groups = [*COMMANDS.values(), *COMMANDS["bench"].commands.values()]
     parameters = [parameter for command in groups for parameter in command.get_params(typer.Context(command))]
-    flags = {flag for parameter in parameters for flag in parameter.opts}
+    flags = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
     for code in code_words(page):
         if code.startswith("dlm ") and not code.startswith("dlm --"):
             check_dlm(shlex.split(re.sub(r" \[[A-Z]+\]", "", code))[1:])
