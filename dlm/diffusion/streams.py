@@ -132,9 +132,19 @@ def block_lengths(block_BL: Tensor, candidates_BL: Tensor) -> Tensor:
     return zeros_BK.scatter_add(1, block_BL, candidates_BL.double())
 
 
-def spread_over_blocks(u_B: Tensor, blocks: int) -> Tensor:
-    """A quantile for each block, shape (B, K): the row's own for the first, and the others evenly spaced from it."""
-    return (u_B[:, None] + torch.arange(blocks, device=u_B.device).double() / blocks) % 1.0
+def spread_over_blocks(u_B: Tensor, length_BK: Tensor) -> Tensor:
+    """A quantile for each block, shape (B, K): the row's own, and the others evenly spaced from it.
+
+    Args:
+        u_B: The row's own.
+        length_BK: How many candidates each block has; those with none, such as padding, change nothing.
+
+    Returns:
+        Quantiles in [0, 1).
+    """
+    some_BK = length_BK > 0
+    number_BK = some_BK.cumsum(1) - some_BK.long()
+    return (u_B[:, None] + number_BK / some_BK.sum(1, keepdim=True).clamp(min=1)) % 1.0
 
 
 def random_block_subset(
