@@ -15,7 +15,7 @@ from dlm.diffusion.streams import TwoStreams, block_numbers
 from dlm.errors import ConfigError
 from dlm.model.attention import causal_on_disk
 from dlm.model.backbone import Backbone
-from tests.support.tiny_models import LENGTH, SPECIAL, build, text
+from tests.support.tiny_models import GROUPED, LENGTH, SPECIAL, build, text
 
 BEFORE, PAD, MASK = SPECIAL["eos_token_id"], SPECIAL["pad_token_id"], SPECIAL["mask_token_id"]
 KINDS = [
@@ -200,13 +200,30 @@ def test_the_gradient_of_padded_rows_is_finite_and_padding_changes_none(network:
     network.zero_grad()
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "bert", "roberta", "modernbert", "eurobert"])
-def test_a_network_that_cannot_follow_a_pattern_is_refused_or_follows_it(architecture: str) -> None:
-    try:
-        network = Backbone(build(architecture), PAD, patterns=True)
-    except ConfigError:
-        return
-    inputs = streams(4, 0)
-    with torch.no_grad():
-        dense = replace(inputs, attention=inputs.attention.dense(2 * LENGTH))  # type: ignore[union-attr]
-        torch.testing.assert_close(network(inputs), network(dense), **CLOSE)
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("gpt2", "has a learned vector for each position"),
+        ("bert", "is an encoder"),
+        ("modernbert", "is an encoder"),
+        ("eurobert", "is an encoder"),
+    ],
+)
+def test_a_network_of_one_reading_is_refused(architecture: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.architecture {architecture} {why}.*readings to masked"):
+        Backbone(build(architecture), PAD, patterns=True)
+
+
+def test_attention_that_is_no_softmax_alone_is_refused() -> None:
+    sizes = {**GROUPED, "attn_logit_softcapping": 30.0, "final_logit_softcapping": None}
+    with pytest.raises(ConfigError, match=r"gemma2 has attention with softcap: set readings to masked"):
+        Backbone(build("gemma2", sizes), PAD, patterns=True)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_layers_that_see_a_window_are_refused_where_a_row_is_longer(attention: str) -> None:
+    network = Backbone(build("mistral", {**GROUPED, "sliding_window": 4}, attention), PAD, patterns=True)
+    with pytest.raises(ConfigError, match="has layers that see a part of the row.*set readings to masked"):
+        network.check_masks(LENGTH, "readings to masked")
+    wide = Backbone(build("mistral", {**GROUPED, "sliding_window": LENGTH + 1}, attention), PAD, patterns=True)
+    wide.check_masks(LENGTH, "readings to masked")
