@@ -103,12 +103,20 @@ class BlocksObjective(Objective):
             ce_C = cross_entropy(log_p_CV, batch.x0_N[rows])
             weight_C = weight_N[rows].to(ce_C)
             nats_C, masks_C = weight_C * ce_C, (weight_C > 0).to(ce_C)
-            total = to_minimise(self.weighting, masks_C * ce_C, nats_C) + share * ((1.0 - masks_C) * ce_C).sum()
-            return Reduced(total, nats_C.detach())
+            next_C = (1.0 - masks_C) * ce_C
+            total = to_minimise(self.weighting, masks_C * ce_C, nats_C) + share * next_C.sum()
+            return Reduced(total, (nats_C + next_C).detach())
 
-        found = terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
-        masks = (weight_N > 0).sum().to(found.predicted)
-        return replace(found, count=batch.tokens if self.weighting.weighted else masks, predicted=masks)
+        loss, nats_N = denoiser.reduce(batch.inputs, reducer)
+        is_mask_N = (weight_N > 0).to(nats_N)
+        found = terms(self.weighting, self.levels, batch, Reduced(loss, nats_N * is_mask_N))
+        masks = is_mask_N.sum().to(found.predicted)
+        return replace(
+            found,
+            count=batch.tokens if self.weighting.weighted else masks,
+            predicted=masks,
+            next_token=(nats_N * (1.0 - is_mask_N)).sum() if self.next_token else None,
+        )
 
     def _pattern(self, length: int, stream: torch.Generator) -> TwoStreams:
         """The blocks of a step."""
@@ -117,9 +125,7 @@ class BlocksObjective(Objective):
         offset = int(torch.randint(size, (), generator=stream)) if self.moves and size < length else 0
         return TwoStreams(block_numbers(length, size, offset), self.causal, whole=size == length)
 
-    def _masks(
-        self, process: Process, block_BL: Tensor, loss_mask_BL: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor]:
+    def _masks(self, process: Process, block_BL: Tensor, loss_mask_BL: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Which tokens are masked, and the weight of each in the bound."""
         block_BL = block_BL.expand_as(loss_mask_BL)
         length_BK = block_lengths(block_BL, loss_mask_BL)

@@ -110,9 +110,8 @@ def patterned_attention(
         ConfigError: The layer asks for more than softmax attention.
     """
     if more := next((name for name in ("softcap", "s_aux") if options.get(name) is not None), None):
-        raise ConfigError(
-            f"model.architecture {module.config.model_type} has attention with {more}: set readings to masked"
-        )
+        kind = getattr(module.config, "model_type", type(module).__name__)
+        raise ConfigError(f"model.architecture {kind} has attention with {more}: set readings to masked")
     if pattern is None and not eager:
         return sdpa_attention_forward(
             module, query_BHND, key_BGMD, value_BGMD, mask, scaling=scaling, dropout=dropout, **options

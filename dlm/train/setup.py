@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from dlm.config import Config
 from dlm.data.run_data import RunData
-from dlm.distributed import without_accelerator
 from dlm.diffusion.readings import Masked
+from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
 from dlm.model.backbone import Backbone
 from dlm.model.precision import Precision, fastest_precision

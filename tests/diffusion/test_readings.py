@@ -91,7 +91,7 @@ def test_one_block_without_next_tokens_is_masked_diffusion(
     assert not blocks.inputs.wanted_BL[:, :L].any()
     expected = MaskedObjective(weighting, levels).loss(Wrong(K, L), process, plain)
     found = objective.loss(wrong(), process, blocks)
-    for one, other in zip(dataclasses.astuple(found), dataclasses.astuple(expected), strict=True):
+    for one, other in zip(dataclasses.astuple(found)[:5], dataclasses.astuple(expected)[:5], strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12, equal_nan=True, check_dtype=False)
 
 
@@ -183,6 +183,8 @@ def test_the_loss_is_that_of_masks_and_a_share_of_that_of_next_tokens() -> None:
         share = 1.0 if weighting.weighted else float(levels.level(torch.linspace(0, 1, 20001).double()).mean())
         expected = float(masks.loss) + weight * share * float(next_nats)
         assert float(together.loss) == pytest.approx(expected, rel=1e-3)
+        assert masks.next_token is None and together.next_token is not None
+        assert float(together.next_token) == pytest.approx(float(next_nats))
         for name in ("count", "nelbo", "tokens", "predicted"):
             torch.testing.assert_close(getattr(together, name), getattr(masks, name), equal_nan=True)
 
@@ -253,8 +255,13 @@ def test_padding_changes_nothing(size: int) -> None:
     wide_BL = torch.nn.functional.pad(x0_BL, (0, 4), value=K)
     narrow = Shown(Narrow(Wrong(K, L), L), K)
     for objective in (CausalObjective(BEFORE), BlocksObjective(Elbo(), Even(), BEFORE, (size,), 1.0, moves=False)):
-        plain, padded = objective(wrong(), PROCESS, x0_BL, draws(6)), objective(narrow, PROCESS, wide_BL, draws(6), mask_BL)
+        plain, padded = (
+            objective(wrong(), PROCESS, x0_BL, draws(6)),
+            objective(narrow, PROCESS, wide_BL, draws(6), mask_BL),
+        )
         for one, other in zip(dataclasses.astuple(padded), dataclasses.astuple(plain), strict=True):
+            if one is None:
+                continue
             torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
     for estimator in (CausalEstimator(BEFORE), BlocksEstimator(size, BEFORE, 4)):
         streams = [[generator("pad", b) for b in range(6)] for _ in range(2)]

@@ -1,5 +1,6 @@
 """Two streams in one forward: the logits are those of separate forwards, and what is hidden is hidden."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,6 @@ from dlm.diffusion.memory import causal_input, two_stream_input
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.streams import TwoStreams, block_numbers
 from dlm.errors import ConfigError
-from dlm.model.attention import causal_on_disk
 from dlm.model.backbone import Backbone
 from tests.support.tiny_models import GROUPED, LENGTH, SPECIAL, build, text
 
@@ -77,9 +77,7 @@ def open_forward(network: Backbone, ids_1L: Tensor, seen_LL: Tensor, positions_L
 @pytest.mark.parametrize(("size", "offset"), BLOCKS)
 @pytest.mark.parametrize("padding", [0, 5])
 @torch.no_grad()
-def test_clean_tokens_say_what_a_causal_forward_says(
-    network: Backbone, size: int, offset: int, padding: int
-) -> None:
+def test_clean_tokens_say_what_a_causal_forward_says(network: Backbone, size: int, offset: int, padding: int) -> None:
     inputs = streams(size, offset, padding=padding)
     clean_BLV, _ = halves(network, inputs)
     alone = network(causal_input(text(3, LENGTH), inputs.wanted_BL[:, :LENGTH], BEFORE))
@@ -127,8 +125,10 @@ def test_a_whole_text_says_what_plain_diffusion_says(network: Backbone) -> None:
 
 
 def test_clean_tokens_say_what_plain_transformers_says(network: Backbone, tmp_path: Path) -> None:
-    with causal_on_disk(network.model.config):
-        network.model.save_pretrained(tmp_path)
+    network.model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del config["is_causal"]
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     inputs = streams(4, 2)
     with torch.no_grad():
@@ -190,11 +190,11 @@ def test_the_gradient_of_padded_rows_is_finite_and_padding_changes_none(network:
         network(inputs).pow(2).sum().backward()
         return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
-    plain, rows = streams(size, 0, rows=2), 2
+    plain = streams(size, 0, rows=2)
     padded = streams(size, 0, rows=2, padding=LENGTH)  # a row of padding alone
     found = gradient(padded)
     assert found and all(each.isfinite().all() for each in found)
-    first = {"ids_BL": plain.ids_BL[:1], "wanted_BL": plain.wanted_BL[:1], "time_B": plain.time_B[:1]}
+    first: dict[str, Any] = {"ids_BL": plain.ids_BL[:1], "wanted_BL": plain.wanted_BL[:1], "time_B": plain.time_B[:1]}
     for one, other in zip(found, gradient(replace(plain, **first)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
     network.zero_grad()
@@ -223,7 +223,7 @@ def test_attention_that_is_no_softmax_alone_is_refused() -> None:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_layers_that_see_a_window_are_refused_where_a_row_is_longer(attention: str) -> None:
     network = Backbone(build("mistral", {**GROUPED, "sliding_window": 4}, attention), PAD, patterns=True)
-    with pytest.raises(ConfigError, match="has layers that see a part of the row.*set readings to masked"):
+    with pytest.raises(ConfigError, match=r"has layers that see a part of the row.*set readings to masked"):
         network.check_masks(LENGTH, "readings to masked")
     wide = Backbone(build("mistral", {**GROUPED, "sliding_window": LENGTH + 1}, attention), PAD, patterns=True)
     wide.check_masks(LENGTH, "readings to masked")
