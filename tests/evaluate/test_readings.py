@@ -55,7 +55,7 @@ def test_every_reading_is_that_of_it_alone_and_they_differ_text_by_text(run: Run
     for name, report in found.reports.items():
         assert report == evaluate_likelihood(lm, sequences, draws=4, reading=name)
         assert report.estimator == ("exact" if name == "causal" else "counts")
-        assert (report.monte_carlo_se == 0.0) == (name == "causal")
+        assert (report.monte_carlo_se < 1e-9) == (name in ("causal", "blocks:2"))  # of two, both halves are seen
     assert found.first.resampled == "documents"
     assert [(each.reading, each.other) for each in found.differences] == [
         (name, "causal") for name in ("any-order", "blocks:2", "blocks:4")
@@ -148,4 +148,4 @@ def test_a_reading_that_a_model_has_not_is_refused(readings: AnyReadings, words:
 def test_what_an_autoregressive_model_cannot_do_is_refused(run: Run) -> None:
     told = refusal("infill", run(AUTOREGRESSIVE), "ab[MASK:2]ab")
     assert "does not see what stands behind a hole" in told and "readings joint or masked" in told
-    assert "has no noise" in refusal("corrupt", run(AUTOREGRESSIVE), "--text", "abab")
+    assert "has no noise" in refusal("corrupt", "abab", run(AUTOREGRESSIVE))
