@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.levels import AnyLevels, Clip
 from dlm.diffusion.noise import Absorbing, AnyNoise
-from dlm.diffusion.readings import AnyReadings, Masked
+from dlm.diffusion.readings import AnyReadings, Joint, Masked
 from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy
 
@@ -430,17 +430,32 @@ class Config:
                 raise ValueError(
                     f"data.attend: document needs model.attention auto, eager or sdpa, got {model.attention}"
                 )
-        if not isinstance(self.readings, Masked):
-            if model.annealing:
-                raise ValueError(
-                    f"model.annealing: readings {self.readings.name} keeps the causal attention beside the open one; "
-                    "set it to 0"
-                )
-            if model.attention not in ("auto", "eager", "sdpa"):
-                raise ValueError(
-                    f"readings: {self.readings.name} needs model.attention auto, eager or sdpa, got {model.attention}"
-                )
+        self._check_readings()
         self.formulation.check()
+
+    def _check_readings(self) -> None:
+        """Refuses what does not go with a clean memory."""
+        readings, model = self.readings, self.model
+        if isinstance(readings, Masked):
+            return
+        if model.annealing:
+            raise ValueError(
+                f"model.annealing: readings {readings.name} keeps the causal attention beside the open one; set it to 0"
+            )
+        if model.attention not in ("auto", "eager", "sdpa"):
+            raise ValueError(
+                f"readings: {readings.name} needs model.attention auto, eager or sdpa, got {model.attention}"
+            )
+        if self.data.context and not isinstance(readings, Joint):
+            raise ValueError(
+                f"data.context: readings {readings.name} always has the text before a token as its context, and never "
+                "that behind; set it to 0"
+            )
+        if (longest := max(readings.blocks, default=1)) > self.data.length:
+            raise ValueError(
+                f"readings: a block of {longest} tokens is longer than data.length {self.data.length}; "
+                "take smaller blocks"
+            )
 
     @property
     def formulation(self) -> Formulation:

@@ -17,8 +17,7 @@ from rich.text import Text
 from dlm.errors import ConfigError, DataError, WriteError, unwritten
 
 if TYPE_CHECKING:
-    from dlm.evaluate.likelihood import LikelihoodReport
-    from dlm.train.metrics import RunFacts, StepMetrics
+    from dlm.train.metrics import RunFacts, StepMetrics, Validation
 
 errors = Console(stderr=True)
 """Messages, progress and warnings; stdout is for data alone."""
@@ -311,19 +310,24 @@ class TrainingDisplay:
         )
         if not self._console.is_terminal and metrics.step % self._every == 0:
             self._say(
-                f"step {metrics.step}  loss {metrics.loss:.4f}  lr {metrics.lr:.3f}  "
+                f"step {metrics.step}  loss {metrics.loss:.4f}  {_next_token(metrics)}lr {metrics.lr:.3f}  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s"
             )
 
-    def validation(self, step: int, report: "LikelihoodReport", best: bool) -> None:
-        """A line with the bound and its error."""
+    def validation(self, step: int, validation: "Validation", best: bool) -> None:
+        """A line with the bound and its error, and where there are several readings one with the others."""
+        report = validation.judged
         half = (report.nats_per_token_ci95[1] - report.nats_per_token_ci95[0]) / 2
-        self._validation = f"  bound {report.nats_per_token:.4f}"
+        what = "loss" if report.estimator == "exact" else "bound"
+        self._validation = f"  {what} {report.nats_per_token:.4f}"
         self._progress.update(self._task, validation=self._validation)
         self._say(
-            f"[bold]step {step}[/]  validation bound [bold green]{report.nats_per_token:.4f}[/] ± {half:.4f} "
+            f"[bold]step {step}[/]  validation {what} [bold green]{report.nats_per_token:.4f}[/] ± {half:.4f} "
             f"nats/token{'  (best so far)' if best else ''}"
         )
+        _, *others = validation.reports.items()
+        if others:
+            self._say(f"  {report.reading} above; {', '.join(f'{n} {r.nats_per_token:.4f}' for n, r in others)}")
 
     def sample(self, step: int, text: str) -> None:
         """A short text that the model wrote, on one line."""
@@ -336,3 +340,8 @@ class TrainingDisplay:
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def _next_token(metrics: "StepMetrics") -> str:
+    """The part of next tokens, where a loss has one."""
+    return "" if metrics.next_token is None else f"next token {metrics.next_token:.4f}  "

@@ -123,6 +123,26 @@ def count_weights(schedule: NoiseSchedule, length: int, steps: int | None) -> Te
     return count * (reveal_T @ _binomial(length, 1.0 - alpha_T[1:]))
 
 
+def count_weights_of(schedule: NoiseSchedule, length: Tensor, count: Tensor) -> Tensor:
+    """The w_l of `count_weights` in continuous time for many texts, or blocks of them, at once.
+
+    Args:
+        schedule: alpha(t).
+        length: L of each, any shape.
+        count: l of each, the same shape.
+
+    Returns:
+        Float64, the same shape.
+    """
+    start, end = noise_levels(schedule)
+    if start == 0.0 and end == 1.0:
+        return torch.ones_like(length, dtype=torch.float64)
+    lengths, which = length.long().unique(return_inverse=True)
+    table = [count_weights(schedule, each, None) for each in lengths.tolist()]
+    wide = torch.nn.utils.rnn.pad_sequence(table, batch_first=True).to(length.device)
+    return wide[which, count.long()]
+
+
 def _binomial(length: int, p_T: Tensor) -> Tensor:
     """Binomial(l; L, p) for l = 0 .. L, shape (T, L + 1)."""
     count = torch.arange(length + 1, dtype=torch.float64)

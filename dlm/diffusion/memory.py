@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import cross_entropy, prior_and_reconstruction_nats
+from dlm.diffusion.bound import count_weights_of, cross_entropy, prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Draws
 from dlm.diffusion.levels import Levels
@@ -80,7 +80,7 @@ class BlocksObjective(Objective):
         """The text and a masked copy; the values are the weights of the bound, 0 at next tokens. See `Objective`."""
         loss_mask_BL = torch.ones_like(x0_BL, dtype=torch.bool) if loss_mask_BL is None else loss_mask_BL
         pattern = self._pattern(x0_BL.shape[1], draws.shared)
-        masked_BL, weight_BL = self._masks(pattern.block_BL, loss_mask_BL, draws)
+        masked_BL, weight_BL = self._masks(process, pattern.block_BL, loss_mask_BL, draws)
         xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
         next_BL = loss_mask_BL if self.next_token else torch.zeros_like(loss_mask_BL)
         inputs = two_stream_input(x0_BL, xt_BL, next_BL, masked_BL, self.first_id, pattern)
@@ -103,12 +103,20 @@ class BlocksObjective(Objective):
             ce_C = cross_entropy(log_p_CV, batch.x0_N[rows])
             weight_C = weight_N[rows].to(ce_C)
             nats_C, masks_C = weight_C * ce_C, (weight_C > 0).to(ce_C)
-            total = to_minimise(self.weighting, masks_C * ce_C, nats_C) + share * ((1.0 - masks_C) * ce_C).sum()
-            return Reduced(total, nats_C.detach())
+            next_C = (1.0 - masks_C) * ce_C
+            total = to_minimise(self.weighting, masks_C * ce_C, nats_C) + share * next_C.sum()
+            return Reduced(total, (nats_C + next_C).detach())
 
-        found = terms(self.weighting, self.levels, batch, denoiser.reduce(batch.inputs, reducer))
-        masks = (weight_N > 0).sum().to(found.predicted)
-        return replace(found, count=batch.tokens if self.weighting.weighted else masks, predicted=masks)
+        loss, nats_N = denoiser.reduce(batch.inputs, reducer)
+        is_mask_N = (weight_N > 0).to(nats_N)
+        found = terms(self.weighting, self.levels, batch, Reduced(loss, nats_N * is_mask_N))
+        masks = is_mask_N.sum().to(found.predicted)
+        return replace(
+            found,
+            count=batch.tokens if self.weighting.weighted else masks,
+            predicted=masks,
+            next_token=(nats_N * (1.0 - is_mask_N)).sum() if self.next_token else None,
+        )
 
     def _pattern(self, length: int, stream: torch.Generator) -> TwoStreams:
         """The blocks of a step."""
@@ -117,15 +125,16 @@ class BlocksObjective(Objective):
         offset = int(torch.randint(size, (), generator=stream)) if self.moves and size < length else 0
         return TwoStreams(block_numbers(length, size, offset), self.causal, whole=size == length)
 
-    def _masks(self, block_BL: Tensor, loss_mask_BL: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _masks(self, process: Process, block_BL: Tensor, loss_mask_BL: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Which tokens are masked, and the weight of each in the bound."""
         block_BL = block_BL.expand_as(loss_mask_BL)
         length_BK = block_lengths(block_BL, loss_mask_BL)
-        level_BK = self.levels.level(spread_over_blocks(draws.u_B, length_BK.shape[1]))
+        level_BK = self.levels.level(spread_over_blocks(draws.u_B, length_BK))
         count_BK = torch.minimum((level_BK * length_BK).floor() + 1.0, length_BK)
         masked_BL = random_block_subset(draws.generators, block_BL, loss_mask_BL, count_BK)
         share_BK = self.levels.cdf(count_BK / length_BK) - self.levels.cdf((count_BK - 1.0) / length_BK)
-        return masked_BL, (1.0 / (count_BK * share_BK)).gather(1, block_BL) * masked_BL
+        weight_BK = count_weights_of(process.schedule, length_BK, count_BK) / (count_BK * share_BK)
+        return masked_BL, torch.where(masked_BL, weight_BK.gather(1, block_BL), 0.0)
 
 
 def causal_input(x0_BL: Tensor, wanted_BL: Tensor, first_id: int) -> NetworkInput:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights, cross_entropy, prior_and_reconstruction_nats
+from dlm.diffusion.bound import count_weights_of, cross_entropy, prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import uniforms
 from dlm.diffusion.memory import causal_input, two_stream_input
@@ -88,10 +88,9 @@ class BlocksEstimator:
         block_1L = block_numbers(length, size).to(x0_BL.device)
         pattern, block_BL = TwoStreams(block_1L, self.causal, whole=size == length), block_1L.expand_as(x0_BL)
         length_BK = block_lengths(block_BL, scored_BL)
-        weight_BKN = _weights(process, length_BK, size)
 
         def weights(count_BK: Tensor) -> Tensor:
-            return weight_BKN.gather(2, count_BK.long()[..., None])[..., 0]
+            return count_weights_of(process.schedule, length_BK, count_BK)
 
         def nats(masked_BL: Tensor, scale_BK: Tensor) -> Tensor:
             xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
@@ -107,21 +106,13 @@ class BlocksEstimator:
         sizes = [len(range(r, pairs, replicates)) for r in range(replicates)]
         for r, number in enumerate(sizes) if size > 1 else ():
             for j in range(number):
-                u_BK = spread_over_blocks((j + shift_RB[r]) / number, length_BK.shape[1])
+                u_BK = spread_over_blocks((j + shift_RB[r]) / number, length_BK)
                 count_BK = ((u_BK * (length_BK - 1.0)).floor().clamp(min=0.0) + 1.0).minimum(length_BK)
                 subset_BL = random_block_subset(generators, block_BL, scored_BL, count_BK)
                 for half_BL, size_BK in ((subset_BL, count_BK), (scored_BL & ~subset_BL, length_BK - count_BK)):
                     scale_BK = 0.5 * share_BK / number * weights(size_BK) * length_BK / size_BK.clamp(min=1.0)
                     total_RBL[r] += nats(half_BL, scale_BK)
         return total_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL
-
-
-def _weights(process: Process, length_BK: Tensor, most: int) -> Tensor:
-    """The weight of each count of masks in each block, shape (B, K, most + 1); see `count_weights`."""
-    table = length_BK.new_zeros(most + 1, most + 1)
-    for length in {int(length) for length in length_BK.flatten().tolist()}:
-        table[length, : length + 1] = count_weights(process.schedule, length, None).to(table)
-    return table[length_BK.long()]
 
 
 def _cross_entropy(denoiser: Denoiser, inputs: NetworkInput, x0_BL: Tensor, predicted_BL: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class LossTerms:
             that the bound needs are never drawn.
         tokens: Number of tokens that the bound is over.
         predicted: Number of tokens that were predicted.
+        next_token: Sum of the next tokens' cross-entropy, in nats, detached and without the weight that it has in
+            `loss`; None where none are learned beside masks.
     """
 
     loss: Tensor
@@ -44,6 +46,7 @@ class LossTerms:
     nelbo: Tensor
     tokens: Tensor
     predicted: Tensor
+    next_token: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ class Readings(Protocol):
         ...
 
     @property
+    def blocks(self) -> tuple[int, ...]:
+        """The sizes of blocks that it is trained on, besides the whole text."""
+        ...
+
+    @property
     def all(self) -> tuple[str, ...]:
         """Every reading by name, as in `causal`, `any-order` and `blocks:16`; the first is what a run is judged by."""
         ...
@@ -41,6 +46,7 @@ class Masked:
     causal: ClassVar[bool] = False
     any_order: ClassVar[bool] = True
     remembers: ClassVar[bool] = False
+    blocks: ClassVar[tuple[int, ...]] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -56,6 +62,7 @@ class Autoregressive:
     causal: ClassVar[bool] = True
     any_order: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
+    blocks: ClassVar[tuple[int, ...]] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -83,6 +90,11 @@ class Blocks:
         _check_size(self.size)
 
     @property
+    def blocks(self) -> tuple[int, ...]:
+        """The only size."""
+        return (self.size,)
+
+    @property
     def all(self) -> tuple[str, ...]:
         """The only one."""
         return (f"blocks:{self.size}",)
@@ -107,8 +119,15 @@ class Joint:
     def __post_init__(self) -> None:
         for size in self.sizes:
             _check_size(size)
+        if len({*self.sizes}) < len(self.sizes):
+            raise ValueError(f"sizes: each is drawn as often as any other, so name each once, got {[*self.sizes]}")
         if not 0.0 < self.next_token < float("inf"):
             raise ValueError(f"next_token must be above zero and finite, got {self.next_token}; without it take blocks")
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The sizes that are named."""
+        return self.sizes
 
     @property
     def all(self) -> tuple[str, ...]:

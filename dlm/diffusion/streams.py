@@ -105,6 +105,11 @@ class TwoStreams:
         """Boolean, what each noisy token sees of the noisy ones."""
         return self.block_BL[:, :, None] == self.block_BL[:, None]
 
+    @cached_property
+    def noisy_BLN(self) -> Tensor:
+        """Boolean, what each noisy token sees of all; made once a call and not once a layer."""
+        return torch.cat([self.memory_BLL, self.own_BLL], 2)
+
     def dense(self, length: int) -> Tensor:
         """The four quarters in one; see `Pattern`."""
         if length != 2 * self.length:
@@ -112,8 +117,7 @@ class TwoStreams:
         rows = len(self.block_BL)
         clean_BLL = self.clean_BLL.expand(rows, -1, -1)
         above_BLN = torch.cat([clean_BLL, torch.zeros_like(clean_BLL)], 2)
-        below_BLN = torch.cat([self.memory_BLL, self.own_BLL], 2)
-        return torch.cat([above_BLN, below_BLN], 1)
+        return torch.cat([above_BLN, self.noisy_BLN], 1)
 
     def without(self, padding_BL: Tensor) -> Self:
         """The same where padding, at the end of rows, is a block of its own, which no text sees."""
@@ -145,9 +149,19 @@ def block_lengths(block_BL: Tensor, candidates_BL: Tensor) -> Tensor:
     return zeros_BK.scatter_add(1, block_BL, candidates_BL.double())
 
 
-def spread_over_blocks(u_B: Tensor, blocks: int) -> Tensor:
-    """A quantile for each block, shape (B, K): the row's own for the first, and the others evenly spaced from it."""
-    return (u_B[:, None] + torch.arange(blocks, device=u_B.device).double() / blocks) % 1.0
+def spread_over_blocks(u_B: Tensor, length_BK: Tensor) -> Tensor:
+    """A quantile for each block, shape (B, K): the row's own, and the others evenly spaced from it.
+
+    Args:
+        u_B: The row's own.
+        length_BK: How many candidates each block has; those with none, such as padding, change nothing.
+
+    Returns:
+        Quantiles in [0, 1).
+    """
+    some_BK = length_BK > 0
+    number_BK = some_BK.cumsum(1) - some_BK.long()
+    return (u_B[:, None] + number_BK / some_BK.sum(1, keepdim=True).clamp(min=1)) % 1.0
 
 
 def random_block_subset(

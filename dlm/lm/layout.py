@@ -55,7 +55,7 @@ class Layout:
     @property
     def before_id(self) -> int:
         """The id that stands before every text that is memory."""
-        return before_id(self.tokenizer)
+        return before_id(self.tokenizer, self.sidecar.affixes)
 
     @property
     def chat_template(self) -> ChatTemplate:

@@ -1,7 +1,5 @@
 """How attention is computed, and how a decoder's causal attention is opened: at once, or step by step."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -39,17 +37,6 @@ def attention_implementation(
 def open_attention(config: PreTrainedConfig) -> None:
     """Makes a decoder's attention bidirectional; transformers >= 5.2 reads `is_causal` and stores it."""
     config.is_causal = False
-
-
-@contextmanager
-def causal_on_disk(config: PreTrainedConfig) -> Iterator[None]:
-    """Leaves out, where a model is saved, that its attention is open: plain transformers reads it causally."""
-    opened = vars(config).pop("is_causal", None)
-    try:
-        yield
-    finally:
-        if opened is not None:
-            config.is_causal = opened
 
 
 def attention_annealing_mask(length: int, share: float, stream: torch.Generator) -> Tensor:

@@ -10,10 +10,10 @@ from torch.compiler import set_stance
 from transformers import PreTrainedModel
 
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
-from dlm.diffusion.streams import Pattern, TwoStreams, block_numbers
+from dlm.diffusion.streams import Pattern, TwoStreams
 from dlm.errors import ConfigError
 from dlm.model.chunks import reduce_in_chunks
-from dlm.model.patterns import use_patterns
+from dlm.model.patterns import check_patterns, use_patterns
 from dlm.model.time_embedding import TimeEmbedding
 
 HEADS = (
@@ -66,7 +66,7 @@ class Backbone(nn.Module):
         self._check()
         if patterns:
             use_patterns(model)
-            self._check_patterns()
+            check_patterns(lambda inputs: self._rows(inputs, None), model, pad_id)
 
     def forward(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         """Logits of the wanted positions, or what a reducer makes of them.
@@ -149,11 +149,12 @@ class Backbone(nn.Module):
         return zero.masked_fill(~open_BLM, torch.finfo(dtype).min)[:, None]
 
     @torch.no_grad()
-    def check_masks(self, length: int) -> None:
+    def check_masks(self, length: int, otherwise: str) -> None:
         """Checks that what each token sees can be set by a mask of each row, for rows of one length.
 
         Args:
             length: L.
+            otherwise: What to set where it cannot, such as `data.attend to row`.
 
         Raises:
             ConfigError: The network sees less with a mask that is open everywhere, as layers of local attention do,
@@ -177,37 +178,11 @@ class Backbone(nn.Module):
         if not torch.allclose(whole_ND, open_ND, rtol=1e-2, atol=1e-3):
             raise ConfigError(
                 f"model.architecture {kind} has layers that see a part of the row, which a mask would open: "
-                "set data.attend to row, or make every layer see all"
+                f"set {otherwise}, or make every layer see all"
             )
         one_LD, other_LD = apart_ND.view(2, length, -1)
         if not torch.allclose(one_LD[:half], other_LD[:half], rtol=1e-3, atol=1e-4):
-            raise ConfigError(f"model.architecture {kind} sees what a mask hides: set data.attend to row")
-
-    @torch.no_grad()
-    def _check_patterns(self) -> None:
-        """Checks that what each token sees, and where it stands, can be set, on two streams of four tokens.
-
-        Raises:
-            ConfigError: The network does not hand patterns to its attention, or not all of its layers follow them.
-        """
-        training = self.model.training
-        self.model.eval()
-        usable = [i for i in range(self.vocabulary) if i != self.pad_id][:3]
-        ids_BN = torch.tensor([usable * 3], device=self.model.device)[:, :8]
-        positions_N = torch.tensor([0, 1, 2, 3, 1, 2, 3, 4], device=self.model.device)
-        pattern = TwoStreams(block_numbers(4, 2)).to(self.model.device)
-        plain = NetworkInput(ids_BN, torch.ones_like(ids_BN, dtype=torch.bool), torch.zeros(1), positions=positions_N)
-        by_pattern_ND, by_mask_ND = (
-            self._rows(replace(plain, attention=attention), None) for attention in (pattern, pattern.dense(8))
-        )
-        changed = plain.with_index(plain.index_N, ids_BL=ids_BN.index_fill(1, positions_N[3:4], usable[1]))
-        hidden_ND = self._rows(replace(changed, attention=pattern), None)
-        self.model.train(training)
-        kind = self.model.config.model_type
-        if not torch.allclose(by_pattern_ND, by_mask_ND, rtol=1e-2, atol=1e-3):
-            raise ConfigError(f"model.architecture {kind}: its attention cannot be told what a clean text's copy sees")
-        if not torch.equal(by_pattern_ND[:3], hidden_ND[:3]):
-            raise ConfigError(f"model.architecture {kind} sees what a pattern hides")
+            raise ConfigError(f"model.architecture {kind} sees what a mask hides: set {otherwise}")
 
     def _project(self, rows_ND: Tensor) -> Tensor:
         """Rows to logits, by the model's head."""

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.readings import Masked
 from dlm.errors import CheckpointError, ConfigError, WriteError, one_line, unwritten
-from dlm.model.attention import causal_on_disk
+from dlm.model.causal import causal_on_disk
 from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
 from dlm.model.public import Family, by_name, read_config
@@ -30,9 +31,9 @@ from dlm.settings import dump_config, dump_formulation, parse_config, parse_form
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FORMAT = 4
+FORMAT = 5
 """The latest version of `dlm.yaml`; a reader refuses a later one. Version 4 has special tokens around every text, or a
-family of published models."""
+family of published models; version 5 has readings with a memory."""
 
 UNFLUSHED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES}
 """What `fsync` answers where it does not work at all, rather than fails."""
@@ -69,11 +70,17 @@ class Sidecar:
         """What a run says beside a checkpoint of its own."""
         return cls(config.formulation, config.data.length, mask_id, step, config, affixes or Affixes(), family)
 
+    @property
+    def _format(self) -> int:
+        """The first version whose readers use the model as what it is."""
+        if not isinstance(self.formulation.readings, Masked):
+            return FORMAT
+        return 4 if self.affixes or self.family else 3
+
     def dump(self) -> str:
         """The file's text."""
         tree: dict[str, Any] = {
-            # A reader of version 3 alone would leave both out, and use the model as another.
-            "format": FORMAT if self.affixes or self.family else 3,
+            "format": self._format,
             "formulation": dump_formulation(self.formulation),
             "context": self.context,
             "mask_id": self.mask_id,
@@ -168,7 +175,7 @@ def write_model(
     if adapter is not None:
         write_adapter(folder, adapter, of_model)
     else:
-        with causal_on_disk(model.config) if sidecar.formulation.readings.causal else nullcontext():
+        with causal_on_disk(model, tokenizer, sidecar.family) if sidecar.formulation.readings.causal else nullcontext():
             model.save_pretrained(folder, state_dict=of_model)
     if time_embedding is not None:
         write_time_embedding(

@@ -1,5 +1,7 @@
 """Attention by a pattern: nothing is computed that is always shut; see `dlm.diffusion.streams`."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +11,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from dlm.diffusion.streams import Causal, Open, Pattern, TwoStreams
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.streams import Causal, Open, Pattern, TwoStreams, block_numbers
+from dlm.errors import ConfigError
+from dlm.model.adapt import is_decoder
 
 EAGER, SDPA = "dlm_eager", "dlm_sdpa"
 """The implementations of attention that know patterns, by the names that transformers knows them by."""
@@ -23,6 +28,52 @@ def use_patterns(model: PreTrainedModel) -> None:
     """
     name = model.config._attn_implementation
     model.set_attn_implementation({"eager": EAGER, "sdpa": SDPA}.get(name, name))
+
+
+@torch.no_grad()
+def check_patterns(rows: Callable[[NetworkInput], Tensor], model: PreTrainedModel, pad_id: int | None) -> None:
+    """Checks that what each token sees, and where it stands, can be set, on two streams of four tokens.
+
+    Args:
+        rows: Gives the last hidden states of the wanted positions, shape (N, D).
+        model: What it runs.
+        pad_id: The id that no text holds.
+
+    Raises:
+        ConfigError: The model is an encoder; it does not hand patterns to its attention, or not all of its layers
+            follow them; or its positions are not relative, so that the readings would be of different texts.
+    """
+    kind = model.config.model_type
+    if not is_decoder(model):
+        raise ConfigError(
+            f"model.architecture {kind} is an encoder, which is not read from left to right: take a decoder, such as "
+            "qwen3, or set readings to masked"
+        )
+    training = model.training
+    model.eval()
+    usable = [i for i in range(model.config.vocab_size) if i != pad_id][:3]
+    ids_BN = torch.tensor([usable * 3], device=model.device)[:, :8]
+    positions_N = torch.tensor([0, 1, 2, 3, 1, 2, 3, 4], device=model.device)
+    pattern = TwoStreams(block_numbers(4, 2)).to(model.device)
+    plain = NetworkInput(ids_BN, torch.ones_like(ids_BN, dtype=torch.bool), torch.zeros(1), positions=positions_N)
+    changed = replace(plain, ids_BL=ids_BN.index_fill(1, positions_N[3:4], usable[1]))
+    inputs = (
+        replace(plain, attention=pattern),
+        replace(plain, attention=pattern.dense(8)),
+        replace(changed, attention=pattern),
+        replace(plain, attention=pattern, positions=positions_N + 1),
+    )
+    by_pattern_ND, by_mask_ND, hidden_ND, later_ND = map(rows, inputs)
+    model.train(training)
+    if not torch.allclose(by_pattern_ND, by_mask_ND, rtol=1e-2, atol=1e-3):
+        raise ConfigError(f"model.architecture {kind}: its attention cannot be told what a clean text's copy sees")
+    if not torch.equal(by_pattern_ND[:3], hidden_ND[:3]):
+        raise ConfigError(f"model.architecture {kind} sees what a pattern hides")
+    if not torch.allclose(by_pattern_ND, later_ND, rtol=1e-2, atol=1e-3):
+        raise ConfigError(
+            f"model.architecture {kind} has a learned vector for each position, and its readings begin at different "
+            "ones: take an architecture with relative positions, such as qwen3, or set readings to masked"
+        )
 
 
 def patterned_attention(
@@ -54,7 +105,13 @@ def patterned_attention(
 
     Returns:
         What each token reads, shape (B, N, H, D), and None for the weights.
+
+    Raises:
+        ConfigError: The layer asks for more than softmax attention.
     """
+    if more := next((name for name in ("softcap", "s_aux") if options.get(name) is not None), None):
+        kind = getattr(module.config, "model_type", type(module).__name__)
+        raise ConfigError(f"model.architecture {kind} has attention with {more}: set readings to masked")
     if pattern is None and not eager:
         return sdpa_attention_forward(
             module, query_BHND, key_BGMD, value_BGMD, mask, scaling=scaling, dropout=dropout, **options
@@ -83,8 +140,7 @@ def _two_streams(attend: "_Attend", query: Tensor, key: Tensor, value: Tensor, p
         clean = attend(q_clean, k_clean, v_clean, pattern.clean_BLL[:, None])
     if pattern.whole:
         return torch.cat([clean, attend(q_noisy, k_noisy, v_noisy, None)], 2)
-    seen_BLN = torch.cat([pattern.memory_BLL, pattern.own_BLL], 2)
-    return torch.cat([clean, attend(q_noisy, key, value, seen_BLN[:, None])], 2)
+    return torch.cat([clean, attend(q_noisy, key, value, pattern.noisy_BLN[:, None])], 2)
 
 
 class _Attend:

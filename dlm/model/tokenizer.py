@@ -212,9 +212,19 @@ def first_id(tokenizer: PreTrainedTokenizerBase, family: Family | None, *, shift
     return special_ids(tokenizer).end if shift else None
 
 
-def before_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id before every text that is read from left to right: a begin of text, or the end of the text before."""
-    return int(special_ids(tokenizer).end if tokenizer.bos_token_id is None else tokenizer.bos_token_id)
+def before_id(tokenizer: PreTrainedTokenizerBase, affixes: Affixes | None = None) -> int:
+    """The id before every row that is read from left to right.
+
+    Args:
+        tokenizer: The model's.
+        affixes: The special tokens that stand around every text, which are in the row.
+
+    Returns:
+        A begin of text; the end of the text before where there is none, or where the row has one already.
+    """
+    begin = tokenizer.bos_token_id
+    known = begin is not None and not (affixes and begin in affixes.prefix)
+    return int(begin if known else special_ids(tokenizer).end)
 
 
 def all_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -1,7 +1,7 @@
 """What a run reports: lines in a file, and events for a display."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ class StepMetrics:
             skipped.
         tokens: Tokens of the run so far.
         tokens_per_second: Of this step.
+        next_token: The cross-entropy of next tokens, in nats a token; None where none are learned beside masks.
     """
 
     step: int
@@ -34,11 +35,48 @@ class StepMetrics:
     grad_norm: float | None
     tokens: int
     tokens_per_second: float
+    next_token: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; `next_token` only where there is one."""
+        found = asdict(self)
+        return found if self.next_token is not None else {k: v for k, v in found.items() if k != "next_token"}
 
     def tracked(self) -> dict[str, float]:
         """The values for experiment trackers."""
-        shown = {"loss": self.loss, "nelbo": self.nelbo, "lr": self.lr}
+        shown = {"loss": self.loss, "nelbo": self.nelbo, "lr": self.lr, "next_token": self.next_token}
         return {name: value for name, value in shown.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation of a model, in each of its readings.
+
+    Attributes:
+        reports: By reading, in the order of `Readings.all`; a run is judged by the first.
+    """
+
+    reports: Mapping[str, LikelihoodReport]
+
+    @property
+    def judged(self) -> LikelihoodReport:
+        """The one that a run is judged by."""
+        return next(iter(self.reports.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON: the first reading as `validation`, and where there are several all as `readings`."""
+        found: dict[str, Any] = {"validation": self.judged.to_dict()}
+        if len(self.reports) > 1:
+            found["readings"] = {name: report.to_dict() for name, report in self.reports.items()}
+        return found
+
+    def tracked(self) -> dict[str, float]:
+        """The values for experiment trackers."""
+        found = {"validation_nelbo": self.judged.nats_per_token}
+        if len(self.reports) > 1:  # a colon is no part of a tracker's names
+            several = {name.replace(":", "-"): report for name, report in self.reports.items()}
+            found |= {f"validation_nelbo/{name}": report.nats_per_token for name, report in several.items()}
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +125,7 @@ class Reporter(Protocol):
         """A step was taken."""
         ...
 
-    def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
+    def validation(self, step: int, validation: Validation, best: bool) -> None:
         """The model was validated; `best` says whether it is the best so far."""
         ...
 
@@ -116,7 +154,7 @@ class Silent(Reporter):
         pass
 
     @override
-    def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
+    def validation(self, step: int, validation: Validation, best: bool) -> None:
         pass
 
     @override
@@ -135,7 +173,7 @@ class MetricsLog(Protocol):
         """Adds the line of a step."""
         ...
 
-    def validation(self, step: int, report: LikelihoodReport) -> None:
+    def validation(self, step: int, validation: Validation) -> None:
         """Adds the line of a validation."""
         ...
 
@@ -152,7 +190,7 @@ class Unwritten(MetricsLog):
         pass
 
     @override
-    def validation(self, step: int, report: LikelihoodReport) -> None:
+    def validation(self, step: int, validation: Validation) -> None:
         pass
 
     @override
@@ -178,11 +216,11 @@ class MetricsFile(MetricsLog):
 
     @override
     def step(self, metrics: StepMetrics) -> None:
-        self._write(asdict(metrics))
+        self._write(metrics.to_dict())
 
     @override
-    def validation(self, step: int, report: LikelihoodReport) -> None:
-        self._write({"step": step, "validation": report.to_dict()})
+    def validation(self, step: int, validation: Validation) -> None:
+        self._write({"step": step, **validation.to_dict()})
 
     @override
     def close(self) -> None:

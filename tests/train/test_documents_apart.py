@@ -155,10 +155,10 @@ def test_annealed_attention_stays_in_the_document() -> None:
 
 @pytest.mark.parametrize("architecture", [name for name in SIZES if name != "modernbert"])
 def test_masks_are_understood_by(architecture: str) -> None:
-    Backbone(build(architecture), 37).check_masks(LENGTH)
+    Backbone(build(architecture), 37).check_masks(LENGTH, "data.attend to row")
 
 
 def test_local_attention_is_refused(refused: Refused) -> None:
     """With a mask of our own its layers would see the whole document, and elsewhere their window."""
     with refused(ConfigError, "modernbert", "data.attend"):
-        Backbone(build("modernbert"), 37).check_masks(LENGTH)
+        Backbone(build("modernbert"), 37).check_masks(LENGTH, "data.attend to row")

@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 
 from dlm.config import Config
+from dlm.diffusion.readings import Joint
 from tests.support import adapted_runs, pretrained
 from tests.support.formulations import TIMED, chosen
 from tests.support.launchers import launch
@@ -90,6 +92,12 @@ def timed_encoder(folder: Path) -> Config:
     return chosen(altered(config, "optim", **ROUNDED), **TIMED["uniform"])
 
 
+def joint(folder: Path) -> Config:
+    """A causal memory beside open blocks of two sizes."""
+    config = describe(folder, micro_batch_size=2, ema=0.1, sample_length=0)
+    return replace(altered(config, "optim", **ROUNDED), readings=Joint((2, 4)))
+
+
 def nothing_to_predict(folder: Path) -> Config:
     """One sequence at a time, told the time: many of its copies have no mask, and a network is run by all or none."""
     config = describe(folder, micro_batch_size=1, validate_sequences=24)
@@ -102,7 +110,7 @@ ROUNDED: dict[str, Any] = {"name": "adamw"}
 SHORT: dict[str, Any] = {"steps": 8, "validate_every": 4, "save_every": 4, "micro_batch_size": 4, "precision": "fp32"}
 
 
-@pytest.mark.parametrize("kind", [timed, adapters, decoder, encoder, timed_encoder, nothing_to_predict])
+@pytest.mark.parametrize("kind", [timed, adapters, decoder, encoder, timed_encoder, nothing_to_predict, joint])
 def test_any_kind_of_run_is_the_run_of_one_process(kind: Any, tmp_path: Path) -> None:
     config = kind(tmp_path)
     alone = train(tmp_path / "alone", config)

@@ -9,9 +9,8 @@ import torch
 
 from dlm.diffusion.objective import Corrupted, Objective
 from dlm.errors import TrainingError
-from dlm.evaluate.likelihood import LikelihoodReport
 from dlm.lm import DiffusionLM
-from dlm.train.metrics import RunFacts, Silent, StepMetrics
+from dlm.train.metrics import RunFacts, Silent, StepMetrics, Validation
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.support.tiny_runs import (
@@ -112,8 +111,8 @@ def test_a_reporter_hears_everything_in_order(tmp_path: Path) -> None:
         def step(self, metrics: StepMetrics) -> None:
             heard.append(("step", metrics.step))
 
-        def validation(self, step: int, report: LikelihoodReport, best: bool) -> None:
-            assert report.sequences == 4 and best
+        def validation(self, step: int, validation: Validation, best: bool) -> None:
+            assert list(validation.reports) == ["any-order"] and validation.judged.sequences == 4 and best
             heard.append(("validation", step))
 
         def sample(self, step: int, text: str) -> None:
