@@ -453,7 +453,8 @@ class Config:
             )
         if (longest := max(readings.blocks, default=1)) > self.data.length:
             raise ValueError(
-                f"readings: a block of {longest} tokens is longer than data.length {self.data.length}; take smaller ones"
+                f"readings: a block of {longest} tokens is longer than data.length {self.data.length}; "
+                "take smaller blocks"
             )
 
     @property

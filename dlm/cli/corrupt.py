@@ -174,6 +174,11 @@ def _known_by(model: str) -> tuple["PreTrainedTokenizerBase", "Formulation", lis
     path = resolve(model)
     sidecar = read_sidecar(path)
     formulation = sidecar.formulation if sidecar else Formulation()
+    if not (formulation.readings.any_order or formulation.readings.remembers):
+        raise ConfigError(
+            f"{model} was trained with readings {formulation.readings.name} and has no noise: leave the model out, or "
+            "take one that was trained with noise"
+        )
     return build_tokenizer(Pretrained(path), lambda: ()), formulation, []
 
 

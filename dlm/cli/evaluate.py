@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dlm.config import Time
     from dlm.data.documents import Documents
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
+    from dlm.evaluate.readings import ReadingsReport
     from dlm.lm import DiffusionLM
 
 
@@ -33,6 +34,14 @@ def evaluate(
         str | None, typer.Option(help="Which subset of a dataset on the Hub.", show_default=False)
     ] = None,
     field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
+    reading: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="causal|any-order|blocks:S",
+            help="How the model is read; repeatable.",
+            show_default="every reading that it was trained for",
+        ),
+    ] = None,
     time: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +79,8 @@ def evaluate(
     from dlm.data.corpus import corpus
     from dlm.data.losses import left_out
     from dlm.distributed import process_state
-    from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
+    from dlm.evaluate.likelihood import evaluate_chain_rule
+    from dlm.evaluate.readings import evaluate_readings
     from dlm.lm import DiffusionLM
 
     options.check_device(device)
@@ -83,7 +93,7 @@ def evaluate(
         documents = documents.first(max_documents)
     packing = lm.config.data.packing if lm.config else "pack"
     sequences = corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
-    report = evaluate_likelihood(lm, sequences, draws=draws, batch_size=batch_size, seed=seed, time=chain)
+    found = evaluate_readings(lm, sequences, reading or (), draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
         exact = evaluate_chain_rule(
@@ -92,10 +102,10 @@ def evaluate(
     if not is_first():
         return
     if as_json:
-        write_data(json.dumps({**report.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
+        write_data(json.dumps({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
     else:
-        write_data(_table(report, exact), None)
-    for line in (*left_out("scored", documents, sequences), *_cautions(report)):
+        write_data(_table(found, exact), None)
+    for line in (*left_out("scored", documents, sequences), *_cautions(found.first)):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -167,28 +177,16 @@ def _dropped(report: "LikelihoodReport") -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
-def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
-    rows = [
-        ("nats/token", report.nats_per_token, report.nats_per_token_ci95),
-        ("bits/token", report.bits_per_token, report.bits_per_token_ci95),
-        ("bits/byte", report.bits_per_byte, report.bits_per_byte_ci95),
-        ("perplexity", report.perplexity_bound, report.perplexity_bound_ci95),
-    ]
-    lines = ["upper bound      value     95% interval"]
-    lines += [f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}" for name, value, (low, high) in rows]
+def _table(found: "ReadingsReport", exact: "ChainRuleReport | None") -> str:
+    report = found.first
+    lines = [*(_values(report) if len(found.reports) == 1 else _readings(found))]
     terms = (("prior", report.prior_nats_per_token), ("reconstruction", report.reconstruction_nats_per_token))
-    shown = [f"{nats:.6f} from the {name}" for name, nats in terms if nats]
+    shown = [f"{nats:.6f} from the {name}" for name, nats in terms if nats and report.estimator != "exact"]
     if shown:
         lines.append(f"of its nats/token {' and '.join(shown)}, as the schedule does not go from 1 to 0")
-    masks = report.estimator == "counts"
-    drawn = "exact count with complements" if masks else "times"
-    chain = "continuous time" if report.steps is None else f"{report.steps} steps"
     lines += [
         "",
-        f"chain            {report.process} noise, {report.schedule} schedule, {chain}",
-        f"standard error   {report.monte_carlo_se:.4f} nats/token from the "
-        f"{'masks' if masks else 'noise'} (Monte-Carlo), "
-        f"{report.sampling_se:.4f} from the texts ({report.resampled} resampled)",
+        *_method(found),
         f"scored           {report.tokens:,} tokens, {report.bytes:,} bytes, {report.documents:,} documents "
         f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
         *(
@@ -202,8 +200,7 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
             else []
         ),
         f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
-        f"estimator        stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}, "
-        f"seed {report.seed}",
+        f"estimator        {_estimator(found)}, seed {report.seed}",
     ]
     if exact:
         lines += [
@@ -214,3 +211,66 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
             f"  random order   {exact.bound_nats_per_token:.4f} (the bound)",
         ]
     return "\n".join(lines)
+
+
+def _values(report: "LikelihoodReport") -> Iterator[str]:
+    """The lines of one reading."""
+    yield f"{'exact value' if report.estimator == 'exact' else 'upper bound'}      value     95% interval"
+    rows = (
+        ("nats/token", report.nats_per_token, report.nats_per_token_ci95),
+        ("bits/token", report.bits_per_token, report.bits_per_token_ci95),
+        ("bits/byte", report.bits_per_byte, report.bits_per_byte_ci95),
+        ("perplexity", report.perplexity_bound, report.perplexity_bound_ci95),
+    )
+    for name, value, (low, high) in rows:
+        yield f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}"
+
+
+def _readings(found: "ReadingsReport") -> Iterator[str]:
+    """The lines of several readings, and of how they differ."""
+    first = found.first
+    yield "reading             nats/token  95% interval        bits/byte  perplexity  standard error"
+    for name, report in found.reports.items():
+        low, high = report.nats_per_token_ci95
+        sign = "=" if report.estimator == "exact" else "≤"
+        masks = "exact" if report.estimator == "exact" else f"{report.monte_carlo_se:.4f} from the masks"
+        yield (
+            f"{name:<16} {sign} {report.nats_per_token:>10.4f}  {f'{low:.4f} to {high:.4f}':<18}"
+            f"{report.bits_per_byte:>11.4f}{report.perplexity_bound:>12.4f}  {masks}"
+        )
+    yield ""
+    yield f"{f'against {first.reading}':<18} {'nats/token':>10}  95% interval, paired by {first.resampled}"
+    for each in found.differences:
+        low, high = each.nats_per_token_ci95
+        yield f"{each.reading:<18} {each.nats_per_token:>+10.4f}  {low:+.4f} to {high:+.4f}"
+
+
+def _method(found: "ReadingsReport") -> Iterator[str]:
+    """The chain of the bounds, and the errors where they are not in a table of readings."""
+    report = found.first
+    chain = "continuous time" if report.steps is None else f"{report.steps} steps"
+    if report.reading != "any-order" and len(found.reports) == 1:
+        yield f"reading          {report.reading}"
+    if any(each.estimator != "exact" for each in found.reports.values()):
+        yield f"chain            {report.process} noise, {report.schedule} schedule, {chain}"
+    texts = f"{report.sampling_se:.4f}"
+    if len(found.reports) > 1:
+        return
+    if report.estimator == "exact":
+        yield f"standard error   {texts} nats/token from the texts ({report.resampled} resampled)"
+    else:
+        yield (
+            f"standard error   {report.monte_carlo_se:.4f} nats/token from the "
+            f"{'masks' if report.estimator == 'counts' else 'noise'} (Monte-Carlo), "
+            f"{texts} from the texts ({report.resampled} resampled)"
+        )
+
+
+def _estimator(found: "ReadingsReport") -> str:
+    """How the bounds are estimated."""
+    report = next((each for each in found.reports.values() if each.estimator != "exact"), found.first)
+    if report.estimator == "exact":
+        return "exact"
+    masks = report.estimator == "counts"
+    drawn = "exact count with complements" if masks else "times"
+    return f"stratified {drawn}, {report.draws} draws{' and the full mask' if masks else ''}"

@@ -175,16 +175,64 @@ def evaluate_likelihood(
         ConfigError: The bound asked for is that of continuous time, and the model predicts the mixture form; or the
             model has no such reading.
     """
+    reading = reading or lm.formulation.readings.all[0]
+    return measure(
+        lm, sequences, rows=rows, draws=draws, batch_size=batch_size, seed=seed, time=time, reading=reading
+    ).report
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A report, and the sums that it was made of.
+
+    Attributes:
+        report: The report.
+        scores: The sums.
+    """
+
+    report: LikelihoodReport
+    scores: "Scores"
+
+
+@torch.inference_mode()
+def measure(
+    lm: DiffusionLM,
+    sequences: Sequences,
+    *,
+    rows: Sequence[int] | None,
+    draws: int,
+    batch_size: int,
+    seed: int,
+    time: Time | None,
+    reading: str,
+) -> Measured:
+    """What `evaluate_likelihood` reports, and the sums behind it, so that two readings can be compared text by text.
+
+    Args:
+        lm: The model.
+        sequences: The corpus.
+        rows: Which of its sequences; None for all.
+        draws: Noisy copies of each sequence.
+        batch_size: Sequences a forward.
+        seed: Decides the noise and the bootstrap.
+        time: The chain whose bound is estimated; None for the model's own.
+        reading: How the model is read.
+
+    Returns:
+        Both.
+
+    Raises:
+        DataError: There is no sequence.
+    """
     rows = range(len(sequences)) if rows is None else rows
     if not len(rows):
         filled = len(sequences.dropped_whole)
         why = f"all {filled} prompts fill the context of {sequences.length}" if filled else "the text holds no token"
         raise DataError(f"nothing to evaluate: {why}")
     lm.model.eval()
-    reading = reading or lm.formulation.readings.all[0]
-    estimator = _estimator(lm, draws, time, reading)
+    estimator = estimator_of(lm, draws, time, reading)
     scores = _score(lm, sequences, rows, estimator, batch_size, seed)
-    return _report(lm, sequences, scores, estimator, reading, draws, seed)
+    return Measured(_report(lm, sequences, scores, estimator, reading, draws, seed), scores)
 
 
 @torch.inference_mode()
@@ -213,15 +261,21 @@ def evaluate_chain_rule(
         The report.
 
     Raises:
-        ConfigError: The model's process does not reveal one token at a time, or its network takes the time.
+        ConfigError: The model's process does not reveal one token at a time, its network takes the time, or it was not
+            trained to be read in any order.
     """
+    if not lm.formulation.readings.any_order:
+        raise ConfigError(
+            "the chain rule is that of the any-order reading, and this model has "
+            f"{', '.join(lm.formulation.readings.all)} alone: leave --chain-rule out"
+        )
     if not lm.formulation.counts:
         raise ConfigError(
             "the chain rule is that of samplers that reveal one token at a time, from a network that takes no time; "
             f"this model's noise is {lm.process.noise.name}: leave --chain-rule out"
         )
     lm.model.eval()
-    estimator = _estimator(lm, draws, time, "any-order")
+    estimator = estimator_of(lm, draws, time, "any-order")
     rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()
     totals = dict.fromkeys(("left", "confidence", "bound", "tokens"), 0.0)
     for start in range(0, len(rows), batch_size):
@@ -256,8 +310,21 @@ def _denoiser(lm: DiffusionLM, sequences: Sequences, batch: Batch) -> Denoiser:
     return AttendingDenoiser(lm.denoiser, document_attention_mask(batch.document_BL.to(lm.arithmetic_device)))
 
 
-def _estimator(lm: DiffusionLM, draws: int, time: Time | None, reading: str) -> Likelihood:
-    """The likelihood of a reading; for any order the bound of the model's own chain, or of the one asked for."""
+def estimator_of(lm: DiffusionLM, draws: int, time: Time | None, reading: str) -> Likelihood:
+    """The likelihood of a reading; for any order the bound of the model's own chain, or of the one asked for.
+
+    Args:
+        lm: The model.
+        draws: Noisy copies of each sequence.
+        time: The chain; None for the model's own.
+        reading: How the model is read.
+
+    Returns:
+        What computes or bounds it.
+
+    Raises:
+        ConfigError: The model has no such reading, or the reading no such chain.
+    """
     try:
         estimator = lm.formulation.reading(reading, draws, lm.layout.before_id)
     except ValueError as error:
@@ -265,14 +332,14 @@ def _estimator(lm: DiffusionLM, draws: int, time: Time | None, reading: str) -> 
     if time is None:
         return estimator
     if not isinstance(estimator, Estimator):
-        raise ConfigError(f"the reading {reading} has no chain of steps: leave --time out")
+        raise ConfigError(f"the reading {reading} has no chain of steps: leave --time out, or read any-order alone")
     if time.steps is None and lm.formulation.parameterization == "mixture":
         raise ConfigError("the mixture form has no finite bound in continuous time: give a number of steps")
     return replace(estimator, steps=time.steps)
 
 
 @dataclass(frozen=True)
-class _Scores:
+class Scores:
     """Sums over a corpus; D documents, S sequences, and two halves of the draws (the first dimension of `nats_RD`)."""
 
     nats_RD: Tensor
@@ -286,10 +353,23 @@ class _Scores:
     prior: float
     reconstruction: float
 
+    @property
+    def by_documents(self) -> bool:
+        """Whether the bootstrap resamples documents, because there are enough of them."""
+        return int((self.tokens_D > 0).sum()) >= FEWEST_DOCUMENTS
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Nats and tokens of what the bootstrap resamples: documents, or sequences."""
+        if not self.by_documents:
+            return self.nats_S, self.tokens_S
+        scored = self.tokens_D > 0
+        return self.nats_RD.mean(0)[scored], self.tokens_D[scored]
+
 
 def _score(
     lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], estimator: Likelihood, batch_size: int, seed: int
-) -> _Scores:
+) -> Scores:
     """Scores sequences, each process its part, and adds up the parts."""
     nats_RD = torch.zeros(2, len(sequences.tokens.sizes), dtype=torch.float64)
     tokens_D = torch.zeros(len(sequences.tokens.sizes), dtype=torch.float64)
@@ -324,13 +404,13 @@ def _score(
     if team.num_processes > 1:  # each process has zeros for the rows of the others
         sums = tuple(reduce(part.to(team.device), "sum").cpu() for part in sums)
     *tensors, terms = sums
-    return _Scores(*tensors, *terms.tolist())
+    return Scores(*tensors, *terms.tolist())
 
 
 def _report(
     lm: DiffusionLM,
     sequences: Sequences,
-    scores: _Scores,
+    scores: Scores,
     estimator: Likelihood,
     reading: str,
     draws: int,
@@ -340,14 +420,10 @@ def _report(
     scored = scores.tokens_D > 0
     bytes_D = _scored_bytes(sequences, scores.tokens_D)
     tokens, documents = int(scores.tokens_D.sum()), int(scored.sum())
-    if documents < FEWEST_DOCUMENTS:
-        resampled, nats_U, tokens_U = "sequences", scores.nats_S, scores.tokens_S
-        bytes_U = tokens_U * (bytes_D.sum() / scores.tokens_D.sum())
-    else:
-        resampled, nats_U, tokens_U = "documents", scores.nats_RD.mean(0)[scored], scores.tokens_D[scored]
-        bytes_U = bytes_D[scored]
-    per_token = _Ratio.of(nats_U, tokens_U, seed)
-    per_byte = _Ratio.of(nats_U, bytes_U, seed)
+    nats_U, tokens_U = scores.units
+    bytes_U = bytes_D[scored] if scores.by_documents else tokens_U * (bytes_D.sum() / scores.tokens_D.sum())
+    per_token = Ratio.of(nats_U, tokens_U, seed)
+    per_byte = Ratio.of(nats_U, bytes_U, seed)
     monte_carlo = math.sqrt(float(scores.squares_S.sum())) / tokens
     bit, unknown_id = math.log(2.0), special_ids(lm.tokenizer).unknown
     return LikelihoodReport(
@@ -367,7 +443,7 @@ def _report(
         monte_carlo_se=monte_carlo,
         # The bootstrap sees both errors at once: the rest of its variance is that of the texts.
         sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)) if math.isfinite(monte_carlo) else math.inf,
-        resampled=resampled,
+        resampled="documents" if scores.by_documents else "sequences",
         tokens=tokens,
         bytes=round(float(bytes_D.sum())),
         documents=documents,
@@ -397,7 +473,7 @@ def _report(
 
 
 @dataclass(frozen=True)
-class _Ratio:
+class Ratio:
     """A ratio of two sums over units, with its bootstrap standard error and 95% interval."""
 
     value: float
@@ -405,11 +481,22 @@ class _Ratio:
     interval: Interval
 
     @classmethod
-    def of(cls, above_U: Tensor, below_U: Tensor, seed: int) -> "_Ratio":
+    def of(cls, above_U: Tensor, below_U: Tensor, seed: int) -> "Ratio":
+        """The ratio of two sums.
+
+        Args:
+            above_U: What each unit adds above, and
+            below_U: below.
+            seed: Decides the bootstrap; two ratios of the same units resample the same ones.
+
+        Returns:
+            The ratio.
+        """
         above: Floats = above_U.double().numpy()
         below: Floats = below_U.double().numpy()
-        if np.isinf(above).any():
-            return cls(math.inf, math.inf, (math.inf, math.inf))
+        if not np.isfinite(above).all():
+            value = float(above.sum())  # infinite, or of two infinite bounds not a number
+            return cls(value, math.inf, (value, value))
         random = np.random.default_rng(abs(seed))
         even = np.full(len(above), 1.0 / len(above))
         resampled = np.empty(RESAMPLES)

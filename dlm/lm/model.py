@@ -15,10 +15,11 @@ from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.devices import has_float64
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.likelihood import Likelihood
 from dlm.diffusion.network import PlacedNetwork
 from dlm.diffusion.readings import Masked
 from dlm.diffusion.unmask import Margin, Order, Random
-from dlm.errors import CheckpointError
+from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import loading
 from dlm.lm.canvas import stack
 from dlm.lm.infillings import Infilling
@@ -363,8 +364,14 @@ class DiffusionLM:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
-            ConfigError: The sampler needs absorbing noise, and the model's noise is another.
+            ConfigError: The sampler needs absorbing noise, and the model's noise is another; or the model is not read
+                in any order.
         """
+        if not self.formulation.readings.any_order:
+            raise ConfigError(
+                f"this model was trained with readings {self.formulation.readings.name} and does not see what stands "
+                "behind a hole: train one with readings joint or masked, or write on from its beginning by dlm sample"
+            )
         self.model.eval()
         sampler, order = self._completed(sampler, Margin(), blocks=False)
         asked: list[tuple[Template, Task]] = []
@@ -381,7 +388,9 @@ class DiffusionLM:
         groups = in_groups(infillings, len(templates), num)
         return (sorted(group, key=lambda one: -one.log_likelihood) for group in groups)
 
-    def score(self, prompt: Prompt, response: str, *, draws: int = 16, seed: int = 0) -> Score:
+    def score(
+        self, prompt: Prompt, response: str, *, draws: int = 16, seed: int = 0, reading: str | None = None
+    ) -> Score:
         """Bounds log p(response, then the end of text | prompt).
 
         Args:
@@ -389,18 +398,30 @@ class DiffusionLM:
             response: What is scored.
             draws: Noisy copies that the bound is estimated from; even, from 4 on with a standard error.
             seed: The noise follows from it, and is the same for responses of the same length.
+            reading: How the model is read: `any-order`, `causal`, which is exact, or `blocks:S`; by default as its runs
+                are judged.
 
         Returns:
             The score.
 
         Raises:
+            ConfigError: The model was not trained to be read so.
             DataError: Both together do not fit the context.
         """
         self.model.eval()
+        estimator = self._estimator(reading, draws)
         rows = stack([self.layout.answered(prompt, response)], self._pad_id)
-        return self._score(self.denoiser, *rows, [generator(seed, "score")], draws)[0]
+        return self._score(self.denoiser, *rows, [generator(seed, "score")], estimator)[0]
 
-    def nelbo(self, texts: str | Sequence[str], *, draws: int = 16, seed: int = 0, batch_size: int = 16) -> list[float]:
+    def nelbo(
+        self,
+        texts: str | Sequence[str],
+        *,
+        draws: int = 16,
+        seed: int = 0,
+        batch_size: int = 16,
+        reading: str | None = None,
+    ) -> list[float]:
         """Upper bounds of texts' negative log-likelihoods, each text followed by its end.
 
         A text longer than the context is scored in pieces of the context's length. The special tokens that the model
@@ -411,17 +432,23 @@ class DiffusionLM:
             draws: Noisy copies of each piece; even.
             seed: The noise follows from it.
             batch_size: Pieces scored side by side.
+            reading: As for `score`.
 
         Returns:
             Nats a text.
+
+        Raises:
+            ConfigError: The model was not trained to be read so.
         """
         self.model.eval()
+        estimator = self._estimator(reading, draws)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         nats = [0.0] * len(whole)
         for batch in in_batches(list(enumerate(pieces)), batch_size):
             rows = stack([piece for _, (_, piece) in batch], self._pad_id)
-            scores = self._score(self.denoiser, *rows, [generator(seed, "nelbo", number) for number, _ in batch], draws)
+            streams = [generator(seed, "nelbo", number) for number, _ in batch]
+            scores = self._score(self.denoiser, *rows, streams, estimator)
             for (_, (text, _)), score in zip(batch, scores, strict=True):
                 nats[text] -= score.log_likelihood
         return nats
@@ -438,15 +465,28 @@ class DiffusionLM:
     def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
         """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""
         streams = [generator(seed, "rank") for _ in batch.tasks]
-        scores = self._score(self._ranking_denoiser, batch.x_BL, batch.editable_BL, streams, draws)
+        estimator = self.formulation.estimator(draws)
+        scores = self._score(self._ranking_denoiser, batch.x_BL, batch.editable_BL, streams, estimator)
         return zip(batch.x_BL.tolist(), (score.log_likelihood for score in scores), batch.calls, strict=True)
 
+    def _estimator(self, reading: str | None, draws: int) -> Likelihood:
+        """The likelihood of a reading; by default of the first that the model has."""
+        try:
+            return self.formulation.reading(reading or self.formulation.readings.all[0], draws, self.layout.before_id)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
     def _score(
-        self, denoiser: Denoiser, x0_BL: Tensor, editable_BL: Tensor, streams: Sequence[torch.Generator], draws: int
+        self,
+        denoiser: Denoiser,
+        x0_BL: Tensor,
+        editable_BL: Tensor,
+        streams: Sequence[torch.Generator],
+        estimator: Likelihood,
     ) -> list[Score]:
         """Scores rows made on the CPU; see `score_rows`."""
         rows = x0_BL.to(self.arithmetic_device), editable_BL.to(self.arithmetic_device)
-        return score_rows(denoiser, self.process, self.formulation.estimator(draws), *rows, streams)
+        return score_rows(denoiser, self.process, estimator, *rows, streams)
 
     def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
         """The network as a denoiser that never predicts some ids."""
