@@ -126,7 +126,7 @@ def bench_training(config: Config, *, steps: int = 20, warmup: int = 5, every_ro
         every_row=every_row,
         batch_size=config.train.batch_size,
         length=config.data.length,
-        attention=str(backbone.model.config._attn_implementation),
+        attention=str(backbone.model.config._attn_implementation).removeprefix("dlm_"),
         optimizer=config.optim.name,
         steps=steps,
         loss=metrics.loss,

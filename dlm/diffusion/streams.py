@@ -92,6 +92,11 @@ class TwoStreams:
         """Boolean, what each noisy token sees of the noisy ones."""
         return self.block_BL[:, :, None] == self.block_BL[:, None]
 
+    @cached_property
+    def noisy_BLN(self) -> Tensor:
+        """Boolean, what each noisy token sees of all; made once a call and not once a layer."""
+        return torch.cat([self.memory_BLL, self.own_BLL], 2)
+
     def dense(self, length: int) -> Tensor:
         """The four quarters in one; see `Pattern`."""
         if length != 2 * self.length:
@@ -99,8 +104,7 @@ class TwoStreams:
         rows = len(self.block_BL)
         clean_BLL = self.clean_BLL.expand(rows, -1, -1)
         above_BLN = torch.cat([clean_BLL, torch.zeros_like(clean_BLL)], 2)
-        below_BLN = torch.cat([self.memory_BLL, self.own_BLL], 2)
-        return torch.cat([above_BLN, below_BLN], 1)
+        return torch.cat([above_BLN, self.noisy_BLN], 1)
 
     def without(self, padding_BL: Tensor) -> Self:
         """The same where padding, at the end of rows, is a block of its own, which no text sees."""

@@ -138,8 +138,7 @@ def _two_streams(attend: "_Attend", query: Tensor, key: Tensor, value: Tensor, p
         clean = attend(q_clean, k_clean, v_clean, pattern.clean_BLL[:, None])
     if pattern.whole:
         return torch.cat([clean, attend(q_noisy, k_noisy, v_noisy, None)], 2)
-    seen_BLN = torch.cat([pattern.memory_BLL, pattern.own_BLL], 2)
-    return torch.cat([clean, attend(q_noisy, key, value, seen_BLN[:, None])], 2)
+    return torch.cat([clean, attend(q_noisy, key, value, pattern.noisy_BLN[:, None])], 2)
 
 
 class _Attend:

@@ -7,7 +7,7 @@ within `SIGMAS` standard errors.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from dlm.selftest import bounds, forward, samplers
+from dlm.selftest import bounds, forward, readings, samplers
 from dlm.selftest.check import Check
 
 TRUTHS: tuple[tuple[int, Callable[[], Iterator[Check]]], ...] = (
@@ -20,6 +20,8 @@ TRUTHS: tuple[tuple[int, Callable[[], Iterator[Check]]], ...] = (
     (6, bounds.one_token),
     (7, bounds.constant_logits),
     (8, samplers.exact_denoiser),
+    (9, readings.blocks),
+    (10, readings.two_streams),
 )
 """The number of each truth, and a function that checks it or a part of it."""
 
