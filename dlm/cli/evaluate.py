@@ -20,6 +20,24 @@ if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
 
 
+Readings = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="causal|any-order|blocks:S",
+        help="How the model is read; repeatable.",
+        show_default="every reading that it was trained for",
+    ),
+]
+Chain = Annotated[
+    str | None,
+    typer.Option(
+        metavar="T|continuous",
+        help="Bound a chain of T steps, or continuous time.",
+        show_default="as the model was trained",
+    ),
+]
+
+
 def evaluate(
     model: options.Model,
     data: Annotated[
@@ -34,22 +52,8 @@ def evaluate(
         str | None, typer.Option(help="Which subset of a dataset on the Hub.", show_default=False)
     ] = None,
     field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
-    reading: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="causal|any-order|blocks:S",
-            help="How the model is read; repeatable.",
-            show_default="every reading that it was trained for",
-        ),
-    ] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="T|continuous",
-            help="Bound a chain of T steps, or continuous time.",
-            show_default="as the model was trained",
-        ),
-    ] = None,
+    reading: Readings = None,
+    time: Chain = None,
     draws: Annotated[int, typer.Option(min=4, help="Noisy copies of each sequence; even.")] = 16,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences a forward.")] = 32,
     max_documents: Annotated[

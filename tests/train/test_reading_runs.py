@@ -1,5 +1,6 @@
 """Runs of every choice of readings: they train, validate, resume, and leave what plain transformers reads."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,20 +11,29 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from dlm.cli.console import TrainingDisplay
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.memory import causal_input
 from dlm.diffusion.readings import AnyReadings, Autoregressive, Blocks, Joint, Masked
 from dlm.errors import CheckpointError, ConfigError
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model import checkpoint
 from dlm.model.checkpoint import Sidecar
+from dlm.model.public import FAMILIES
+from dlm.model.tokenizer import Affixes, before_id
 from dlm.settings import dump_config, parse_config
+from dlm.train.metrics import Validation
 from dlm.train.run import RunFolder
+from dlm.train.start import Origin, check_goes_on
+from dlm.train.trainer import Trainer
 from tests.support import adapted_runs, pretrained
 from tests.support.processes import together
+from tests.support.reporters import Notes
 from tests.support.tiny_runs import (
     altered,
     back_to,
@@ -180,8 +190,6 @@ def test_a_causal_decoder_begins_with_what_it_knows_of_next_tokens(name: str, tm
     source = pretrained.save("decoder", tmp_path / "decoder")
     config = adapted_runs.describe(tmp_path, source, train={"sample_length": 0})
     trainer = start(tmp_path, replace(config, readings=CHOICES[name]))
-    from dlm.evaluate.likelihood import evaluate_likelihood
-
     found = evaluate_likelihood(trainer.lm(), trainer.validation, rows=range(32)).nats_per_token
     ids = trainer.validation.batch(list(range(32))).x0_BL
     plain = AutoModelForCausalLM.from_pretrained(source)
@@ -303,12 +311,54 @@ def test_an_encoder_and_learned_positions_are_refused_before_the_first_step(tmp_
 
 def test_other_readings_may_go_on_from_masked_diffusion_and_it_is_said(tmp_path: Path) -> None:
     masked = train(tmp_path / "masked", describe(tmp_path))
-    from dlm.train.trainer import Trainer
-    from tests.support.reporters import Notes
-
     tree = dump_config(read(describe(tmp_path), "joint"))
     tree["model"] = {**tree["model"], "init": "pretrained", "path": str(masked), "sizes": {}}
     tree["tokenizer"] = {"name": "pretrained", "path": str(masked)}
     notes = Notes()
     Trainer(RunFolder.create(tmp_path / "run", parse_config(tree)), notes)
     assert any("readings.name masked, and this run has joint" in told for told in notes.told)
+
+
+def test_a_model_that_is_read_one_position_earlier_takes_no_memory(tmp_path: Path) -> None:
+    config = read(describe(tmp_path), "joint")
+    led = next(family for family in FAMILIES if family.first is not None)
+    shifted = next(family for family in FAMILIES if family.shift)
+    plain = next(family for family in FAMILIES if not family.shift and family.first is None)
+    check_goes_on(config, Origin("plain", plain.formulation, family=plain))
+    for family, why in ((led, "need a token before every text|are read one position earlier"), (shifted, "earlier")):
+        with pytest.raises(ConfigError, match=f"readings: .*({why}).*set it to masked, got joint"):
+            check_goes_on(config, Origin("published", family.formulation, family=family))
+
+
+def test_a_row_that_has_a_begin_of_text_already_stands_behind_an_end() -> None:
+    spell = pretrained.tokenizer("decoder")
+    spell.add_special_tokens({"bos_token": "<begin>", "pad_token": "<pad>", "mask_token": "<mask>"})
+    begin, end = spell.bos_token_id, spell.eos_token_id
+    assert before_id(spell) == before_id(spell, Affixes()) == begin
+    assert before_id(spell, Affixes(prefix=(begin,))) == end
+    spell.bos_token = None
+    assert before_id(spell) == end
+
+
+def test_trackers_and_the_screen_hear_of_every_reading(tmp_path: Path) -> None:
+    screens: dict[str, str] = {}
+    told: dict[str, Validation] = {}
+
+    class Listens(TrainingDisplay):
+        def validation(self, step: int, validation: Validation, best: bool) -> None:
+            told[name] = validation
+            super().validation(step, validation, best)
+
+    for name in ("autoregressive", "joint"):
+        shown = io.StringIO()
+        train(tmp_path / name, read(describe(tmp_path, steps=4), name), Listens(Console(file=shown, width=300), 2))
+        screens[name] = shown.getvalue()
+    alone, several = told["autoregressive"], told["joint"]
+    assert list(alone.tracked()) == ["validation_nelbo"]
+    names = ["causal", "any-order", "blocks-2", "blocks-4"]
+    assert list(several.tracked()) == ["validation_nelbo", *(f"validation_nelbo/{name}" for name in names)]
+    assert several.tracked()["validation_nelbo"] == several.reports["causal"].nats_per_token
+    assert "validation loss" in screens["autoregressive"] and "above" not in screens["autoregressive"]
+    assert "next token" in screens["joint"] and "next token" not in screens["autoregressive"]
+    others = [*several.reports][1:]
+    assert all(f"{name} {several.reports[name].nats_per_token:.4f}" in screens["joint"] for name in others)
