@@ -346,17 +346,17 @@ def test_trackers_and_the_screen_hear_of_every_reading(tmp_path: Path) -> None:
 
     class Listens(TrainingDisplay):
         def validation(self, step: int, validation: Validation, best: bool) -> None:
-            told[name] = validation
+            told[kind] = validation
             super().validation(step, validation, best)
 
-    for name in ("autoregressive", "joint"):
+    for kind in ("autoregressive", "joint"):
         shown = io.StringIO()
-        train(tmp_path / name, read(describe(tmp_path, steps=4), name), Listens(Console(file=shown, width=300), 2))
-        screens[name] = shown.getvalue()
+        train(tmp_path / kind, read(describe(tmp_path, steps=4), kind), Listens(Console(file=shown, width=300), 2))
+        screens[kind] = shown.getvalue()
     alone, several = told["autoregressive"], told["joint"]
     assert list(alone.tracked()) == ["validation_nelbo"]
     names = ["causal", "any-order", "blocks-2", "blocks-4"]
-    assert list(several.tracked()) == ["validation_nelbo", *(f"validation_nelbo/{name}" for name in names)]
+    assert list(several.tracked()) == ["validation_nelbo", *(f"validation_nelbo/{each}" for each in names)]
     assert several.tracked()["validation_nelbo"] == several.reports["causal"].nats_per_token
     assert "validation loss" in screens["autoregressive"] and "above" not in screens["autoregressive"]
     assert "next token" in screens["joint"] and "next token" not in screens["autoregressive"]
