@@ -18,7 +18,9 @@ def train(
         Path | None, typer.Option(help="The run folder; runs/ and the configuration's name by default.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a run that is there and begin anew.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the run that is there, and begin anew.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train a model on any text.
