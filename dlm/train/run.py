@@ -23,6 +23,9 @@ from dlm.train.scaling import LossScale
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
 
+PROGRESS = "progress.json"
+"""The file in it that says where the run stands."""
+
 FREE_KEYS = {
     "compile",
     "gradient_checkpointing",
@@ -34,7 +37,8 @@ FREE_KEYS = {
     "trackers",
     "validate_every",
 }
-"""Keys of `train` that may change when a run is resumed: they do not change what is learned."""
+"""Keys of `train` that may change when a run is resumed: they do not change what is learned, but for rounding, and with
+dropout for what it drops in micro-batches of another size."""
 
 PLACE_KEYS = {f"data.{part}.{key}" for part in ("train", "validation") for key in ("format", "path", "split", "subset")}
 """Keys that say where text is; they may change when a run is resumed, since its text is known by its checksum."""
@@ -75,6 +79,24 @@ class Progress:
         """Reads what `asdict` made of it."""
         scale = tree.get("loss_scale")
         return cls(**{**tree, "loss_scale": LossScale(**scale) if scale else None})
+
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Progress":
+        """Reads where its run stood at a checkpoint.
+
+        Args:
+            checkpoint: The folder.
+
+        Returns:
+            The progress.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        try:
+            return cls.parse(json.loads((checkpoint / TRAINER / PROGRESS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint} is damaged: {error}") from error
 
 
 class RunFolder:
@@ -232,7 +254,7 @@ class RunFolder:
                     (draft / TRAINER).mkdir()
                     fill(draft)
                     text = json.dumps(asdict(progress), indent=2)
-                    (draft / TRAINER / "progress.json").write_text(text + "\n", encoding="utf-8")
+                    (draft / TRAINER / PROGRESS).write_text(text + "\n", encoding="utf-8")
             except (ConfigError, WriteError) as error:
                 raise WriteError(f"{error}; the last good checkpoint is {before or 'none yet'}") from error
         self._link(progress)
@@ -255,9 +277,10 @@ class RunFolder:
         if path is None:
             return None
         try:
-            progress = Progress.parse(json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
+            progress = Progress.read(path)
+        except CheckpointError as error:
+            why = error.__cause__
+            raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {why}") from error
         if writes:
             self._link(progress)  # the run may have been killed after the checkpoint and before its links
         return path, progress
@@ -309,9 +332,10 @@ def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
     if steps < step:
         raise ConfigError(f"train.steps {steps}: {path} has taken {step} steps already; ask for at least as many")
     if restart > step or (restart < step and restart != begun.optim.restart):
+        leave = f", or leave it at {begun.optim.restart}" if begun.optim.restart <= step else ""
         raise ConfigError(
-            f"optim.restart {restart}: {path} stands at step {step}; set it to that for a new schedule from here on, "
-            f"or leave it at {begun.optim.restart}"
+            f"optim.restart {restart}: {path} stands at step {step}; set it to that for a new schedule from here on"
+            f"{leave}"
         )
     if restart == step:
         free |= SCHEDULE_KEYS

@@ -29,6 +29,9 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+STEPS = ["--set", "train.steps=2", "--set", "optim.warmup=1"]
+
+
 @pytest.fixture(scope="module")
 def configuration(text: Path) -> Path:
     source = {"format": "text", "path": str(text), "documents": "line"}
@@ -373,6 +376,36 @@ def test_eval_of_the_runs_own_texts(run: Path, text: Path) -> None:
     assert during["tokens"] == validation["tokens"]
     error = 4 * math.hypot(during["monte_carlo_se"], validation["monte_carlo_se"])
     assert during["nats_per_token"] == pytest.approx(validation["nats_per_token"], abs=error)
+
+
+def test_eval_follows_a_text_that_has_moved(configuration: Path, text: Path, tmp_path: Path) -> None:
+    there, moved = tmp_path / "there.txt", tmp_path / "moved.txt"
+    there.write_bytes(text.read_bytes())
+    folder, few = tmp_path / "my run", ["--draws", "4"]
+    _, err = dlm("train", configuration, "--run-dir", folder, "--set", f"data.train.path={there}", *STEPS)
+    assert err.splitlines()[-1] == f"done: dlm sample '{folder}'"
+    before = answer("eval", folder, *few)
+    there.rename(moved)
+    dlm("train", "--resume", "--run-dir", folder, "--set", f"data.train.path={moved}")
+    for model in (folder, folder / "checkpoints/last", folder / "checkpoints/step-000002"):
+        assert answer("eval", model, *few) == before
+
+
+@pytest.mark.parametrize("words", [[], ["--split", "train"], ["--max-documents", "1"]])
+def test_eval_refuses_a_text_of_the_run_that_has_changed(
+    configuration: Path, text: Path, tmp_path: Path, words: list[str]
+) -> None:
+    """A cut file holds out other documents, some of which were trained on."""
+    own = tmp_path / "own.txt"
+    own.write_bytes(text.read_bytes())
+    folder = tmp_path / "run"
+    dlm("train", configuration, "--run-dir", folder, "--set", f"data.train.path={own}", *STEPS)
+    answer("eval", folder, "--draws", "4", *words)
+    own.write_text("\n".join(own.read_text().splitlines()[::2]))
+    told = refusal("eval", folder, *words)
+    assert f"{'train' if 'train' in words else 'validation'} text of {folder}" in told
+    assert "has changed" in told and "--data" in told
+    answer("eval", folder, "--data", own, "--draws", "4")
 
 
 def test_eval_knows_a_format_by_its_name_or_is_told(run: Path, text: Path, tmp_path: Path) -> None:
