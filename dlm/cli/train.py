@@ -7,6 +7,7 @@ import typer
 
 from dlm.cli.console import TrainingDisplay, errors, is_first, quiet_libraries
 from dlm.cli.options import Debug, Settings
+from dlm.paths import quoted
 
 
 def train(
@@ -47,4 +48,4 @@ def train(
         Trainer(run, display).train()
     if is_first():
         ask = " --chat ..." if tree.data.train.messages else " --prompt ..." if tree.data.train.supervised else ""
-        errors.print(f"done: dlm sample {folder}{ask}", highlight=False, soft_wrap=True)
+        errors.print(f"done: dlm sample {quoted(folder)}{ask}", highlight=False, soft_wrap=True)
