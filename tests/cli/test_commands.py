@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
+from dlm.cli.infill import WRITTEN
 from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
 from dlm.lm import DiffusionLM, Sampler
 from dlm.settings import load_config
@@ -146,7 +147,6 @@ BUDGETS: list[tuple[Sequence[str], range]] = [
     (["--steps", "4", "--grid", "cosine"], range(4, 5)),
     (["--steps", "4", "--grid", "binomial"], range(1, 5)),
     (["--threshold", "0"], range(1, 2)),
-    (["--threshold", "0", "--grid", "cosine"], range(1, 2)),
     (["--threshold", "1"], range(CONTEXT, CONTEXT + 1)),
     (["--factor", "1e9"], range(1, 2)),
     (["--factor", "0.001"], range(1, CONTEXT + 1)),
@@ -300,7 +300,9 @@ def test_what_a_batch_writes_it_reads(run: Path, tmp_path: Path) -> None:
         before, _, after = re.split(r"(\[MASK:\d\])", given["text"])
         assert row["text"] == before + row["spans"][0] + after
     again = tmp_path / "again.jsonl.gz"
-    lines_again = [json.dumps({**row, "text": row["text"] + "[MASK:1]"}, ensure_ascii=True) for row in found]
+    own = [{key: value for key, value in row.items() if key not in WRITTEN} for row in found]
+    assert all(row.keys() == given.keys() for row, given in zip(own, rows, strict=True))
+    lines_again = [json.dumps({**row, "text": row["text"] + "[MASK:1]"}, ensure_ascii=True) for row in own]
     again.write_bytes(gzip.compress("\r\n".join(lines_again).encode()))
     second = [json.loads(line) for line in dlm("infill", run, "--file", again)[0].split("\n")[:-1]]
     assert [row["text"].startswith(first["text"]) for row, first in zip(second, found, strict=True)] == [True, True]
