@@ -18,7 +18,7 @@ from dlm.diffusion.weighting import AnyWeighting, CrossEntropy
 Positive = Annotated[int, Field(gt=0)]
 
 LONGEST_CHAIN = 1_000_000
-"""The most steps of a chain. The bound of a longer one is that of continuous time to six digits."""
+"""The most steps of a chain; for more there is continuous time."""
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 

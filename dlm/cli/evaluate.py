@@ -130,8 +130,7 @@ def _time(asked: str | None) -> "Time | None":
         return None
     if asked.isdecimal() and (len(asked) > 18 or int(asked) > LONGEST_CHAIN):
         raise ConfigError(
-            f"--time must be at most {LONGEST_CHAIN:,} steps, got {asked:.30}: "
-            "the bound of a longer chain is that of --time continuous"
+            f"--time must be at most {LONGEST_CHAIN:,} steps, got {asked:.30}: ask for fewer, or for --time continuous"
         )
     if asked != "continuous" and not (asked.isdecimal() and int(asked) > 0):
         raise ConfigError(f"--time is a number of steps or continuous, got {asked!r}")

@@ -15,8 +15,11 @@ from dlm.config import Pretrained, Source
 from dlm.data.corpus import corpus
 from dlm.data.reading import read
 from dlm.data.tokens import Tokens
+from dlm.diffusion.formulation import Formulation
+from dlm.lm.layout import Layout
+from dlm.model.checkpoint import Sidecar
 from dlm.model.text import chat_continues, decode, encode
-from dlm.model.tokenizer import build_tokenizer, id_count
+from dlm.model.tokenizer import build_tokenizer, id_count, special_ids
 from tests.support.tokenizers import like_llama
 
 
@@ -91,12 +94,16 @@ def test_a_response_goes_on_with_its_prompt(tmp_path: Path, unigram: bool) -> No
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps({"p": p, "r": r}) + "\n" for p, r in rows), encoding="utf-8")
     source = Source("jsonl", str(path), prompt="p", response="r")
-    tokens = corpus(stored(tokenizer, tmp_path), read(source, "data.train"), 32, "pad").tokens
+    own = stored(tokenizer, tmp_path)
+    layout = Layout(own, Sidecar(Formulation(), 32, special_ids(own).mask))
+    tokens = corpus(own, read(source, "data.train"), 32, "pad").tokens
     for number, (prompt, response) in enumerate(rows):
         row = tokens.ids[tokens.offsets[number] : tokens.offsets[number + 1] - 1].tolist()
         assert decode(tokenizer, row) == (prompt or "") + response
         assert row == encode(tokenizer, [(prompt or "") + response])[0]
         assert tokens.given[number] == (len(encode(tokenizer, [prompt])[0]) if prompt else 0)
+        canvas = layout.answered(prompt, response)  # as it is scored
+        assert canvas.ids[canvas.start :] == [*row, special_ids(layout.tokenizer).end]
 
 
 ASKS = "{{ '(assistant)' if add_generation_prompt }}"
