@@ -17,6 +17,9 @@ from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy
 
 Positive = Annotated[int, Field(gt=0)]
+
+LONGEST_CHAIN = 1_000_000
+"""The most steps of a chain; for more there is continuous time."""
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -267,7 +270,7 @@ class Time:
         steps: T, the number of steps of a chain with t = 1/T, 2/T, .. 1; null for continuous time.
     """
 
-    steps: Positive | None = None
+    steps: Annotated[int, Field(gt=0, le=LONGEST_CHAIN)] | None = None
 
 
 @dataclass(frozen=True)
@@ -331,6 +334,7 @@ class Train:
         steps: Optimizer steps in the whole run.
         batch_size: Sequences in a step, over all processes.
         micro_batch_size: Sequences in one forward pass on one process; null for all of a process's share at once.
+            Gradients are the same but for rounding, unless there is dropout, whose draws are made by micro-batch.
         precision: `bf16`, `fp16` (with a scaled loss), `fp32`, or `auto`: bf16 where the hardware computes in it, and
             fp16 on a GPU that does not.
         compile: Compile the network by torch.compile: half a minute at the start, faster steps after it; on CPUs it
@@ -382,7 +386,7 @@ class Config:
         objective: The training loss and its noise levels; evaluation always reports the true bound.
         optim: The optimizer.
         train: The training loop.
-        seed: Determines everything random in the run.
+        seed: Determines everything random in the run; a whole number of 64 bits.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")  # reaches every dataclass below
@@ -398,7 +402,7 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] = 0
 
     def __post_init__(self) -> None:
         model = self.model

@@ -1,5 +1,6 @@
 """The `dlm` command: its subcommands, and the one place where errors become a line and an exit code."""
 
+import errno
 import functools
 import os
 import sys
@@ -79,7 +80,9 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
             _fail(str(error), error.exit_code, debug)
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            _fail(f"{error.strerror or error}{where}", 1, debug)
+            misnamed = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+            remedy = ": give another name" if misnamed else ""
+            _fail(f"{error.strerror or error}{where}{remedy}", 2 if misnamed else 1, debug)
         except Exception as error:
             if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
                 message = (

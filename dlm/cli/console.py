@@ -2,9 +2,10 @@
 
 import json
 import os
+import stat
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -225,6 +226,33 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         check_writable(path, path)
     else:
         check_writable(path, path.parent)
+
+
+def check_apart(reads: Mapping[str, Path | None], writes: Mapping[str, Path | None]) -> None:
+    """Refuses to write what is read, which opening it for writing would empty.
+
+    Args:
+        reads: Files that are read, by the options that named them; - stands for stdin.
+        writes: Files that are written, likewise.
+
+    Raises:
+        ConfigError: Two of them are one file, by whatever names or links.
+    """
+    for reading, source in reads.items():
+        for writing, target in writes.items():
+            if source is not None and target is not None and _is_same(source, target):
+                raise ConfigError(
+                    f"{writing} {target} is what {reading} reads, and would be lost: write to another file"
+                )
+
+
+def _is_same(source: Path, target: Path) -> bool:
+    """Whether two paths lead to one file that is there; a stdin that is a file may be one of them."""
+    try:
+        read = os.fstat(sys.stdin.fileno()) if str(source) == "-" else source.stat()
+        return stat.S_ISREG(read.st_mode) and os.path.samestat(read, target.stat())
+    except (OSError, ValueError):  # one of them is not there, or stdin is closed or no stream of the system
+        return False
 
 
 def check_writable(path: Path, standing: Path) -> None:

@@ -1,13 +1,23 @@
 """`dlm corrupt`."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors, json_line, quiet_libraries, read_text, write_data, write_styled
+from dlm.cli.console import (
+    check_apart,
+    check_free,
+    errors,
+    json_line,
+    quiet_libraries,
+    read_text,
+    write_data,
+    write_styled,
+)
 from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -82,6 +92,7 @@ def corrupt(
     Example:  dlm corrupt "To be, or not to be" --process uniform
     """
     check_free(output, overwrite)
+    check_apart({"the text -": Path("-") if text == "-" else None}, {"--output": output})
     text = read_text(text)
     if not text:
         raise DataError("the text is empty: there is nothing to corrupt")
@@ -92,7 +103,7 @@ def corrupt(
     from dlm.diffusion.schedule import Schedule
     from dlm.film.forward import nearest_on_chain, noisy_texts
     from dlm.model.text import encode
-    from dlm.model.tokenizer import special_ids, vocabulary_of
+    from dlm.model.tokenizer import id_count, special_ids, vocabulary_of
 
     known, formulation, forbidden = _known_by(model) if model is not None else _made_for(text, tokenizer)
     formulation = replace(
@@ -101,7 +112,7 @@ def corrupt(
         schedule=options.named("--schedule", Schedule, schedule)() if schedule else formulation.schedule,
         steps=steps or formulation.steps,
     )
-    size = max(known.get_vocab().values()) + 1
+    size = id_count(known)
     forward = formulation.process(vocabulary_of(known, size, forbidden))
     times = nearest_on_chain(asked, formulation.steps)
     (x0,) = encode(known, [text])

@@ -4,16 +4,19 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlm.cli import options
 from dlm.cli.console import errors, is_first, quiet_libraries, write_data
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, DataError
+from dlm.model.locate import CHECKPOINTS, resolve
 
 if TYPE_CHECKING:
     from dlm.config import Time
+    from dlm.data.batches import Sequences
     from dlm.data.documents import Documents
     from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
     from dlm.evaluate.readings import ReadingsReport
@@ -62,7 +65,9 @@ def evaluate(
     chain_rule: Annotated[
         bool, typer.Option("--chain-rule", help="Also score a few sequences exactly, one token a call.")
     ] = False,
-    chain_rule_sequences: Annotated[int, typer.Option(min=1, help="How many sequences that is.")] = 16,
+    chain_rule_sequences: Annotated[
+        int | None, typer.Option(min=1, help="How many sequences that is.", show_default="16")
+    ] = None,
     dtype: options.HeldIn = "fp32",
     quantised: options.Load = None,
     seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
@@ -77,10 +82,11 @@ def evaluate(
     """
     if draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
+    if chain_rule_sequences is not None and not chain_rule:
+        raise ConfigError("--chain-rule-sequences says how many --chain-rule scores: give that too, or leave it out")
     weights = options.check_weights(dtype, quantised)
     chain = _time(time)
     quiet_libraries()
-    from dlm.data.corpus import corpus
     from dlm.data.losses import left_out
     from dlm.distributed import process_state
     from dlm.evaluate.likelihood import evaluate_chain_rule
@@ -92,23 +98,21 @@ def evaluate(
     device = device or (str(team.device) if team.num_processes > 1 else None)
     mask = options.read_mask_token(mask_token)
     lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
-    documents = _documents(lm, data, format, split, subset, field)
+    named = format, split, subset, field
+    documents = _own_documents(lm, model, *named) if data is None else _documents(lm, data, *named)
     if max_documents:
         documents = documents.first(max_documents)
-    packing = lm.config.data.packing if lm.config else "pack"
-    sequences = corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
+    sequences = _sequences(lm, documents)
     found = evaluate_readings(lm, sequences, reading or (), draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
         exact = evaluate_chain_rule(
-            lm, sequences, count=chain_rule_sequences, batch_size=batch_size, seed=seed, draws=draws, time=chain
+            lm, sequences, count=chain_rule_sequences or 16, batch_size=batch_size, seed=seed, draws=draws, time=chain
         )
     if not is_first():
         return
-    if as_json:
-        write_data(json.dumps({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None}), None)
-    else:
-        write_data(_table(found, exact), None)
+    plain = json.dumps({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
+    write_data(plain if as_json else _table(found, exact), None)
     for line in (*left_out("scored", documents, sequences), *_cautions(found.first)):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -134,44 +138,87 @@ def _cautions(report: "LikelihoodReport") -> Iterator[str]:
 
 
 def _time(asked: str | None) -> "Time | None":
-    from dlm.config import Time
+    from dlm.config import LONGEST_CHAIN, Time
 
     if asked is None:
         return None
+    if asked.isdecimal() and (len(asked) > 18 or int(asked) > LONGEST_CHAIN):
+        raise ConfigError(
+            f"--time must be at most {LONGEST_CHAIN:,} steps, got {asked:.30}: ask for fewer, or for --time continuous"
+        )
     if asked != "continuous" and not (asked.isdecimal() and int(asked) > 0):
         raise ConfigError(f"--time is a number of steps or continuous, got {asked!r}")
     return Time(None if asked == "continuous" else int(asked))
 
 
+def _sequences(lm: "DiffusionLM", documents: "Documents") -> "Sequences":
+    from dlm.data.corpus import corpus
+
+    packing = lm.config.data.packing if lm.config else "pack"
+    return corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
+
+
 def _documents(
-    lm: "DiffusionLM", data: str | None, format: str | None, split: str | None, subset: str | None, field: str | None
+    lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
+    """The documents of `--data`."""
     from dlm.data.choosing import source_of
     from dlm.data.formats import FORMATS
-    from dlm.data.reading import read, read_splits
-    from dlm.data.streaming import open_stream
+    from dlm.data.reading import read
 
-    if data is not None:
-        source = source_of(data, field, split, subset, format)
-        has_columns = source.format in FORMATS and FORMATS[source.format].tabular
-        if lm.config is not None and field is None and has_columns:  # the columns are those of the run
-            begun = lm.config.data.train
-            kept = ("field", "prompt", "response", "messages", "skip_invalid")
-            source = replace(source, **{name: getattr(begun, name) for name in kept})
-        return read(source, "--data")
+    source = source_of(data, field, split, subset, format)
+    has_columns = source.format in FORMATS and FORMATS[source.format].tabular
+    if lm.config is not None and field is None and has_columns:  # the columns are those of the run
+        begun = lm.config.data.train
+        kept = ("field", "prompt", "response", "messages", "skip_invalid")
+        source = replace(source, **{name: getattr(begun, name) for name in kept})
+    return read(source, "--data")
+
+
+def _own_documents(
+    lm: "DiffusionLM", model: str, format: str | None, split: str | None, subset: str | None, field: str | None
+) -> "Documents":
+    """The run's own documents, from where it reads them now, if they are what it read."""
+    from dlm.data.reading import read_splits
+    from dlm.data.streaming import open_stream
+    from dlm.settings import load_config
+
     for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
         if value is not None:
             raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
     if lm.config is None:
         raise ConfigError("this model has no validation text of its own: give one by --data FILE")
-    if lm.config.data.streaming:
+    own = lm.config.data
+    folder = Path(resolve(model)).resolve().parent
+    if folder.name == CHECKPOINTS and (folder.parent / "config.yaml").is_file():
+        own = load_config(folder.parent / "config.yaml").data  # its text may have moved since the checkpoint
+    if own.streaming:
         if split not in (None, "validation"):
             raise ConfigError("--split of a run that streams its text is validation; give other text by --data FILE")
-        return open_stream(lm.config.data).validation
-    splits = read_splits(lm.config.data)
-    if split not in (None, "train", "validation"):
-        raise ConfigError(f"--split of a run is train or validation, got {split!r}")
-    return splits.train if split == "train" else splits.validation
+        documents = open_stream(own).validation
+    else:
+        if split not in (None, "train", "validation"):
+            raise ConfigError(f"--split of a run is train or validation, got {split!r}")
+        splits = read_splits(own)
+        documents = splits.train if split == "train" else splits.validation
+    _check_same(model, _sequences(lm, documents), split)
+    return documents
+
+
+def _check_same(model: str, sequences: "Sequences", split: str | None) -> None:
+    """Refuses a run's own text where it is no longer what the run read, so that trained text may be in it."""
+    from dlm.train.run import PROGRESS, TRAINER, Progress
+
+    checkpoint = Path(resolve(model))
+    if not (checkpoint / TRAINER / PROGRESS).is_file():
+        return
+    progress, tokens = Progress.read(checkpoint), sequences.tokens
+    known = progress.train_checksum if split == "train" else progress.validation_checksum
+    if known not in (None, tokens.checksum, tokens.earlier_checksum):
+        raise DataError(
+            f"the {split or 'validation'} text of {model}, or what this version makes of it, "
+            "has changed since the run read it: put the old text back, or name the text to score by --data"
+        )
 
 
 def _dropped(report: "LikelihoodReport") -> str:

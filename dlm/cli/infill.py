@@ -20,6 +20,9 @@ from dlm.template import Template, parse_template
 if TYPE_CHECKING:
     from dlm.lm import Infilling
 
+WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives")
+"""Fields that are written beside those of a record; its text is replaced by the filled one."""
+
 
 def infill(
     context: typer.Context,
@@ -58,7 +61,7 @@ def infill(
 
     Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
     """
-    check_outputs(output, export, overwrite)
+    check_outputs(output, export, overwrite, {"--file": file, "the text -": Path("-") if text == "-" else None})
     batch = jsonl or (file is not None and is_batch(file))
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
@@ -104,6 +107,8 @@ def _content(text: str | None, file: Path | None) -> list[str]:
 
 def _template_of(fields: Mapping[str, Any], marker: str) -> Template:
     """The text and the spans of a record."""
+    if taken := [name for name in WRITTEN if name in fields]:
+        raise DataError(f'the field "{taken[0]}" is where what is found is written: give it another name')
     if "text" not in fields:
         raise DataError(f'no field "text" with a text in it: {json.dumps(fields):.60}')
     try:

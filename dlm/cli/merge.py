@@ -7,6 +7,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_writable, errors, quiet_libraries
+from dlm.paths import quoted
 
 
 def merge(
@@ -27,4 +28,4 @@ def merge(
     check_writable(folder, next(parent for parent in folder.absolute().parents if parent.exists()))
     mask = options.read_mask_token(mask_token)
     DiffusionLM.from_pretrained(model, device="cpu", dtype="fp32", mask_token=mask).save_pretrained(folder)
-    errors.print(f"done: dlm sample {folder}", highlight=False, soft_wrap=True)
+    errors.print(f"done: dlm sample {quoted(folder)}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args, get_origin, get_type_hints
@@ -72,8 +72,10 @@ Export = Annotated[
 
 def check_export(path: Path | None) -> None:
     """Refuses a film of unknown kind, before anything is computed for it."""
-    if path is not None and path.suffix not in (".html", ".svg"):
-        raise ConfigError(f"--export writes .html or .svg, got {path}")
+    if path is not None:
+        from dlm.film.export import check_suffix
+
+        check_suffix(path)
 
 
 def check_device(name: str | None) -> None:
@@ -183,15 +185,26 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
 
 def _budget(budgets: "Sequence[type[Budget]]", asked: Mapping[str, Any]) -> "Budget | None":
     """The budget whose fields were given."""
-    fit = [b for b in budgets if any(f.default is MISSING and f.name in asked for f in fields(b))]  # type: ignore[arg-type]
-    if len(numbers := sorted({f.name for b in fit for f in fields(b) if f.default is MISSING})) > 1:  # type: ignore[arg-type]
+    fit = [b for b in budgets if any(f.name in asked for f in _required(b))]
+    if len(numbers := sorted({f.name for b in fit for f in _required(b)})) > 1:
         given = [name for name in asked if name in numbers]
         raise ConfigError(f"{' and '.join(map(_flag, given))} are different budgets: give one of them")
     for budget in fit:
         choices = {f.name: get_args(get_type_hints(budget)[f.name]) for f in fields(budget) if f.name != "name"}  # type: ignore[arg-type]
         if all(not choices.get(name) or value in choices[name] for name, value in asked.items()):
-            return budget(**{name: value for name, value in asked.items() if name in choices})
+            if lost := [name for name in asked if name not in choices]:
+                raise ConfigError(f"{_flag(lost[0])} has no part in {_flag(numbers[0])}: leave one of them out")
+            return budget(**asked)
+    if asked:
+        name = next(iter(asked))
+        needed = sorted({f.name for b in budgets if name in {f.name for f in fields(b)} for f in _required(b)})  # type: ignore[arg-type]
+        raise ConfigError(f"{_flag(name)} alone says nothing: give {' or '.join(map(_flag, needed))} too")
     return None
+
+
+def _required(budget: "type[Budget]") -> "list[Field[Any]]":
+    """The fields of a budget that have no default, by which it is chosen."""
+    return [f for f in fields(budget) if f.default is MISSING]  # type: ignore[arg-type]
 
 
 def _described_by_options() -> Callable[..., None]:

@@ -69,7 +69,7 @@ def sample(
     single = _single(prompt, chat, prompts)
     if keep_going and prompts is None:
         raise ConfigError("--keep-going leaves out bad lines of a file: give --prompts FILE too")
-    check_outputs(output, export, overwrite)
+    check_outputs(output, export, overwrite, {"--prompts": prompts})
     records = [] if prompts is None else read_batch(file_lines(prompts), _prompt_of, name=prompts)
     usable(records, lambda asked: None, keep_going=keep_going)
     quiet_libraries()

@@ -7,6 +7,7 @@ import typer
 
 from dlm.cli.console import TrainingDisplay, errors, is_first, quiet_libraries
 from dlm.cli.options import Debug, Settings
+from dlm.paths import quoted
 
 
 def train(
@@ -18,7 +19,9 @@ def train(
         Path | None, typer.Option(help="The run folder; runs/ and the configuration's name by default.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove a run that is there and begin anew.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the run that is there, and begin anew.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train a model on any text.
@@ -45,4 +48,4 @@ def train(
         Trainer(run, display).train()
     if is_first():
         ask = " --chat ..." if tree.data.train.messages else " --prompt ..." if tree.data.train.supervised else ""
-        errors.print(f"done: dlm sample {folder}{ask}", highlight=False, soft_wrap=True)
+        errors.print(f"done: dlm sample {quoted(folder)}{ask}", highlight=False, soft_wrap=True)

@@ -1,12 +1,12 @@
 """What the commands that write texts share: checks before anything is loaded, the model, and its film."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlm.cli import options
-from dlm.cli.console import check_free, check_writable, errors
+from dlm.cli.console import check_apart, check_free, check_writable, errors
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,9 +15,17 @@ if TYPE_CHECKING:
     from dlm.lm.sampler import Sampler, Watch
 
 
-def check_outputs(output: Path | None, export: Path | None, overwrite: bool) -> None:
-    """Refuses files that exist, unless they may be replaced, or cannot be written, and a film in no known format."""
+def check_outputs(output: Path | None, export: Path | None, overwrite: bool, reads: Mapping[str, Path | None]) -> None:
+    """Refuses files that are read, exist unless they may be replaced, or cannot be written, and films of no known kind.
+
+    Args:
+        output: The value of `--output`.
+        export: The value of `--export`.
+        overwrite: Whether files may be replaced.
+        reads: What the command reads, by the options that named it; see `check_apart`.
+    """
     options.check_export(export)
+    check_apart(reads, {"--output": output, "--export": export})
     check_free(output, overwrite)
     check_free(export, overwrite)
     if export is not None:

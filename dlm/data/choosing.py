@@ -82,10 +82,14 @@ def source_of(
         The source. It may still turn out not to be there.
 
     Raises:
-        ConfigError: The name does not tell the format, or is blank.
+        ConfigError: The name does not tell the format, is blank, or stands for stdin.
         DataError: A folder cannot be read.
     """
     _check_named(data, FILES, COMMAND_LINE)
+    if data == "-":
+        raise ConfigError(
+            f"{COMMAND_LINE} - would be stdin, which is not read here: write the text to a file and name it"
+        )
     if format is None and data in FORMATS and not fields(FORMATS[data]):
         return Source(data, field="text" if field is None else field, split=split)
     kind = _format_named(data) if format is None else format

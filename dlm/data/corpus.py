@@ -10,7 +10,7 @@ from dlm.data.documents import Documents
 from dlm.data.tokens import Tokens
 from dlm.errors import ConfigError
 from dlm.model.text import ChatTemplate, encode
-from dlm.model.tokenizer import Affixes, fingerprint, special_ids
+from dlm.model.tokenizer import Affixes, fingerprint, id_count, special_ids
 
 
 def corpus(
@@ -37,16 +37,19 @@ def corpus(
     Raises:
         ConfigError: The special tokens leave no room for text.
     """
-    ids, documents, template = special_ids(tokenizer), documents.writable(tokenizer), template or ChatTemplate()
+    ids, template = special_ids(tokenizer), template or ChatTemplate()
+    documents = documents.writable(tokenizer, template)
     prompts = documents.prompt_encoder(tokenizer, template)
     written = "" if prompts is None or template == ChatTemplate() else repr(template)
+    continues = prompts is not None and documents.continues(tokenizer, template)
     tokens = Tokens.of(
         documents.rows,
         partial(encode, tokenizer),
         ids.end,
-        len(tokenizer),
-        fingerprint(tokenizer) + written,
+        id_count(tokenizer),
+        fingerprint(tokenizer) + written + (" continued" if continues else ""),
         prompts,
+        partial(encode, tokenizer, continues=continues),
     )
     around = affixes if affixes and documents.has_affixes else Affixes()
     if len(around) >= length:

@@ -1,6 +1,9 @@
 """Tables made of other tables, kept in the cache of `datasets`, which by itself writes beside a user's own files."""
 
-from collections.abc import Callable, Sequence
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,8 @@ def filtered(table: Dataset, wanted: Callable[..., list[bool]], columns: Sequenc
     Returns:
         The wanted rows, in their order.
     """
-    place = _place(table, "filter", wanted, columns)
-    return table.filter(wanted, batched=True, input_columns=[*columns], **place)
+    with _place(table, "filter", wanted, columns) as place:
+        return table.filter(wanted, batched=True, input_columns=[*columns], **place)
 
 
 def mapped(table: Dataset, make: Callable[..., Any], **options: Any) -> Dataset:
@@ -35,12 +38,38 @@ def mapped(table: Dataset, make: Callable[..., Any], **options: Any) -> Dataset:
     Returns:
         The rows that were made.
     """
-    return table.map(make, batched=True, **options, **_place(table, "map", make, options))
+    with _place(table, "map", make, options) as place:
+        return table.map(make, batched=True, **options, **place)
 
 
-def _place(table: Dataset, *how: Any) -> dict[str, str]:
-    """Where a table is kept, under a name that follows from the one it is made of, and from how it is made."""
+@contextmanager
+def _place(table: Dataset, *how: Any) -> Iterator[dict[str, str]]:
+    """Where a table is kept, under a name that follows from the one it is made of, and from how it is made.
+
+    A file whose checksum is not the one beside it is removed first, so that the table is made again.
+    """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "dlm" / "tables"
     folder.mkdir(parents=True, exist_ok=True)
     name = Hasher.hash((table._fingerprint, *how))
-    return {"new_fingerprint": name, "cache_file_name": str(folder / f"{name}.arrow")}
+    file, beside = folder / f"{name}.arrow", folder / f"{name}.sum"
+    known = _sum(file)
+    if known is not None and not (beside.exists() and beside.read_bytes() == known):
+        file.unlink(missing_ok=True)
+        known = None
+    yield {"new_fingerprint": name, "cache_file_name": str(file)}
+    if known is None and (made := _sum(file)) is not None:
+        draft = folder / f".{name}.{os.getpid()}"
+        draft.write_bytes(made)
+        draft.replace(beside)
+
+
+def _sum(file: Path) -> bytes | None:
+    """The size and the checksum of a file; None if it is not there, as for a table without rows."""
+    value = size = 0
+    try:
+        with file.open("rb") as stream:
+            while part := stream.read(2**20):
+                value, size = zlib.crc32(part, value), size + len(part)
+    except FileNotFoundError:
+        return None
+    return f"{size} {value}".encode()

@@ -19,7 +19,7 @@ from dlm.data.formats import FORMATS, check_columns
 from dlm.data.keys import COMMAND_LINE, option_of
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
-from dlm.model.text import ChatTemplate, encode, encode_chat
+from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,24 @@ class Documents(ABC):
             and neither learned nor scored.
         """
 
-    def writable(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def continues(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> bool:
+        """Whether a text goes on with its prompt, so that it has no blank of a beginning, as SentencePiece puts there.
+
+        Args:
+            tokenizer: The model's.
+            template: How the model uses the tokenizer's chat template.
+
+        Returns:
+            See `encode`. A text whose prompt is empty begins a text in any case.
+        """
+        return True
+
+    def writable(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Self:
         """The documents that a tokenizer can write, where those that it cannot write may be left out.
 
         Args:
             tokenizer: The model's.
+            template: How the model uses the tokenizer's chat template.
 
         Returns:
             These documents without the others, which are counted in `skipped`.
@@ -236,7 +249,12 @@ class Chats(Documents):
         return lambda batch: [written(*each) for each in zip(batch["messages"], batch["row"], strict=True)]
 
     @override
-    def writable(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+    def continues(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> bool:
+        """As the chat template says; see `chat_continues`."""
+        return chat_continues(tokenizer, template)
+
+    @override
+    def writable(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> Self:
         """Asks the chat template about every chat, if some may be left out; see `Documents`."""
         if not self.may_skip or not tokenizer.chat_template:
             return self
@@ -245,7 +263,7 @@ class Chats(Documents):
             for before, row in zip(batch["messages"], batch["row"], strict=True):
                 try:
                     if row not in wrong:
-                        encode_chat(tokenizer, json.loads(before or "[]"))
+                        encode_chat(tokenizer, json.loads(before or "[]"), template)
                 except DataError as error:
                     wrong[row] = str(error)
         if not wrong:

@@ -77,10 +77,13 @@ def read_splits(data: Data) -> Splits:
     with _quiet():
         train, validation = documents.split(data.held_out)
     if not len(train) or not len(validation):
+        share = data.held_out.share
+        change = "lower the share" if not len(train) else "raise the share"
+        by_tail = "hold out by tail, " if data.held_out.by != "tail" and share else ""
         raise DataError(
-            f"data.held_out: a share of {data.held_out.share} of {len(documents)} documents by {data.held_out.by} "
-            f"leaves {len(train)} to train on and {len(validation)} to validate on; hold out by tail, change the "
-            "share, or name a data.validation"
+            f"data.held_out: a share of {share} of {len(documents)} documents by {data.held_out.by} "
+            f"leaves {len(train)} to train on and {len(validation)} to validate on; {by_tail}{change}, "
+            "or name a data.validation"
         )
     return Splits(train, validation)
 

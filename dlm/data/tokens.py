@@ -61,6 +61,7 @@ class Tokens:
         vocabulary: int,
         fingerprint: str,
         encode_prompts: EncodePrompts | None = None,
+        encode_responses: Encode | None = None,
     ) -> Self:
         """Tokenises a dataset once and keeps the result in the cache of `datasets`.
 
@@ -68,9 +69,10 @@ class Tokens:
             documents: A dataset with a column `text`.
             encode: Texts to ids.
             end_id: The end-of-text token.
-            vocabulary: The number of ids; up to 65,536 of them are kept in 16 bits, more in 32.
+            vocabulary: The largest id and one; up to 65,536 ids are kept in 16 bits, more in 32.
             fingerprint: Changes when `encode` does.
             encode_prompts: Gives the prompt of each document; None where documents have none.
+            encode_responses: Encodes a text behind a prompt that is not empty; `encode` by default.
 
         Returns:
             The tokens of every document, in order.
@@ -81,7 +83,7 @@ class Tokens:
         try:
             return cls._open(folder)
         except (OSError, ValueError, EOFError):  # not there yet, or damaged
-            cls._write(folder, documents, encode, encode_prompts, end_id, kind)
+            cls._write(folder, documents, encode, encode_prompts, encode_responses or encode, end_id, kind)
         return cls._open(folder)
 
     def __len__(self) -> int:
@@ -115,6 +117,7 @@ class Tokens:
         documents: Dataset,
         encode: Encode,
         encode_prompts: EncodePrompts | None,
+        encode_responses: Encode,
         end_id: int,
         kind: type[np.unsignedinteger],
     ) -> None:
@@ -129,7 +132,12 @@ class Tokens:
                 for batch in documents.iter(batch_size=256):
                     texts: list[str] = batch["text"]
                     before = encode_prompts(batch) if encode_prompts else [[] for _ in texts]
-                    rows = [[*prompt, *row] for prompt, row in zip(before, encode(texts), strict=True)]
+                    rows = [[*prompt] for prompt in before]
+                    for make, behind in ((encode, False), (encode_responses, True)):
+                        places = [i for i, prompt in enumerate(before) if bool(prompt) == behind]
+                        found = make([texts[i] for i in places]) if places else []
+                        for i, ids in zip(places, found, strict=True):
+                            rows[i] += ids
                     stream.write(np.concatenate([np.array([*row, end_id], dtype=kind) for row in rows]).tobytes())
                     lengths += [len(row) + 1 for row in rows]
                     sizes += [len(text.encode()) for text in texts]

@@ -90,6 +90,10 @@ def prior_and_reconstruction_nats(process: Process, x0: Tensor) -> Tensor:
     return (process.prior_nats_S + process.reconstruction_nats_S).to(x0.device)[x0]
 
 
+STEPS_A_PART = 8192
+"""Steps of a chain that are added up at once: all together would take the memory of T times L numbers."""
+
+
 @lru_cache(maxsize=256)
 def count_weights(schedule: NoiseSchedule, length: int, steps: int | None) -> Tensor:
     """How much a number of masks counts in the bound of absorbing noise, relative to what it does in E[L/l ...].
@@ -120,7 +124,8 @@ def count_weights(schedule: NoiseSchedule, length: int, steps: int | None) -> Te
     alpha_T = schedule.alpha(torch.arange(steps + 1, dtype=torch.float64) / steps)
     reveal_T = -alpha_T.diff() / (1.0 - alpha_T[1:])
     count = torch.arange(length + 1, dtype=torch.float64)
-    return count * (reveal_T @ _binomial(length, 1.0 - alpha_T[1:]))
+    parts = zip(reveal_T.split(STEPS_A_PART), (1.0 - alpha_T[1:]).split(STEPS_A_PART), strict=True)
+    return count * sum(reveal @ _binomial(length, masked) for reveal, masked in parts)
 
 
 def count_weights_of(schedule: NoiseSchedule, length: Tensor, count: Tensor) -> Tensor:

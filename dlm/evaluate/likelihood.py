@@ -300,7 +300,8 @@ def evaluate_chain_rule(
 
 def _apart(lm: DiffusionLM, sequences: Sequences) -> bool:
     """Whether the documents of a row do not see each other."""
-    return lm.documents_apart and sequences.packing == "pack"  # else a row has one document
+    trained_apart = lm.config is not None and lm.config.data.attend == "document"
+    return trained_apart and sequences.packing == "pack"  # else a row has one document
 
 
 def _denoiser(lm: DiffusionLM, sequences: Sequences, batch: Batch) -> Denoiser:

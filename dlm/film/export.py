@@ -8,9 +8,23 @@ from dlm.errors import ConfigError, unwritten
 from dlm.film.frames import Film
 from dlm.film.page import to_html
 from dlm.film.picture import to_svg
+from dlm.paths import expand
 
 WRITERS = {".html": to_html, ".svg": to_svg}
 """What makes the text of a file, by its suffix."""
+
+
+def check_suffix(path: Path) -> None:
+    """Refuses a file that no film can be written to, by its name.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ConfigError: Its suffix is no known one, in capitals or not.
+    """
+    if path.suffix.lower() not in WRITERS:
+        raise ConfigError(f"a film is written as .html (a page) or .svg (a picture), not as {path.name!r}")
 
 
 def export(film: Film, path: Path) -> None:
@@ -24,8 +38,8 @@ def export(film: Film, path: Path) -> None:
         ConfigError: The suffix is another one, or the name is one where nothing can be.
         WriteError: The file cannot be written.
     """
-    if path.suffix.lower() not in WRITERS:
-        raise ConfigError(f"a film is written as .html (a page) or .svg (a picture), not as {path.name!r}")
+    path = expand(path)
+    check_suffix(path)
     text = WRITERS[path.suffix.lower()](film)
     beside = path.with_name(f".{path.name}.{os.getpid()}")  # renamed when it is whole, so that no reader sees half
     try:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.errors import DataError
 from dlm.lm.canvas import Canvas, lay_out
 from dlm.model.checkpoint import Sidecar
-from dlm.model.text import ChatTemplate, encode, encode_chat
+from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 from dlm.model.tokenizer import Affixes, before_id, special_ids
 from dlm.template import Template
 
@@ -112,7 +112,10 @@ class Layout:
             DataError: Both together do not fit the context.
         """
         given, affixes = self._given(prompt)
-        ids = [*encode(self.tokenizer, [response])[0], special_ids(self.tokenizer).end]
+        continues = bool(given) and (
+            prompt is None or isinstance(prompt, str) or chat_continues(self.tokenizer, self.chat_template)
+        )
+        ids = [*encode(self.tokenizer, [response], continues=continues)[0], special_ids(self.tokenizer).end]
         if len(ids) > (room := self._room(given, affixes)):
             raise DataError(
                 f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"

@@ -39,6 +39,7 @@ from dlm.model.precision import Precision, in_precision, working_precisions
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
+from dlm.paths import expand
 from dlm.template import Template, parse_template
 
 Streams = Sequence[torch.Generator]
@@ -194,8 +195,11 @@ class DiffusionLM:
 
     @property
     def documents_apart(self) -> bool:
-        """Whether it was trained on rows of documents that do not see each other, so that a text is one document."""
-        return self.config is not None and self.config.data.attend == "document"
+        """Whether no document saw another in training, so that a text is one document.
+
+        Each stood in a row of its own, or saw itself alone in a row of several.
+        """
+        return self.config is not None and (self.config.data.attend == "document" or self.config.data.packing == "pad")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` and plain transformers read.
@@ -208,7 +212,7 @@ class DiffusionLM:
             ConfigError: The name is one where no folder can be.
             WriteError: It cannot be written.
         """
-        with whole_folder(Path(folder)) as draft:
+        with whole_folder(expand(folder)) as draft:
             write_model(draft, self.model, self.tokenizer, self.sidecar, self.time_embedding)
 
     def push_to_hub(self, name: str, *, private: bool = False) -> str:

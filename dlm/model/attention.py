@@ -5,8 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
+from dlm.errors import ConfigError
 
 
 def attention_implementation(
@@ -28,7 +30,14 @@ def attention_implementation(
 
     Returns:
         The name that transformers knows it by.
+
+    Raises:
+        ConfigError: Transformers has no such implementation.
     """
+    if attention not in (known := ("auto", "eager", *sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()))):
+        raise ConfigError(
+            f"model.attention: transformers has no {attention!r}; valid: {', '.join(dict.fromkeys(known))}"
+        )
     if attention != "auto":
         return attention
     return "eager" if device.type == "cpu" and length <= (512 if bf16 and learns else 256) else "sdpa"

@@ -229,9 +229,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
         yield draft
         for path in [*draft.rglob("*"), draft]:
-            _flush(path)
+            flush(path)
         draft.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         told = f"cannot save {target}, where nothing was changed"
@@ -268,7 +268,7 @@ def point(link: Path, target: Path) -> None:
         draft.symlink_to(target.name, target_is_directory=True)
     except (OSError, NotImplementedError):
         draft.write_text(f"{target.name}\n", encoding="utf-8")
-        _flush(draft)
+        flush(draft)
     try:
         draft.replace(link)
     except OSError:  # a folder cannot be replaced, nor on Windows a link to one
@@ -277,7 +277,7 @@ def point(link: Path, target: Path) -> None:
         elif link.is_dir():
             shutil.rmtree(link)
         draft.replace(link)
-    _flush(link.parent)
+    flush(link.parent)
 
 
 def _check_whole(path: str) -> None:
@@ -296,8 +296,12 @@ def _part(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
 
 
-def _flush(path: Path) -> None:
-    """Waits until the disk has a file, or the entries of a folder where the system opens folders."""
+def flush(path: Path) -> None:
+    """Waits until the disk has a file, or the entries of a folder where the system opens folders.
+
+    Args:
+        path: The file or folder.
+    """
     folder = path.is_dir()
     try:
         descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)  # Windows flushes only what it may write

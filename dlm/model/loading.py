@@ -52,6 +52,27 @@ POSITIVE = {
 }
 """Sizes of which a network has one or more, by the names that most architectures give them."""
 
+OWNED = {
+    "add_cross_attention",
+    "architectures",
+    "attn_implementation",
+    "dtype",
+    "is_causal",
+    "is_decoder",
+    "is_encoder_decoder",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "vocab_size",
+}
+"""Keys that follow from the tokenizer and the rest of a run's configuration, and so do all ids of special tokens."""
+
+TRIED = ("eager", "sdpa")
+"""Ways to compute attention that every device has."""
+
 LIMIT = 300
 """The most characters to keep of an error message of transformers."""
 
@@ -90,9 +111,11 @@ def build_model(
             torch.manual_seed(seed)
             model = factory.from_config(config, attn_implementation=attention, trust_remote_code=False)
     except Exception as error:  # architectures raise different types
+        how = "" if attention in TRIED else f" and model.attention {attention}"
         raise ConfigError(
-            f"model: {architecture} cannot be built with these sizes: {one_line(error, LIMIT)}"
+            f"model: {architecture} cannot be built with these sizes{how}: {one_line(error, LIMIT)}"
         ) from error
+    _try(model, attention)
     return cast(PreTrainedModel, model)
 
 
@@ -141,9 +164,30 @@ def load_model(
         trust_remote_code=False,
         key_mapping=dict(family.keys) if family and family.keys else None,
     )
+    if sizes:
+        _try(model, attention)
     if family:
         vars(model).pop("_weight_conversions", None)  # or `save_pretrained` would write the publisher's names back
     return model
+
+
+def _try(model: PreTrainedModel, attention: str) -> None:
+    """Computes two tokens in training, because some sizes are refused no earlier: odd heads, or dropout above 1.
+
+    Kernels for GPUs alone are not tried, since the model is still on the CPU.
+    """
+    if attention not in TRIED:
+        return
+    before = model.training
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model.train()(input_ids=torch.zeros(1, 2, dtype=torch.long))
+    except Exception as error:  # architectures raise different types
+        raise ConfigError(
+            f"model.sizes: {model.config.model_type} cannot compute with these sizes: {one_line(error, LIMIT)}"
+        ) from error
+    finally:
+        model.train(before)
 
 
 def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
@@ -260,14 +304,18 @@ def _check_heads(config: PreTrainedConfig) -> None:
 def _check_keys(architecture: str, config: PreTrainedConfig, sizes: Mapping[str, Any]) -> list[str]:
     """Checks that an architecture's configuration has the keys of `sizes`, above zero; returns all of its keys."""
     names = sorted(set(config.to_dict()) | set(config.attribute_map))
+    common = {own: name for name, own in config.attribute_map.items()}
     for key in sizes:
+        if OWNED & {key, common.get(key), config.attribute_map.get(key)} or key.endswith("token_id"):
+            raise ConfigError(
+                f"model.sizes.{key} is no size: it follows from the tokenizer and the other keys; leave it out"
+            )
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             raise ConfigError(
                 f"unknown configuration key model.sizes.{key}: "
                 + (f"did you mean {near[0]}?" if near else f"{architecture} has no such key")
             )
-    common = {own: name for name, own in config.attribute_map.items()}
     for key, value in sizes.items():
         if common.get(key, key) in POSITIVE and isinstance(value, int | float) and value <= 0:
             raise ConfigError(f"model.sizes.{key} of {architecture} must be above zero, got {value}")

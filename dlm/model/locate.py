@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dlm import hub
 from dlm.errors import CheckpointError
-from dlm.paths import expand
+from dlm.paths import expand, quoted
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its checkpoints."""
@@ -45,7 +45,7 @@ def resolve(model: str | Path) -> str:
             return str(folder)
     if (path / CHECKPOINTS).is_dir():
         raise CheckpointError(
-            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {path}"
+            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {quoted(path)}"
         )
     if path.exists():
         raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")

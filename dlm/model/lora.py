@@ -16,8 +16,9 @@ from dlm.model.adapt import init_new_token_rows
 from dlm.model.loading import load_model
 from dlm.model.locate import ADAPTER
 from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors, weights_checksum
-from dlm.model.tokenizer import new_ids
+from dlm.model.tokenizer import id_count, new_ids
 from dlm.model.weights import Held
+from dlm.paths import quoted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -117,7 +118,7 @@ def load_merged(
     if held is not None and held.load is not None:
         raise ConfigError(
             f"load {held.load}: {path} holds adapters, which are merged into weights that are not quantised: "
-            f"`dlm merge {path} FOLDER` makes it one model, which can be"
+            f"`dlm merge {quoted(path)} FOLDER` makes it one model, which can be"
         )
     try:
         from peft import PeftModel
@@ -133,7 +134,7 @@ def load_merged(
     try:
         model = load_model(base, attention, held=held)
         new_ids(tokenizer, base)  # refuses the tokenizer of another model
-        init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
+        init_new_token_rows(model, fresh, id_count(tokenizer))
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds adapters of {base}, which is not to be had: {error}") from error
     check_base(path, base, base_checksum)

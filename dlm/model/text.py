@@ -106,6 +106,34 @@ def encode_chat(
     return list(ids[1:] if ids[:1] == [template.first_id] else ids)
 
 
+def chat_continues(tokenizer: PreTrainedTokenizerBase, template: ChatTemplate | None = None) -> bool:
+    """Whether an answer follows a chat without the blank that SentencePiece puts before a text.
+
+    Args:
+        tokenizer: A tokenizer.
+        template: How the model uses its chat template.
+
+    Returns:
+        What the template shows in a chat that is answered; False where it shows neither.
+    """
+    told = (template or ChatTemplate()).told
+    alone, within = (encode(tokenizer, ["x"], continues=continues)[0] for continues in (False, True))
+    if alone == within or not tokenizer.chat_template:
+        return False
+    asked = [{"role": "user", "content": "x"}]
+    try:
+        before, whole = (
+            tokenizer.apply_chat_template(
+                chat, tokenize=True, return_dict=False, add_generation_prompt=chat is asked, **told
+            )
+            for chat in (asked, [*asked, {"role": "assistant", "content": "x"}])
+        )
+    except Exception:  # a template is a program that may raise any type
+        return False
+    answer = list(whole[len(before) :])
+    return list(whole[: len(before)]) == list(before) and answer[: len(within)] == within
+
+
 def _check_whole(text: object) -> None:
     """Refuses a text that holds half of a character; what is no text is for others to refuse."""
     try:

@@ -307,6 +307,11 @@ def check_rows(tokenizer: PreTrainedTokenizerBase, size: int) -> None:
         )
 
 
+def id_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The largest id and one; more than there are tokens where the vocabulary has a gap."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def vocabulary_of(
     tokenizer: PreTrainedTokenizerBase, size: int, besides: Sequence[int] = (), allowed: Sequence[int] = ()
 ) -> Vocabulary:

@@ -8,7 +8,6 @@ import errno
 import json
 import os
 import platform
-import shutil
 import threading
 import time
 import uuid
@@ -239,22 +238,6 @@ def writer_of(folder: Path) -> Holder | None:
 def is_lock(path: Path) -> bool:
     """Whether a file of a run folder belongs to its lock."""
     return path.name == LOCK or path.name.startswith(f"{LOCK}.")
-
-
-def clear(folder: Path, last: str) -> None:
-    """Removes everything in a run folder but its lock.
-
-    Args:
-        folder: The folder.
-        last: The name of the file that goes last, by which the folder is known for what it is.
-    """
-    for path in sorted(_entries(folder), key=lambda path: path.name == last):
-        if is_lock(path):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _entries(folder: Path) -> list[Path]:

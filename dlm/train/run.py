@@ -3,26 +3,28 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dlm.config import Config, Pretrained
+from dlm.config import Config
 from dlm.errors import CheckpointError, ConfigError, WriteError, unwritten
-from dlm.model.checkpoint import point, whole_folder
+from dlm.model.checkpoint import flush, point, whole_folder
 from dlm.model.locate import CHECKPOINTS, follow
-from dlm.paths import expand
 from dlm.settings import dump_config, flatten, load_config
-from dlm.train.lock import RunLock, clear, is_lock, refusal, writer_of
+from dlm.train.lock import RunLock, refusal, writer_of
 from dlm.train.optim import learning_rate_factor
+from dlm.train.overwriting import check_replaceable, clear, is_taken
 from dlm.train.scaling import LossScale
 
 TRAINER = "trainer"
 """The folder in a checkpoint that only a resumed run reads."""
+
+PROGRESS = "progress.json"
+"""The file in it that says where the run stands."""
 
 FREE_KEYS = {
     "compile",
@@ -35,7 +37,8 @@ FREE_KEYS = {
     "trackers",
     "validate_every",
 }
-"""Keys of `train` that may change when a run is resumed: they do not change what is learned."""
+"""Keys of `train` that may change when a run is resumed: they do not change what is learned, but for rounding, and with
+dropout for what it drops in micro-batches of another size."""
 
 PLACE_KEYS = {f"data.{part}.{key}" for part in ("train", "validation") for key in ("format", "path", "split", "subset")}
 """Keys that say where text is; they may change when a run is resumed, since its text is known by its checksum."""
@@ -77,6 +80,24 @@ class Progress:
         scale = tree.get("loss_scale")
         return cls(**{**tree, "loss_scale": LossScale(**scale) if scale else None})
 
+    @classmethod
+    def read(cls, checkpoint: Path) -> "Progress":
+        """Reads where its run stood at a checkpoint.
+
+        Args:
+            checkpoint: The folder.
+
+        Returns:
+            The progress.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        try:
+            return cls.parse(json.loads((checkpoint / TRAINER / PROGRESS).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{checkpoint} is damaged: {error}") from error
+
 
 class RunFolder:
     """A run on disk.
@@ -104,7 +125,7 @@ class RunFolder:
         Args:
             path: Where.
             config: The resolved configuration.
-            overwrite: Whether to remove an existing run.
+            overwrite: Whether to remove what an existing run wrote; what else lies in its folder stays.
 
         Returns:
             The folder.
@@ -119,7 +140,7 @@ class RunFolder:
                 raise ConfigError(f"optim.restart {config.optim.restart}: it is for a run that goes on; set it to 0")
             if path.exists() and not path.is_dir():
                 raise ConfigError(f"{path} is a file: choose another run folder by --run-dir")
-            if not _is_taken(path):
+            if not is_taken(path):
                 return
             if not overwrite:
                 if holder := writer_of(path):
@@ -128,9 +149,7 @@ class RunFolder:
                     f"{path} exists already: go on with it by --resume, start again by --overwrite, "
                     "or choose another folder by --run-dir"
                 )
-            if not (path / "config.yaml").exists():
-                raise ConfigError(f"{path} is no run folder and is not overwritten: choose another by --run-dir")
-            _check_needs_nothing_of(path, config)
+            check_replaceable(path, config)
 
         check()
         return cls(path, config, check, replaces=overwrite)
@@ -195,13 +214,15 @@ class RunFolder:
         """
         try:
             if self._replaces:
-                clear(self.path, last="config.yaml")
+                clear(self.path)
                 self._replaces = False
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             draft = self.path / ".config.yaml.draft"
             text = yaml.safe_dump(dump_config(self.config), sort_keys=False, allow_unicode=True)
             draft.write_text(text, encoding="utf-8")
+            flush(draft)
             draft.replace(self.path / "config.yaml")
+            flush(self.path)
         except OSError as error:
             raise unwritten(f"cannot write the run folder {self.path}", error) from error
 
@@ -233,7 +254,7 @@ class RunFolder:
                     (draft / TRAINER).mkdir()
                     fill(draft)
                     text = json.dumps(asdict(progress), indent=2)
-                    (draft / TRAINER / "progress.json").write_text(text + "\n", encoding="utf-8")
+                    (draft / TRAINER / PROGRESS).write_text(text + "\n", encoding="utf-8")
             except (ConfigError, WriteError) as error:
                 raise WriteError(f"{error}; the last good checkpoint is {before or 'none yet'}") from error
         self._link(progress)
@@ -256,9 +277,10 @@ class RunFolder:
         if path is None:
             return None
         try:
-            progress = Progress.parse(json.loads((path / TRAINER / "progress.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {error}") from error
+            progress = Progress.read(path)
+        except CheckpointError as error:
+            why = error.__cause__
+            raise CheckpointError(f"{path} is damaged, remove it to go on from the one before: {why}") from error
         if writes:
             self._link(progress)  # the run may have been killed after the checkpoint and before its links
         return path, progress
@@ -286,32 +308,6 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _is_taken(path: Path) -> bool:
-    """Whether a folder is there and has anything in it but a lock."""
-    return path.exists() and not all(is_lock(entry) for entry in path.iterdir())
-
-
-def _check_needs_nothing_of(path: Path, config: Config) -> None:
-    """Refuses to remove a run folder that holds what the new run reads."""
-    tokenizer = config.tokenizer.path if isinstance(config.tokenizer, Pretrained) else None
-    read = {"model.path": config.model.path, "tokenizer.path": tokenizer, "data.train.path": config.data.train.path}
-    if config.data.validation is not None:
-        read["data.validation.path"] = config.data.validation.path
-    for key, named in read.items():
-        if named is not None and any(place.is_relative_to(path.resolve()) for place in _places(named)):
-            raise ConfigError(
-                f"{key} {named} is in {path}, which --overwrite would remove before it is read: "
-                "choose another folder by --run-dir"
-            )
-
-
-def _places(named: str) -> Iterator[Path]:
-    """Where what a path or a glob names lies, and where it leads to if it is a link; nothing for what is not there."""
-    path = expand(named)
-    for found in [path] if path.exists() else map(Path, glob(str(path), recursive=True)):  # noqa: PTH207
-        yield from (found.parent.resolve() / found.name, found.resolve())
-
-
 def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
     """What is asked for that was otherwise when the run was begun.
 
@@ -336,9 +332,10 @@ def _changes(path: Path, begun: Config, asked: Config, step: int) -> list[str]:
     if steps < step:
         raise ConfigError(f"train.steps {steps}: {path} has taken {step} steps already; ask for at least as many")
     if restart > step or (restart < step and restart != begun.optim.restart):
+        leave = f", or leave it at {begun.optim.restart}" if begun.optim.restart <= step else ""
         raise ConfigError(
-            f"optim.restart {restart}: {path} stands at step {step}; set it to that for a new schedule from here on, "
-            f"or leave it at {begun.optim.restart}"
+            f"optim.restart {restart}: {path} stands at step {step}; set it to that for a new schedule from here on"
+            f"{leave}"
         )
     if restart == step:
         free |= SCHEDULE_KEYS

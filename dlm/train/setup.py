@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -23,9 +22,6 @@ from dlm.model.precision import Precision, fastest_precision
 from dlm.model.tokenizer import fingerprint
 from dlm.train.run import Progress
 from dlm.train.sharding import sharding
-
-if TYPE_CHECKING:
-    pass
 
 TIMEOUT = timedelta(days=1)
 """How long the other processes wait for the first, which may have to download and tokenise a corpus."""
@@ -173,13 +169,14 @@ def check_agreement(folder: Path, progress: Progress, data: RunData) -> None:
     same = progress.train_checksum in (data.checksum, data.earlier_checksum)
     if data.tokens != progress.train_tokens or not same:
         raise DataError(
-            f"the training text has changed since {folder} was begun: it has {data.tokens} tokens now and had "
-            f"{progress.train_tokens}; put the old text back, or begin another run"
+            f"the training text has changed since {folder} was begun, or this version makes other tokens of it: it has "
+            f"{data.tokens} tokens now and had {progress.train_tokens}; put the old text back, or begin another run"
         )
     validation = data.validation.tokens
     if progress.validation_checksum not in (None, validation.checksum, validation.earlier_checksum):
         raise DataError(
-            f"the validation text has changed since {folder} was begun, so that its bounds could not be compared; "
+            f"the validation text, or what this version makes of it, has changed since {folder} was begun, so that its "
+            "bounds could not be compared; "
             "put the old text back, or begin another run"
         )
     seen = gather_object([(progress.step, data.checksum, fingerprint(data.tokenizer))])

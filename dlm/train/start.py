@@ -20,8 +20,8 @@ from dlm.model.locate import CHECKPOINTS, check_there, follow, is_adapter, resol
 from dlm.model.lora import add_adapter, check_base, restore_adapter
 from dlm.model.public import Family, find
 from dlm.model.time_embedding import TimeEmbedding, build_time_embedding, load_time_embedding
-from dlm.model.tokenizer import Affixes, first_id, new_ids, special_ids, text_ids_from
-from dlm.paths import expand
+from dlm.model.tokenizer import Affixes, first_id, id_count, new_ids, special_ids, text_ids_from
+from dlm.paths import expand, quoted
 from dlm.settings import dump_formulation, flatten
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def starting_point(path: str) -> str:
         found = str(follow(here))
     check_there(found)
     if is_adapter(found):
-        raise ConfigError(f"{path} holds adapters of another model: `dlm merge {path} FOLDER` makes it a model")
+        raise ConfigError(f"{path} holds adapters of another model: `dlm merge {quoted(path)} FOLDER` makes it a model")
     find(found)  # refuses a model that no one can train, before the text is read
     return found
 
@@ -153,7 +153,7 @@ def run_model(
         model = build_model(
             config.model.architecture,
             config.model.sizes,
-            vocabulary=len(tokenizer),
+            vocabulary=id_count(tokenizer),
             length=length,
             special_ids=special,
             attention=attention,
@@ -176,7 +176,7 @@ def run_model(
                 f"{source} has {rows} rows and its tokenizer {len(tokenizer)} ids: the rows of {untrained} tokens of "
                 "text are new, and begin as the mean of the others; is it the model's own tokenizer?"
             )
-        init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
+        init_new_token_rows(model, fresh, id_count(tokenizer))
     check_length(model, room)  # positions of readings with a memory are relative, so one more is no vector
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(

@@ -26,6 +26,7 @@ from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
 from dlm.model.tokenizer import before_id, first_id, special_ids, vocabulary_of
+from dlm.paths import quoted
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten, Validation
 from dlm.train.noising import Noising, Prepared
@@ -174,7 +175,7 @@ class Trainer:
                     if stopped and not last:
                         raise InterruptedRunError(
                             f"stopped after step {step}, which is saved; go on by: "
-                            f"dlm train --resume --run-dir {self.run.path}"
+                            f"dlm train --resume --run-dir {quoted(self.run.path)}"
                         )
         finally:
             self.upcoming.close()

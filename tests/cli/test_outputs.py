@@ -88,6 +88,39 @@ def test_a_place_that_cannot_be_is_told_before_a_model_is_loaded(model: Path, tm
 
 
 @pytest.mark.usefixtures("nothing_loads")
+@pytest.mark.parametrize("spelling", ["itself", "a detour", "a link", "a hard link", "a linked folder"])
+@pytest.mark.parametrize("option", ["--output", "--export"])
+def test_what_is_read_is_not_written(model: Path, tmp_path: Path, spelling: str, option: str) -> None:
+    """A result that is opened for writing would empty the records that are not done yet."""
+    given = tmp_path / "in.svg"
+    given.write_text('{"text": "a [MASK:2]", "prompt": "a"}\n')
+    (tmp_path / "folder").symlink_to(tmp_path)
+    (tmp_path / "link.svg").symlink_to(given)
+    (tmp_path / "hard.svg").hardlink_to(given)
+    written = {
+        "itself": given,
+        "a detour": tmp_path / "folder" / ".." / tmp_path.name / "in.svg",
+        "a link": tmp_path / "link.svg",
+        "a hard link": tmp_path / "hard.svg",
+        "a linked folder": tmp_path / "folder" / "in.svg",
+    }[spelling]
+    before = given.read_bytes()
+    for words in (["sample", model, "--prompts", given], ["infill", model, "--jsonl", "--file", given]):
+        told = refusal(*words, option, written, "--overwrite")
+        assert f"{option} {written} is what {words[-2]} reads" in told and "another file" in told
+    assert given.read_bytes() == before
+
+
+@pytest.mark.parametrize("words", ["infill {model} -", "infill {model} --jsonl --file -", "corrupt -"])
+def test_a_stdin_that_is_a_file_is_not_written(model: Path, tmp_path: Path, words: str) -> None:
+    given = tmp_path / "in.txt"
+    given.write_text("a [MASK:2]")
+    found = shell(f"{words.format(model=model)} --output {given} --overwrite < {given}")
+    assert found.returncode == 2 and f"--output {given} is what" in found.stderr
+    assert given.read_text() == "a [MASK:2]"
+
+
+@pytest.mark.usefixtures("nothing_loads")
 def test_a_place_that_may_not_be_written_is_told_before_a_model_is_loaded(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

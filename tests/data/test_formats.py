@@ -463,6 +463,21 @@ def test_a_larger_share_holds_out_more_of_the_same(tmp_path: Path) -> None:
     assert small < large
 
 
+@pytest.mark.parametrize(
+    ("by", "share", "advice"),
+    [
+        ("tail", 0.0, "validate on; raise the share, or name"),
+        ("documents", 0.0, "validate on; raise the share, or name"),
+        ("documents", 0.01, "validate on; hold out by tail, raise the share, or name"),
+    ],
+)
+def test_no_advice_is_what_is_set_already(
+    tmp_path: Path, refused: Refused, by: Literal["documents", "tail"], share: float, advice: str
+) -> None:
+    with refused(DataError, advice):
+        held_out(corpus(tmp_path, ["a text"]), by, share)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.1, 1 / 3, 0.5, 0.9])
 def test_the_tail_begins_at_the_share_of_the_characters(tmp_path: Path, share: float) -> None:
     documents = ["\u00e9\U0001f600" * 500, "short text", "0123456789" * 7]

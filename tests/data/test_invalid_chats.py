@@ -19,6 +19,7 @@ from dlm.config import HeldOut, Source
 from dlm.data.corpus import corpus
 from dlm.data.reading import read
 from dlm.errors import DataError
+from dlm.model.text import ChatTemplate
 from dlm.settings import parse_config
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
@@ -52,6 +53,21 @@ def strict_tokenizer(byte_tokenizer: PreTrainedTokenizerBase) -> Iterator[PreTra
     byte_tokenizer.chat_template = STRICT
     yield byte_tokenizer
     byte_tokenizer.chat_template = None
+
+
+def test_the_template_is_asked_with_what_the_family_tells_it(
+    byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """A template that refuses a chat because it was told nothing would leave all of them out."""
+    byte_tokenizer.chat_template = "{% if not quick %}{{ raise_exception('say quick') }}{% endif %}>"
+    source = Source("jsonl", str(write(tmp_path / "m.jsonl", [GOOD])), messages="m", skip_invalid=True)
+    try:
+        sequences = corpus(
+            byte_tokenizer, read(source, "data.train"), 64, "pad", template=ChatTemplate({"quick": True})
+        )
+    finally:
+        byte_tokenizer.chat_template = None
+    assert len(sequences) == 2 and not sequences.skipped.rows
 
 
 def test_a_chat_that_the_template_refuses_is_named_by_its_row(

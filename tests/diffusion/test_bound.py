@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from dlm.diffusion import bound
 from dlm.diffusion.bound import count_weights, nats_per_level, prior_and_reconstruction_nats, step_nats
 from dlm.diffusion.denoiser import LeaveOneOutDenoiser, X0Denoiser, leave_one_out, own_token_log_odds, with_own_token
 from dlm.diffusion.draws import generator
@@ -360,6 +361,13 @@ def test_in_steps_a_count_weighs_what_its_times_sum_to(schedule: NoiseSchedule, 
             chance = math.comb(length, count) * (1 - alpha_t) ** count * alpha_t ** (length - count)
             expected[count] += count * (alpha_s - alpha_t) / (1 - alpha_t) * chance
     assert count_weights(schedule, length, steps).tolist() == pytest.approx(expected, rel=1e-10, abs=1e-13)
+
+
+@pytest.mark.parametrize("part", [1, 3, 7, 100])
+def test_a_long_chain_is_added_up_in_parts(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    whole = count_weights(Cosine(), 5, 7)
+    monkeypatch.setattr(bound, "STEPS_A_PART", part)
+    assert count_weights.__wrapped__(Cosine(), 5, 7).tolist() == pytest.approx(whole.tolist(), rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule", [*COMPLETE_SCHEDULES, Straight(0.9, 0.2)], ids=named)

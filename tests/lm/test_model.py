@@ -260,6 +260,17 @@ def test_the_end_of_text_ends_a_sample_after_a_prompt(sure_lm: DiffusionLM, orde
         assert 2 <= sample.calls <= 4
 
 
+@pytest.mark.parametrize("data", [{"packing": "pad"}, {"attend": "document"}])
+def test_a_text_ends_where_no_document_saw_another(sure_lm: DiffusionLM, data: dict[str, str]) -> None:
+    """Also without a prompt: each document had a row of its own, or saw itself alone."""
+    assert not sure_lm.documents_apart and sure_lm.config is not None
+    config = replace(sure_lm.config, data=replace(sure_lm.config.data, **data))  # type: ignore[arg-type]
+    sure_lm.sidecar = replace(sure_lm.sidecar, config=config)
+    for prompt, ids in ((None, tuple(b"ab")), ("", tuple(b"ab")), ("a", tuple(b"b"))):
+        (sample,) = sure_lm.generate(prompt)
+        assert (sample.text, sample.ids) == ("ab", ids)
+
+
 def test_without_a_prompt_the_end_of_text_parts_documents(sure_lm: DiffusionLM) -> None:
     (sample,) = sure_lm.generate()
     assert sample.ids == (97, 98, sure_lm.tokenizer.eos_token_id, 99, 100)
@@ -353,6 +364,14 @@ def test_draws_agree_within_their_spread(tiny_lm: DiffusionLM) -> None:
 
 
 # On the disk
+
+
+def test_a_folder_in_the_home_folder(tiny_lm: DiffusionLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    tiny_lm.save_pretrained("~/m")
+    assert not (tmp_path / "~").exists() and (tmp_path / "home/m/config.json").exists()
+    DiffusionLM.from_pretrained("~/m")
 
 
 def test_a_saved_model_says_the_same(tiny_lm: DiffusionLM, tmp_path: Path) -> None:

@@ -277,6 +277,62 @@ def test_a_head_with_a_width_of_its_own_need_not_share_one() -> None:
     Backbone(build("qwen3", {**GROUPED, "num_attention_heads": 6}), SPECIAL["pad_token_id"])  # 6 heads of 16, width 32
 
 
+@pytest.mark.parametrize(
+    ("architecture", "sizes"),
+    [
+        ("qwen3", {"head_dim": 3}),
+        ("qwen3", {"attention_dropout": 2.0}),
+        ("llama", {"head_dim": 5}),
+        ("llama", {"attention_dropout": -0.5}),
+    ],
+)
+def test_sizes_that_no_network_computes_with_are_refused(
+    refused: Refused, tmp_path: Path, architecture: str, sizes: dict[str, Any]
+) -> None:
+    """They make a model, which fails at its first step; so does a pretrained one with other dropout."""
+    with refused(ConfigError, "model.sizes", architecture, "these sizes"):
+        build(architecture, {**SIZES[architecture], **sizes})
+    if "head_dim" not in sizes:
+        build(architecture).save_pretrained(tmp_path)
+        with refused(ConfigError, "model.sizes", architecture, "these sizes"):
+            load_model(str(tmp_path), "eager", sizes)
+
+
+def test_trying_the_sizes_leaves_no_trace() -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    model = build("qwen3", {**SIZES["qwen3"], "attention_dropout": 0.5})
+    assert torch.equal(torch.random.get_rng_state(), before) and not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("qwen3", "vocab_size"),
+        ("xlm", "n_words"),
+        ("qwen3", "pad_token_id"),
+        ("qwen3", "eos_token_id"),
+        ("modernbert", "cls_token_id"),
+        ("bert", "is_decoder"),
+        ("qwen3", "dtype"),
+    ],
+)
+def test_what_follows_from_the_rest_is_no_size(refused: Refused, tmp_path: Path, architecture: str, key: str) -> None:
+    with refused(ConfigError, f"model.sizes.{key} is no size", "the tokenizer"):
+        build(architecture, {key: 1})
+    if architecture in SIZES:
+        build(architecture).save_pretrained(tmp_path)
+        with refused(ConfigError, f"model.sizes.{key} is no size"):
+            load_model(str(tmp_path), "eager", {key: 1})
+
+
+def test_an_attention_that_cannot_be_here_is_not_blamed_on_the_sizes(refused: Refused) -> None:
+    for attention in ("flash_attention_2", "lightning"):
+        with refused(ConfigError, f"model.attention {attention}"):
+            build("llama", attention=attention)
+
+
 def test_an_unknown_attention_is_refused(refused: Refused) -> None:
     with refused(ConfigError, "llama"):
         build("llama", attention="lightning")

@@ -94,6 +94,16 @@ def test_rows_of_one_document_need_no_mask(apart: DiffusionLM, byte_tokenizer: P
     assert evaluate_likelihood(apart, cut(byte_tokenizer, ["a", "b"], "pad"), draws=2).attend == "row"
 
 
+def test_a_model_of_padded_rows_scores_rows_as_they_are(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Its texts end at their ends, but it knows no masks of documents."""
+    padded = make_lm(byte_tokenizer, 16, data={**APART, "attend": "row", "packing": "pad"})
+    assert padded.documents_apart
+    for rows in (cut(byte_tokenizer, ["a" * 9, "b" * 9], "pad"), cut(byte_tokenizer, ["a" * 9, "b" * 9], "pack")):
+        assert evaluate_likelihood(padded, rows, draws=2).attend == "row"
+
+
 def test_a_text_is_one_document(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     end = int(byte_tokenizer.eos_token_id or 0)
     row_L = torch.tensor([*b"ab", end, *b"cd"])

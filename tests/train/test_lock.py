@@ -17,7 +17,7 @@ import pytest
 
 from dlm.errors import ConfigError, TrainingError
 from dlm.train import lock as lock_module
-from dlm.train.lock import LOCK, Holder, RunLock, clear
+from dlm.train.lock import LOCK, Holder, RunLock
 from dlm.train.run import RunFolder
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import Refused
@@ -239,16 +239,3 @@ def test_a_writer_that_lost_the_folder_saves_nothing(tmp_path: Path) -> None:
     assert not list(run.checkpoints.iterdir())
     run.unlock()
     assert json.loads((run.path / f"{LOCK}.json").read_text())["token"] == "theirs"
-
-
-def test_what_goes_last_when_a_run_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `--overwrite` that is killed half way can be asked for again."""
-    for name in ("config.yaml", "metrics.jsonl", "a.txt", LOCK):
-        (tmp_path / name).touch()
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "elsewhere").symlink_to(tmp_path / "checkpoints")
-    gone: list[str] = []
-    monkeypatch.setattr(Path, "unlink", lambda self: gone.append(self.name))
-    clear(tmp_path, last="config.yaml")
-    assert gone[-1] == "config.yaml" and sorted(gone) == ["a.txt", "config.yaml", "elsewhere", "metrics.jsonl"]
-    assert not (tmp_path / "checkpoints").exists() and (tmp_path / LOCK).exists()

@@ -126,6 +126,99 @@ def test_only_a_run_is_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "photos/cat.jpg").read_text() == "meow"
 
 
+def standing(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, at any depth, but for those of the lock."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(".lock")}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "others"),
+    [
+        ("title: my site\nplugins: [search]\n", ("checkpoints/mine.txt",)),
+        ("- a list\n", ("checkpoints/mine.txt",)),
+        ("a: [unclosed\n", ("checkpoints/mine.txt",)),
+        (None, ()),  # a configuration that was put there to be trained, and no run yet
+    ],
+)
+def test_a_folder_with_a_configuration_is_not_yet_a_run(
+    tmp_path: Path, configuration: str | None, others: tuple[str, ...]
+) -> None:
+    """Nothing of another program's folder is lost, nor of one where a user keeps a configuration."""
+    place, config = tmp_path / "place", describe(tmp_path)
+    for name in ("thesis.md", ".git/HEAD", *others):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("years of work")
+    if configuration is None:
+        write(config, place / "config.yaml")
+    else:
+        (place / "config.yaml").write_text(configuration)
+    before = standing(place)
+    said = refusal("train", write(config, tmp_path / "c.yaml"), "--run-dir", place, "--overwrite")
+    assert "is no run folder and is not overwritten" in said and "--run-dir" in said
+    assert standing(place) == before
+
+
+def test_overwriting_keeps_what_no_run_writes(folder: RunFolder) -> None:
+    folder.save(progress(1, 1), fill)
+    (folder.checkpoints / ".step-000002.draft").mkdir()
+    (folder.checkpoints / ".step-000003.doomed").mkdir()
+    mine = ("thesis.md", ".git/HEAD", "checkpoints/step-best/notes.md", "dlm/code.py", "wandb/settings", "text.txt")
+    of_the_run = (
+        "metrics.jsonl",
+        "tracking-id",
+        "dlm/events.out.tfevents.1.host",
+        "wandb/run-20260101_000000-ab/run.wandb",
+        "wandb/debug-internal.log",
+    )
+    for name in (*mine, *of_the_run):
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_text("x")
+    RunFolder.create(folder.path, folder.config, overwrite=True).begin()
+    assert sorted(standing(folder.path)) == sorted(("config.yaml", *mine))
+    assert kept(folder) == ["step-best"]
+
+
+def test_folders_of_trackers_go_when_nothing_else_is_in_them(folder: RunFolder) -> None:
+    (folder.path / "dlm").mkdir()
+    (folder.path / "dlm/events.out.tfevents.1.host").touch()
+    RunFolder.create(folder.path, folder.config, overwrite=True).begin()
+    assert sorted(path.name for path in folder.path.iterdir()) == ["checkpoints", "config.yaml"]
+
+
+def test_an_overwriting_that_was_killed_half_way_can_be_asked_for_again(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save(progress(1), fill)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    again = RunFolder.create(folder.path, folder.config, overwrite=True)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_module, "dump_config", killed)
+        again.begin()
+    assert kept(folder) == []
+    RunFolder.create(folder.path, folder.config, overwrite=True).begin()
+
+
+def test_the_configuration_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the rename would else leave an empty file."""
+    done: list[tuple[str, str]] = []
+    rename = Path.replace
+
+    def renamed(self: Path, to: Path) -> Path:
+        done.append(("rename", self.name))
+        return rename(self, to)
+
+    monkeypatch.setattr(run_module, "flush", lambda path: done.append(("flush", path.name)))
+    monkeypatch.setattr(Path, "replace", renamed)
+    RunFolder.create(tmp_path / "run", describe(tmp_path)).begin()
+    assert done == [("flush", ".config.yaml.draft"), ("rename", ".config.yaml.draft"), ("flush", "run")]
+
+
 def test_there_must_be_a_run_to_resume(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to resume"):
         RunFolder.reopen(tmp_path / "none")
