@@ -65,15 +65,21 @@ def check_patterns(rows: Callable[[NetworkInput], Tensor], model: PreTrainedMode
     )
     by_pattern_ND, by_mask_ND, hidden_ND, later_ND = map(rows, inputs)
     model.train(training)
-    if not torch.allclose(by_pattern_ND, by_mask_ND, rtol=1e-2, atol=1e-3):
+    if not _agree(by_pattern_ND, by_mask_ND):
         raise ConfigError(f"model.architecture {kind}: its attention cannot be told what a clean text's copy sees")
     if not torch.equal(by_pattern_ND[:3], hidden_ND[:3]):
         raise ConfigError(f"model.architecture {kind} sees what a pattern hides")
-    if not torch.allclose(by_pattern_ND, later_ND, rtol=1e-2, atol=1e-3):
+    if not _agree(by_pattern_ND, later_ND):
         raise ConfigError(
             f"model.architecture {kind} has a learned vector for each position, and its readings begin at different "
             "ones: take an architecture with relative positions, such as qwen3, or set readings to masked"
         )
+
+
+def _agree(one_ND: Tensor, other_ND: Tensor) -> bool:
+    """Whether two results differ by rounding alone, which is coarse in 16 bits."""
+    share = 1e-3 if one_ND.dtype == torch.float32 else 5e-2
+    return bool((one_ND - other_ND).float().norm() <= share * other_ND.float().norm())
 
 
 def patterned_attention(

@@ -14,7 +14,7 @@ from typer.testing import Result
 from dlm.cli import chat
 from dlm.config import Bytes
 from dlm.film.layout import legible
-from dlm.lm import DiffusionLM, Sampler
+from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import build_tokenizer
 from tests.support.commands import dlm, invoke, refusal
 from tests.support.fixtures import MakeLM
@@ -126,7 +126,7 @@ def test_ctrl_c_in_an_answer_ends_the_conversation(model: Path, monkeypatch: pyt
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Sampler, "write", interrupted)
+    monkeypatch.setattr("dlm.lm.model.sample", interrupted)
     found = at_terminal(monkeypatch, model, "hi")
     assert (found.exit_code, found.stdout) == (0, "") and "Traceback" not in found.stderr
     monkeypatch.setattr(chat, "is_terminal", lambda stream: False)
