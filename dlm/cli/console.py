@@ -317,11 +317,12 @@ class TrainingDisplay:
 
     def validation(self, step: int, report: "LikelihoodReport", best: bool) -> None:
         """A line with the bound and its error."""
-        half = (report.nats_per_token_ci95[1] - report.nats_per_token_ci95[0]) / 2
+        interval = report.nats_per_token_ci95
+        error = "" if interval is None else f"± {(interval[1] - interval[0]) / 2:.4f} "
         self._validation = f"  bound {report.nats_per_token:.4f}"
         self._progress.update(self._task, validation=self._validation)
         self._say(
-            f"[bold]step {step}[/]  validation bound [bold green]{report.nats_per_token:.4f}[/] ± {half:.4f} "
+            f"[bold]step {step}[/]  validation bound [bold green]{report.nats_per_token:.4f}[/] {error}"
             f"nats/token{'  (best so far)' if best else ''}"
         )
 

@@ -15,7 +15,7 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from dlm.config import Time
     from dlm.data.documents import Documents
-    from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
+    from dlm.evaluate.likelihood import ChainRuleReport, Interval, LikelihoodReport
     from dlm.lm import DiffusionLM
 
 
@@ -101,6 +101,11 @@ def evaluate(
 
 def _cautions(report: "LikelihoodReport") -> Iterator[str]:
     """What is to be known of a bound that is not one of the text itself, or not a number."""
+    if report.sampling_se is None:
+        yield (
+            "the text is one sequence: the error from the choice of the texts is unknown, and so is every interval; "
+            "score more text for one"
+        )
     if report.unknown_tokens:
         yield (
             f"{report.unknown_tokens:,} tokens stand for characters that the tokenizer does not know: "
@@ -167,6 +172,10 @@ def _dropped(report: "LikelihoodReport") -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
+def _shown(interval: "Interval | None") -> str:
+    return "n.a." if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
+
+
 def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
     rows = [
         ("nats/token", report.nats_per_token, report.nats_per_token_ci95),
@@ -175,7 +184,7 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
         ("perplexity", report.perplexity_bound, report.perplexity_bound_ci95),
     ]
     lines = ["upper bound      value     95% interval"]
-    lines += [f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}" for name, value, (low, high) in rows]
+    lines += [f"{name:<12} {value:>9.4f}     {_shown(interval)}" for name, value, interval in rows]
     terms = (("prior", report.prior_nats_per_token), ("reconstruction", report.reconstruction_nats_per_token))
     shown = [f"{nats:.6f} from the {name}" for name, nats in terms if nats]
     if shown:
@@ -188,7 +197,8 @@ def _table(report: "LikelihoodReport", exact: "ChainRuleReport | None") -> str:
         f"chain            {report.process} noise, {report.schedule} schedule, {chain}",
         f"standard error   {report.monte_carlo_se:.4f} nats/token from the "
         f"{'masks' if masks else 'noise'} (Monte-Carlo), "
-        f"{report.sampling_se:.4f} from the texts ({report.resampled} resampled)",
+        f"{'n.a.' if report.sampling_se is None else f'{report.sampling_se:.4f}'} from the texts "
+        f"({report.resampled} resampled)",
         f"scored           {report.tokens:,} tokens, {report.bytes:,} bytes, {report.documents:,} documents "
         f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
         *(

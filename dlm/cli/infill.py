@@ -14,7 +14,7 @@ from dlm.cli.records import Record, file_lines, is_batch, read_batch, report, us
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, shortened
 from dlm.template import Template, parse_template
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _content(text: str | None, file: Path | None) -> list[str]:
 def _template_of(fields: Mapping[str, Any], marker: str) -> Template:
     """The text and the spans of a record."""
     if "text" not in fields:
-        raise DataError(f'no field "text" with a text in it: {json.dumps(fields):.60}')
+        raise DataError(f'no field "text" with a text in it: {shortened(json.dumps(fields), 60)}')
     try:
         text = check_text(fields["text"])
     except DataError as error:
@@ -133,7 +133,7 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
     for rank, found in enumerate(alternatives, start=1):
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
         errors.print(
-            f"{rank}. {score}: {found.spans!r:.100}",
+            f"{rank}. {score}: {shortened(repr(found.spans), 100)}",
             style="dim",
             markup=False,
             highlight=False,

@@ -14,7 +14,7 @@ from dlm.data.chats import messages_of
 from dlm.data.keys import option_of
 from dlm.data.lines import lines_of
 from dlm.data.text import TWICE, check_text
-from dlm.errors import DataError
+from dlm.errors import DataError, shortened
 
 Record = tuple[str, Mapping[str, Any]]
 """A place in a file, such as `line 7`, and what stands there, by column."""
@@ -91,7 +91,7 @@ def parse_record(line: str, decoder: json.JSONDecoder = REFUSING) -> dict[str, A
     except (ValueError, RecursionError) as error:
         raise DataError(_why(error, text)) from error
     if not isinstance(record, dict):
-        raise DataError(f"no object in JSON: {line.strip():.60}")
+        raise DataError(f"no object in JSON: {shortened(line.strip(), 60)}")
     return record
 
 
@@ -184,7 +184,7 @@ def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int 
 
 
 def rows_of(
-    files: list[str], read: Read, columns: Mapping[str, str], stamp: str, keeps_invalid: bool = False
+    files: list[str], read: Read, columns: Mapping[str, str], stamp: str, keeps_invalid: bool = False, version: int = 0
 ) -> Iterator[dict[str, str | None]]:
     """The wanted columns of files of records.
 
@@ -194,6 +194,7 @@ def rows_of(
         columns: The columns, and the key of the source that names each. Those of `messages` hold chats, others text.
         stamp: As for `texts_of`.
         keeps_invalid: Whether what is no chat is JSON of itself, for whoever leaves it out and counts it.
+        version: Not used here: it goes into the name of the cache, as `stamp` does; that of chats is `CHATS`.
 
     Yields:
         Rows of text. A chat is JSON of its messages, and a record without a column has null in it.
@@ -244,7 +245,9 @@ def _array(text: str, file: str) -> Iterator[Record]:
         raise DataError(f"{file}: {_why(error, text)}; {JSON_FILE}") from error
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record, default=repr):.60}")
+            raise DataError(
+                f"record {number} of {file}: no object in JSON: {shortened(json.dumps(record, default=repr), 60)}"
+            )
         yield f"record {number}", record
 
 
