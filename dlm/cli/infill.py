@@ -20,6 +20,9 @@ from dlm.template import Template, parse_template
 if TYPE_CHECKING:
     from dlm.lm import Infilling
 
+LONGEST_PATH = 255
+"""Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
+
 
 def infill(
     context: typer.Context,
@@ -68,7 +71,12 @@ def infill(
         records = read_batch(content, ask, name=file or "stdin")
     else:
         single = {"text": "".join(content)}
-        records = [Record("", single, ask(single))]
+        try:
+            records = [Record("", single, ask(single))]
+        except DataError as error:
+            if text is None or len(text) > LONGEST_PATH or not Path(text).is_file():
+                raise
+            raise DataError(f"{error}; it is the name of a file: --file {text} reads that") from error
     usable(records, lambda template: None, keep_going=keep_going)
     quiet_libraries()
 

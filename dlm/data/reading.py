@@ -77,10 +77,11 @@ def read_splits(data: Data) -> Splits:
     with _quiet():
         train, validation = documents.split(data.held_out)
     if not len(train) or not len(validation):
+        equal = ", as equal documents stay on the same side" if data.held_out.by == "documents" else ""
         raise DataError(
             f"data.held_out: a share of {data.held_out.share} of {len(documents)} documents by {data.held_out.by} "
-            f"leaves {len(train)} to train on and {len(validation)} to validate on; hold out by tail, change the "
-            "share, or name a data.validation"
+            f"leaves {len(train)} to train on and {len(validation)} to validate on{equal}; hold out by tail, "
+            "change the share, or name a data.validation"
         )
     return Splits(train, validation)
 

@@ -5,9 +5,11 @@ No type is guessed, so a column that no one asked for may hold anything, and not
 
 import csv
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from dlm.data.chats import messages_of
@@ -23,6 +25,10 @@ JSON_FILE = "a file holds one object a line, or one array of objects"
 
 Read = Callable[[str], Iterator[Record]]
 """Gives the records of a file."""
+
+
+PARTED = {",": "commas", "\t": "tabs", ";": "semicolons"}
+"""What stands between the columns of a file."""
 
 
 class ColumnError(DataError):
@@ -134,27 +140,56 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
         Each record and its place.
 
     Raises:
-        DataError: It is not UTF-8, or a row has more or fewer values than there are columns.
+        DataError: It is not UTF-8, or a row has more or fewer values than there are columns, or others than the
+            delimiter part its columns.
     """
+    lines, told = lines_of(file), 0
+    first = next(lines, "")
+    if named := re.fullmatch(r'"?sep=(\t|[^\w\s"])"?[\r\n]*', first):  # as Excel writes it, and reads it
+        delimiter, told = named[1], 1
+    else:
+        lines = chain((first,), lines)
     csv.field_size_limit(2**31 - 1)  # 131,072 by default, and a text may be longer
-    rows = csv.reader(lines_of(file), delimiter=delimiter, strict=True)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     twice: dict[str, Any] = {}
-    last = 0
+    last = told
     try:
         for row in rows:
-            place, last = f"line {last + 1}", rows.line_num
+            place, last = f"line {last + 1}", rows.line_num + told
             if not row:
                 continue
             if names is None:
                 names = row
+                _check_parted(names, delimiter, file)
                 twice = dict.fromkeys((name for name, count in Counter(names).items() if count > 1), TWICE)
                 continue
             if len(row) != len(names):
-                raise DataError(f"{place} of {file} has {len(row)} values, and there are {len(names)} columns")
+                raise DataError(
+                    f"{place} of {file} has {_count(len(row), 'value')}, and there "
+                    f"{'is' if len(names) == 1 else 'are'} {_count(len(names), 'column')}"
+                )
             yield place, dict(zip(names, row, strict=True)) | twice
     except csv.Error as error:
         raise DataError(f"the row at line {last + 1} of {file} cannot be read: {error}") from error
+
+
+def _check_parted(names: Sequence[str], delimiter: str, file: str) -> None:
+    """Refuses a single name that holds what other files have between their columns, such as Excel's semicolon."""
+    remedies = {
+        ";": "write sep=; as its first line, or save it with commas",
+        "\t": "name it .tsv, or give the format tsv",
+        ",": "name it .csv, or give the format csv",
+    }
+    for other, remedy in remedies.items():
+        if delimiter in PARTED and other != delimiter and len(names) == 1 and other in names[0]:
+            raise DataError(
+                f"{file} has {PARTED[other]} between its columns, where {PARTED[delimiter]} are read: {remedy}"
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str] | None:

@@ -175,7 +175,7 @@ def run_model(
                 "text are new, and begin as the mean of the others; is it the model's own tokenizer?"
             )
         init_new_token_rows(model, fresh, max(tokenizer.get_vocab().values()) + 1)
-    check_length(model, length)
+    check_length(model, length, shift=config.model.shift)
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(
             f"model.annealing: {config.model.path} is an encoder, which sees the whole text already: "

@@ -23,7 +23,7 @@ from dlm.errors import DataError
 from dlm.evaluate.likelihood import ChainRuleReport, evaluate_chain_rule, evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import build_tokenizer, forbidden_ids
-from dlm.train.metrics import RunFacts
+from dlm.train.metrics import RunFacts, StepMetrics
 from tests.support.corpora import DOCUMENTS, LENGTH, Packing, assert_close, cut
 from tests.support.fixtures import MakeLM, Refused
 
@@ -265,6 +265,14 @@ def test_a_run_shows_the_error_that_a_validation_has(tiny_lm: DiffusionLM, text:
     display.validation(3, report, best=False)
     error = r" ± \d\.\d{4}" if has_error else ""
     assert re.fullmatch(rf"step 3  validation bound \d\.\d{{4}}{error} nats/token\n", shown.getvalue())
+
+
+def test_a_run_shows_the_learning_rate_as_a_share_of_its_peak() -> None:
+    shown = io.StringIO()
+    display = TrainingDisplay(Console(file=shown, width=200), 1)
+    display.begin(FACTS)
+    display.step(StepMetrics(1, 2.0, None, 0.5, 1.0, 10, 100.0))
+    assert "step 1  loss 2.0000  lr 50.0% of its peak  100 tokens/s" in shown.getvalue()
 
 
 def test_equal_documents_have_no_sampling_error(knows: Knows) -> None:
