@@ -16,8 +16,10 @@ help:  ## list the targets
 setup: $(READY)  ## create .venv and install the pinned set and dlm into it
 
 $(READY): pyproject.toml .ci/constraints.txt
+	@echo "1 of 2: making the virtual environment $(VENV)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	@echo "2 of 2: installing dlm and the packages it was tested with; this takes minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## train the default model on Python source, then sample, infill and evaluate it

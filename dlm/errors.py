@@ -93,3 +93,19 @@ def one_line(error: BaseException | str, limit: int | None = 200) -> str:
     """
     line = " ".join(str(error).split())[:limit]
     return line or ("" if isinstance(error, str) else type(error).__name__)
+
+
+def shortened(shown: str, limit: int) -> str:
+    """A value as a message shows it, where a cut is to be seen.
+
+    Args:
+        shown: The value, in quotes if it is a text: as `repr` or JSON writes it.
+        limit: The most characters.
+
+    Returns:
+        The same, or its beginning with an ellipsis, which stands inside the quotes.
+    """
+    if len(shown) <= limit:
+        return shown
+    quote = shown[0] if shown[0] in "'\"" and shown[-1] == shown[0] else ""
+    return f"{shown[: limit - 1 - len(quote)]}…{quote}"

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 
 from dlm.config import Config
 from dlm.diffusion.formulation import Formulation
-from dlm.errors import ConfigError, one_line
+from dlm.errors import ConfigError, one_line, shortened
 from dlm.spellings import translate_override, translate_tree
 
 CHOICES = ("tokenizer", "noise", "schedule", "readings", "objective.loss", "objective.levels")
@@ -55,7 +55,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         hint = "; a text that begins with * needs quotes" if "alias" in str(error) else ""
         raise ConfigError(f"{path} is not valid YAML: {one_line(error, limit=None)}{hint}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} holds no configuration: expected keys such as data and train, got {tree!r:.60}")
+        raise ConfigError(
+            f"{path} holds no configuration: expected keys such as data and train, got {shortened(repr(tree), 60)}"
+        )
     tree = _normalise(tree)
     for override in overrides:
         tree = _override(tree, override)
@@ -236,7 +238,7 @@ def _explain(error: ValidationError, root: type, *above: str) -> str:
     """The first error in one line: the dotted key, the value received and the valid ones."""
     first = _telling(error)
     parts, names = _walk(first["loc"], root)
-    key, got = ".".join([*above, *parts]), f"{first['input']!r:.80}"
+    key, got = ".".join([*above, *parts]), shortened(repr(first["input"]), 80)
     match first["type"]:
         case "unexpected_keyword_argument":
             near = difflib.get_close_matches(parts[-1], names, n=1, cutoff=0.5)

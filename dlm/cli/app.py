@@ -5,13 +5,15 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typing_extensions import override
 
 from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, sample, selftest, train
 from dlm.cli.console import errors, is_first
@@ -21,8 +23,42 @@ from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
 from dlm.launcher import end_with_launcher
 from dlm.paths import expand
 
+USAGE: type[Any] = typer.BadParameter.__mro__[1]
+"""What typer raises where a command line is not one of a command; typer does not export it by itself."""
+
+
+class OneLineGroup(TyperGroup):
+    """Commands of which a wrong use is one line, as any other error is."""
+
+    @override
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _used_rightly():
+            return super().make_context(*args, **kwargs)
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        with _used_rightly():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _used_rightly() -> Iterator[None]:
+    """Makes one line of a wrong use; a command without any words shows its help instead."""
+    try:
+        yield
+    except USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        near = getattr(error, "possibilities", None)
+        message = f"{error.message}; did you mean {' or '.join(near)}?" if near else error.format_message()
+        help_of = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        message = message.replace(". Did you mean", "; did you mean").replace(": Input should", ": it should")
+        _fail(f"{message[:1].lower()}{message[1:].removesuffix('.')}{help_of}", 2, debug=False)
+
+
 app = typer.Typer(
     name="dlm",
+    cls=OneLineGroup,
     help="Text diffusion language models: train, sample, infill and score them.",
     no_args_is_help=True,
     add_completion=False,

@@ -82,7 +82,20 @@ def write_text(text: str, output: Path | None, *, overwrite: bool = False) -> No
             sys.stdout.write(ended.encode(encoding, "replace").decode(encoding))
             sys.stdout.flush()
         else:
-            output.write_text(text, encoding="utf-8", errors="replace", newline="")
+            with _gone_if_failed(output):
+                output.write_text(text, encoding="utf-8", errors="replace", newline="")
+
+
+@contextmanager
+def _gone_if_failed(output: Path, *, keeps_part: bool = False) -> Iterator[None]:
+    """Leaves no new file behind where it could not be written; or where it is empty, if a part is of use."""
+    is_new = not output.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new and output.is_file() and not (keeps_part and output.stat().st_size):
+            output.unlink()
+        raise
 
 
 @contextmanager
@@ -139,13 +152,18 @@ def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Cal
             stream.flush()
 
     check_free(output, overwrite)
-    with writing(output):
-        stream = output.open("w" if overwrite else "x", encoding="utf-8", newline="\n") if output else sys.stdout
-    try:
+    if output is None:
+        stream: TextIO = sys.stdout
         yield write
-    finally:
-        if output:
-            stream.close()
+        return
+    with _gone_if_failed(output, keeps_part=True):
+        with writing(output):
+            stream = output.open("w" if overwrite else "x", encoding="utf-8", newline="\n")
+        try:
+            yield write
+        finally:
+            with writing(output):
+                stream.close()
 
 
 def write_styled(draw: Callable[[int | None], Text], output: Path | None, *, overwrite: bool = False) -> None:
@@ -319,7 +337,10 @@ class TrainingDisplay:
         for loss in facts.losses:
             self._say(f"[yellow]{escape(loss)}[/]")
         if facts.first > facts.steps:
-            self._say(f"all {facts.steps} steps are done already; to train on, add --set train.steps=N")
+            self._say(
+                f"all {facts.steps} steps are done already; to train on, add --set train.steps=N, and "
+                f"--set optim.restart={facts.steps} where the learning rate has decayed"
+            )
         elif facts.first > 1:
             self._say(f"going on after step {facts.first - 1}")
         self._task = self._progress.add_task(
@@ -338,19 +359,20 @@ class TrainingDisplay:
         )
         if not self._console.is_terminal and metrics.step % self._every == 0:
             self._say(
-                f"step {metrics.step}  loss {metrics.loss:.4f}  {_next_token(metrics)}lr {metrics.lr:.3f}  "
+                f"step {metrics.step}  loss {metrics.loss:.4f}  {_next_token(metrics)}lr {metrics.lr:.1%} of its peak  "
                 f"{metrics.tokens_per_second:,.0f} tokens/s"
             )
 
     def validation(self, step: int, validation: "Validation", best: bool) -> None:
         """A line with the bound and its error, and where there are several readings one with the others."""
         report = validation.judged
-        half = (report.nats_per_token_ci95[1] - report.nats_per_token_ci95[0]) / 2
+        interval = report.nats_per_token_ci95
+        error = "" if interval is None else f"± {(interval[1] - interval[0]) / 2:.4f} "
         what = "loss" if report.estimator == "exact" else "bound"
         self._validation = f"  {what} {report.nats_per_token:.4f}"
         self._progress.update(self._task, validation=self._validation)
         self._say(
-            f"[bold]step {step}[/]  validation {what} [bold green]{report.nats_per_token:.4f}[/] ± {half:.4f} "
+            f"[bold]step {step}[/]  validation {what} [bold green]{report.nats_per_token:.4f}[/] {error}"
             f"nats/token{'  (best so far)' if best else ''}"
         )
         _, *others = validation.reports.items()

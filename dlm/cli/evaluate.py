@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dlm.config import Time
     from dlm.data.batches import Sequences
     from dlm.data.documents import Documents
-    from dlm.evaluate.likelihood import ChainRuleReport, LikelihoodReport
+    from dlm.evaluate.likelihood import ChainRuleReport, Interval, LikelihoodReport
     from dlm.evaluate.readings import ReadingsReport
     from dlm.lm import DiffusionLM
 
@@ -119,6 +119,11 @@ def evaluate(
 
 def _cautions(report: "LikelihoodReport") -> Iterator[str]:
     """What is to be known of a bound that is not one of the text itself, or not a number."""
+    if report.sampling_se is None:
+        yield (
+            "the text is one sequence: the error from the choice of the texts is unknown, and so is every interval; "
+            "score more text for one"
+        )
     if report.unknown_tokens:
         yield (
             f"{report.unknown_tokens:,} tokens stand for characters that the tokenizer does not know: "
@@ -228,6 +233,10 @@ def _dropped(report: "LikelihoodReport") -> str:
     return f": {', '.join(parts)}" if parts else ""
 
 
+def _shown(interval: "Interval | None", sign: str = "") -> str:
+    return "n.a." if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
+
+
 def _table(found: "ReadingsReport", exact: "ChainRuleReport | None") -> str:
     report = found.first
     lines = [*(_values(report) if len(found.reports) == 1 else _readings(found))]
@@ -273,8 +282,8 @@ def _values(report: "LikelihoodReport") -> Iterator[str]:
         ("bits/byte", report.bits_per_byte, report.bits_per_byte_ci95),
         ("perplexity", report.perplexity_bound, report.perplexity_bound_ci95),
     )
-    for name, value, (low, high) in rows:
-        yield f"{name:<12} {value:>9.4f}     {low:.4f} to {high:.4f}"
+    for name, value, interval in rows:
+        yield f"{name:<12} {value:>9.4f}     {_shown(interval)}"
 
 
 def _readings(found: "ReadingsReport") -> Iterator[str]:
@@ -282,18 +291,16 @@ def _readings(found: "ReadingsReport") -> Iterator[str]:
     first = found.first
     yield "reading             nats/token  95% interval        bits/byte  perplexity  standard error"
     for name, report in found.reports.items():
-        low, high = report.nats_per_token_ci95
         sign = "=" if report.estimator == "exact" else "≤"
         masks = "exact" if report.estimator == "exact" else f"{report.monte_carlo_se:.4f} from the masks"
         yield (
-            f"{name:<16} {sign} {report.nats_per_token:>10.4f}  {f'{low:.4f} to {high:.4f}':<18}"
+            f"{name:<16} {sign} {report.nats_per_token:>10.4f}  {_shown(report.nats_per_token_ci95):<18}"
             f"{report.bits_per_byte:>11.4f}{report.perplexity_bound:>12.4f}  {masks}"
         )
     yield ""
     yield f"{f'against {first.reading}':<18} {'nats/token':>10}  95% interval, paired by {first.resampled}"
     for each in found.differences:
-        low, high = each.nats_per_token_ci95
-        yield f"{each.reading:<18} {each.nats_per_token:>+10.4f}  {low:+.4f} to {high:+.4f}"
+        yield f"{each.reading:<18} {each.nats_per_token:>+10.4f}  {_shown(each.nats_per_token_ci95, '+')}"
 
 
 def _method(found: "ReadingsReport") -> Iterator[str]:
@@ -304,7 +311,7 @@ def _method(found: "ReadingsReport") -> Iterator[str]:
         yield f"reading          {report.reading}"
     if any(each.estimator != "exact" for each in found.reports.values()):
         yield f"chain            {report.process} noise, {report.schedule} schedule, {chain}"
-    texts = f"{report.sampling_se:.4f}"
+    texts = "n.a." if report.sampling_se is None else f"{report.sampling_se:.4f}"
     if len(found.reports) > 1:
         return
     if report.estimator == "exact":

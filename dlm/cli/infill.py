@@ -14,7 +14,7 @@ from dlm.cli.records import Record, file_lines, is_batch, read_batch, report, us
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, shortened
 from dlm.template import Template, parse_template
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives")
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
+LONGEST_PATH = 255
+"""Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
 
 def infill(
@@ -71,7 +73,12 @@ def infill(
         records = read_batch(content, ask, name=file or "stdin")
     else:
         single = {"text": "".join(content)}
-        records = [Record("", single, ask(single))]
+        try:
+            records = [Record("", single, ask(single))]
+        except DataError as error:
+            if text is None or len(text) > LONGEST_PATH or not Path(text).is_file():
+                raise
+            raise DataError(f"{error}; it is the name of a file: --file {text} reads that") from error
     usable(records, lambda template: None, keep_going=keep_going)
     quiet_libraries()
 
@@ -110,7 +117,7 @@ def _template_of(fields: Mapping[str, Any], marker: str) -> Template:
     if taken := [name for name in WRITTEN if name in fields]:
         raise DataError(f'the field "{taken[0]}" is where what is found is written: give it another name')
     if "text" not in fields:
-        raise DataError(f'no field "text" with a text in it: {json.dumps(fields):.60}')
+        raise DataError(f'no field "text" with a text in it: {shortened(json.dumps(fields), 60)}')
     try:
         text = check_text(fields["text"])
     except DataError as error:
@@ -138,7 +145,7 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
     for rank, found in enumerate(alternatives, start=1):
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
         errors.print(
-            f"{rank}. {score}: {found.spans!r:.100}",
+            f"{rank}. {score}: {shortened(repr(found.spans), 100)}",
             style="dim",
             markup=False,
             highlight=False,

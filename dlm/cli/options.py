@@ -66,7 +66,8 @@ TextOutput = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Watching = Annotated[bool, typer.Option("--watch", help="Show the first text while it is being written.")]
 Export = Annotated[
-    Path | None, typer.Option(help="Write the denoising as a page (.html) or picture (.svg).", show_default=False)
+    Path | None,
+    typer.Option(help="Write the denoising of the first text as a page (.html) or picture (.svg).", show_default=False),
 ]
 
 

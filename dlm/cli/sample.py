@@ -130,7 +130,7 @@ def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
     if messages is None:
         return check_text(prompt)
     try:
-        chat = [{part: message[part] for part in ("role", "content")} for message in messages_of(messages)]
+        chat = [{key: part for key, part in message.items() if key != "weight"} for message in messages_of(messages)]
     except DataError as error:
         raise DataError(f"messages {error}") from error
     for message in chat:

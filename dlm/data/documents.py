@@ -30,6 +30,7 @@ class Documents(ABC):
         rows: A memory-mapped dataset, one document a row. The column `text` is learned and scored in every type.
         empty: How many rows were left out because they have no text that could be learned.
         skipped: What was left out of them because it cannot be written.
+        calls: How many messages call tools; a call is no text, and is not learned.
         identity: The columns by which a document is held out or not: equal values are on the same side.
         has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
         lacking: What the rows that are left out as empty have none of.
@@ -38,6 +39,7 @@ class Documents(ABC):
     rows: Dataset
     empty: int = field(default=0, kw_only=True)
     skipped: Skipped = field(default_factory=Skipped, kw_only=True)
+    calls: int = field(default=0, kw_only=True)
     identity: ClassVar[tuple[str, ...]] = ("text",)
     has_affixes: ClassVar[bool] = True
     lacking: ClassVar[str] = "a response"
@@ -150,7 +152,7 @@ class Documents(ABC):
                 for back in (False, True)
             ]
         train, validation = (replace(self, rows=_with_text(part)) for part in parts)  # of a short text, a part is empty
-        return train, replace(validation, empty=0, skipped=Skipped())
+        return train, replace(validation, empty=0, skipped=Skipped(), calls=0)
 
 
 @dataclass(frozen=True)
@@ -218,21 +220,24 @@ class Chats(Documents):
         found = table
         if len(table):
             turns = partial(_learned_turns, column=column, key=key, skips=source.skip_invalid)
-            found = _made(table, turns, ("text", "messages", "chat", "wrong"), ("row",))
+            found = _made(table, turns, ("text", "messages", "chat", "wrong"), ("row", "calls"))
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
         if not len(table):
             return kept
         bad = filtered(found, _any_text, ["wrong"])
-        learned = _with_text(found).remove_columns("wrong")
+        calls = sum(found["calls"])
+        learned = _with_text(found).remove_columns(["wrong", "calls"])
         if not len(learned) and not len(bad):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
             roles = sorted({message["role"] for chat in chats for message in chat})
             raise DataError(
                 f"{option_of(key, 'messages')}: no chat in {column!r} has a message of an assistant to learn, "
                 f"after another message; its roles are {', '.join(roles) or 'none'}"
+                f"{', and a call of a tool has no text to learn' if calls else ''}"
             )
         empty = len(found) - len(learned) - len(bad)
-        return replace(kept, rows=learned, empty=empty, skipped=kept._skipping(bad["row"], bad["wrong"]))
+        skipped = kept._skipping(bad["row"], bad["wrong"])
+        return replace(kept, rows=learned, empty=empty, skipped=skipped, calls=calls)
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> EncodePrompts:
@@ -331,15 +336,15 @@ def _joined(
 def _learned_turns(
     batch: dict[str, list[Any]], rows: list[int], column: str, key: str, skips: bool
 ) -> dict[str, list[Any]]:
-    """Every message of an assistant, what came before it, the whole chat, and the chat's row in the source.
+    """Every message of an assistant, what came before it, the whole chat, its row in the source and its calls of tools.
 
     Where rows may be skipped, a chat that cannot be read is one document that says in `wrong` what is wrong. A row
     without a message to learn is one document without a text.
     """
-    found: dict[str, list[Any]] = {"text": [], "messages": [], "chat": [], "row": [], "wrong": []}
+    found: dict[str, list[Any]] = {"text": [], "messages": [], "chat": [], "row": [], "wrong": [], "calls": []}
 
-    def add(text: str, before: str, chat: str, row: int, wrong: str = "") -> None:
-        for name, value in zip(found, (text, before, chat, row, wrong), strict=True):
+    def add(text: str, before: str, chat: str, row: int, wrong: str = "", calls: int = 0) -> None:
+        for name, value in zip(found, (text, before, chat, row, wrong, calls), strict=True):
             found[name].append(value)
 
     for row, chat in zip(rows, batch[column], strict=True):
@@ -350,16 +355,17 @@ def _learned_turns(
                 raise DataError(f"{option_of(key, 'messages')}: row {row + 1}: {column!r} {error}") from error
             add("", "", "", row, f"{column!r} {error}")
             continue
-        said = [{"role": message["role"], "content": message["content"]} for message in messages]
+        said = [{key: part for key, part in message.items() if key != "weight"} for message in messages]
+        calls = sum("tool_calls" in message for message in messages)
         learned = [
             i
             for i, message in enumerate(messages)  # a call of a tool has no text, and is not learned
             if message["role"] == "assistant" and i and message["content"] and "weight" not in message
         ]
-        for i in learned:
-            add(said[i]["content"], json.dumps(said[:i]), json.dumps(said), row)
+        for place, i in enumerate(learned):  # the calls of a chat are counted once
+            add(said[i]["content"], json.dumps(said[:i]), json.dumps(said), row, calls=0 if place else calls)
         if not learned:
-            add("", "", "", row)
+            add("", "", "", row, calls=calls)
     return found
 
 

@@ -21,6 +21,7 @@ from datasets import Dataset, Features, IterableDataset, Value, load_dataset, lo
 from typing_extensions import override
 
 from dlm import hub
+from dlm.data.chats import CHATS
 from dlm.data.files import (
     TextUnit,
     check_separator,
@@ -167,6 +168,8 @@ class Records(Format):
             "columns": columns,
             "keeps_invalid": self.skip_invalid,
         }
+        if "messages" in columns.values():
+            given["version"] = CHATS
         return read_rows(rows_of, given, list(columns), key)
 
     @override

@@ -32,6 +32,19 @@ OPENERS: Mapping[str, Callable[[str], Any]] = {
 MARK = "\ufeff"
 """The byte-order mark."""
 
+KINDS: Mapping[bytes, tuple[str, str]] = {
+    b"PAR1": ("a Parquet file", "give the format parquet"),
+    b"PK\x03\x04": ("a zip archive, or a document that is one, such as .docx", "unpack it, or save it as text"),
+    b"%PDF": ("a PDF", "write its text into a file, as pdftotext does"),
+    b"\x1f\x8b": ("packed by gzip", "let its name end in .gz"),
+    b"BZh": ("packed by bzip2", "let its name end in .bz2"),
+    b"\xfd7zXZ": ("packed by xz", "let its name end in .xz"),
+    b"\x28\xb5\x2f\xfd": ("packed by Zstandard", "let its name end in .zst"),
+    b"SQLite format 3": ("a database of SQLite", "write its texts into a .jsonl or .csv file"),
+    b"ARROW1": ("an Arrow file", "write it as Parquet, and give the format parquet"),
+}
+"""Files that are no text, by their first bytes: what each is, and how it can be read."""
+
 BEGINNING = 64
 """Bytes of a file that tell whether it is UTF-16; the lines that begin there are looked at."""
 
@@ -85,6 +98,7 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
                 read += len(line)
                 yield from split_lines(text)
         except UnicodeDecodeError as error:
+            _check_text(_head(file), file)
             raise DataError(f"{file} is not UTF-8 text: byte {read + error.start} cannot be read") from error
         except DAMAGE as error:
             raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
@@ -98,6 +112,7 @@ def _narrow(stream: Iterable[bytes], file: str) -> Iterator[bytes]:
     while sum(map(len, head)) < BEGINNING and (line := next(lines, b"")):
         head.append(line)
     if code := _wide_code(b"".join(head)):
+        _check_text(b"".join(head), file)
         raise DataError(f"{file} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
     yield from head
     yield from lines
@@ -111,6 +126,19 @@ def _wide_code(head: bytes) -> str:
     zeros = max(head[0::2].count(0), head[1::2].count(0))
     is_wide = head.startswith((b"\xff\xfe", b"\xfe\xff")) or (pairs > 1 and 2 * zeros > pairs)
     return "UTF-16" if is_wide else ""
+
+
+def _head(file: str) -> bytes:
+    """The beginning of a file, as it is on the disk or unpacked."""
+    with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
+        return bytes(stream.read(BEGINNING))
+
+
+def _check_text(head: bytes, file: str) -> None:
+    """Refuses a file that is no text by the name of what it is, where its first bytes tell that."""
+    for mark, (name, remedy) in KINDS.items():
+        if head.startswith(mark):
+            raise DataError(f"{file} is {name} and no text: {remedy}")
 
 
 def _open(file: str) -> IO[bytes]:

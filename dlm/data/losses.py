@@ -37,10 +37,16 @@ def left_out(which: str, documents: Documents, sequences: Sequences) -> Iterator
         sequences: As there.
 
     Yields:
-        A line for those that are not valid, and one for those that have nothing to learn.
+        A line for those that are not valid, one for those that have nothing to learn, and one for calls of tools.
     """
     if sequences.skipped.rows:
         yield f"of the {which} text, {sequences.skipped}"
     if documents.empty:
         rows, are = ("row", "is") if documents.empty == 1 else ("rows", "are")
         yield f"{documents.empty:,} {which} {rows} without {documents.lacking} {are} left out"
+    if documents.calls:
+        messages, calls = ("message", "calls") if documents.calls == 1 else ("messages", "call")
+        yield (
+            f"{documents.calls:,} {which} {messages} {calls} tools: the chat template is given the calls, and they are "
+            "not learned or scored, as they are no text"
+        )

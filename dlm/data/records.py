@@ -5,16 +5,18 @@ No type is guessed, so a column that no one asked for may hold anything, and not
 
 import csv
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from dlm.data.chats import messages_of
 from dlm.data.keys import option_of
 from dlm.data.lines import lines_of
 from dlm.data.text import TWICE, check_text
-from dlm.errors import DataError
+from dlm.errors import DataError, shortened
 
 Record = tuple[str, Mapping[str, Any]]
 """A place in a file, such as `line 7`, and what stands there, by column."""
@@ -23,6 +25,10 @@ JSON_FILE = "a file holds one object a line, or one array of objects"
 
 Read = Callable[[str], Iterator[Record]]
 """Gives the records of a file."""
+
+
+PARTED = {",": "commas", "\t": "tabs", ";": "semicolons"}
+"""What stands between the columns of a file."""
 
 
 class ColumnError(DataError):
@@ -91,7 +97,7 @@ def parse_record(line: str, decoder: json.JSONDecoder = REFUSING) -> dict[str, A
     except (ValueError, RecursionError) as error:
         raise DataError(_why(error, text)) from error
     if not isinstance(record, dict):
-        raise DataError(f"no object in JSON: {line.strip():.60}")
+        raise DataError(f"no object in JSON: {shortened(line.strip(), 60)}")
     return record
 
 
@@ -134,27 +140,56 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
         Each record and its place.
 
     Raises:
-        DataError: It is not UTF-8, or a row has more or fewer values than there are columns.
+        DataError: It is not UTF-8, or a row has more or fewer values than there are columns, or others than the
+            delimiter part its columns.
     """
+    lines, told = lines_of(file), 0
+    first = next(lines, "")
+    if named := re.fullmatch(r'"?sep=(\t|[^\w\s"])"?[\r\n]*', first):  # as Excel writes it, and reads it
+        delimiter, told = named[1], 1
+    else:
+        lines = chain((first,), lines)
     csv.field_size_limit(2**31 - 1)  # 131,072 by default, and a text may be longer
-    rows = csv.reader(lines_of(file), delimiter=delimiter, strict=True)
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
     twice: dict[str, Any] = {}
-    last = 0
+    last = told
     try:
         for row in rows:
-            place, last = f"line {last + 1}", rows.line_num
+            place, last = f"line {last + 1}", rows.line_num + told
             if not row:
                 continue
             if names is None:
                 names = row
+                _check_parted(names, delimiter, file)
                 twice = dict.fromkeys((name for name, count in Counter(names).items() if count > 1), TWICE)
                 continue
             if len(row) != len(names):
-                raise DataError(f"{place} of {file} has {len(row)} values, and there are {len(names)} columns")
+                raise DataError(
+                    f"{place} of {file} has {_count(len(row), 'value')}, and there "
+                    f"{'is' if len(names) == 1 else 'are'} {_count(len(names), 'column')}"
+                )
             yield place, dict(zip(names, row, strict=True)) | twice
     except csv.Error as error:
         raise DataError(f"the row at line {last + 1} of {file} cannot be read: {error}") from error
+
+
+def _check_parted(names: Sequence[str], delimiter: str, file: str) -> None:
+    """Refuses a single name that holds what other files have between their columns, such as Excel's semicolon."""
+    remedies = {
+        ";": "write sep=; as its first line, or save it with commas",
+        "\t": "name it .tsv, or give the format tsv",
+        ",": "name it .csv, or give the format csv",
+    }
+    for other, remedy in remedies.items():
+        if delimiter in PARTED and other != delimiter and len(names) == 1 and other in names[0]:
+            raise DataError(
+                f"{file} has {PARTED[other]} between its columns, where {PARTED[delimiter]} are read: {remedy}"
+            )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str] | None:
@@ -184,7 +219,7 @@ def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int 
 
 
 def rows_of(
-    files: list[str], read: Read, columns: Mapping[str, str], stamp: str, keeps_invalid: bool = False
+    files: list[str], read: Read, columns: Mapping[str, str], stamp: str, keeps_invalid: bool = False, version: int = 0
 ) -> Iterator[dict[str, str | None]]:
     """The wanted columns of files of records.
 
@@ -194,6 +229,7 @@ def rows_of(
         columns: The columns, and the key of the source that names each. Those of `messages` hold chats, others text.
         stamp: As for `texts_of`.
         keeps_invalid: Whether what is no chat is JSON of itself, for whoever leaves it out and counts it.
+        version: Not used here: it goes into the name of the cache, as `stamp` does; that of chats is `CHATS`.
 
     Yields:
         Rows of text. A chat is JSON of its messages, and a record without a column has null in it.
@@ -244,7 +280,9 @@ def _array(text: str, file: str) -> Iterator[Record]:
         raise DataError(f"{file}: {_why(error, text)}; {JSON_FILE}") from error
     for number, record in enumerate(records, start=1):
         if not isinstance(record, dict):
-            raise DataError(f"record {number} of {file}: no object in JSON: {json.dumps(record, default=repr):.60}")
+            raise DataError(
+                f"record {number} of {file}: no object in JSON: {shortened(json.dumps(record, default=repr), 60)}"
+            )
         yield f"record {number}", record
 
 

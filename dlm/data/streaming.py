@@ -14,7 +14,7 @@ from dlm.data.formats import FORMATS, check_columns, no_rows
 from dlm.data.keys import option_of
 from dlm.data.reading import read
 from dlm.data.records import with_key
-from dlm.errors import ConfigError, DataError, DlmError, one_line
+from dlm.errors import ConfigError, DataError, DlmError, one_line, shortened
 
 SCANNED = 10_000
 """Documents at the beginning of a stream that a tokenizer learns from and that validation documents are taken from."""
@@ -98,7 +98,8 @@ def texts_in(documents: IterableDataset, name: str) -> Iterator[str]:
         text = row["text"]
         if not isinstance(text, str | None):
             raise DataError(
-                f"data.train: the stream of {name} holds {type(text).__name__} {text!r:.40} where text is wanted"
+                f"data.train: the stream of {name} holds {type(text).__name__} {shortened(repr(text), 40)} "
+                "where text is wanted"
             )
         yield text or ""
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from dlm.errors import DataError
+from dlm.errors import DataError, shortened
 
 
 class Twice:
@@ -31,7 +31,7 @@ def check_text(value: Any) -> str:
     if value is TWICE:
         raise DataError("stands there twice: rename one of the two")
     if not isinstance(value, str):
-        raise DataError(f"holds {json.dumps(value, default=repr):.40}, not text")
+        raise DataError(f"holds {shortened(json.dumps(value, default=repr), 40)}, not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

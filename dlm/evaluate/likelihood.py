@@ -35,7 +35,8 @@ Floats = NDArray[np.float64]
 class LikelihoodReport:
     """An upper bound of the negative log-likelihood of a corpus.
 
-    Every interval is a 95% bootstrap interval and covers both kinds of error.
+    Every interval is a 95% bootstrap interval and covers both kinds of error. It is None where there is one sequence
+    alone, which says nothing about the choice of the texts.
 
     Attributes:
         process: The noise of the chain whose bound this is.
@@ -52,7 +53,7 @@ class LikelihoodReport:
         perplexity_bound: exp(nats_per_token), an upper bound of the perplexity a token.
         perplexity_bound_ci95: Its interval.
         monte_carlo_se: Standard error, in nats a token, from the random masks at this fixed text.
-        sampling_se: Standard error, in nats a token, from the choice of the texts in the corpus.
+        sampling_se: Standard error, in nats a token, from the choice of the texts in the corpus; None for one sequence.
         resampled: What the bootstrap resamples: documents, or sequences if there are few documents.
         tokens: Tokens scored, including each document's end of text.
         bytes: Bytes of the scored text.
@@ -84,15 +85,15 @@ class LikelihoodReport:
     nats_per_token: float
     prior_nats_per_token: float
     reconstruction_nats_per_token: float
-    nats_per_token_ci95: Interval
+    nats_per_token_ci95: Interval | None
     bits_per_token: float
-    bits_per_token_ci95: Interval
+    bits_per_token_ci95: Interval | None
     bits_per_byte: float
-    bits_per_byte_ci95: Interval
+    bits_per_byte_ci95: Interval | None
     perplexity_bound: float
-    perplexity_bound_ci95: Interval
+    perplexity_bound_ci95: Interval | None
     monte_carlo_se: float
-    sampling_se: float
+    sampling_se: float | None
     resampled: str
     tokens: int
     bytes: int
@@ -442,8 +443,7 @@ def _report(
         perplexity_bound=_exp(per_token.value),
         perplexity_bound_ci95=_each(_exp, per_token.interval),
         monte_carlo_se=monte_carlo,
-        # The bootstrap sees both errors at once: the rest of its variance is that of the texts.
-        sampling_se=math.sqrt(max(per_token.se**2 - monte_carlo**2, 0.0)) if math.isfinite(monte_carlo) else math.inf,
+        sampling_se=per_token.se_besides(monte_carlo),
         resampled="documents" if scores.by_documents else "sequences",
         tokens=tokens,
         bytes=round(float(bytes_D.sum())),
@@ -475,11 +475,11 @@ def _report(
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of two sums over units, with its bootstrap standard error and 95% interval."""
+    """A ratio of two sums over units, with its bootstrap standard error and 95% interval; None for a single unit."""
 
     value: float
-    se: float
-    interval: Interval
+    se: float | None
+    interval: Interval | None
 
     @classmethod
     def of(cls, above_U: Tensor, below_U: Tensor, seed: int) -> "Ratio":
@@ -498,6 +498,9 @@ class Ratio:
         if not np.isfinite(above).all():
             value = float(above.sum())  # infinite, or of two infinite bounds not a number
             return cls(value, math.inf, (value, value))
+        value = float(above.sum() / below.sum())
+        if len(above) == 1:  # resampled, it is always itself: an error of zero would be a false one
+            return cls(value, None, None)
         random = np.random.default_rng(abs(seed))
         even = np.full(len(above), 1.0 / len(above))
         resampled = np.empty(RESAMPLES)
@@ -505,7 +508,13 @@ class Ratio:
             weights = random.multinomial(len(above), even)
             resampled[i] = (weights @ above) / (weights @ below)
         low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-        return cls(float(above.sum() / below.sum()), float(resampled.std(ddof=1)), (low, high))
+        return cls(value, float(resampled.std(ddof=1)), (low, high))
+
+    def se_besides(self, monte_carlo: float) -> float | None:
+        """The standard error without that of the masks: the bootstrap sees both at once."""
+        if self.se is None or not math.isfinite(monte_carlo):
+            return None if self.se is None else math.inf
+        return math.sqrt(max(self.se**2 - monte_carlo**2, 0.0))
 
 
 def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:
@@ -514,8 +523,8 @@ def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:
     return torch.from_numpy(sequences.tokens.sizes.astype(np.float64)) * tokens_D / all_D
 
 
-def _each(function: Callable[[float], float], interval: Interval) -> Interval:
-    return function(interval[0]), function(interval[1])
+def _each(function: Callable[[float], float], interval: Interval | None) -> Interval | None:
+    return None if interval is None else (function(interval[0]), function(interval[1]))
 
 
 def _exp(nats: float) -> float:

@@ -21,14 +21,14 @@ class Difference:
         reading: The one.
         other: The other, which is subtracted.
         nats_per_token: The difference, in nats a token; of two bounds it is that of the bounds.
-        nats_per_token_ci95: Its 95% bootstrap interval.
+        nats_per_token_ci95: Its 95% bootstrap interval; None of a single unit.
         resampled: What the bootstrap resamples: documents, or sequences.
     """
 
     reading: str
     other: str
     nats_per_token: float
-    nats_per_token_ci95: Interval
+    nats_per_token_ci95: Interval | None
     resampled: str
 
     @classmethod

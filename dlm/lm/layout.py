@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,7 +13,7 @@ from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 from dlm.model.tokenizer import Affixes, before_id, special_ids
 from dlm.template import Template
 
-Prompt = str | Sequence[Mapping[str, str]] | None
+Prompt = str | Sequence[Mapping[str, Any]] | None
 """A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
 
 

@@ -12,7 +12,7 @@ from dlm.model.adapt import init_new_token_rows
 from dlm.model.attention import attention_implementation
 from dlm.model.checkpoint import Sidecar, read_sidecar
 from dlm.model.loading import load_model, usable_positions
-from dlm.model.locate import is_adapter, resolve
+from dlm.model.locate import base_of, check_name, has_tokenizer, is_adapter, resolve
 from dlm.model.lora import load_merged
 from dlm.model.precision import Precision
 from dlm.model.public import Family, find
@@ -58,10 +58,15 @@ def load(model: str | Path, held: Held, attention: str, mask_token: str | int | 
             are adapters.
     """
     path = resolve(model)
-    sidecar = read_sidecar(path)
+    sidecar, home = read_sidecar(path), path
     held.check()
-    family = find(path) if sidecar is None and not is_adapter(path) else None
-    tokenizer = build_tokenizer(Pretrained(path, mask_token), lambda: (), adds_mask=sidecar is not None)
+    if sidecar is None and is_adapter(path):  # such as peft writes them: what is not there is that of their model
+        home = base_of(path)
+        check_name(home)
+        sidecar = read_sidecar(home)
+    family = find(home) if sidecar is None else None
+    speller = path if home == path or has_tokenizer(path) else home
+    tokenizer = build_tokenizer(Pretrained(speller, mask_token), lambda: (), adds_mask=sidecar is not None)
     ids = special_ids(tokenizer)
     if sidecar is not None and mask_token is not None and ids.mask != sidecar.mask_id:
         raise ConfigError(
@@ -81,7 +86,7 @@ def load(model: str | Path, held: Held, attention: str, mask_token: str | int | 
     if family is not None:
         sidecar = _sidecar_of(family, network, tokenizer)
     timed = sidecar is not None and sidecar.formulation.timed
-    embedding = load_time_embedding(path, network).to(held.device) if timed else None
+    embedding = load_time_embedding(home, network).to(held.device) if timed else None
     return Loaded(network, tokenizer, sidecar, "fp32" if held.dtype == "fp32" else "auto", embedding)
 
 

@@ -33,12 +33,13 @@ def init_new_token_rows(model: PreTrainedModel, new_ids: Sequence[int], size: in
         rows_V[added] = rows_V[trained].mean(0)
 
 
-def check_length(model: PreTrainedModel, length: int) -> None:
+def check_length(model: PreTrainedModel, length: int, *, shift: bool) -> None:
     """Refuses a text longer than the model has positions for.
 
     Args:
         model: A pretrained model.
         length: Tokens a sequence.
+        shift: Whether one of them is there because predictions are read one position earlier.
 
     Raises:
         ConfigError: It has fewer positions.
@@ -47,7 +48,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
     if room is not None and length > room:
         raise ConfigError(
             f"data.length: this {model.config.model_type} has positions for {room} tokens and is asked to see "
-            f"{length}: choose a smaller data.length (model.shift takes one position more)"
+            f"{length}: choose a smaller data.length{' (model.shift takes one position more)' if shift else ''}"
         )
 
 

@@ -1,5 +1,6 @@
 """From a string to a model: a run folder, a checkpoint folder or the name of a model on the Hub."""
 
+import json
 import re
 from pathlib import Path
 
@@ -18,6 +19,9 @@ MAIN_FILES = ("config.json", "tokenizer_config.json")
 
 ADAPTER = "adapter_config.json"
 """The file that marks a folder of adapters, written by `peft`."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+"""Files of which every tokenizer has one."""
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """How a file begins that stands in the place of a large one, until Git LFS fetches that."""
@@ -146,6 +150,29 @@ def file_of(path: str, name: str) -> Path | None:
 def is_adapter(path: str) -> bool:
     """Whether a checkpoint folder holds adapters instead of a model."""
     return (Path(path) / ADAPTER).is_file()
+
+
+def base_of(path: str) -> str:
+    """The model that adapters belong to.
+
+    Args:
+        path: A folder of adapters.
+
+    Returns:
+        A folder, or a Hub name.
+
+    Raises:
+        CheckpointError: The file that names it is damaged.
+    """
+    try:
+        return str(json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
+
+
+def has_tokenizer(path: str) -> bool:
+    """Whether a folder has files of a tokenizer."""
+    return any((Path(path) / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _unreachable(path: str) -> CheckpointError:

@@ -14,7 +14,7 @@ from dlm.config import Lora
 from dlm.errors import CheckpointError, ConfigError, one_line
 from dlm.model.adapt import init_new_token_rows
 from dlm.model.loading import load_model
-from dlm.model.locate import ADAPTER
+from dlm.model.locate import ADAPTER, base_of
 from dlm.model.tensors import ADAPTER_WEIGHTS, read_tensors, weights_checksum
 from dlm.model.tokenizer import id_count, new_ids
 from dlm.model.weights import Held
@@ -128,8 +128,8 @@ def load_merged(
         ) from error
     try:
         written = json.loads((Path(path) / ADAPTER).read_text(encoding="utf-8"))
-        base, fresh = written["base_model_name_or_path"], _fresh_ids(written)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        base, fresh = base_of(path), _fresh_ids(written)
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}/{ADAPTER} is damaged: {error}") from error
     try:
         model = load_model(base, attention, held=held)

@@ -72,13 +72,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: ChatTemplate | None = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], template: ChatTemplate | None = None
 ) -> list[int]:
     """The ids of a chat in the tokenizer's own template, up to the beginning of the assistant's next message.
 
     Args:
         tokenizer: A tokenizer with a chat template.
-        messages: `{role, content}`; the last one is not the assistant's.
+        messages: `{role, content}`, with `tool_calls`, `tool_call_id` and `name` where there are any; the last one is
+            not the assistant's.
         template: How the model uses the template; by default as it is.
 
     Returns:
@@ -90,7 +91,10 @@ def encode_chat(
     """
     template = template or ChatTemplate()
     if not tokenizer.chat_template:
-        raise DataError("this tokenizer has no chat template: give prompts and responses, or another tokenizer")
+        raise DataError(
+            "this tokenizer has no chat template: continue a text by --prompt, train on prompts and responses, or "
+            "take another tokenizer"
+        )
     for message in messages:
         _check_whole(message.get("content"))
     try:

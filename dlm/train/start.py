@@ -177,7 +177,8 @@ def run_model(
                 "text are new, and begin as the mean of the others; is it the model's own tokenizer?"
             )
         init_new_token_rows(model, fresh, id_count(tokenizer))
-    check_length(model, room)  # positions of readings with a memory are relative, so one more is no vector
+    # Positions of readings with a memory are relative, so one more is no vector.
+    check_length(model, room, shift=config.model.shift)
     if config.model.annealing and not is_decoder(model):
         raise ConfigError(
             f"model.annealing: {config.model.path} is an encoder, which sees the whole text already: "

@@ -88,7 +88,8 @@ def test_mistakes_are_told_before_the_first_message(
     tiny_lm: DiffusionLM, model: Path, make_lm: MakeLM, lm: DiffusionLM, tmp_path: Path
 ) -> None:
     tiny_lm.save_pretrained(tmp_path / "plain")
-    assert "no chat template" in refusal("chat", tmp_path / "plain", stdin="")
+    told = refusal("chat", tmp_path / "plain", stdin="")
+    assert "no chat template" in told and "by --prompt" in told
     make_lm(lm.tokenizer, CONTEXT, noise={"name": "uniform"}).save_pretrained(tmp_path / "uniform")
     assert "--order" in refusal("chat", tmp_path / "uniform", "--order", "random", stdin="")
     assert "no model at" in refusal("chat", tmp_path / "none", stdin="")

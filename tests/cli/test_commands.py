@@ -369,6 +369,16 @@ def test_eval_for_a_machine(run: Path, text: Path) -> None:
     assert found["chain_rule"] is None and found["nats_per_token"] < math.log(257)
 
 
+def test_eval_of_one_sequence_has_no_interval(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("short")
+    out, err = dlm("eval", run, "--data", tmp_path / "short.txt")
+    assert [line.split()[-1] for line in out.splitlines()[1:5]] == ["n.a."] * 4
+    assert "n.a. from the texts" in out and "the text is one sequence" in err
+    found = json.loads(dlm("eval", run, "--data", tmp_path / "short.txt", "--json")[0])
+    assert found["sampling_se"] is None and [found[f"{name}_ci95"] for name in BOUND] == [None] * 4
+    assert found["monte_carlo_se"] > 0.0
+
+
 def test_eval_of_the_runs_own_texts(run: Path, text: Path) -> None:
     validation, training = answer("eval", run), answer("eval", run, "--split", "train")
     assert validation == answer("eval", run, "--split", "validation")

@@ -337,7 +337,28 @@ def test_a_mistake_is_one_line(shelf: Path, words: str | list[str], told: str) -
 )
 def test_a_wrong_usage_is_explained(shelf: Path, words: str) -> None:
     code, out, err = invoke(shelf, words)
-    assert (code, out) == (2, "") and "Usage: " in err and "Traceback" not in err
+    assert (code, out) == (2, "") and err.startswith("dlm: ") and err.count("\n") == 1 and "--help" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sample @model --stepss 3", ["no such option: --stepss", "did you mean --steps?", "see dlm sample --help"]),
+        ("sample @model --length 0", ["'--length'", "see dlm sample --help"]),
+        ("sampel", ["no such command 'sampel'; did you mean 'sample'?; see dlm --help"]),
+        ("bench trian", ["'trian'", "'train'", "see dlm bench --help"]),
+        ("sample", ["missing argument", "see dlm sample --help"]),
+    ],
+)
+def test_a_wrong_usage_says_what_was_meant(shelf: Path, words: str, said: list[str]) -> None:
+    _, _, err = invoke(shelf, words)
+    assert all(part in err for part in said), err
+
+
+@pytest.mark.parametrize("words", ["", "bench"])
+def test_no_words_show_the_help(shelf: Path, words: str) -> None:
+    code, out, err = invoke(shelf, words)
+    assert code in (0, 2) and "Usage: " in out + err and "dlm: " not in out + err
 
 
 @pytest.mark.parametrize("words", ["sample @none", "train @none.yaml", "eval @none", "infill @none [MASK:1]"])

@@ -2,14 +2,17 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dlm.cli.console import line_writer, write_text
 from dlm.errors import CheckpointError, ConfigError, DlmError, WriteError, unwritten
 from dlm.lm import DiffusionLM
 from tests.support.commands import answer, dlm, refusal
@@ -156,6 +159,47 @@ def test_what_the_machine_refuses_is_a_failure_and_what_is_misnamed_a_mistake(
     monkeypatch.setattr(Path, "write_text", full)
     told = refusal("corrupt", "text", "--output", tmp_path / "out.txt", code=1)
     assert told == f"dlm: cannot write {tmp_path / 'out.txt'}: No space left on device\n"
+
+
+@contextmanager
+def full_disk(most: int) -> Iterator[None]:
+    """Files of no more than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(("most", "left"), [(0, None), (6, "line\nl")])
+def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, most: int, left: str | None) -> None:
+    """Of a batch, the lines that were written stay; a single text is there as a whole or not at all."""
+    with full_disk(most), pytest.raises(WriteError, match=r"a\.txt"):
+        write_text("a text of some length", tmp_path / "a.txt")
+    assert not (tmp_path / "a.txt").exists()
+    with full_disk(most), pytest.raises(WriteError, match=r"b\.jsonl"), line_writer(tmp_path / "b.jsonl") as write:
+        write("line")
+        write("line")
+    assert (tmp_path / "b.jsonl").exists() == (left is not None)
+    assert left is None or (tmp_path / "b.jsonl").read_text() == left
+    (tmp_path / "old.txt").write_text("old")
+    with full_disk(0), pytest.raises(WriteError):
+        write_text("new", tmp_path / "old.txt", overwrite=True)
+    assert (tmp_path / "old.txt").exists()  # it stood there before
+
+
+def test_a_batch_of_nothing_that_succeeds_is_an_empty_file(tmp_path: Path) -> None:
+    with line_writer(tmp_path / "a.jsonl"):
+        pass
+    assert (tmp_path / "a.jsonl").read_text() == ""
+
+
+def test_a_file_that_is_given_as_the_text_is_told_apart(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "a [MASK:1]"}\n')
+    told = refusal("infill", model, tmp_path / "in.jsonl")
+    assert "nothing to fill" in told and f"--file {tmp_path / 'in.jsonl'}" in told
+    assert "--file" not in refusal("infill", model, "a text without spans" * 100)
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

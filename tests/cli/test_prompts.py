@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dlm.cli.sample import _prompt_of
 from dlm.config import Bytes
 from dlm.diffusion.sample import sample as written
 from dlm.model.tokenizer import build_tokenizer
@@ -130,3 +131,17 @@ def test_a_film_is_of_the_first_text(model: Path, file: Path, tmp_path: Path) ->
     assert dlm(*words, "--prompts", file, "--watch", "--export", tmp_path / "x.html")[0] == plain
     dlm(*words, "--prompt", "a", "--export", tmp_path / "y.html")
     assert (tmp_path / "x.html").read_text() == (tmp_path / "y.html").read_text()
+
+
+def test_a_chat_of_a_batch_keeps_its_calls_of_tools() -> None:
+    call: dict[str, Any] = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "time", "arguments": {}}}],
+    }
+    chat: list[dict[str, Any]] = [
+        {"role": "user", "content": "q"},
+        call,
+        {"role": "tool", "content": "noon", "tool_call_id": "1"},
+    ]
+    assert _prompt_of({"messages": [{**message, "weight": 0} for message in chat]}) == chat

@@ -10,9 +10,10 @@ import pytest
 from datasets import load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from dlm.config import Source
+from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
 from dlm.data.corpus import corpus
+from dlm.data.losses import losses_of
 from dlm.data.reading import read
 from dlm.errors import ConfigError, DataError
 from dlm.model.text import decode
@@ -105,6 +106,93 @@ def test_chats_without_an_answer_say_who_speaks(tmp_path: Path, refused: Refused
     chat = [{"role": "user", "content": "q"}, {"role": "model", "content": "a"}]
     with refused(DataError, "data.train.messages", "no chat", "model, user"):
         read(jsonl(tmp_path, [chat]), "data.train")
+
+
+# Calls of tools
+
+CALL = {"type": "function", "id": "c1", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+TOLD = (
+    "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}"
+    "{% for c in m.tool_calls or [] %}<{{ c.function.name }} {{ c.function.arguments.city }}>{% endfor %}"
+    "{% if m.tool_call_id %}#{{ m.tool_call_id }}{% endif %}{% if m.name %}@{{ m.name }}{% endif %};{% endfor %}"
+)
+
+
+def called(**call: Any) -> list[dict[str, Any]]:
+    """A chat with a call, which is `call`, its result and an answer."""
+    return [
+        SAID[1],
+        {"role": "assistant", **call},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "rain"},
+        SAID[2],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"content": None, "tool_calls": [CALL]},
+        {"tool_calls": [CALL]},
+        {"content": "", "tool_calls": json.dumps([CALL])},
+        {"content": None, "tool_calls": [{**CALL, "function": {"name": "weather", "arguments": '{"city": "Bern"}'}}]},
+        {"content": None, "function_call": {"name": "weather", "arguments": '{"city": "Bern"}'}},
+    ],
+)
+def test_a_call_of_a_tool_is_seen_by_what_follows_and_counted(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase, kind: str, call: dict[str, Any]
+) -> None:
+    chats = [called(**call), [{**SAID[1], "name": "me"}, {**SAID[2], "tool_calls": None}]]
+    source = jsonl(tmp_path, chats)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist([{"m": chat} for chat in chats]), tmp_path / "t.parquet")
+        source = Source("parquet", str(tmp_path / "t.parquet"), messages="m")
+    documents = read(source, "data.train")
+    byte_tokenizer.chat_template = TOLD
+    try:
+        sequences = corpus(byte_tokenizer, documents, 64, "pad")
+    finally:
+        byte_tokenizer.chat_template = None
+    tokens = sequences.tokens
+    prompts = [tokens.ids[start : start + given] for start, given in zip(tokens.offsets, tokens.given, strict=False)]
+    assert [decode(byte_tokenizer, ids.tolist()) for ids in prompts] == [
+        "user:q;assistant:<weather Bern>;tool:rain#c1@weather;",
+        "user:q;",
+    ]
+    assert list(documents.texts()) == ["a", "a"]
+    (line,) = losses_of("training", documents, sequences)
+    assert line.startswith("1 training message calls tools") and "not learned" in line
+
+
+def test_chats_without_tools_are_written_down_as_before(tmp_path: Path) -> None:
+    """So that the data of a run that is resumed is the same."""
+    chat = [{**message, "name": "me", "tool_calls": None, "tool_call_id": None} for message in SAID]
+    found = read(jsonl(tmp_path, [chat, [{**message, "tool_calls": []} for message in SAID]]), "data.train")
+    assert found.rows["chat"] == [json.dumps(SAID)] * 2
+    assert found.calls == 0
+
+
+def test_the_calls_of_a_chat_are_counted_once(tmp_path: Path) -> None:
+    """With two answers, in a chat that is learned in part, and in one that is not learned at all."""
+    chat = called(content="Let me see.", tool_calls=[CALL, CALL])
+    documents = read(jsonl(tmp_path, [chat, chat[:2], called(tool_calls=[CALL])[:2]]), "data.train")
+    assert (len(documents), documents.calls, documents.empty) == (3, 3, 1)
+    train, validation = documents.split(HeldOut("documents", 0.5))
+    assert (train.calls, validation.calls) == (3, 0)
+
+
+def test_chats_that_only_call_tools_say_so(tmp_path: Path, refused: Refused) -> None:
+    with refused(DataError, "data.train.messages", "no chat", "a call of a tool has no text to learn"):
+        read(jsonl(tmp_path, [called(tool_calls=[CALL])[:2]]), "data.train")
+
+
+@pytest.mark.parametrize(
+    ("calls", "words"),
+    [("weather", ["list of calls", "'weather'"]), ([7], ["list of calls", "[7]"]), ([{"id": "x"}], ["name the tool"])],
+)
+def test_calls_that_cannot_be_read_are_refused(tmp_path: Path, refused: Refused, calls: Any, words: list[str]) -> None:
+    with refused(DataError, "data.train.messages", "line 1 of", *words):
+        read(jsonl(tmp_path, [called(tool_calls=calls)]), "data.train")
 
 
 # Prompts of several columns

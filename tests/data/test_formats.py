@@ -24,9 +24,11 @@ from dlm.config import Data, HeldOut, Separator, Source
 from dlm.data.choosing import source_of
 from dlm.data.files import TextUnit, texts_of
 from dlm.data.formats import FORMATS, Hub
+from dlm.data.lines import lines_of
 from dlm.data.reading import read, read_splits
 from dlm.data.streaming import open_stream
 from dlm.errors import ConfigError, DataError
+from dlm.settings import parse_config
 from tests.support.fixtures import Refused
 
 Documents = Literal["file", "paragraph", "line"]
@@ -821,7 +823,7 @@ def test_long_values_and_line_breaks_in_csv(tmp_path: Path) -> None:
         ("t.jsonl", '{"text": "a"}\n{"text": {"a": 1}}\n', ("data.train.field", "line 2 of", "'text'", '{"a": 1}')),
         ("t.jsonl", '{"text": "\\ud800"}\n', ("line 1 of", r"'\ud800'", "half of a character")),
         ("t.json", '[{"text": "a"}, 7]', ("record 2 of", "no object")),
-        ("t.csv", 'n,text\n1,a\n2,"a\nb"\n3\n', ("line 5 of", "1 values", "2 columns")),
+        ("t.csv", 'n,text\n1,a\n2,"a\nb"\n3\n', ("line 5 of", "has 1 value,", "2 columns")),
         ("t.csv", "n,text\n1,a,b\n", ("line 2 of", "3 values", "2 columns")),
         ("t.csv", 'n,text\n1,"a\n', ("line 2 of", "unexpected end")),
         ("t.csv", "text,text\na,b\n", ("data.train.field", "line 2 of", "'text' stands there twice")),
@@ -1018,3 +1020,61 @@ def test_an_option_that_a_format_has_no_use_for_is_refused(tmp_path: Path, refus
     for kind in ("jsonl", "csv", "tsv", "parquet", "saved", "hub"):
         with refused(ConfigError, f"data.train.documents: a document of {kind} is no part of a text file"):
             read(Source(kind, str(tmp_path / "a.txt"), documents="line"), "data.train")
+
+
+# What a file is instead
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (b"PAR1\x15\x04\x15\xff\xfe", ("a Parquet file", "format parquet")),
+        (b"PK\x03\x04\x14\0\0\0\x08\0\0\0\xff", ("a zip archive", "unpack it")),
+        (b"%PDF-1.7\n\xe2\xe3\n", ("a PDF", "pdftotext")),
+        (gzip.compress(b"text " * 40, mtime=0), ("gzip", ".gz")),
+        (bz2.compress(b"text " * 40), ("bzip2", ".bz2")),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, refused: Refused, head: bytes, words: tuple[str, ...]) -> None:
+    (tmp_path / "a.txt").write_bytes(head)
+    with refused(DataError, str(tmp_path / "a.txt"), "no text", *words):
+        [*lines_of(str(tmp_path / "a.txt"))]
+
+
+def test_a_text_that_begins_as_another_file_does_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("PAR1 is how such a file begins\n")
+    assert [*lines_of(str(tmp_path / "a.txt"))] == ["PAR1 is how such a file begins\n"]
+
+
+def test_excel_says_what_parts_its_columns(tmp_path: Path, refused: Refused) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('sep=;\r\nid;text\r\n1;"a, b; c"\r\n2;d\r\n', encoding="utf-8")
+    source = Source("csv", str(path))
+    assert [*read(source, "data.train").texts()] == ["a, b; c", "d"]
+    path.write_text("sep=;\nid;text\n1;a\n2;b;c\n", encoding="utf-8")
+    with refused(DataError, "line 4 of", "has 3 values", "are 2 columns"):
+        read(source, "data.train")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("t.csv", "id;text;preis\n1;a, b;3,5\n", ("has semicolons", "commas are read", "sep=;")),
+        ("t.csv", "id\ttext\n1\ta\n", ("has tabs", "commas are read", "tsv")),
+        ("t.tsv", "id,text\n1,a\n", ("has commas", "tabs are read", "csv")),
+        ("t.csv", "text\na\nb,c\n", ("line 3 of", "has 2 values", "there is 1 column")),
+    ],
+)
+def test_columns_that_something_else_parts(
+    tmp_path: Path, refused: Refused, name: str, content: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with refused(DataError, name, *words):
+        read(Source(name[2:], str(tmp_path / name)), "data.train")
+
+
+def test_equal_documents_cannot_be_parted(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "t.txt").write_text("the same\n" * 100)
+    data = parse_config({"data": {"train": {"format": "text", "path": str(tmp_path / "t.txt"), "documents": "line"}}})
+    with refused(DataError, "data.held_out", "100 documents", "equal documents stay on the same side"):
+        read_splits(data.data)

@@ -1,16 +1,21 @@
 """A report is a bound of the corpus: it counts right, owns its error, and does not depend on how it was batched."""
 
+import io
 import math
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Split
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from dlm.cli.console import TrainingDisplay
 from dlm.config import Characters
 from dlm.diffusion.denoiser import X0Denoiser
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
@@ -18,10 +23,14 @@ from dlm.errors import DataError
 from dlm.evaluate.likelihood import ChainRuleReport, evaluate_chain_rule, evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import build_tokenizer, forbidden_ids
+from dlm.train.metrics import RunFacts, StepMetrics, Validation
 from tests.support.corpora import DOCUMENTS, LENGTH, Packing, assert_close, cut
 from tests.support.fixtures import MakeLM, Refused
 
 SIZES = [len(text.encode()) for text in DOCUMENTS]
+
+
+FACTS = RunFacts(Path("run"), 1, 1, 1, 1, "cpu", "fp32", "eager", 9, 1)
 
 
 class Table:
@@ -126,6 +135,7 @@ def test_bits_a_byte_are_the_bits_a_token_times_tokens_over_bytes(tiny_lm: Diffu
     assert report.bits_per_byte * report.bytes == pytest.approx(report.bits_per_token * report.tokens, rel=0.01)
     assert report.nats_per_token == pytest.approx(report.bits_per_token * math.log(2))
     assert report.perplexity_bound == pytest.approx(math.exp(report.nats_per_token))
+    assert report.nats_per_token_ci95 is not None
     low, high = report.nats_per_token_ci95
     assert low < report.nats_per_token < high
 
@@ -134,7 +144,7 @@ def test_characters_never_seen_are_counted_as_unknown_and_cost_something_finite(
     lm = make_lm(build_tokenizer(Characters(), lambda: ["abc"]), LENGTH)
     report = evaluate_likelihood(lm, cut(lm.tokenizer, ["abxc", "yz", "abc"], "pack"), draws=4)
     assert report.unknown_tokens == 3
-    assert all(map(math.isfinite, (*report.nats_per_token_ci95, *report.bits_per_byte_ci95, report.monte_carlo_se)))
+    assert math.isfinite(report.nats_per_token) and math.isfinite(report.monte_carlo_se)
 
 
 def test_a_run_of_unknown_characters_in_one_token_is_one_unknown_token(make_lm: MakeLM) -> None:
@@ -232,6 +242,37 @@ def test_documents_are_resampled_where_there_are_enough(knows: Knows) -> None:
     for count, what in ((29, "sequences"), (30, "documents")):
         report = evaluate_likelihood(lm, cut(lm.tokenizer, [f"{i} text" for i in range(count)], "pack"), draws=4)
         assert (report.resampled, report.documents) == (what, count)
+
+
+@pytest.mark.parametrize("packing", ["pack", "pad"])
+def test_one_sequence_says_nothing_of_the_choice_of_texts(knows: Knows, packing: Packing) -> None:
+    """Resampled, it would always be itself, and its interval a point."""
+    lm = knows.of(torch.randn(len(knows.lm.tokenizer), generator=torch.Generator().manual_seed(2)))
+    report = evaluate_likelihood(lm, cut(lm.tokenizer, ["one text"], packing), draws=4)
+    assert report.monte_carlo_se > 0.0 and math.isfinite(report.bits_per_byte)
+    assert report.sampling_se is None and report.nats_per_token_ci95 is None and report.bits_per_token_ci95 is None
+    assert report.bits_per_byte_ci95 is None and report.perplexity_bound_ci95 is None
+    two = evaluate_likelihood(lm, cut(lm.tokenizer, ["one text" * LENGTH], packing, 4 * LENGTH), draws=4)
+    assert (two.nats_per_token_ci95 is None) == (packing == "pad")  # a document of three sequences, or of one row
+
+
+@pytest.mark.parametrize(("text", "has_error"), [("one", False), ("a text of two sequences", True)])
+def test_a_run_shows_the_error_that_a_validation_has(tiny_lm: DiffusionLM, text: str, has_error: bool) -> None:
+    report, shown = evaluate_likelihood(tiny_lm, cut(tiny_lm.tokenizer, [text], "pack"), draws=4), io.StringIO()
+    display = TrainingDisplay(Console(file=shown, width=200), 1)
+    display.begin(FACTS)
+    shown.truncate(shown.seek(0))
+    display.validation(3, Validation({"any-order": report}), best=False)
+    error = r" ± \d\.\d{4}" if has_error else ""
+    assert re.fullmatch(rf"step 3  validation bound \d\.\d{{4}}{error} nats/token\n", shown.getvalue())
+
+
+def test_a_run_shows_the_learning_rate_as_a_share_of_its_peak() -> None:
+    shown = io.StringIO()
+    display = TrainingDisplay(Console(file=shown, width=200), 1)
+    display.begin(FACTS)
+    display.step(StepMetrics(1, 2.0, None, 0.5, 1.0, 10, 100.0))
+    assert "step 1  loss 2.0000  lr 50.0% of its peak  100 tokens/s" in shown.getvalue()
 
 
 def test_equal_documents_have_no_sampling_error(knows: Knows) -> None:

@@ -112,6 +112,7 @@ def test_a_finished_run_says_how_to_go_on(tmp_path: Path) -> None:
     run = train(tmp_path / "run", describe(tmp_path, steps=2))
     _, err = dlm("train", "--resume", "--run-dir", run)
     assert "all 2 steps are done already; to train on, add --set train.steps=N" in err
+    assert "and --set optim.restart=2 where the learning rate has decayed" in err
 
 
 def test_the_schedule_after_a_restart_is_that_of_a_shorter_run() -> None:

@@ -11,18 +11,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from dlm.config import Config
+from dlm.config import Config, Lora
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import DiffusionLM
+from dlm.model.loading import load_model
+from dlm.model.lora import add_adapter
 from dlm.train.metrics import Silent
 from dlm.train.run import RunFolder
 from dlm.train.trainer import Trainer
 from tests.support import pretrained
 from tests.support.adapted_runs import LORA, describe, initial_bound, with_lora
 from tests.support.commands import dlm, refusal
-from tests.support.fixtures import Refused
+from tests.support.fixtures import MakeLM, Refused
 from tests.support.tiny_runs import bounds, cut_after, resume, start, train, weights
 
 
@@ -156,6 +158,28 @@ def test_adapters_whose_model_is_gone_are_one_line(refused: Refused, tmp_path: P
     model.rename(tmp_path / "elsewhere")
     with refused(CheckpointError, "adapters", str(model)):
         DiffusionLM.from_pretrained(run)
+
+
+def test_adapters_as_peft_writes_them_take_the_rest_from_their_model(
+    refused: Refused, make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Two files: no tokenizer, and nothing that says how the model was trained."""
+    base, plain = tmp_path / "base", tmp_path / "plain"
+    make_lm(byte_tokenizer, 32).save_pretrained(base)
+    adapter: Any = add_adapter(load_model(str(base), "eager"), Lora(rank=2), str(base), [], 0)
+    adapter.save_pretrained(str(plain))
+    (plain / "README.md").unlink()
+    assert {file.name for file in plain.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    lm, whole = DiffusionLM.from_pretrained(plain), DiffusionLM.from_pretrained(base)
+    assert lm.tokenizer.get_vocab() == whole.tokenizer.get_vocab()
+    assert (lm.context, lm.formulation) == (32, whole.formulation)
+    assert lm.nelbo(["abc"]) == whole.nelbo(["abc"])  # fresh adapters change nothing
+    dlm("merge", plain, tmp_path / "merged")
+    assert DiffusionLM.from_pretrained(tmp_path / "merged").context == 32
+    for file in base.glob("tokenizer*"):
+        file.unlink()
+    with refused(CheckpointError, str(base), "tokenizer"):
+        DiffusionLM.from_pretrained(plain)
 
 
 def test_adapters_of_a_model_that_was_trained_again_are_refused(refused: Refused, tmp_path: Path) -> None:
