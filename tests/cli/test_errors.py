@@ -423,14 +423,14 @@ def test_an_infinite_bound_names_the_tokens_that_the_model_never_predicts(tmp_pa
 
 TELLS = """
 import sys
-from dlm.lm import sampler
+from dlm.lm import model
 from dlm.cli.app import main
 
-def tells(*args, real=sampler.sample, **options):
+def tells(*args, real=model.sample, **options):
     print("begun", file=sys.stderr, flush=True)
     return real(*args, **options)
 
-sampler.sample = tells
+model.sample = tells
 main()
 """
 

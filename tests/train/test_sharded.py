@@ -172,7 +172,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(alone: tuple[Config, Pa
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="with GPUs it works")
 def test_without_gpus_nothing_is_left_whole_in_silence(alone: tuple[Config, Path], tmp_path: Path) -> None:
     config, _ = alone
-    done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher="fsdp2")
+    done = together("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher="fsdp2")
     assert done.returncode != 0 and "over several GPUs alone, and here it has 2 x cpu" in done.stderr
 
 
