@@ -124,7 +124,7 @@ class Trainer:
         if at:
             self._state.restore(at[0])
             self.batches.restore(self.progress.places or [])
-        self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps, self.prepare)
+        self.upcoming = Prefetched(self.batches, self.micros, self.config.train.steps, self._ahead)
 
     def predict_with(self, network: Network) -> None:
         """Sets the network that every step runs, made into a denoiser once."""
@@ -197,7 +197,8 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(self.network):
                 # Dropout depends on the sequences of a micro-batch, not on the process that computes it.
                 torch.manual_seed(generator(self.config.seed, "dropout", step, positions[0]).initial_seed())
-                corrupted, seen = self.upcoming.batch(step, micro)
+                made = self.upcoming.batch(step, micro)
+                corrupted, seen = made if isinstance(made, Prepared) else self.prepare(*made)
                 terms = self.objective.loss(denoiser, self.process, corrupted.to(self.device))
                 terms.loss.backward()  # not Accelerate's, which divides by a number from its environment
             added = [terms.loss.detach() / self._factor, terms.count, terms.nelbo, terms.tokens]
@@ -256,8 +257,12 @@ class Trainer:
         open_LL = attention_annealing_mask(length, share, generator(self.config.seed, "attention", step))
         return self._denoiser(with_attention(self.computed, copied(open_LL, self.device)))
 
+    def _ahead(self, batch: Batch, step: int, positions: range) -> Prepared | tuple[Batch, int, range]:
+        """What is made ahead in a thread: all that a GPU would wait for; on a CPU two threads would share its cores."""
+        return (batch, step, positions) if self.device.type == "cpu" else self.prepare(batch, step, positions)
+
     def prepare(self, batch: Batch, step: int, positions: range) -> Prepared:
-        """The noisy half of a micro-batch's loss, made ahead in a thread."""
+        """The noisy half of a micro-batch's loss."""
         return Noising(self.config, self.process, self.objective, self._pad_id)(batch, step, positions)
 
     def _validate(self, step: int, metrics: MetricsLog) -> None:
