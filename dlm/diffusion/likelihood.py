@@ -80,8 +80,7 @@ class Estimator:
     timed: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws < 2 or self.draws % 2:
-            raise ValueError(f"draws must be even and at least 2, got {self.draws}")
+        check_draws(self.draws)
 
     def method(self, process: Process) -> Literal["counts", "times"]:
         """Counts of masks where they suffice; see `Likelihood`."""
@@ -139,12 +138,12 @@ def exact_count_nelbo(
         """The w of each row's count."""
         return torch.stack([w[int(c)] for w, c in zip(weight_B, count_B.tolist(), strict=True)])
 
-    shift_RB = _shifts(draws, generators).to(x0_BL.device)
+    shift_RB = replicate_shifts(draws, generators).to(x0_BL.device)
     replicates, pairs = len(shift_RB), draws // 2
     # Replicate r has every R-th pair of the grid, and a shift of its own.
     sizes = [len(range(r, pairs, replicates)) for r in range(replicates)]
 
-    everything_BL = _cross_entropy(denoiser, process, x0_BL, scored_BL)
+    everything_BL = _masked_nats(denoiser, process, x0_BL, scored_BL)
     whole_B = weights(length_B) / length_B.clamp(min=1.0)
     total_RBL = (everything_BL * whole_B[:, None]).repeat(replicates, 1, 1)
     share_B = (length_B - 1.0).clamp(min=0.0) / length_B.clamp(min=1.0)
@@ -155,7 +154,7 @@ def exact_count_nelbo(
             subset_BL = random_subset(generators, scored_BL, count_B)
             for half_BL, size_B in ((subset_BL, count_B), (scored_BL & ~subset_BL, length_B - count_B)):
                 scale_B = 0.5 * share_B / size * weights(size_B) * length_B / size_B.clamp(min=1.0)
-                total_RBL[r] += scale_B[:, None] * _cross_entropy(denoiser, process, x0_BL, half_BL)
+                total_RBL[r] += scale_B[:, None] * _masked_nats(denoiser, process, x0_BL, half_BL)
     return total_RBL
 
 
@@ -186,7 +185,7 @@ def timed_nelbo(
     Returns:
         As `Estimator`.
     """
-    shift_RB = _shifts(draws, generators)
+    shift_RB = replicate_shifts(draws, generators)
     start, end = noise_levels(process.schedule)
     total_RBL = torch.zeros((len(shift_RB), *x0_BL.shape), dtype=torch.float64, device=x0_BL.device)
     for r, shift_B in enumerate(shift_RB):
@@ -319,22 +318,49 @@ def chain_rule_nll(
     return nll_B
 
 
-def _shifts(draws: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """A shift in [0, 1) for each replicate and sequence: two replicates from 4 draws on."""
+def check_draws(draws: int) -> None:
+    """Refuses a number of noisy copies that makes no pairs.
+
+    Args:
+        draws: How many.
+
+    Raises:
+        ValueError: It is odd, or below 2.
+    """
+    if draws < 2 or draws % 2:
+        raise ValueError(f"draws must be even and at least 2, got {draws}")
+
+
+def replicate_shifts(draws: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """A shift in [0, 1) for each of R replicates and each sequence, shape (R, B): two replicates from 4 draws on."""
     replicates = 2 if draws >= 4 else 1
     return torch.stack(uniforms(generators, [replicates] * len(generators)), dim=1)
 
 
-def _cross_entropy(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_BL: Tensor) -> Tensor:
+def predicted_nats(denoiser: Denoiser, inputs: NetworkInput, x0_BL: Tensor, predicted_BL: Tensor) -> Tensor:
+    """-log p of the tokens that a call predicts.
+
+    Args:
+        denoiser: What predicts.
+        inputs: The call.
+        x0_BL: Clean ids.
+        predicted_BL: The tokens whose predictions are wanted, in the order in which the call gives them.
+
+    Returns:
+        Nats, float64, zero elsewhere, shape (B, L).
+    """
+    nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
+    x0_N = x0_BL[predicted_BL]
+
+    def reducer(log_p_CV: Tensor, rows: slice) -> Reduced:
+        nats_C = cross_entropy(log_p_CV, x0_N[rows])
+        return Reduced(nats_C.sum(), nats_C)
+
+    nats_BL[predicted_BL] = denoiser.reduce(inputs, reducer).values_N.double()
+    return nats_BL
+
+
+def _masked_nats(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_BL: Tensor) -> Tensor:
     """-log p of every masked token given the rest, float64, zero elsewhere, shape (B, L)."""
-    ce_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
-    t_B = masked_BL.double().mean(1)
-    x0_N = x0_BL[masked_BL]
-
-    def reducer(log_p0_CV: Tensor, rows: slice) -> Reduced:
-        ce_C = cross_entropy(log_p0_CV, x0_N[rows])
-        return Reduced(ce_C.sum(), ce_C)
-
-    inputs = NetworkInput(x0_BL.masked_fill(masked_BL, process.mask_id), masked_BL, t_B)
-    ce_BL[masked_BL] = denoiser.reduce(inputs, reducer).values_N.double()
-    return ce_BL
+    xt_BL, t_B = x0_BL.masked_fill(masked_BL, process.mask_id), masked_BL.double().mean(1)
+    return predicted_nats(denoiser, NetworkInput(xt_BL, masked_BL, t_B), x0_BL, masked_BL)

@@ -7,11 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights_of, cross_entropy, prior_and_reconstruction_nats
+from dlm.diffusion.bound import count_weights_of, prior_and_reconstruction_nats
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.draws import uniforms
+from dlm.diffusion.likelihood import check_draws, predicted_nats, replicate_shifts
 from dlm.diffusion.memory import causal_input, two_stream_input
-from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.process import Process
 from dlm.diffusion.streams import TwoStreams, block_lengths, block_numbers, random_block_subset, spread_over_blocks
 
@@ -41,7 +40,7 @@ class CausalEstimator:
     ) -> Tensor:
         """One estimate, which has no error; see `Likelihood`."""
         scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
-        return _cross_entropy(denoiser, causal_input(x0_BL, scored_BL, self.before_id), x0_BL, scored_BL)[None]
+        return predicted_nats(denoiser, causal_input(x0_BL, scored_BL, self.before_id), x0_BL, scored_BL)[None]
 
 
 @dataclass(frozen=True)
@@ -66,8 +65,7 @@ class BlocksEstimator:
     steps: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        if self.draws < 2 or self.draws % 2:
-            raise ValueError(f"draws must be even and at least 2, got {self.draws}")
+        check_draws(self.draws)
 
     def method(self, process: Process) -> Literal["exact", "counts"]:
         """Exact for blocks of one token; see `Likelihood`."""
@@ -96,10 +94,10 @@ class BlocksEstimator:
             xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
             nothing_BL = torch.zeros_like(masked_BL)
             inputs = two_stream_input(x0_BL, xt_BL, nothing_BL, masked_BL, self.before_id, pattern)
-            return scale_BK.gather(1, block_BL) * _cross_entropy(denoiser, inputs, x0_BL, masked_BL)
+            return scale_BK.gather(1, block_BL) * predicted_nats(denoiser, inputs, x0_BL, masked_BL)
 
-        replicates, pairs = (2 if self.draws >= 4 else 1), self.draws // 2
-        shift_RB = torch.stack(uniforms(generators, [replicates] * len(generators)), dim=1).to(x0_BL.device)
+        shift_RB = replicate_shifts(self.draws, generators).to(x0_BL.device)
+        replicates, pairs = len(shift_RB), self.draws // 2
         every_BK = length_BK.clamp(min=1.0)
         total_RBL = nats(scored_BL, weights(length_BK) / every_BK).repeat(replicates, 1, 1)
         share_BK = (length_BK - 1.0).clamp(min=0.0) / every_BK
@@ -113,16 +111,3 @@ class BlocksEstimator:
                     scale_BK = 0.5 * share_BK / number * weights(size_BK) * length_BK / size_BK.clamp(min=1.0)
                     total_RBL[r] += nats(half_BL, scale_BK)
         return total_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL
-
-
-def _cross_entropy(denoiser: Denoiser, inputs: NetworkInput, x0_BL: Tensor, predicted_BL: Tensor) -> Tensor:
-    """-log p of every predicted token, float64, zero elsewhere, shape (B, L)."""
-    ce_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
-    x0_N = x0_BL[predicted_BL]
-
-    def reducer(log_p_CV: Tensor, rows: slice) -> Reduced:
-        ce_C = cross_entropy(log_p_CV, x0_N[rows])
-        return Reduced(ce_C.sum(), ce_C)
-
-    ce_BL[predicted_BL] = denoiser.reduce(inputs, reducer).values_N.double()
-    return ce_BL

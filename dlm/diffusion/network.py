@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol, Self, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlm.diffusion.devices import copied, has_float64
-from dlm.diffusion.streams import Pattern
+from dlm.diffusion.streams import Open, Pattern
 
 
 class Cache(Protocol):
@@ -111,6 +111,53 @@ class NetworkInput:
         changed = replace(self, **changes)
         vars(changed)["index_N"] = index_N
         return changed
+
+
+def behind_cache(
+    cache: RaggedCache, ids_BN: Tensor, wanted_BN: Tensor, seen_BNN: Tensor, position_BN: Tensor
+) -> NetworkInput:
+    """A call whose ids stand behind what each row of a cache keeps.
+
+    Args:
+        cache: The cache, all of which they see.
+        ids_BN: The ids.
+        wanted_BN: Those whose predictions are wanted.
+        seen_BNN: Which of the ids each of them sees.
+        position_BN: Where they stand in their text.
+
+    Returns:
+        The call, on the CPU.
+    """
+    return NetworkInput(
+        ids_BN,
+        wanted_BN,
+        torch.zeros(len(ids_BN), dtype=torch.double),
+        attention=_seen_behind(seen_BNN, torch.tensor(cache.lengths)),
+        positions=position_BN,
+        cache=cache,
+        padded=False,
+    )
+
+
+def _seen_behind(seen_BNN: Tensor, start_B: Tensor) -> Tensor | Open:
+    """What is seen in the slots of a cache: all that each row keeps, and of the ids behind that what they see.
+
+    Args:
+        seen_BNN: Which of the ids each of them sees.
+        start_B: How many tokens each row keeps.
+
+    Returns:
+        Boolean, shape (B, N, M + N), M being the longest row's; or that everything is seen, which takes no mask.
+    """
+    count, longest = seen_BNN.shape[1], int(start_B.max())
+    if bool((start_B == longest).all()):
+        if count == 1:
+            return Open()
+        return nn.functional.pad(seen_BNN, (longest, 0), value=True)
+    slot_BS = torch.arange(longest + count) - start_B[:, None]
+    inside_BS = (slot_BS >= 0) & (slot_BS < count)
+    index_BNS = slot_BS.clamp(0, count - 1)[:, None].expand(-1, count, -1)
+    return (seen_BNN.gather(2, index_BNS) & inside_BS[:, None]) | (slot_BS < 0)[:, None]
 
 
 class Reduced(NamedTuple):

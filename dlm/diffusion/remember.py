@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.network import NetworkInput, RaggedCache
+from dlm.diffusion.network import NetworkInput, RaggedCache, behind_cache
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.sample import State, sample
-from dlm.diffusion.streams import behind_cache
 
 
 @dataclass(frozen=True)
@@ -160,16 +159,8 @@ class _Blocks:
             block_BN = (start_B[:, None] + place_N - 1).clamp(min=0) // self.size
             inside_BN = place_N < torch.tensor([len(ids) for ids in clean])[:, None]
             seen_BNN = seen_BNN | (block_BN[:, :, None] == block_BN[:, None]) & inside_BN[:, None]
-        inputs = NetworkInput(
-            ids_BN,
-            torch.zeros_like(ids_BN, dtype=torch.bool),
-            torch.zeros(len(clean), dtype=torch.double),
-            attention=behind_cache(seen_BNN, start_B),
-            positions=start_B[:, None] + place_N,
-            cache=self.cache,
-            padded=False,
-        )
-        self.denoiser(inputs)
+        unwanted_BN = torch.zeros_like(ids_BN, dtype=torch.bool)
+        self.denoiser(behind_cache(self.cache, ids_BN, unwanted_BN, seen_BNN, start_B[:, None] + place_N))
         self.cache.keep([len(ids) for ids in clean])
         return fed_B
 
@@ -186,15 +177,5 @@ class _BehindCache(Denoiser):
         rows_R = torch.arange(rows) if inputs.rows_B is None else inputs.rows_B
         ids_BS = inputs.ids_BL.new_zeros(rows, size).index_copy(0, rows_R, inputs.ids_BL)
         wanted_BS = torch.zeros_like(ids_BS, dtype=torch.bool).index_copy(0, rows_R, inputs.wanted_BL)
-        kept_B = torch.tensor(self.cache.lengths)
-        return self.denoiser(
-            NetworkInput(
-                ids_BS,
-                wanted_BS,
-                torch.zeros(rows, dtype=torch.double),
-                attention=behind_cache(self.seen_BSS, kept_B),
-                positions=self.start_B[:, None] + 1 + torch.arange(size),
-                cache=self.cache,
-                padded=False,
-            )
-        )
+        position_BS = self.start_B[:, None] + 1 + torch.arange(size)
+        return self.denoiser(behind_cache(self.cache, ids_BS, wanted_BS, self.seen_BSS, position_BS))

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlm.diffusion.devices import copied
 from dlm.diffusion.draws import random_scores
@@ -186,24 +186,3 @@ def random_block_subset(
     length_BK = block_lengths(block_BL, candidates_BL)
     last_BK = length_BK.cumsum(1) - length_BK + count_BK.to(length_BK)
     return candidates_BL & (rank_BL < last_BK.gather(1, block_BL))
-
-
-def behind_cache(seen_BNN: Tensor, start_B: Tensor) -> Tensor | Open:
-    """What is seen in the slots of a cache: all that each row keeps, and of the ids behind that what they see.
-
-    Args:
-        seen_BNN: Which of the ids each of them sees.
-        start_B: How many tokens each row keeps.
-
-    Returns:
-        Boolean, shape (B, N, M + N), M being the longest row's; or that everything is seen, which takes no mask.
-    """
-    count, longest = seen_BNN.shape[1], int(start_B.max())
-    if bool((start_B == longest).all()):
-        if count == 1:
-            return Open()
-        return nn.functional.pad(seen_BNN, (longest, 0), value=True)
-    slot_BS = torch.arange(longest + count) - start_B[:, None]
-    inside_BS = (slot_BS >= 0) & (slot_BS < count)
-    index_BNS = slot_BS.clamp(0, count - 1)[:, None].expand(-1, count, -1)
-    return (seen_BNN.gather(2, index_BNS) & inside_BS[:, None]) | (slot_BS < 0)[:, None]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import inverse_cdf_, uniforms
-from dlm.diffusion.network import NetworkInput, RaggedCache
+from dlm.diffusion.network import RaggedCache, behind_cache
 from dlm.diffusion.sample import State
-from dlm.diffusion.streams import behind_cache
 from dlm.diffusion.unmask import TokenChoice
 
 
@@ -204,16 +203,9 @@ class _Drafting:
         k, (rows, groups), width = self.how.drafts, ends_BG.shape, max(map(len, clean))
         layout = _layout(tuple(map(tuple, ends_BG.tolist())), width, k)
         masks = layout.seen_BNN.shape[1] - width
-        start_B = torch.tensor(self.cache.lengths)
-        inputs = NetworkInput(
-            torch.tensor([[*ids, *[self.mask_id] * (width - len(ids) + masks)] for ids in clean]),
-            layout.wanted_BN,
-            torch.zeros(rows, dtype=torch.double),
-            attention=behind_cache(layout.seen_BNN, start_B),
-            positions=layout.position_BN + start_B[:, None],
-            cache=self.cache,
-            padded=False,
-        )
+        ids_BN = torch.tensor([[*ids, *[self.mask_id] * (width - len(ids) + masks)] for ids in clean])
+        position_BN = layout.position_BN + torch.tensor(self.cache.lengths)[:, None]
+        inputs = behind_cache(self.cache, ids_BN, layout.wanted_BN, layout.seen_BNN, position_BN)
         log_p_BWV = self.denoiser(inputs).unflatten(0, (rows, -1))
         weights_BWV = self.how.token.probabilities(log_p_BWV.flatten(0, 1)).view_as(log_p_BWV)
         return weights_BWV[:, :groups], weights_BWV[:, groups:].unflatten(1, (groups, k))

@@ -327,10 +327,7 @@ def estimator_of(lm: DiffusionLM, draws: int, time: Time | None, reading: str) -
     Raises:
         ConfigError: The model has no such reading, or the reading no such chain.
     """
-    try:
-        estimator = lm.formulation.reading(reading, draws, lm.layout.before_id)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    estimator = lm.estimator(reading, draws)
     if time is None:
         return estimator
     if not isinstance(estimator, Estimator):

@@ -149,7 +149,7 @@ class ReadingJudge:
         """
         self._lm, self._batch_size, self._seed = lm, batch_size, seed
         self.reading = lm.formulation.readings.all[0]
-        self._likelihood: Likelihood = lm.formulation.reading(self.reading, draws, lm.layout.before_id)
+        self._likelihood: Likelihood = lm.estimator(self.reading, draws)
         self.exact = self._likelihood.method(lm.process) == "exact"
         self.tokenizer = lm.tokenizer
 

@@ -404,6 +404,24 @@ class DiffusionLM:
         groups = in_groups(infillings, len(templates), num)
         return (sorted(group, key=lambda one: -one.log_likelihood) for group in groups)
 
+    def estimator(self, reading: str | None = None, draws: int = 16) -> Likelihood:
+        """What computes or bounds the likelihood of a reading.
+
+        Args:
+            reading: `any-order`, `causal` or `blocks:S`; by default the one that its runs are judged by.
+            draws: Noisy copies of each sequence, where there are any.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ConfigError: The model was not trained to be read so.
+        """
+        try:
+            return self.formulation.reading(reading or self.formulation.readings.all[0], draws, self.layout.before_id)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
     def score(
         self, prompt: Prompt, response: str, *, draws: int = 16, seed: int = 0, reading: str | None = None
     ) -> Score:
@@ -425,7 +443,7 @@ class DiffusionLM:
             DataError: Both together do not fit the context.
         """
         self.model.eval()
-        estimator = self._estimator(reading, draws)
+        estimator = self.estimator(reading, draws)
         rows = stack([self.layout.answered(prompt, response)], self._pad_id)
         return self._score(self.denoiser, *rows, [generator(seed, "score")], estimator)[0]
 
@@ -457,7 +475,7 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         self.model.eval()
-        estimator = self._estimator(reading, draws)
+        estimator = self.estimator(reading, draws)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         nats = [0.0] * len(whole)
@@ -506,13 +524,6 @@ class DiffusionLM:
         estimator = self.formulation.estimator(draws)
         scores = self._score(self._ranking_denoiser, batch.x_BL, batch.editable_BL, streams, estimator)
         return zip(batch.x_BL.tolist(), (score.log_likelihood for score in scores), batch.calls, strict=True)
-
-    def _estimator(self, reading: str | None, draws: int) -> Likelihood:
-        """The likelihood of a reading; by default of the first that the model has."""
-        try:
-            return self.formulation.reading(reading or self.formulation.readings.all[0], draws, self.layout.before_id)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
 
     def _score(
         self,

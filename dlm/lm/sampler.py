@@ -84,11 +84,6 @@ class Sampler:
     def _verifies(self, formulation: Formulation, continues: bool) -> bool:
         """Whether the causal reading writes."""
         readings = formulation.readings
-        if not continues and not readings.any_order:
-            raise ConfigError(
-                f"this model, {readings.name}, writes from left to right alone and sees nothing behind a hole: "
-                "train one with readings masked or joint"
-            )
         any_order = [self.order, self.budget, self.block_length] != [None] * 3
         asked = self.drafts is not None or self.accept < 1.0 or self.verify is True
         if asked and not readings.causal:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -174,15 +175,7 @@ class _Attend:
         return self(q, k, v, Causal().dense(q.shape[2]).to(q.device))
 
 
-def _eager(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
-    return patterned_attention(module, query, key, value, mask, eager=True, **options)
-
-
-def _sdpa(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Any:
-    return patterned_attention(module, query, key, value, mask, eager=False, **options)
-
-
-AttentionInterface.register(EAGER, _eager)
-AttentionInterface.register(SDPA, _sdpa)
+AttentionInterface.register(EAGER, partial(patterned_attention, eager=True))
+AttentionInterface.register(SDPA, partial(patterned_attention, eager=False))
 AttentionMaskInterface.register(EAGER, eager_mask)
 AttentionMaskInterface.register(SDPA, sdpa_mask)
