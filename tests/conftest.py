@@ -26,6 +26,12 @@ from tests.support.fixtures import MakeLM, Refused
 from tests.support.tiny_models import TINY
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with long tests come first: at the end no core then waits for another."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def refused() -> Refused:
     @contextmanager

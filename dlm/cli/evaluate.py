@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from dlm.config import Time
     from dlm.data.batches import Sequences
     from dlm.data.documents import Documents
-    from dlm.evaluate.likelihood import ChainRuleReport, Interval, LikelihoodReport
+    from dlm.evaluate.bootstrap import Interval
     from dlm.evaluate.readings import ReadingsReport
+    from dlm.evaluate.report import ChainRuleReport, LikelihoodReport
     from dlm.lm import DiffusionLM
 
 
@@ -89,7 +90,7 @@ def evaluate(
     quiet_libraries()
     from dlm.data.losses import left_out
     from dlm.distributed import process_state
-    from dlm.evaluate.likelihood import evaluate_chain_rule
+    from dlm.evaluate.chain_rule import evaluate_chain_rule
     from dlm.evaluate.readings import evaluate_readings
     from dlm.lm import DiffusionLM
 

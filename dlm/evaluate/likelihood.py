@@ -1,145 +1,29 @@
 """The likelihood bound of a corpus, with its error bars."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from accelerate.utils import reduce
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dlm.config import Time
 from dlm.data.batches import Batch, Sequences
 from dlm.diffusion.denoiser import AttendingDenoiser, Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.likelihood import Estimator, Likelihood, chain_rule_nll
-from dlm.diffusion.unmask import Confidence, LeftToRight
+from dlm.diffusion.likelihood import Estimator, Likelihood
 from dlm.distributed import process_state
 from dlm.errors import ConfigError, DataError
+from dlm.evaluate.bootstrap import Interval, Ratio
+from dlm.evaluate.report import LikelihoodReport
 from dlm.lm import DiffusionLM
 from dlm.model.attention import document_attention_mask
 from dlm.model.tokenizer import special_ids
 
-RESAMPLES = 1000
 FEWEST_DOCUMENTS = 30
 """With fewer documents than this the bootstrap resamples sequences, because so few documents say little."""
-
-Interval = tuple[float, float]
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class LikelihoodReport:
-    """An upper bound of the negative log-likelihood of a corpus.
-
-    Every interval is a 95% bootstrap interval and covers both kinds of error. It is None where there is one sequence
-    alone, which says nothing about the choice of the texts.
-
-    Attributes:
-        process: The noise of the chain whose bound this is.
-        schedule: The schedule of that chain.
-        steps: T of that chain; None for continuous time.
-        nats_per_token: The bound, including the next two terms.
-        prior_nats_per_token: The term at t = 1; not zero where a schedule ends above zero.
-        reconstruction_nats_per_token: The term at t = 0; not zero where a schedule begins below one.
-        nats_per_token_ci95: Its interval.
-        bits_per_token: The bound in bits.
-        bits_per_token_ci95: Its interval.
-        bits_per_byte: The bound over the UTF-8 bytes of the scored text.
-        bits_per_byte_ci95: Its interval.
-        perplexity_bound: exp(nats_per_token), an upper bound of the perplexity a token.
-        perplexity_bound_ci95: Its interval.
-        monte_carlo_se: Standard error, in nats a token, from the random masks at this fixed text.
-        sampling_se: Standard error, in nats a token, from the choice of the texts in the corpus; None for one sequence.
-        resampled: What the bootstrap resamples: documents, or sequences if there are few documents.
-        tokens: Tokens scored, including each document's end of text.
-        bytes: Bytes of the scored text.
-        documents: Documents scored.
-        sequences: Sequences that the documents were cut into.
-        unknown_tokens: Scored tokens that stand for characters that the tokenizer does not know, some for a whole word
-            or run of them; with any of them, the bound is not one of the text.
-        dropped_tokens: Tokens not scored because a document was longer than a row.
-        dropped_bytes: Their bytes.
-        dropped_documents: Documents not scored at all because their prompts fill a row.
-        cut_documents: Documents whose ends are not scored.
-        draws: Noisy copies of each sequence.
-        estimator: How their noise was drawn: exact counts of masks and also the full mask, or times; `exact` of a
-            reading without noise, whose bound is the likelihood itself.
-        reading: How the model was read: `any-order`, `causal` or `blocks:S`.
-        seed: Decides the masks and the bootstrap.
-        length: Tokens a sequence.
-        packing: How documents became sequences.
-        given_tokens: Tokens of prompts; the bound is conditional on them, and they are not scored.
-        attend: What a token sees: its `row`, or its `document` alone. The bound of a document that stands alone is
-            conditional on where it ends, as it is with packing `pad`.
-        impossible_tokens: The scored tokens that the model never predicts, each once, with how often it is there; with
-            any of them, the bound is infinite.
-    """
-
-    process: str
-    schedule: str
-    steps: int | None
-    nats_per_token: float
-    prior_nats_per_token: float
-    reconstruction_nats_per_token: float
-    nats_per_token_ci95: Interval | None
-    bits_per_token: float
-    bits_per_token_ci95: Interval | None
-    bits_per_byte: float
-    bits_per_byte_ci95: Interval | None
-    perplexity_bound: float
-    perplexity_bound_ci95: Interval | None
-    monte_carlo_se: float
-    sampling_se: float | None
-    resampled: str
-    tokens: int
-    bytes: int
-    documents: int
-    sequences: int
-    unknown_tokens: int
-    dropped_tokens: int
-    dropped_bytes: int
-    dropped_documents: int
-    cut_documents: int
-    draws: int
-    estimator: str
-    reading: str
-    seed: int
-    length: int
-    packing: str
-    given_tokens: int = 0
-    attend: str = "row"
-    impossible_tokens: Mapping[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class ChainRuleReport:
-    """Exact negative log-likelihoods of samplers that reveal one token at a time, on a few sequences.
-
-    Attributes:
-        left_to_right_nats_per_token: With the leftmost token first.
-        confidence_nats_per_token: With the most confident position first.
-        bound_nats_per_token: The bound of random order on the same sequences.
-        sequences: Number of sequences.
-        tokens: Number of tokens.
-    """
-
-    left_to_right_nats_per_token: float
-    confidence_nats_per_token: float
-    bound_nats_per_token: float
-    sequences: int
-    tokens: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 @torch.inference_mode()
@@ -236,80 +120,26 @@ def measure(
     return Measured(_report(lm, sequences, scores, estimator, reading, draws, seed), scores)
 
 
-@torch.inference_mode()
-def evaluate_chain_rule(
-    lm: DiffusionLM,
-    sequences: Sequences,
-    *,
-    count: int,
-    batch_size: int,
-    seed: int,
-    draws: int = 16,
-    time: Time | None = None,
-) -> ChainRuleReport:
-    """Compares the bound with exact likelihoods, which take as many network calls as a sequence has tokens.
-
-    Args:
-        lm: The model.
-        sequences: The corpus.
-        count: How many of its sequences, drawn at random.
-        batch_size: Sequences a forward.
-        seed: Decides the sequences, and the masks of the bound.
-        draws: Noisy copies of each sequence for the bound; even, at least 4.
-        time: The chain whose bound is estimated; by default the one that the model was trained for.
-
-    Returns:
-        The report.
-
-    Raises:
-        ConfigError: The model's process does not reveal one token at a time, its network takes the time, or it was not
-            trained to be read in any order.
-    """
-    if not lm.formulation.readings.any_order:
-        raise ConfigError(
-            "the chain rule is that of the any-order reading, and this model has "
-            f"{', '.join(lm.formulation.readings.all)} alone: leave --chain-rule out"
-        )
-    if not lm.formulation.counts:
-        raise ConfigError(
-            "the chain rule is that of samplers that reveal one token at a time, from a network that takes no time; "
-            f"this model's noise is {lm.process.noise.name}: leave --chain-rule out"
-        )
-    lm.model.eval()
-    estimator = estimator_of(lm, draws, time, "any-order")
-    rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()
-    totals = dict.fromkeys(("left", "confidence", "bound", "tokens"), 0.0)
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        batch = sequences.batch(part)
-        x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
-        denoiser = _denoiser(lm, sequences, batch)
-        streams = [generator(seed, "evaluate", row) for row in part]
-        totals["left"] += float(chain_rule_nll(denoiser, lm.process, x0_BL, LeftToRight(), loss_mask_BL).sum())
-        totals["confidence"] += float(chain_rule_nll(denoiser, lm.process, x0_BL, Confidence(), loss_mask_BL).sum())
-        bound_RBL = estimator(denoiser, lm.process, x0_BL, streams, loss_mask_BL)
-        totals["bound"] += float(bound_RBL.mean(0).sum())
-        totals["tokens"] += float(loss_mask_BL.sum())
-    return ChainRuleReport(
-        left_to_right_nats_per_token=totals["left"] / totals["tokens"],
-        confidence_nats_per_token=totals["confidence"] / totals["tokens"],
-        bound_nats_per_token=totals["bound"] / totals["tokens"],
-        sequences=len(rows),
-        tokens=int(totals["tokens"]),
-    )
-
-
 def _apart(lm: DiffusionLM, sequences: Sequences) -> bool:
     """Whether the documents of a row do not see each other."""
     trained_apart = lm.config is not None and lm.config.data.attend == "document"
     return trained_apart and sequences.packing == "pack"  # else a row has one document
 
 
-def _denoiser(lm: DiffusionLM, sequences: Sequences, batch: Batch) -> Denoiser:
-    """The denoiser of a batch, in which a token sees what it saw in training."""
+def denoiser_of(lm: DiffusionLM, sequences: Sequences, batch: Batch) -> Denoiser:
+    """The denoiser of a batch, in which a token sees what it saw in training.
+
+    Args:
+        lm: The model.
+        sequences: The corpus.
+        batch: Some of its sequences.
+
+    Returns:
+        The denoiser, for these sequences alone.
+    """
     if not _apart(lm, sequences):
-        return lm.denoiser
-    return AttendingDenoiser(lm.denoiser, document_attention_mask(batch.document_BL.to(lm.arithmetic_device)))
+        return lm.denoisers.scoring
+    return AttendingDenoiser(lm.denoisers.scoring, document_attention_mask(batch.document_BL.to(lm.arithmetic_device)))
 
 
 def estimator_of(lm: DiffusionLM, draws: int, time: Time | None, reading: str) -> Likelihood:
@@ -384,7 +214,7 @@ def _score(
         batch = sequences.batch(part)
         x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
         streams = [generator(seed, "evaluate", row) for row in part]
-        terms_RBL = estimator(_denoiser(lm, sequences, batch), lm.process, x0_BL, streams, loss_mask_BL).cpu()
+        terms_RBL = estimator(denoiser_of(lm, sequences, batch), lm.process, x0_BL, streams, loss_mask_BL).cpu()
         if number >= len(batches):
             break  # a batch that another process scores too: a sharded network needs all processes in each forward
         scored_N = batch.x0_BL[batch.loss_mask_BL]
@@ -468,50 +298,6 @@ def _report(
             if scores.counts_V[id_]
         },
     )
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of two sums over units, with its bootstrap standard error and 95% interval; None for a single unit."""
-
-    value: float
-    se: float | None
-    interval: Interval | None
-
-    @classmethod
-    def of(cls, above_U: Tensor, below_U: Tensor, seed: int) -> "Ratio":
-        """The ratio of two sums.
-
-        Args:
-            above_U: What each unit adds above, and
-            below_U: below.
-            seed: Decides the bootstrap; two ratios of the same units resample the same ones.
-
-        Returns:
-            The ratio.
-        """
-        above: Floats = above_U.double().numpy()
-        below: Floats = below_U.double().numpy()
-        if not np.isfinite(above).all():
-            value = float(above.sum())  # infinite, or of two infinite bounds not a number
-            return cls(value, math.inf, (value, value))
-        value = float(above.sum() / below.sum())
-        if len(above) == 1:  # resampled, it is always itself: an error of zero would be a false one
-            return cls(value, None, None)
-        random = np.random.default_rng(abs(seed))
-        even = np.full(len(above), 1.0 / len(above))
-        resampled = np.empty(RESAMPLES)
-        for i in range(RESAMPLES):  # one at a time: all together would take the memory of a thousand corpora
-            weights = random.multinomial(len(above), even)
-            resampled[i] = (weights @ above) / (weights @ below)
-        low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-        return cls(value, float(resampled.std(ddof=1)), (low, high))
-
-    def se_besides(self, monte_carlo: float) -> float | None:
-        """The standard error without that of the masks: the bootstrap sees both at once."""
-        if self.se is None or not math.isfinite(monte_carlo):
-            return None if self.se is None else math.inf
-        return math.sqrt(max(self.se**2 - monte_carlo**2, 0.0))
 
 
 def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:

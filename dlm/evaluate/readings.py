@@ -6,7 +6,9 @@ from typing import Any
 
 from dlm.config import Time
 from dlm.data.batches import Sequences
-from dlm.evaluate.likelihood import Interval, LikelihoodReport, Measured, Ratio, estimator_of, measure
+from dlm.evaluate.bootstrap import Interval, Ratio
+from dlm.evaluate.likelihood import Measured, estimator_of, measure
+from dlm.evaluate.report import LikelihoodReport
 from dlm.lm import DiffusionLM
 
 

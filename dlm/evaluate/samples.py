@@ -173,7 +173,7 @@ class ReadingJudge:
             canvases = [Canvas.after([], rows[number], lm.sidecar.affixes) for number in numbers]
             x0_BL, scored_BL = (x.to(lm.arithmetic_device) for x in stack(canvases, special_ids(lm.tokenizer).pad))
             streams = [generator(self._seed, "judge", number) for number in numbers]
-            nats_RBL = self._likelihood(lm.denoiser, lm.process, x0_BL, streams, scored_BL)
+            nats_RBL = self._likelihood(lm.denoisers.scoring, lm.process, x0_BL, streams, scored_BL)
             found += nats_RBL.mean(0).sum(1).tolist()
         return found
 

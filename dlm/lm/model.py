@@ -1,7 +1,6 @@
 """`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,31 +10,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm import hub
 from dlm.config import Config
-from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
-from dlm.diffusion.devices import has_float64
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Likelihood
-from dlm.diffusion.network import PlacedNetwork
 from dlm.diffusion.readings import Masked
-from dlm.diffusion.remember import sample_remembering
-from dlm.diffusion.sample import State, sample
-from dlm.diffusion.unmask import Margin, Order, Random
-from dlm.diffusion.verify import Verified, sample_verified
+from dlm.diffusion.unmask import Margin, Random
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import loading
 from dlm.lm.canvas import stack
+from dlm.lm.denoisers import Denoisers, arithmetic_device
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout, Prompt
-from dlm.lm.rows import Task, Written, in_batches, in_groups, write_rows
+from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
 from dlm.lm.scoring import Score, score_rows
+from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
-from dlm.model.cache import RowCache
 from dlm.model.checkpoint import Sidecar, whole_folder, write_model
 from dlm.model.loading import usable_positions
-from dlm.model.precision import Precision, in_precision, working_precisions
+from dlm.model.precision import Precision, working_precisions
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
@@ -57,10 +52,7 @@ class DiffusionLM:
         layout: How texts become rows, and how many tokens there is room for after a prompt.
         end_ids: The ids that end a text, that of the end of text first.
         precision: What texts are written in.
-        denoiser: Predicts clean tokens; scores texts.
-        sampling_denoiser: The same with the unknown character forbidden; writes texts, which may end.
-        remembering_denoiser: The same as `sampling_denoiser`, for calls behind a cache.
-        infilling_denoiser: The same with the end of text forbidden too; writes the inside of a text.
+        denoisers: Predict clean tokens: to score texts, to write them, and to fill their holes.
     """
 
     def __init__(
@@ -111,19 +103,17 @@ class DiffusionLM:
         self.end_ids, self._pad_id = (ids.end, *ends), ids.pad
         self.layout = Layout(tokenizer, sidecar)
         self.precision, scoring = working_precisions(precision, model.dtype, self.device)
-        forbidden = self.process.vocabulary.forbidden
-        known = forbidden if ids.unknown is None or ids.unknown in ends else (*forbidden, ids.unknown)
-        self.denoiser = self._forbidding(forbidden, scoring)
-        inside = (*known, *self.end_ids)
-        written: tuple[Denoiser, ...] = tuple(
-            PlacedDenoiser(self._forbidding(unwanted, self.precision), lambda: self.arithmetic_device)
-            for unwanted in (known, inside)
+        self.denoisers = Denoisers.of(
+            self._backbone,
+            self.formulation,
+            self.process,
+            unknown=() if ids.unknown is None or ids.unknown in ends else (ids.unknown,),
+            ends=self.end_ids,
+            first_id=self.layout.first_id,
+            writing=self.precision,
+            scoring=scoring,
         )
-        self.sampling_denoiser, self.infilling_denoiser = written
-        # Few tokens a call: on a CPU it takes longer to round the weights each time than to compute with them.
-        own = scoring if self.device.type == "cpu" else self.precision
-        self.remembering_denoiser = PlacedDenoiser(self._forbidding(known, own), lambda: self.arithmetic_device)
-        self._ranking_denoiser = self._forbidding(inside, scoring)
+        self._writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id)
 
     @classmethod
     def from_pretrained(
@@ -170,13 +160,12 @@ class DiffusionLM:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        table: torch.nn.Module = self.model.get_input_embeddings()  # transformers' own way looks at every module
-        return next(table.parameters()).device
+        return self._backbone.device
 
     @property
     def arithmetic_device(self) -> torch.device:
         """Where noise, draws and sums are computed: where the model is, or the CPU if that has no float64."""
-        return self.device if has_float64(self.device) else torch.device("cpu")
+        return arithmetic_device(self.device)
 
     @property
     def formulation(self) -> Formulation:
@@ -302,7 +291,8 @@ class DiffusionLM:
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
         self.model.eval()
-        sampler, order = self._completed(sampler, Random())
+        family = self.sidecar.family
+        sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
         asked: list[tuple[Prompt, Task]] = []
         for place, prompt in prompts.items():
             canvas = self.layout.canvas(prompt, length)
@@ -310,7 +300,7 @@ class DiffusionLM:
             key = ("sample", place) if place else ("sample",)
             stop_ids = self.end_ids if prompt or self.documents_apart else ()
             asked += [(prompt, Task(canvas, rule, (seed, *key, number), stop_ids)) for number in range(num)]
-        batches = self._write([task for _, task in asked], sampler, self.sampling_denoiser, batch_size, watch)
+        batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
         rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
         samples = (
             Sample.of_row(prompt, task, ids, calls, self.tokenizer)
@@ -388,14 +378,15 @@ class DiffusionLM:
                 "behind a hole: train one with readings joint or masked, or write on from its beginning by dlm sample"
             )
         self.model.eval()
-        sampler, order = self._completed(sampler, Margin(), blocks=False)
+        family = self.sidecar.family
+        sampler, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
         asked: list[tuple[Template, Task]] = []
         for place, template in templates.items():
             canvas = self.layout.holes(template)
-            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable), continues=False)
+            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True)
             asked += [(template, Task(canvas, rule, (seed, "infill", place, number))) for number in range(num)]
         tasks = [task for _, task in asked]
-        batches = self._write(tasks, sampler, self.infilling_denoiser, batch_size, watch, continues=False)
+        batches = self._writer.write(tasks, sampler, batch_size=batch_size, watch=watch, inside=True)
         rows = (row for batch in batches for row in self._ranked(batch, draws, seed))
         infillings = (
             Infilling.of(template, task, ids, log_likelihood, calls, self.tokenizer)
@@ -445,7 +436,7 @@ class DiffusionLM:
         self.model.eval()
         estimator = self.estimator(reading, draws)
         rows = stack([self.layout.answered(prompt, response)], self._pad_id)
-        return self._score(self.denoiser, *rows, [generator(seed, "score")], estimator)[0]
+        return self._score(self.denoisers.scoring, *rows, [generator(seed, "score")], estimator)[0]
 
     def nelbo(
         self,
@@ -482,47 +473,16 @@ class DiffusionLM:
         for batch in in_batches(list(enumerate(pieces)), batch_size):
             rows = stack([piece for _, (_, piece) in batch], self._pad_id)
             streams = [generator(seed, "nelbo", number) for number, _ in batch]
-            scores = self._score(self.denoiser, *rows, streams, estimator)
+            scores = self._score(self.denoisers.scoring, *rows, streams, estimator)
             for (_, (text, _)), score in zip(batch, scores, strict=True):
                 nats[text] -= score.log_likelihood
         return nats
-
-    def _write(
-        self,
-        tasks: Sequence[Task],
-        sampler: Sampler,
-        denoiser: Denoiser,
-        batch_size: int,
-        watch: Watch | None,
-        *,
-        continues: bool = True,
-    ) -> Iterator[Written]:
-        """Writes rows side by side; see `write_rows`. Where nothing stands behind them, what is written is memory."""
-        blocks = sampler.blocks(self.formulation)
-        remembers = continues and blocks is not None and self.formulation.readings.remembers
-
-        def states(task: Task, x_BL: Tensor, editable_BL: Tensor, streams: Streams) -> Iterator[State]:
-            rule, stops = task.rule, task.stop_ids
-            if not isinstance(rule, Verified) and not remembers:
-                return sample(
-                    rule, denoiser, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops
-                )
-            width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
-            row = self.remembering_denoiser, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
-            ids = self.sidecar.mask_id, self.layout.before_id
-            if isinstance(rule, Verified):
-                return sample_verified(rule, *row, *ids, generators=streams, stop_ids=stops)
-            grid = self.formulation.grid(blocks or 1)
-            return sample_remembering(rule, *row, *ids, grid, generators=streams, stop_ids=stops)
-
-        timed = self.formulation.timed
-        return write_rows(tasks, states, pad_id=self._pad_id, timed=timed, batch_size=batch_size, watch=watch)
 
     def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
         """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""
         streams = [generator(seed, "rank") for _ in batch.tasks]
         estimator = self.formulation.estimator(draws)
-        scores = self._score(self._ranking_denoiser, batch.x_BL, batch.editable_BL, streams, estimator)
+        scores = self._score(self.denoisers.ranking, batch.x_BL, batch.editable_BL, streams, estimator)
         return zip(batch.x_BL.tolist(), (score.log_likelihood for score in scores), batch.calls, strict=True)
 
     def _score(
@@ -536,16 +496,3 @@ class DiffusionLM:
         """Scores rows made on the CPU; see `score_rows`."""
         rows = x0_BL.to(self.arithmetic_device), editable_BL.to(self.arithmetic_device)
         return score_rows(denoiser, self.process, estimator, *rows, streams)
-
-    def _forbidding(self, forbidden: Sequence[int], precision: Precision) -> Denoiser:
-        """The network as a denoiser that never predicts some ids."""
-        network = PlacedNetwork(in_precision(self._backbone, precision), lambda: self.device)
-        return self.formulation.denoiser(network, self.process, forbidden, self.layout.first_id)
-
-    def _completed(self, sampler: Sampler | None, order: Order, *, blocks: bool = True) -> tuple[Sampler, Order]:
-        """A sampler and a default order, with what they leave open taken from the publisher's own sampler."""
-        sampler, family = sampler or Sampler(), self.sidecar.family
-        if family is None:
-            return sampler, order
-        length = sampler.block_length or (family.block_length if blocks else None)
-        return replace(sampler, token=sampler.token or family.token, block_length=length), family.order

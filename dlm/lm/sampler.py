@@ -1,7 +1,8 @@
 """How a model writes: the choices of a sampler."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from dlm.diffusion.formulation import NO_ORDER, Formulation
 from dlm.diffusion.process import Process
@@ -11,6 +12,7 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Budget, Order, TokenChoice
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError
+from dlm.model.public import Family
 
 Watch = Callable[[State], None]
 """Called with every state of a sampler."""
@@ -45,8 +47,23 @@ class Sampler:
     def __post_init__(self) -> None:
         Verified(self.drafts or 0, accept=self.accept)
 
+    def completed(self, family: Family | None, *, inside: bool = False) -> Self:
+        """The same with what it leaves open taken from a publisher's own sampler.
+
+        Args:
+            family: The family of a published model; None for a model of our own.
+            inside: Whether it fills holes, which is not done in blocks.
+
+        Returns:
+            The sampler.
+        """
+        if family is None:
+            return self
+        length = self.block_length or (None if inside else family.block_length)
+        return replace(self, token=self.token or family.token, block_length=length)
+
     def rule(
-        self, formulation: Formulation, process: Process, default_order: Order, tokens: int, *, continues: bool = True
+        self, formulation: Formulation, process: Process, default_order: Order, tokens: int, *, inside: bool = False
     ) -> Rule | Verified:
         """What this asks of a model; see `Formulation.rule`.
 
@@ -55,7 +72,7 @@ class Sampler:
             process: Its forward process.
             default_order: The order that suits the task.
             tokens: How many are to be written.
-            continues: Whether nothing stands behind what is written, so that it may be written from left to right.
+            inside: Whether a text stands behind what is written, which is then not written from left to right.
 
         Returns:
             The rule.
@@ -63,7 +80,7 @@ class Sampler:
         Raises:
             ConfigError: The model's noise knows no such order, budget or blocks.
         """
-        if self._verifies(formulation, continues):
+        if self._verifies(formulation, inside):
             drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
             return Verified(drafts, self.token or TokenChoice(), self.accept)
         try:
@@ -81,7 +98,7 @@ class Sampler:
             raise ConfigError(NO_ORDER)
         return rule
 
-    def _verifies(self, formulation: Formulation, continues: bool) -> bool:
+    def _verifies(self, formulation: Formulation, inside: bool) -> bool:
         """Whether the causal reading writes."""
         readings = formulation.readings
         any_order = [self.order, self.budget, self.block_length] != [None] * 3
@@ -103,11 +120,11 @@ class Sampler:
                 f"this model, {readings.name}, writes from left to right alone: leave --no-verify, --order, "
                 "--block-length and what says how many tokens a step out"
             )
-        if asked and not continues:
+        if asked and inside:
             raise ConfigError(
                 "--verify, --drafts and --accept write from left to right, and a hole has a text behind it"
             )
-        return readings.causal and continues and not any_order and self.verify is not False
+        return readings.causal and not inside and not any_order and self.verify is not False
 
     def blocks(self, formulation: Formulation) -> int | None:
         """Tokens a block: what is asked for, or what a model was trained with that writes in blocks alone.

@@ -199,6 +199,12 @@ class Backbone(nn.Module):
         return sorted(present & set(self.model._no_split_modules or ()))
 
     @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        table = self.model.get_input_embeddings()  # transformers' own way looks at every module
+        return next(table.parameters()).device
+
+    @property
     def vocabulary(self) -> int:
         """The number of ids that the network has a logit for."""
         return int(self.model.config.vocab_size)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from typing_extensions import override
 
-from dlm.evaluate.likelihood import LikelihoodReport
+from dlm.evaluate.report import LikelihoodReport
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_ctrl_c_in_an_answer_ends_the_conversation(model: Path, monkeypatch: pyt
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dlm.lm.model.sample", interrupted)
+    monkeypatch.setattr("dlm.lm.writer.sample", interrupted)
     found = at_terminal(monkeypatch, model, "hi")
     assert (found.exit_code, found.stdout) == (0, "") and "Traceback" not in found.stderr
     monkeypatch.setattr(chat, "is_terminal", lambda stream: False)

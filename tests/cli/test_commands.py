@@ -345,7 +345,7 @@ def test_a_batch_that_is_stopped_keeps_what_is_done(run: Path, tmp_path: Path, m
             raise KeyboardInterrupt
         return real(*args, **keys)
 
-    monkeypatch.setattr("dlm.lm.model.sample", stops)
+    monkeypatch.setattr("dlm.lm.writer.sample", stops)
     found = invoke("infill", run, "--file", path, "--batch-size", "2", "--output", output)
     assert (found.exit_code, found.stderr, calls) == (130, "dlm: interrupted\n", [0, 2, 4])
     assert output.read_text().splitlines() == whole[:4]

@@ -119,7 +119,7 @@ def test_what_is_finished_is_written(model: Path, file: Path, tmp_path: Path, mo
 
     words = ["sample", model, "--prompts", file, "--batch-size", "1", *FEW]
     expected = dlm(*words)[0].splitlines(keepends=True)
-    monkeypatch.setattr("dlm.lm.model.sample", interrupted)
+    monkeypatch.setattr("dlm.lm.writer.sample", interrupted)
     found = invoke(*words, "--output", tmp_path / "out.jsonl")
     assert found.exit_code == 130
     assert (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) == expected[:2]

@@ -20,7 +20,9 @@ from dlm.config import Characters
 from dlm.diffusion.denoiser import X0Denoiser
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.errors import DataError
-from dlm.evaluate.likelihood import ChainRuleReport, evaluate_chain_rule, evaluate_likelihood
+from dlm.evaluate.chain_rule import evaluate_chain_rule
+from dlm.evaluate.likelihood import evaluate_likelihood
+from dlm.evaluate.report import ChainRuleReport
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import build_tokenizer, forbidden_ids
 from dlm.train.metrics import RunFacts, StepMetrics, Validation
@@ -57,7 +59,7 @@ class Knows:
         self.never = forbidden_ids(lm.tokenizer, len(lm.tokenizer))
 
     def of(self, logits_V: Tensor) -> DiffusionLM:
-        self.lm.denoiser = X0Denoiser(FunctionNetwork(Table(logits_V)), self.never)
+        self.lm.denoisers.scoring = X0Denoiser(FunctionNetwork(Table(logits_V)), self.never)
         return self.lm
 
 

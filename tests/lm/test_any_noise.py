@@ -27,7 +27,8 @@ from dlm.diffusion.unmask import (
     TokenChoice,
 )
 from dlm.errors import ConfigError
-from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
+from dlm.evaluate.chain_rule import evaluate_chain_rule
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import parse_template
@@ -117,18 +118,18 @@ def test_steps_are_the_steps_of_the_reverse_chain(mixing: DiffusionLM) -> None:
 
 def test_the_network_is_told_the_time_of_the_chain_in_a_reverse_chain(mixing: DiffusionLM) -> None:
     told: list[Tensor] = []
-    inner: Network = mixing.sampling_denoiser.denoiser.network  # type: ignore[attr-defined]
+    inner: Network = mixing.denoisers.sampling.denoiser.network  # type: ignore[attr-defined]
 
     def spy(inputs: NetworkInput) -> Tensor:
         xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         told.append(t_B)
         return ask(inner, xt_BL, t_B, select_BL)
 
-    mixing.sampling_denoiser.denoiser.network = FunctionNetwork(spy)  # type: ignore[attr-defined]
+    mixing.denoisers.sampling.denoiser.network = FunctionNetwork(spy)  # type: ignore[attr-defined]
     try:
         mixing.generate(num=2, length=6, sampler=FEW)
     finally:
-        mixing.sampling_denoiser.denoiser.network = inner  # type: ignore[attr-defined]
+        mixing.denoisers.sampling.denoiser.network = inner  # type: ignore[attr-defined]
     assert [t_B.tolist() for t_B in told] == [[k / 4] * 2 for k in (4, 3, 2, 1)]
 
 
@@ -194,18 +195,18 @@ def test_masks_with_a_time_embedding_are_unmasked_in_any_order(timed_masks: Diff
         (sample,) = timed_masks.generate(length=9, sampler=sampler)
         assert len(sample.ids) == 9 and 1 <= sample.calls <= 9
     told: list[Tensor] = []
-    inner: Network = timed_masks.sampling_denoiser.denoiser.network  # type: ignore[attr-defined]
+    inner: Network = timed_masks.denoisers.sampling.denoiser.network  # type: ignore[attr-defined]
 
     def spy(inputs: NetworkInput) -> Tensor:
         xt_BL, t_B, select_BL = inputs.ids_BL, inputs.time_B, inputs.wanted_BL
         told.append(timed_masks.process.schedule.alpha(t_B) - (xt_BL != timed_masks.process.mask_id).double().mean(1))
         return ask(inner, xt_BL, t_B, select_BL)
 
-    timed_masks.sampling_denoiser.denoiser.network = FunctionNetwork(spy)  # type: ignore[attr-defined]
+    timed_masks.denoisers.sampling.denoiser.network = FunctionNetwork(spy)  # type: ignore[attr-defined]
     try:
         timed_masks.generate(length=9)
     finally:
-        timed_masks.sampling_denoiser.denoiser.network = inner  # type: ignore[attr-defined]
+        timed_masks.denoisers.sampling.denoiser.network = inner  # type: ignore[attr-defined]
     assert len(told) == 9  # and each time the share of clean tokens is what the schedule says for it
     torch.testing.assert_close(torch.cat(told), torch.zeros(9, dtype=torch.float64), atol=1e-6, rtol=0)
 

@@ -100,7 +100,7 @@ def canvases(lm: DiffusionLM, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("drafts", [0, 1, 3])
 def test_verified_calls_are_those_without_a_cache(joint: DiffusionLM, drafts: int) -> None:
-    compared = Compared(joint.sampling_denoiser)
+    compared = Compared(joint.denoisers.sampling)
     x_BL, editable_BL = canvases(joint, PROMPTS)
     ids = joint.sidecar.mask_id, joint.layout.before_id
     streams = [generator(row) for row in range(len(PROMPTS))]
@@ -115,7 +115,7 @@ def test_verified_calls_are_those_without_a_cache(joint: DiffusionLM, drafts: in
     "grid", [Grid(1), Grid(3), Grid(4, aligned=True), Grid(4, aligned=True, causal=False), Grid(LENGTH), Grid(50)]
 )
 def test_blocks_are_those_without_a_cache(joint: DiffusionLM, grid: Grid) -> None:
-    compared = Compared(joint.sampling_denoiser, None if grid.causal else grid.size)
+    compared = Compared(joint.denoisers.sampling, None if grid.causal else grid.size)
     x_BL, editable_BL = canvases(joint, PROMPTS)
     ids = joint.sidecar.mask_id, joint.layout.before_id
     rule = Unmasking(joint.process, Random(), OneAtATime(), TokenChoice())

@@ -150,7 +150,7 @@ def test_one_token_is_scored_by_the_models_own_probability(tiny_lm: DiffusionLM)
     ids = [*before.encode(), tiny_lm.process.mask_id, *after.encode()]
     x_BL = torch.tensor([ids])
     with torch.inference_mode():
-        log_p_V = ask(tiny_lm.infilling_denoiser, x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
+        log_p_V = ask(tiny_lm.denoisers.infilling, x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
     for found in tiny_lm.infill(f"{before}[MASK:1]{after}", num=5):
         assert found.log_likelihood == pytest.approx(float(log_p_V[found.ids[0][0]]), abs=1e-5)
 
@@ -158,7 +158,7 @@ def test_one_token_is_scored_by_the_models_own_probability(tiny_lm: DiffusionLM)
 def test_greedy_infilling_takes_the_most_probable_token(tiny_lm: DiffusionLM) -> None:
     x_BL = torch.tensor([[*b"abc", tiny_lm.process.mask_id, *b"def"]])
     with torch.inference_mode():
-        log_p_V = ask(tiny_lm.infilling_denoiser, x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
+        log_p_V = ask(tiny_lm.denoisers.infilling, x_BL, torch.zeros(1), x_BL == tiny_lm.process.mask_id)[0]
     (found,) = tiny_lm.infill("abc[MASK:1]def", sampler=Sampler(token=TokenChoice(temperature=0.0)))
     assert found.ids == ((int(log_p_V.argmax()),),)
 
@@ -249,7 +249,7 @@ class Fixed(Denoiser):
 def sure_lm(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
     """Sure of `ab`, the end of text, and `cd` after it."""
     lm = make_lm(byte_tokenizer, 5)
-    lm.sampling_denoiser = Fixed([*b"ab", int(byte_tokenizer.eos_token_id or 0), *b"cd"], len(byte_tokenizer))
+    lm.denoisers.sampling = Fixed([*b"ab", int(byte_tokenizer.eos_token_id or 0), *b"cd"], len(byte_tokenizer))
     return lm
 
 
@@ -336,7 +336,7 @@ def test_a_score_does_not_depend_on_the_batch(tiny_lm: DiffusionLM) -> None:
 def test_the_empty_text_costs_its_end_exactly(tiny_lm: DiffusionLM) -> None:
     x_BL = torch.tensor([[tiny_lm.process.mask_id]])
     with torch.inference_mode():
-        log_p_V = ask(tiny_lm.denoiser, x_BL, torch.ones(1), torch.ones_like(x_BL, dtype=torch.bool))[0]
+        log_p_V = ask(tiny_lm.denoisers.scoring, x_BL, torch.ones(1), torch.ones_like(x_BL, dtype=torch.bool))[0]
     expected = -float(log_p_V[tiny_lm.tokenizer.eos_token_id])
     assert tiny_lm.nelbo("", draws=2, seed=5) == pytest.approx([expected], rel=1e-5)
 
@@ -349,7 +349,7 @@ def test_a_long_text_is_the_sum_of_its_pieces(tiny_lm: DiffusionLM) -> None:
         for index, start in enumerate(range(0, 81, 32)):
             x0_BL = torch.tensor([ids[start : start + 32]])
             streams = [generator(3, "nelbo", index)]
-            terms_RBL = Estimator(8)(tiny_lm.denoiser, tiny_lm.process, x0_BL, streams)
+            terms_RBL = Estimator(8)(tiny_lm.denoisers.scoring, tiny_lm.process, x0_BL, streams)
             total += float(terms_RBL.mean(0).sum())
     assert tiny_lm.nelbo(text.decode(), draws=8, seed=3) == pytest.approx([total], rel=1e-4)
 
@@ -476,7 +476,7 @@ def test_positions_that_are_numbered_from_the_models_padding_on_are_not_written_
     lm = DiffusionLM.from_pretrained(tmp_path / "model")
     assert byte_tokenizer.pad_token_id != 1 and lm.context == 32
     x_BL = torch.full((1, 32), 65)
-    assert torch.isfinite(ask(lm.denoiser, x_BL, None, torch.ones_like(x_BL, dtype=torch.bool))[:, 65]).all()
+    assert torch.isfinite(ask(lm.denoisers.scoring, x_BL, None, torch.ones_like(x_BL, dtype=torch.bool))[:, 65]).all()
     assert len(lm.generate(sampler=Sampler(budget=FixedSteps(2)))[0].ids) == 32
     with pytest.raises((IndexError, RuntimeError)):
         lm.model(input_ids=torch.full((1, 33), 65))

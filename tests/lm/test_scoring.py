@@ -24,7 +24,7 @@ def cross_entropies(lm: DiffusionLM, ids: list[int], masked: list[int]) -> float
     masked_BL[0, masked] = True
     xt_BL = x0_BL.masked_fill(masked_BL, lm.process.mask_id)
     with torch.inference_mode():
-        log_p0_NV = ask(lm.denoiser, xt_BL, masked_BL.double().mean(1), masked_BL)
+        log_p0_NV = ask(lm.denoisers.scoring, xt_BL, masked_BL.double().mean(1), masked_BL)
     return -float(log_p0_NV.gather(-1, x0_BL[masked_BL][:, None]).sum())
 
 
@@ -94,7 +94,7 @@ def test_texts_are_written_in_the_machines_precision_and_scored_in_float32(tiny_
     x_BL = torch.full((1, 8), one.process.mask_id)
     wanted_BL, t_B = torch.ones_like(x_BL, dtype=torch.bool), torch.ones(1)
     with torch.inference_mode():
-        written, exact = (ask(lm.sampling_denoiser, x_BL, t_B, wanted_BL) for lm in (one, other))
+        written, exact = (ask(lm.denoisers.sampling, x_BL, t_B, wanted_BL) for lm in (one, other))
     assert written.dtype == exact.dtype == torch.float32
     assert torch.equal(written, exact) == (one.precision == "fp32")
     torch.testing.assert_close(written.exp(), exact.exp(), atol=0.02, rtol=0.05)
@@ -110,7 +110,7 @@ def test_every_alternative_is_ranked_in_float32(tiny_lm: DiffusionLM) -> None:
             wanted_BL[0, 2] = True
             masked_BL = x_BL.masked_fill(wanted_BL, tiny_lm.process.mask_id)
             same = DiffusionLM(tiny_lm.model, tiny_lm.tokenizer, sidecar=tiny_lm.sidecar, precision="fp32")
-            log_p = ask(same.infilling_denoiser, masked_BL, torch.ones(1), wanted_BL)[0, each.ids[0][0]]
+            log_p = ask(same.denoisers.infilling, masked_BL, torch.ones(1), wanted_BL)[0, each.ids[0][0]]
         assert each.log_likelihood == pytest.approx(float(log_p), abs=1e-6)
 
 

@@ -106,7 +106,7 @@ def test_without_the_cpus_help_float64_is_refused(
     """The device is strict enough to notice."""
     lm = moved(make_lm(byte_tokenizer, 12, **KINDS[kind]))
     monkeypatch.setattr(network, "has_float64", lambda device: True)
-    monkeypatch.setattr("dlm.lm.model.has_float64", lambda device: True)
+    monkeypatch.setattr("dlm.lm.denoisers.has_float64", lambda device: True)
     for work in (lambda: lm.generate(length=4, sampler=STEPS), lambda: lm.nelbo("text", draws=2)):
         with pytest.raises(TypeError, match="float64"):
             work()

@@ -57,7 +57,7 @@ def text(*shape: int) -> Tensor:
 def log_p(lm: DiffusionLM, x_BL: Tensor) -> Tensor:
     """What a model predicts at every position of a text."""
     with torch.inference_mode():
-        return ask(lm.denoiser, x_BL, None, torch.ones_like(x_BL, dtype=torch.bool)).unflatten(0, x_BL.shape)
+        return ask(lm.denoisers.scoring, x_BL, None, torch.ones_like(x_BL, dtype=torch.bool)).unflatten(0, x_BL.shape)
 
 
 def allowed(lm: DiffusionLM, logits_BLV: Tensor) -> Tensor:
@@ -152,15 +152,15 @@ def test_an_answer_ends_at_the_end_of_its_turn(loaded: dict[str, DiffusionLM]) -
         lm = DiffusionLM(loaded[name].model, loaded[name].tokenizer, sidecar=loaded[name].sidecar, precision="fp32")
         x_BL = torch.tensor([[1, lm.process.mask_id]])
         wanted_BL = x_BL == lm.process.mask_id
-        assert ask(lm.sampling_denoiser, x_BL, None, wanted_BL)[0, end] > -torch.inf
-        assert ask(lm.infilling_denoiser, x_BL, None, wanted_BL)[0, end] == -torch.inf
+        assert ask(lm.denoisers.sampling, x_BL, None, wanted_BL)[0, end] > -torch.inf
+        assert ask(lm.denoisers.infilling, x_BL, None, wanted_BL)[0, end] == -torch.inf
 
         def ended(inputs: NetworkInput, end: int = end, size: int = lm.process.vocabulary.size) -> Tensor:
             place_N = inputs.wanted_BL.nonzero()[:, 1] - int(inputs.wanted_BL.shape[1] - 5)
             best_N = torch.where(place_N == 2, end, 65)
             return torch.nn.functional.one_hot(best_N, size).double().log()
 
-        lm.sampling_denoiser = FunctionDenoiser(ended)
+        lm.denoisers.sampling = FunctionDenoiser(ended)
         assert [found.ids for found in lm.generate([{"role": "user", "content": "hi"}], length=5)] == [(65, 65)]
         assert [found.ids for found in lm.generate(length=5)] == [
             (65, 65, end, 65, 65)
@@ -178,7 +178,7 @@ def test_an_answer_in_a_conversation_is_as_long_as_the_publishers_or_as_asked(
     sidecar = replace(llada.sidecar, family=replace(llada.sidecar.family, length=5))
     lm = DiffusionLM(llada.model, llada.tokenizer, sidecar=sidecar, precision="fp32")
     sure_V = torch.nn.functional.one_hot(torch.tensor(65), lm.process.vocabulary.size).double().log()
-    lm.sampling_denoiser = FunctionDenoiser(lambda inputs: sure_V.expand(len(inputs.index_N), -1))
+    lm.denoisers.sampling = FunctionDenoiser(lambda inputs: sure_V.expand(len(inputs.index_N), -1))
     conversation = Conversation(lm, Sampler(), asked, 0, [])
     assert conversation.answer("hi") == conversation.answer("and?") == "A" * written
     assert why in capsys.readouterr().err

@@ -163,9 +163,9 @@ def test_a_saved_model_is_the_same_model(uniform_lm: DiffusionLM, saved: Path) -
     x_BL = torch.randint(256, (2, 12), generator=generator("again"))
     select_BL, t_B = torch.ones_like(x_BL, dtype=torch.bool), times(0.3, 0.8)
     with torch.inference_mode():
-        one, other = (ask(lm.denoiser, x_BL, t_B, select_BL) for lm in (uniform_lm, again))
+        one, other = (ask(lm.denoisers.scoring, x_BL, t_B, select_BL) for lm in (uniform_lm, again))
         assert torch.equal(one, other)
-        assert not torch.equal(one, ask(again.denoiser, x_BL, times(0.3, 0.5), select_BL))
+        assert not torch.equal(one, ask(again.denoisers.scoring, x_BL, times(0.3, 0.5), select_BL))
     again.save_pretrained(saved.parent / "twice")
     for name in (TIME_WEIGHTS, "model.safetensors", SIDECAR, "config.json"):
         assert (saved.parent / "twice" / name).read_bytes() == (saved / name).read_bytes()

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.batches import Sequences
 from dlm.data.corpus import corpus
 from dlm.data.documents import Plain
-from dlm.evaluate.likelihood import LikelihoodReport
+from dlm.evaluate.report import LikelihoodReport
 
 Packing = Literal["pack", "pad"]
 DOCUMENTS = ["first", "", "the second \U0001f600", "x" * 50, "caf\u00e9", "last of the documents"]

@@ -14,7 +14,8 @@ from dlm.diffusion.denoiser import AttendingDenoiser, FunctionDenoiser, X0Denois
 from dlm.diffusion.draws import generator
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.errors import ConfigError
-from dlm.evaluate.likelihood import evaluate_chain_rule, evaluate_likelihood
+from dlm.evaluate.chain_rule import evaluate_chain_rule
+from dlm.evaluate.likelihood import evaluate_likelihood
 from dlm.lm import DiffusionLM
 from dlm.model.attention import document_attention_mask, with_attention
 from dlm.model.backbone import Backbone
@@ -114,7 +115,7 @@ def test_a_text_is_one_document(make_lm: MakeLM, byte_tokenizer: PreTrainedToken
 
     for attend, text in (("row", (*b"ab", end, *b"cd")), ("document", tuple(b"ab"))):
         lm = make_lm(byte_tokenizer, 5, data={**APART, "length": 5, "attend": attend})
-        lm.sampling_denoiser = FunctionDenoiser(sure)
+        lm.denoisers.sampling = FunctionDenoiser(sure)
         assert lm.generate()[0].ids == text
 
 

@@ -186,7 +186,9 @@ def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, loss_mask_BL: torch.Tensor) -> 
         masked_BL[0, masked] = True
         share = 1.0 / math.comb(len(places), len(masked)) / len(places)
         with torch.no_grad():
-            log_p_NV = ask(lm.denoiser, x0_BL.masked_fill(masked_BL, lm.process.mask_id), torch.zeros(1), masked_BL)
+            log_p_NV = ask(
+                lm.denoisers.scoring, x0_BL.masked_fill(masked_BL, lm.process.mask_id), torch.zeros(1), masked_BL
+            )
         ce = -log_p_NV.gather(-1, x0_BL[masked_BL][:, None]).sum().item()
         nats += share * len(places) / len(masked) * ce
     return nats

@@ -232,7 +232,7 @@ def assert_plain(folder: Path, lm: DiffusionLM) -> None:
     x0_BL = torch.tensor([spell("abab", add_special_tokens=False)["input_ids"]])
     inputs = causal_input(x0_BL, torch.ones_like(x0_BL, dtype=torch.bool), lm.layout.before_id)
     with torch.no_grad():
-        ours = lm.denoiser(inputs)
+        ours = lm.denoisers.scoring(inputs)
         logits = plain(input_ids=inputs.ids_BL).logits[0]
         logits[:, plain.generation_config.suppress_tokens] = -torch.inf
     torch.testing.assert_close(logits.log_softmax(-1), ours, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,85 @@
+"""The denoisers of a model: one network, asked for different tokens in different precisions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
+from dlm.diffusion.devices import has_float64
+from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.network import PlacedNetwork
+from dlm.diffusion.process import Process
+from dlm.model.backbone import Backbone
+from dlm.model.precision import Precision, in_precision
+
+
+@dataclass
+class Denoisers:
+    """What predicts the clean tokens, by what the prediction is for.
+
+    Attributes:
+        scoring: For likelihoods: predicts every token that a text may hold.
+        sampling: Writes texts, which may end: never the unknown character.
+        remembering: The same for calls behind a cache.
+        infilling: Writes the inside of a text: never its end either.
+        ranking: For the likelihoods of what `infilling` wrote.
+    """
+
+    scoring: Denoiser
+    sampling: Denoiser
+    remembering: Denoiser
+    infilling: Denoiser
+    ranking: Denoiser
+
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        formulation: Formulation,
+        process: Process,
+        *,
+        unknown: Sequence[int],
+        ends: Sequence[int],
+        first_id: int | None,
+        writing: Precision,
+        scoring: Precision,
+    ) -> Self:
+        """The denoisers of a network.
+
+        Args:
+            backbone: The network.
+            formulation: How it was trained.
+            process: The forward process.
+            unknown: The ids of unknown characters.
+            ends: The ids that end a text.
+            first_id: The id that stands before every text, where there is one.
+            writing: What texts are written in.
+            scoring: What they are scored in.
+
+        Returns:
+            All of them.
+        """
+
+        def denoiser(unwanted: Sequence[int], precision: Precision) -> Denoiser:
+            network = PlacedNetwork(in_precision(backbone, precision), lambda: backbone.device)
+            return formulation.denoiser(network, process, (*process.vocabulary.forbidden, *unwanted), first_id)
+
+        def placed(unwanted: Sequence[int], precision: Precision) -> Denoiser:
+            return PlacedDenoiser(denoiser(unwanted, precision), lambda: arithmetic_device(backbone.device))
+
+        # Few tokens a call: on a CPU it takes longer to round the weights each time than to compute with them.
+        behind_cache = scoring if backbone.device.type == "cpu" else writing
+        return cls(
+            scoring=denoiser((), scoring),
+            sampling=placed(unknown, writing),
+            remembering=placed(unknown, behind_cache),
+            infilling=placed((*unknown, *ends), writing),
+            ranking=denoiser((*unknown, *ends), scoring),
+        )
+
+
+def arithmetic_device(device: torch.device) -> torch.device:
+    """Where noise, draws and sums are computed: where the model is, or the CPU if that has no float64."""
+    return device if has_float64(device) else torch.device("cpu")
