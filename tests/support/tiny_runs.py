@@ -59,15 +59,14 @@ def describe_alternating(folder: Path) -> Config:
     config = describe(
         folder,
         text="ab" * 2000,
-        steps=200,
+        steps=600,
         batch_size=16,
-        validate_every=200,
+        validate_every=600,
         validate_sequences=32,
         validate_draws=16,
         save_every=None,
     )
-    config = resized(config, hidden_size=32, num_hidden_layers=2, attention_dropout=0.0)
-    return altered(config, "optim", lr=9e-3, muon_lr=6e-2, warmup=10)
+    return altered(resized(config, hidden_size=32, num_hidden_layers=2, attention_dropout=0.0), "optim", warmup=10)
 
 
 def altered(config: Config, part: str, **changes: Any) -> Config:

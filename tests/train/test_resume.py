@@ -90,11 +90,13 @@ def running(config: Path, run: Path, *more: str) -> Iterator[subprocess.Popen[st
             it.kill()
 
 
-def wait(process: subprocess.Popen[str], happened: Callable[[], bool]) -> None:
-    """Looks, without a pause, until it happened."""
+def wait(process: subprocess.Popen[str], run: Path, happened: Callable[[], bool]) -> None:
+    """Looks until it happened, without a pause once the run has a folder."""
     end = time.monotonic() + 120
     while not happened():
         assert process.poll() is None and time.monotonic() < end, "it ended before what was waited for"
+        if not run.exists():
+            time.sleep(0.1)
 
 
 @pytest.mark.long
@@ -114,7 +116,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path, ema: float) -> None:
         return False
 
     with running(write(config, tmp_path / "config.yaml"), run) as process:
-        wait(process, stopped_while_saving)
+        wait(process, run, stopped_while_saving)
         process.kill()
         assert process.wait() == -signal.SIGKILL
     assert list(checkpoints.glob(".step-*.draft")) and not weights(run, 40)
@@ -129,7 +131,7 @@ def test_killed_at_any_moment_and_resumed_by_the_command(tmp_path: Path) -> None
     file, run = write(config, tmp_path / "config.yaml"), tmp_path / "killed"
     metrics, moment = run / "metrics.jsonl", int.from_bytes(os.urandom(1)) % 40
     with running(file, run) as process:
-        wait(process, lambda: metrics.exists() and metrics.read_text().count("\n") > moment)
+        wait(process, run, lambda: metrics.exists() and metrics.read_text().count("\n") > moment)
         process.kill()
     with running(file, run, "--resume") as process:
         out, err = process.communicate()
@@ -143,7 +145,7 @@ def test_ctrl_c_saves_and_tells_how_to_go_on(tmp_path: Path) -> None:
     config = describe(tmp_path, steps=400, save_every=None, validate_every=400)
     run = tmp_path / "stopped"
     with running(write(config, tmp_path / "config.yaml"), run) as process:
-        wait(process, lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes()) > 500)
+        wait(process, run, lambda: (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_bytes()) > 500)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
     assert process.returncode == 130
