@@ -31,6 +31,7 @@ class RowCache(Cache):
         self._capacity = capacity
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
+        self._places: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Writes the keys and values of a call behind those that each row keeps.
@@ -46,17 +47,18 @@ class RowCache(Cache):
         if layer_idx == len(self._keys):
             self._keys.append(self._room(key_states))
             self._values.append(self._room(value_states))
-        stop = max(self.lengths) + key_states.shape[2]
+        longest = max(self.lengths)
+        stop = longest + key_states.shape[2]
         found = []
         for stores, new in ((self._keys, key_states), (self._values, value_states)):
             if stop > stores[layer_idx].shape[2]:
                 stores[layer_idx] = torch.cat([stores[layer_idx], self._room(new, stop)], 2)
             store = stores[layer_idx]
-            if len(set(self.lengths)) == 1:
-                store[:, :, self.lengths[0] : stop] = new
+            if min(self.lengths) == longest:
+                store[:, :, longest:stop] = new
             else:
-                for row, start in enumerate(self.lengths):
-                    store[row, :, start : start + new.shape[2]] = new[row]
+                row_B1, slot_BN = self._slots(new.shape[2], new.device)
+                store[row_B1, :, slot_BN] = new.transpose(1, 2)
             found.append(store[:, :, :stop])
         return found[0], found[1]
 
@@ -66,10 +68,12 @@ class RowCache(Cache):
         Args:
             counts: How many of each row.
         """
+        self._places = None
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keeps some rows alone, in the order given."""
+        self._places = None
         self.lengths = [self.lengths[row] for row in rows]
         for stores in (self._keys, self._values):
             stores[:] = [store[[*rows]] for store in stores]
@@ -80,6 +84,14 @@ class RowCache(Cache):
 
     def crop(self, max_length: int) -> None:
         """Leaves all rows as they are: what a call adds is dropped unless it is kept."""
+
+    def _slots(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The rows of a call's tokens, and their slots behind those that each row keeps; the same in every layer."""
+        if self._places is None or self._places[1].shape[1] != count:
+            start_B = torch.tensor(self.lengths)
+            places = torch.arange(len(start_B))[:, None], start_B[:, None] + torch.arange(count)
+            self._places = places[0].to(device), places[1].to(device)
+        return self._places
 
     def _room(self, like: Tensor, least: int = 0) -> Tensor:
         """Space for so many tokens more, in a tensor's kind."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -19,6 +18,22 @@ from dlm.model.adapt import is_decoder
 
 EAGER, SDPA = "dlm_eager", "dlm_sdpa"
 """The implementations of attention that know patterns, by the names that transformers knows them by."""
+
+
+class Deferred:
+    """Stands for a pattern while operations are traced: what each token sees is not known yet."""
+
+
+DEFERRED = Deferred()
+
+torch.library.define(
+    "dlm::attend", "(Tensor query, Tensor key, Tensor value, int layer, float scaling, bool eager) -> Tensor"
+)
+ATTEND = torch.ops.dlm.attend.default
+"""Stands for the attention of a layer while operations are traced; it is never run."""
+
+
+torch.library.register_fake("dlm::attend", lambda query, *_: together(query))
 
 
 def use_patterns(model: PreTrainedModel) -> None:
@@ -93,7 +108,7 @@ def patterned_attention(
     eager: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
-    pattern: Pattern | None = None,
+    pattern: Pattern | Deferred | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention of one layer, as transformers calls it.
@@ -107,7 +122,7 @@ def patterned_attention(
         eager: Whether logits are computed as they are written, which is faster for short rows on a CPU.
         scaling: What logits are multiplied by.
         dropout: The share of weights that is dropped.
-        pattern: What each query sees.
+        pattern: What each query sees; `DEFERRED` while operations are traced.
         **options: What else transformers hands over.
 
     Returns:
@@ -119,14 +134,11 @@ def patterned_attention(
     if more := next((name for name in ("softcap", "s_aux") if options.get(name) is not None), None):
         kind = getattr(module.config, "model_type", type(module).__name__)
         raise ConfigError(f"model.architecture {kind} has attention with {more}: set readings to masked")
-    if pattern is None and not eager:
-        return sdpa_attention_forward(
-            module, query_BHND, key_BGMD, value_BGMD, mask, scaling=scaling, dropout=dropout, **options
-        )
-    groups = query_BHND.shape[1] // key_BGMD.shape[1]
-    if groups > 1:
-        key_BGMD, value_BGMD = (x.repeat_interleave(groups, 1) for x in (key_BGMD, value_BGMD))
-    attend = _Attend(query_BHND.shape[-1] ** -0.5 if scaling is None else scaling, dropout, eager)
+    scaling = query_BHND.shape[-1] ** -0.5 if scaling is None else scaling
+    if isinstance(pattern, Deferred):
+        return ATTEND(query_BHND, key_BGMD, value_BGMD, module.layer_idx, scaling, eager), None
+    key_BGMD, value_BGMD = (heads_of(x, query_BHND.shape[1]) for x in (key_BGMD, value_BGMD))
+    attend = Attend(scaling, dropout, eager)
     if pattern is None:
         out_BHND = attend(query_BHND, key_BGMD, value_BGMD, mask)
     elif isinstance(pattern, TwoStreams):
@@ -135,10 +147,21 @@ def patterned_attention(
         out_BHND = attend(query_BHND, key_BGMD, value_BGMD, None)
     else:
         out_BHND = attend.causal(query_BHND, key_BGMD, value_BGMD)
-    return out_BHND.transpose(1, 2).contiguous(), None
+    return together(out_BHND), None
 
 
-def _two_streams(attend: "_Attend", query: Tensor, key: Tensor, value: Tensor, pattern: TwoStreams) -> Tensor:
+def together(out_BHND: Tensor) -> Tensor:
+    """The heads of each token side by side, shape (B, N, H, D)."""
+    return out_BHND.transpose(1, 2).contiguous()
+
+
+def heads_of(x_BGMD: Tensor, heads: int) -> Tensor:
+    """Keys or values of G heads, each for as many of H query heads: shape (B, H, M, D)."""
+    groups = heads // x_BGMD.shape[1]
+    return x_BGMD.repeat_interleave(groups, 1) if groups > 1 else x_BGMD
+
+
+def _two_streams(attend: "Attend", query: Tensor, key: Tensor, value: Tensor, pattern: TwoStreams) -> Tensor:
     """Clean queries against clean keys; noisy ones against their own block, and the clean keys that they see."""
     (q_clean, q_noisy), (k_clean, k_noisy), (v_clean, v_noisy) = (x.chunk(2, 2) for x in (query, key, value))
     if pattern.causal:
@@ -150,7 +173,7 @@ def _two_streams(attend: "_Attend", query: Tensor, key: Tensor, value: Tensor, p
     return torch.cat([clean, attend(q_noisy, key, value, pattern.noisy_BLN[:, None])], 2)
 
 
-class _Attend:
+class Attend:
     """Softmax attention with one scale and one dropout."""
 
     def __init__(self, scaling: float, dropout: float, eager: bool) -> None:
