@@ -88,11 +88,11 @@ def sample_verified(
         found = drafting.step([rows[b].unread for b in active], [generators[b] for b in active])
         calls += 1
         calls_B = calls_B.index_add(0, torch.tensor(active), torch.ones(len(active), dtype=torch.long))
-        before_BL, x_BL = x_BL, x_BL.clone()
-        for b, ids in zip(active, found, strict=True):
-            taken = rows[b].take(ids, stop_ids)
-            start = rows[b].written - len(taken) + rows[b].start
-            x_BL[b, start : start + len(taken)] = torch.tensor(taken, device=x_BL.device)
+        taken = [
+            (b, place, id_) for b, ids in zip(active, found, strict=True) for place, id_ in rows[b].take(ids, stop_ids)
+        ]
+        row_N, place_N, id_N = torch.tensor(taken, device=x_BL.device).T
+        before_BL, x_BL = x_BL, x_BL.index_put((row_N, place_N), id_N)
         yield State(x_BL, editable_BL, x_BL != before_BL, calls, calls_B)
         kept = [i for i, b in enumerate(active) if rows[b].left]
         if len(kept) < len(active):
@@ -107,16 +107,14 @@ class _Row:
     """A row that is being written.
 
     Attributes:
-        start: Where what is written begins.
+        end: How many tokens it has, those that are given among them.
         left: How many tokens are to be written still.
         unread: The clean ids that the network has not read: what is given, and later the newest token alone.
-        written: How many tokens are written.
     """
 
-    start: int
+    end: int
     left: int
     unread: list[int]
-    written: int = 0
 
     @classmethod
     def of(cls, ids: Sequence[int], editable_L: Tensor, before_id: int) -> "_Row":
@@ -125,14 +123,15 @@ class _Row:
         start = int(editable_L.int().argmax()) if count else len(ids)
         return cls(start, count, [before_id, *ids[:start]])
 
-    def take(self, ids: Sequence[int], stop_ids: Sequence[int]) -> Sequence[int]:
-        """The tokens that are written of those that a call found: as many as there is room for, up to a stop."""
-        taken = list(ids[: self.left])
-        stop = next((i for i, id_ in enumerate(taken) if id_ in stop_ids), None)
+    def take(self, ids: Sequence[int], stop_ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Where each token is written of those that a call found: as many as there is room for, up to a stop."""
+        count = min(len(ids), self.left)
+        stop = next((i for i, id_ in enumerate(ids[:count]) if id_ in stop_ids), None)
         if stop is not None:
-            taken = taken[: stop + 1]
-        self.written += len(taken)
-        self.left = 0 if stop is not None else self.left - len(taken)
+            count = stop + 1
+        taken = list(enumerate(ids[:count], self.end))
+        self.end += count
+        self.left = 0 if stop is not None else self.left - count
         self.unread = [ids[-1]]
         return taken
 

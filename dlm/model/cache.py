@@ -31,7 +31,7 @@ class RowCache(Cache):
         self._capacity = capacity
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._places: tuple[Tensor, Tensor] | None = None
+        self._places: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Writes the keys and values of a call behind those that each row keeps.
@@ -57,8 +57,7 @@ class RowCache(Cache):
             if min(self.lengths) == longest:
                 store[:, :, longest:stop] = new
             else:
-                row_B1, slot_BN = self._slots(new.shape[2], new.device)
-                store[row_B1, :, slot_BN] = new.transpose(1, 2)
+                store.scatter_(2, self._slots(new.shape[2], new.device).expand_as(new), new)
             found.append(store[:, :, :stop])
         return found[0], found[1]
 
@@ -85,12 +84,11 @@ class RowCache(Cache):
     def crop(self, max_length: int) -> None:
         """Leaves all rows as they are: what a call adds is dropped unless it is kept."""
 
-    def _slots(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The rows of a call's tokens, and their slots behind those that each row keeps; the same in every layer."""
-        if self._places is None or self._places[1].shape[1] != count:
-            start_B = torch.tensor(self.lengths)
-            places = torch.arange(len(start_B))[:, None], start_B[:, None] + torch.arange(count)
-            self._places = places[0].to(device), places[1].to(device)
+    def _slots(self, count: int, device: torch.device) -> Tensor:
+        """The slots of a call's tokens, behind those that rows keep, shape (B, 1, N, 1); the same in each layer."""
+        if self._places is None or self._places.shape[2] != count:
+            place_BN = torch.tensor(self.lengths)[:, None] + torch.arange(count)
+            self._places = place_BN[:, None, :, None].to(device)
         return self._places
 
     def _room(self, like: Tensor, least: int = 0) -> Tensor:

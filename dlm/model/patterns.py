@@ -183,6 +183,10 @@ class Attend:
         """What each query reads; a mask is boolean, or is added to the logits."""
         if not self.eager:
             return nn.functional.scaled_dot_product_attention(q, k, v, mask, self.dropout, scale=self.scaling)
+        if not torch.is_grad_enabled() and (mask is None or mask.dtype != torch.bool):
+            logits = (q @ k.transpose(2, 3)).mul_(self.scaling)
+            logits = logits if mask is None else logits.add_(mask)
+            return logits.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
         logits = q @ k.transpose(2, 3) * self.scaling
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
