@@ -16,6 +16,7 @@ from rich.text import Text
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data, write_text
+from dlm.cli.writing import calibrated
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def sample(
     options.check_device(device)
     mask = options.read_mask_token(mask_token)
     lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
+    how = calibrated(lm, how, context.obj, None, num)
     errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)

@@ -9,7 +9,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, is_terminal, quiet_libraries, write_text
-from dlm.cli.writing import load
+from dlm.cli.writing import calibrated, load
 from dlm.data.text import check_text
 from dlm.errors import DataError
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from dlm.lm.sampler import Watch
 
 ASK = "> "
+FIRST = {"role": "user", "content": "?"}
+"""What stands for a message before there is one."""
 
 
 def chat(
@@ -49,7 +51,9 @@ def chat(
     quiet_libraries()
     how = options.build_sampler(context.obj)
     messages = [] if system is None else [{"role": "system", "content": check_given(system, "--system")}]
-    conversation = Conversation(load(model, device, dtype, quantised, mask_token), how, length, seed, messages)
+    lm = load(model, device, dtype, quantised, mask_token)
+    how = calibrated(lm, how, context.obj, [*messages, FIRST], batch_size=1)
+    conversation = Conversation(lm, how, length, seed, messages)
     if is_terminal(sys.stdin):
         _talk(conversation)
     else:
@@ -77,7 +81,7 @@ class Conversation:
         """
         self._lm, self._how, self._length, self._seed, self._messages = lm, how, length, seed, messages
         self._answers = 0
-        lm.generate_each({0: [*messages, {"role": "user", "content": "?"}]}, sampler=how)  # checks, and writes nothing
+        lm.generate_each({0: [*messages, FIRST]}, sampler=how)  # checks, and writes nothing
 
     def answer(self, message: str, *, shown: bool = False) -> str:
         """Answers a message. Both are then part of the conversation.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HOW = "How it writes"
 VERIFY = "Write next tokens from left to right: masks draft several at once, and the causal reading verifies them."
+DRAFTS = "With --verify: tokens that a call drafts. 0 is one token a call; auto is as many as are fastest here."
 OWN_STEPS = "one token a step; of a reverse chain the model's own, or 64 and more"
 
 PUBLISHED = "of a published model its publisher's"
@@ -170,18 +171,27 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
 
     asked = dict(given)
     order = asked.pop("order", None)
-    others = {name: asked.pop(name) for name in ("block_length", "drafts", "accept", "verify") if name in asked}
+    drafts = asked.pop("drafts", None)
+    others = {name: asked.pop(name) for name in ("block_length", "accept", "verify") if name in asked}
     token = {f.name: asked.pop(f.name) for f in fields(TokenChoice) if f.name in asked}
     try:
         return Sampler(
             order=named("--order", AnyOrder, order)() if order else None,
             budget=_budget(get_args(AnyBudget), asked),
             token=TokenChoice(**token) if token else None,
+            drafts=None if drafts is None else _drafts(drafts),
             **others,
         )
     except ValueError as error:  # it begins with the field's name
         name, _, rest = str(error).partition(" ")
         raise ConfigError(f"{_flag(name)} {rest}") from error
+
+
+def _drafts(given: str) -> int:
+    """The drafts of a call; where they are to be measured, any number: the model is checked before."""
+    if given != "auto" and not given.isdecimal():
+        raise ConfigError(f"--drafts must be a whole number from 0 on, or auto, got {given!r}")
+    return 1 if given == "auto" else int(given)
 
 
 def _budget(budgets: "Sequence[type[Budget]]", asked: Mapping[str, Any]) -> "Budget | None":
@@ -236,7 +246,7 @@ def _described_by_options() -> Callable[..., None]:
     options.append(_option("block_length", int, help=blocks, min=1))
     options += [
         _option("verify", bool, help=VERIFY, show_default="where a model has next tokens and nothing else is asked"),
-        _option("drafts", int, help="With --verify: tokens that a call drafts; 0 is one token a call.", min=0),
+        _option("drafts", str, help=DRAFTS, metavar="K|auto"),
         _option("accept", float, help="With --verify: below 1 accept more drafts; the text is no longer exact."),
     ]
     for f in fields(TokenChoice):

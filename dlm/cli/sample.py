@@ -11,7 +11,7 @@ import typer
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, write_data, write_text
 from dlm.cli.records import Record, file_lines, read_batch, report, usable
-from dlm.cli.writing import check_outputs, load_many, load_writer, recording
+from dlm.cli.writing import calibrated, check_outputs, load_many, load_writer, recording
 from dlm.data.chats import messages_of
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
@@ -82,19 +82,25 @@ def sample(
     if prompts is not None:
         many = load_many(*weights, mask_token)
         wanted = usable(records, partial(many.layout.canvas, length=length), keep_going=keep_going)
+        if wanted:
+            one = next(iter(wanted.values())).asked
+            asked["sampler"] = calibrated(many, how, context.obj, one, min(batch_size or 16, num * len(wanted)))
         began = time.perf_counter()
         with recording(many, title, watch and bool(wanted), export if wanted else None) as take:
             texts = _write_lines(wanted, partial(many.generate_each, watch=take, **asked), output, overwrite)
             facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
     else:
         lm = load_writer(*weights, how, batch_size, mask_token)
+        how = calibrated(lm, how, context.obj, single, min(batch_size or 16, num), quiet=as_json)
+        asked["sampler"] = how
         began = time.perf_counter()
         with recording(lm, title, watch, export) as take:
             texts = lm.generate(single, watch=take, **asked)
             facts = _facts(texts, time.perf_counter() - began, seed)
         if as_json:
             rows = [*map(_plain, texts)]
-            write_data(json_line({"samples": rows, **facts}, output), output, overwrite=overwrite)
+            drafts = {"drafts": how.drafts} if context.obj.get("drafts") == "auto" else {}
+            write_data(json_line({"samples": rows, **facts, **drafts}, output), output, overwrite=overwrite)
         else:
             write_text("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
     if texts and not as_json:

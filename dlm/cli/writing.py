@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
 from dlm.cli.console import check_apart, check_free, check_writable, errors
@@ -12,6 +13,7 @@ from dlm.errors import ConfigError
 if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
     from dlm.lm.diffusion_gemma import DiffusionGemma
+    from dlm.lm.layout import Prompt
     from dlm.lm.sampler import Sampler, Watch
 
 
@@ -103,3 +105,42 @@ def recording(
         yield recorder.take if watch or export else None
     if export:
         export_film(recorder.film(title), export)
+
+
+def calibrated(
+    lm: "DiffusionLM | DiffusionGemma",
+    sampler: "Sampler",
+    asked: Mapping[str, Any],
+    prompt: "Prompt",
+    batch_size: int,
+    *,
+    quiet: bool = False,
+) -> "Sampler":
+    """The sampler with as many drafts a call as are fastest here, if the command line says `--drafts auto`.
+
+    Args:
+        lm: The model.
+        sampler: What its options describe.
+        asked: The values of its options, of those that were given.
+        prompt: What a text begins with.
+        batch_size: Texts written side by side.
+        quiet: Whether stderr is told nothing of it.
+
+    Returns:
+        The sampler.
+
+    Raises:
+        ConfigError: The model drafts nothing.
+        DataError: The prompt does not fit the context.
+    """
+    from dlm.lm import DiffusionLM
+    from dlm.lm.calibration import drafts_per_second
+
+    if asked.get("drafts") != "auto" or not isinstance(lm, DiffusionLM):
+        return sampler
+    speeds = drafts_per_second(lm, sampler, prompt, batch_size=batch_size)
+    fastest = max(speeds, key=lambda drafts: speeds[drafts])
+    if not quiet:
+        listed = ", ".join(f"{drafts}: {speed:,.0f}" for drafts, speed in speeds.items())
+        errors.print(f"--drafts {fastest} is the fastest here ({listed} tokens/s)", style="dim", highlight=False)
+    return replace(sampler, drafts=fastest)

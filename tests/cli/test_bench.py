@@ -1,5 +1,6 @@
 """`dlm bench frontier`: its table, its JSON, its picture and its refusals."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -136,3 +137,25 @@ def test_mistakes_are_one_line(words: tuple[str, ...], said: str, folders: dict[
     named = [word.format_map({name: str(path) for name, path in folders.items()}) for word in words]
     line = refusal("bench", "frontier", *named)
     assert said in line and line.count("\n") == 1
+
+
+def test_the_fastest_number_of_drafts_is_told_and_writes_what_it_writes_when_given(folders: dict[str, Path]) -> None:
+    words = ("sample", folders["joint"], "--length", "8", "--prompt", "a")
+    found = answer(*words, "--drafts", "auto")
+    assert found["samples"] == answer(*words, "--drafts", found["drafts"])["samples"]
+    out, told = dlm(*words, "--drafts", "auto")
+    number = re.match(r"--drafts (\d) is the fastest here \(0: .*, 4: .* tokens/s\)\n", told)
+    assert number and out == dlm(*words, "--drafts", number[1])[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "drafts", "why"),
+    [
+        ("joint", "two", "--drafts must be a whole number from 0 on, or auto, got 'two'"),
+        ("joint", "-1", "--drafts must be a whole number from 0 on, or auto, got '-1'"),
+        ("masked", "auto", "for a model that was trained to predict next tokens too"),
+        ("autoregressive", "auto", "masks draft, and this model, autoregressive, was not trained to fill them"),
+    ],
+)
+def test_drafts_that_cannot_be_are_refused(folders: dict[str, Path], model: str, drafts: str, why: str) -> None:
+    assert why in refusal("sample", folders[model], "--length", "4", "--drafts", drafts)
