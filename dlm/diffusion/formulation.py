@@ -103,19 +103,20 @@ class Formulation:
             return LeaveOneOutDenoiser(network, forbidden, process)
         return X0Denoiser(network, forbidden)
 
-    def objective(self, weighting: Weighting, levels: Levels, before_id: int) -> Objective:
+    def objective(self, weighting: Weighting, levels: Levels, before_id: int | None) -> Objective:
         """The training loss.
 
         Args:
             weighting: What is minimised of noisy tokens.
             levels: Which noise levels are trained on.
-            before_id: The id that stands before every text that is memory.
+            before_id: The id that stands before every text that is memory; None for nothing, without next tokens.
 
         Returns:
             The loss.
         """
         match self.readings:
             case Autoregressive():
+                assert before_id is not None
                 return CausalObjective(before_id)
             case Blocks(size=size, memory=memory):
                 return BlocksObjective(weighting, levels, before_id, (size,), causal=memory == "causal", moves=False)
@@ -128,13 +129,13 @@ class Formulation:
         """The estimator of the bound of this model's own chain."""
         return Estimator(draws, self.steps, self.timed)
 
-    def reading(self, name: str, draws: int, before_id: int) -> Likelihood:
+    def reading(self, name: str, draws: int, before_id: int | None) -> Likelihood:
         """The likelihood of one reading.
 
         Args:
             name: `any-order`, `causal`, or `blocks:S` for blocks of S tokens.
             draws: Noisy copies of each sequence, where there are any.
-            before_id: The id that stands before every text that is memory.
+            before_id: The id that stands before every text that is memory; None for nothing, without next tokens.
 
         Returns:
             What computes or bounds it.
@@ -146,6 +147,7 @@ class Formulation:
         if kind == "any-order" and not size and readings.any_order:
             return self.estimator(draws)
         if kind == "causal" and not size and readings.causal:
+            assert before_id is not None
             return CausalEstimator(before_id)
         if kind == "blocks" and size.isdecimal() and int(size) and readings.remembers:
             causal = not isinstance(readings, Blocks) or readings.memory == "causal"

@@ -61,7 +61,7 @@ class BlocksObjective(Objective):
     Attributes:
         weighting: What is minimised of the masks.
         levels: Which shares of masks are trained on.
-        first_id: The id that stands before every text.
+        first_id: The id that stands before every text; None for nothing, where no next token is predicted.
         sizes: The sizes of blocks, one of which is drawn for a step; None for the whole text.
         next_token: The weight of a next token's cross-entropy, that of a mask's being 1; 0 for none.
         causal: Whether a clean token sees those before it alone, or all of its block too.
@@ -70,7 +70,7 @@ class BlocksObjective(Objective):
 
     weighting: Weighting
     levels: Levels
-    first_id: int
+    first_id: int | None
     sizes: tuple[int | None, ...]
     next_token: float = 0.0
     causal: bool = True
@@ -123,7 +123,8 @@ class BlocksObjective(Objective):
         size = self.sizes[int(torch.randint(len(self.sizes), (), generator=stream))]
         size = length if size is None else min(size, length)
         offset = int(torch.randint(size, (), generator=stream)) if self.moves and size < length else 0
-        return TwoStreams(block_numbers(length, size, offset), self.causal, whole=size == length)
+        led = self.first_id is not None
+        return TwoStreams(block_numbers(length, size, offset), self.causal, whole=size == length, led=led)
 
     def _masks(self, process: Process, block_BL: Tensor, loss_mask_BL: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Which tokens are masked, and the weight of each in the bound."""
@@ -143,7 +144,7 @@ def causal_input(x0_BL: Tensor, wanted_BL: Tensor, first_id: int) -> NetworkInpu
 
 
 def two_stream_input(
-    x0_BL: Tensor, xt_BL: Tensor, next_BL: Tensor, masked_BL: Tensor, first_id: int, pattern: TwoStreams
+    x0_BL: Tensor, xt_BL: Tensor, next_BL: Tensor, masked_BL: Tensor, first_id: int | None, pattern: TwoStreams
 ) -> NetworkInput:
     """A clean text and a noisy copy of it in one row; see `TwoStreams`.
 
@@ -152,7 +153,7 @@ def two_stream_input(
         xt_BL: Noisy ids.
         next_BL: Which tokens are predicted from those before them.
         masked_BL: Which are predicted from their block and the memory.
-        first_id: The id that stands before every text.
+        first_id: The id that stands before every text; None for nothing.
         pattern: The blocks.
 
     Returns:
@@ -160,11 +161,11 @@ def two_stream_input(
     """
     place_L = torch.arange(x0_BL.shape[1], device=x0_BL.device)
     return NetworkInput(
-        torch.cat([_later(x0_BL, first_id), xt_BL], 1),
+        torch.cat([x0_BL if first_id is None else _later(x0_BL, first_id), xt_BL], 1),
         torch.cat([next_BL, masked_BL], 1),
         torch.zeros(len(x0_BL), dtype=torch.double, device=x0_BL.device),
         attention=pattern,
-        positions=torch.cat([place_L, place_L + 1]),
+        positions=torch.cat([place_L, place_L if first_id is None else place_L + 1]),
     )
 
 

@@ -53,13 +53,13 @@ class BlocksEstimator:
 
     Attributes:
         size: Tokens a block; None for the whole text.
-        before_id: The id that stands before every text.
+        before_id: The id that stands before every text; None for nothing.
         draws: Masked copies of each sequence besides the one of masks alone, an even number.
         causal: Whether a clean token sees those before it alone, or all of its block too.
     """
 
     size: int | None
-    before_id: int
+    before_id: int | None
     draws: int = 16
     causal: bool = True
     steps: ClassVar[int | None] = None
@@ -84,7 +84,8 @@ class BlocksEstimator:
         length = x0_BL.shape[1]
         size = min(self.size or length, length)
         block_1L = block_numbers(length, size).to(x0_BL.device)
-        pattern, block_BL = TwoStreams(block_1L, self.causal, whole=size == length), block_1L.expand_as(x0_BL)
+        block_BL = block_1L.expand_as(x0_BL)
+        pattern = TwoStreams(block_1L, self.causal, whole=size == length, led=self.before_id is not None)
         length_BK = block_lengths(block_BL, scored_BL)
 
         def weights(count_BK: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def sample_remembering(
     canvas_BL: Tensor,
     editable_BL: Tensor,
     mask_id: int,
-    before_id: int,
+    before_id: int | None,
     grid: Grid,
     *,
     generators: Sequence[torch.Generator],
@@ -54,7 +54,7 @@ def sample_remembering(
         canvas_BL: Ids; what stands at editable positions does not matter.
         editable_BL: Boolean, the positions to write: of each row one span, with nothing to be read behind it.
         mask_id: The id of the mask.
-        before_id: The id that stands before every text.
+        before_id: The id that stands before every text; None for nothing.
         grid: Where blocks lie.
         generators: One stream a row; a row's text depends on its own stream and prompt alone.
         stop_ids: Once one of these is written, a row is done, and the rest of it is filled with the first of them.
@@ -100,17 +100,18 @@ class _Blocks:
         cache: RaggedCache,
         x_BL: Tensor,
         editable_BL: Tensor,
-        before_id: int,
+        before_id: int | None,
         grid: Grid,
     ) -> None:
-        self.denoiser, self.cache, self.before_id = denoiser, cache, before_id
+        self.denoiser, self.cache = denoiser, cache
+        self.before = [] if before_id is None else [before_id]
         self.size, self.causal = grid.size, grid.causal
         count_B = editable_BL.sum(1)
         start_B = torch.where(count_B > 0, editable_BL.int().argmax(1), 0)
         self.given = [ids[:start] for ids, start in zip(x_BL.tolist(), start_B.tolist(), strict=True)]
         self.stop_B = start_B + count_B
         self.start_B = start_B // grid.size * grid.size if grid.aligned else start_B
-        self.open_B = count_B > 0
+        self.first_B, self.open_B = self.start_B.clone(), count_B > 0
 
     def places(self) -> tuple[Tensor, Tensor]:
         """The places of each row's block, shape (B, S), and which of them lie in a text that is still written."""
@@ -120,13 +121,13 @@ class _Blocks:
     def denoiser_at(self, inside_BS: Tensor) -> Denoiser:
         """Predicts the tokens of the blocks, each behind its row's memory."""
         seen_BSS = inside_BS[:, None] & inside_BS[:, :, None] | torch.eye(self.size, dtype=torch.bool)
-        return _BehindCache(self.denoiser, self.cache, seen_BSS, self.start_B)
+        return _BehindCache(self.denoiser, self.cache, seen_BSS, self.start_B + len(self.before))
 
     def remember_given(self) -> Tensor:
         """Reads what is given before each row's first block; says which rows had some."""
         known_B = self.start_B.where(self.open_B, 0).tolist()
         given = zip(self.given, known_B, strict=True)
-        return self._read([[self.before_id, *ids[:known]] if known else [] for ids, known in given])
+        return self._read([[*self.before, *ids[:known]] if known else [] for ids, known in given])
 
     def remember(self, x_BL: Tensor, stop_ids: Sequence[int]) -> Tensor:
         """Goes on to the next block, and reads the last one; says which rows did."""
@@ -139,7 +140,7 @@ class _Blocks:
                 read.append([])
                 continue
             self.open_B[row] = stop < int(self.stop_B[row]) and not ends.intersection(fresh)
-            before = [] if start else [self.before_id]
+            before = [] if start else self.before
             read.append([*before, *ids[start:stop]] if self.open_B[row] else [])
             self.start_B[row] = stop
         return self._read(read)
@@ -150,13 +151,15 @@ class _Blocks:
         if not fed_B.any():
             return fed_B
         width = max(map(len, clean))
-        ids_BN = torch.full((len(clean), width), self.before_id)
+        ids_BN = torch.zeros(len(clean), width, dtype=torch.long)
         for row, ids in enumerate(clean):
             ids_BN[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
         start_B, place_N = torch.tensor(self.cache.lengths), torch.arange(width)
         seen_BNN = (place_N[:, None] >= place_N).expand(len(clean), -1, -1)
         if not self.causal:
-            block_BN = (start_B[:, None] + place_N - 1).clamp(min=0) // self.size
+            # Blocks are counted from the first that is written: a prompt's first may be shorter.
+            text_BN = (start_B[:, None] + place_N - len(self.before)).clamp(min=0)
+            block_BN = (text_BN - self.first_B[:, None]).div(self.size, rounding_mode="floor")
             inside_BN = place_N < torch.tensor([len(ids) for ids in clean])[:, None]
             seen_BNN = seen_BNN | (block_BN[:, :, None] == block_BN[:, None]) & inside_BN[:, None]
         unwanted_BN = torch.zeros_like(ids_BN, dtype=torch.bool)
@@ -166,7 +169,7 @@ class _Blocks:
 
 
 class _BehindCache(Denoiser):
-    """A denoiser of blocks that stand behind what a cache keeps."""
+    """A denoiser of blocks that stand behind what a cache keeps, from a place of their own in each row."""
 
     def __init__(self, denoiser: Denoiser, cache: RaggedCache, seen_BSS: Tensor, start_B: Tensor) -> None:
         self.denoiser, self.cache, self.seen_BSS, self.start_B = denoiser, cache, seen_BSS, start_B.clone()
@@ -177,5 +180,5 @@ class _BehindCache(Denoiser):
         rows_R = torch.arange(rows) if inputs.rows_B is None else inputs.rows_B
         ids_BS = inputs.ids_BL.new_zeros(rows, size).index_copy(0, rows_R, inputs.ids_BL)
         wanted_BS = torch.zeros_like(ids_BS, dtype=torch.bool).index_copy(0, rows_R, inputs.wanted_BL)
-        position_BS = self.start_B[:, None] + 1 + torch.arange(size)
+        position_BS = self.start_B[:, None] + torch.arange(size)
         return self.denoiser(behind_cache(self.cache, ids_BS, wanted_BS, self.seen_BSS, position_BS))

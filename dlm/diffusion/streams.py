@@ -71,11 +71,13 @@ class TwoStreams:
         block_BL: The number of each token's block, shape (1 or B, L); it never falls along a row.
         causal: Whether a clean token sees those before it alone, or all of its block too.
         whole: Whether every row is one block, so that no noisy token sees memory.
+        led: Whether the clean half holds what stands before the text; else both halves are the text alone.
     """
 
     block_BL: Tensor
     causal: bool = True
     whole: bool = False
+    led: bool = True
 
     @property
     def length(self) -> int:
@@ -84,7 +86,9 @@ class TwoStreams:
 
     @cached_property
     def clean_block_BL(self) -> Tensor:
-        """The block of each clean token's text; the first is in that of the text's first token."""
+        """The block of each clean token's text; what stands before the text is in that of its first token."""
+        if not self.led:
+            return self.block_BL
         return torch.cat([self.block_BL[:, :1], self.block_BL[:, :-1]], 1)
 
     @cached_property

@@ -10,7 +10,7 @@ from dlm.errors import DataError
 from dlm.lm.canvas import Canvas, lay_out
 from dlm.model.checkpoint import Sidecar
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
-from dlm.model.tokenizer import Affixes, before_id, special_ids
+from dlm.model.tokenizer import Affixes, memory_lead, special_ids
 from dlm.template import Template
 
 Prompt = str | Sequence[Mapping[str, Any]] | None
@@ -54,9 +54,9 @@ class Layout:
         return self.chat_template.first_id
 
     @property
-    def before_id(self) -> int:
+    def before_id(self) -> int | None:
         """The id that stands before every text that is memory."""
-        return before_id(self.tokenizer, self.sidecar.affixes)
+        return memory_lead(self.tokenizer, self.sidecar.affixes, self.sidecar.family)
 
     @property
     def chat_template(self) -> ChatTemplate:

@@ -84,13 +84,14 @@ def load(model: str | Path, held: Held, attention: str, mask_token: str | int | 
     if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
         init_new_token_rows(network, [ids.pad], ids.pad + 1)
     if family is not None:
-        sidecar = _sidecar_of(family, network, tokenizer)
+        sidecar = _sidecar_of(family, home, network, tokenizer)
     timed = sidecar is not None and sidecar.formulation.timed
     embedding = load_time_embedding(home, network).to(held.device) if timed else None
     return Loaded(network, tokenizer, sidecar, "fp32" if held.dtype == "fp32" else "auto", embedding)
 
 
-def _sidecar_of(family: Family, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sidecar:
+def _sidecar_of(family: Family, path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Sidecar:
     """What `dlm.yaml` would say beside a published model."""
     positions = (usable_positions(model) or family.context) - (family.first is not None)
-    return Sidecar(family.formulation, min(family.context, positions), special_ids(tokenizer).mask, family=family)
+    mask_id = special_ids(tokenizer).mask
+    return Sidecar(family.formulation(path), min(family.context, positions), mask_id, family=family)

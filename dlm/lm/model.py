@@ -113,7 +113,8 @@ class DiffusionLM:
             writing=self.precision,
             scoring=scoring,
         )
-        self._writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id)
+        aligned = family is None or family.aligned
+        self._writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id, aligned)
 
     @classmethod
     def from_pretrained(

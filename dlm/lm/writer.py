@@ -1,7 +1,7 @@
 """What writes the rows of a model: one loop for each way of reading it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Generator, Tensor
 
@@ -24,14 +24,16 @@ class Writer:
         formulation: How the model was trained.
         mask_id: The id of the mask.
         pad_id: The id that fills up the shorter rows of a batch.
-        before_id: The id that stands before every text.
+        before_id: The id that stands before every text that is memory; None for nothing.
+        aligned: Whether the blocks of a model with a memory of blocks begin with the text, and not behind the prompt.
     """
 
     denoisers: Denoisers
     formulation: Formulation
     mask_id: int
     pad_id: int
-    before_id: int
+    before_id: int | None
+    aligned: bool = True
 
     def write(
         self, tasks: Sequence[Task], sampler: Sampler, *, batch_size: int, watch: Watch | None, inside: bool = False
@@ -61,10 +63,12 @@ class Writer:
                 )
             width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
             row = self.denoisers.remembering, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
-            ids = self.mask_id, self.before_id
             if isinstance(rule, Verified):
-                return sample_verified(rule, *row, *ids, generators=streams, stop_ids=stops)
+                assert self.before_id is not None
+                return sample_verified(rule, *row, self.mask_id, self.before_id, generators=streams, stop_ids=stops)
             grid = self.formulation.grid(blocks or 1)
+            grid = replace(grid, aligned=grid.aligned and self.aligned)
+            ids = self.mask_id, self.before_id
             return sample_remembering(rule, *row, *ids, grid, generators=streams, stop_ids=stops)
 
         timed = self.formulation.timed

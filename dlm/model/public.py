@@ -16,6 +16,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.readings import Blocks
 from dlm.diffusion.unmask import Confidence, Entropy, Order, Random, TokenChoice
 from dlm.errors import CheckpointError
 from dlm.model.locate import SIDECAR, file_of
@@ -47,6 +48,8 @@ class Family:
         order: The order of its own sampler.
         token: The token choice of its own sampler.
         block_length: The blocks of its own sampler; None for one block.
+        blocks: Tokens a block, of a family that is causal from block to block: a number, or a key of its configuration.
+        aligned: Whether these blocks begin with the text; else they begin behind the prompt.
     """
 
     name: str
@@ -67,11 +70,29 @@ class Family:
     order: Order = field(default_factory=Confidence)
     token: TokenChoice = field(default_factory=TokenChoice)
     block_length: int | None = None
+    blocks: int | str | None = None
+    aligned: bool = True
 
-    @property
-    def formulation(self) -> Formulation:
-        """The mathematics it was trained with: masks, as many as a uniform time says."""
-        return Formulation(shift=self.shift)
+    def formulation(self, path: str) -> Formulation:
+        """The mathematics that a checkpoint was trained with: masks, as many as a uniform time says.
+
+        Args:
+            path: Its folder or Hub name.
+
+        Returns:
+            The formulation.
+
+        Raises:
+            CheckpointError: Its configuration does not say how long its blocks are.
+        """
+        if self.blocks is None:
+            return Formulation(shift=self.shift)
+        size = read_config(path).get(self.blocks) if isinstance(self.blocks, str) else self.blocks
+        if not isinstance(size, int) or size < 1:
+            raise CheckpointError(
+                f"{path}: config.json does not say by {self.blocks} how long its blocks are, got {size}"
+            )
+        return Formulation(readings=Blocks(size, "block-causal"))
 
     def matches(self, path: str, tree: Mapping[str, Any]) -> bool:
         """Whether a checkpoint is of this family.
@@ -227,6 +248,19 @@ FAMILIES = (
         order=Entropy(),
         token=TokenChoice(temperature=0.2, top_p=0.95),
     ),
+    # https://github.com/ZHZisZZ/dllm, decoders turned into block diffusion (BD3-LM, 2503.09573). Its code fills up the
+    # first block of a prompt on the left. Only its name tells it from the next.
+    Family(
+        name="A2D-BD3LM",
+        types={"a2d-qwen2": "qwen2", "a2d-qwen3": "qwen3", "a2d-llama": "llama"},
+        named=r"bd3-?lm",
+        ends=("<|im_end|>", "<|eot_id|>", "<|endoftext|>"),
+        chat={"enable_thinking": False},
+        context=1024,
+        token=_GREEDY,
+        blocks=32,
+        aligned=False,
+    ),
     # https://github.com/ZHZisZZ/dllm, decoders turned into masked diffusion models.
     Family(
         name="A2D",
@@ -237,6 +271,17 @@ FAMILIES = (
         context=1024,
         token=_GREEDY,
         block_length=32,
+    ),
+    # 2510.06303; also TraDo. Qwen3 with a mask behind its vocabulary.
+    Family(
+        name="SDAR",
+        types={"sdar": "qwen3"},
+        architectures=("SDARForCausalLM",),
+        tokenizer="Qwen2Tokenizer",
+        mask_id=151669,
+        ends=("<|im_end|>",),
+        context=4096,
+        blocks="block_size",
     ),
     # https://github.com/pengzhangzhi/Open-dLLM; its configuration is Qwen2's with remote code.
     Family(
@@ -293,36 +338,32 @@ class Refused:
         name: What they are called.
         pattern: Found in a name of `architectures` or in the `model_type`; in its own name where there is neither.
         reason: What is missing.
-        passes_for: The family that its configuration is of, where only its own name tells it apart.
     """
 
     name: str
     pattern: str
     reason: str
-    passes_for: str | None = None
 
     def matches(self, path: str, tree: Mapping[str, Any]) -> bool:
         """Whether a checkpoint is one of these; see `Family.matches`."""
         names = [*_architectures(tree), str(tree.get("model_type", ""))]
-        if self.passes_for is not None:
-            names = [name_of(path)] if by_name(self.passes_for).matches(path, tree) else []
-        elif tree and not any(names):
+        if tree and not any(names):
             names = [name_of(path).rpartition("/")[2]]
         return any(re.search(self.pattern, name, re.IGNORECASE) for name in names)
 
 
 _EXPERTS = "its mixture of experts has no native architecture in transformers"
-_BLOCKS = "its attention is causal from block to block, which the samplers here do not compute"
 
 REFUSED = (
-    Refused("LLaDA2", r"^LLaDA2", f"{_EXPERTS}, and {_BLOCKS}"),
+    Refused("LLaDA2", r"^LLaDA2", _EXPERTS),
     Refused("LLaDA-MoE", r"^LLaDA-?MoE", _EXPERTS),
     Refused("LLaDA-V", r"^LlavaLLaDA", "it reads images, for which transformers has no native architecture"),
     Refused("MMaDA", r"^MMada", "it reads images, for which transformers has no native architecture"),
-    Refused("SDAR", r"^SDAR", _BLOCKS),
-    Refused("Fast-dLLM v2", r"^Fast_dLLM", _BLOCKS),
-    Refused("dLLM's BD3-LM", r"bd3-?lm", _BLOCKS, passes_for="A2D"),
-    Refused("BD3-LM", r"^bd3-?lm", f"its network is no native architecture of transformers, and {_BLOCKS}"),
+    Refused("SDAR with experts", r"^SDAR_?MoE", _EXPERTS),
+    Refused(
+        "Fast-dLLM v2", r"^Fast_dLLM", "its blocks are predicted one position earlier, which is not done behind a cache"
+    ),
+    Refused("BD3-LM", r"^bd3-?lm", "its network, a DiT that takes the time, is no native architecture of transformers"),
     Refused("RND1", r"^RND1", _EXPERTS),
     Refused("MDLM", r"^MDLM$", "its network, a DiT that takes the time, is no native architecture of transformers"),
     Refused("SEDD", r"^SEDD", "its network, a DiT that predicts ratios, is no native architecture of transformers"),

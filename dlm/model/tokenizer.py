@@ -227,6 +227,20 @@ def before_id(tokenizer: PreTrainedTokenizerBase, affixes: Affixes | None = None
     return int(begin if known else special_ids(tokenizer).end)
 
 
+def memory_lead(tokenizer: PreTrainedTokenizerBase, affixes: Affixes | None, family: Family | None) -> int | None:
+    """The id before every text that is memory; None for nothing.
+
+    Args:
+        tokenizer: The model's.
+        affixes: The special tokens that stand around every text.
+        family: The family of published models that the model is one of.
+
+    Returns:
+        That of `before_id`; nothing for a family whose memory is the text alone.
+    """
+    return None if family is not None and family.blocks else before_id(tokenizer, affixes)
+
+
 def all_special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The ids of every special token, also of those without a role, such as Llama's reserved ones.
 

@@ -66,7 +66,7 @@ def origin_of(config: Config, checkpoint: Path | None) -> Origin | None:
     if sidecar := read_sidecar(path):
         return Origin(path, sidecar.formulation, sidecar.affixes, sidecar.family, sidecar.base_checksum)
     if family := find(path):
-        return Origin(path, family.formulation, Affixes(), family)
+        return Origin(path, family.formulation(path), Affixes(), family)
     return Origin(path)
 
 
@@ -251,6 +251,12 @@ def check_goes_on(config: Config, origin: Origin) -> None:
         raise ConfigError(
             f"readings: {origin.path} is a diffusion model whose predictions {why}, which does not go with a memory; "
             f"set it to masked, got {config.readings.name}"
+        )
+    if origin.family is not None and origin.family.blocks and config.readings.causal:
+        raise ConfigError(
+            f"readings: {origin.path} is a block diffusion model that predicts no next tokens; set it to "
+            f"{{name: blocks, size: {known.readings.blocks[0]}, memory: block-causal}} or masked, "
+            f"got {config.readings.name}"
         )
     if known.shift != config.model.shift:
         where = "one position earlier" if known.shift else "in place"

@@ -25,7 +25,7 @@ from dlm.model.attention import attention_annealing_mask, with_attention
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar
 from dlm.model.precision import in_precision
-from dlm.model.tokenizer import before_id, first_id, special_ids, vocabulary_of
+from dlm.model.tokenizer import first_id, memory_lead, special_ids, vocabulary_of
 from dlm.paths import quoted
 from dlm.train.ema import Ema
 from dlm.train.metrics import MetricsFile, MetricsLog, Reporter, RunFacts, Silent, StepMetrics, Unwritten, Validation
@@ -116,7 +116,7 @@ class Trainer:
         self._factor = torch.ones((), device=self.device)
         self.predict_with(scaled(network, self._factor) if self.loss_scale else network)
         self.objective = formulation.objective(
-            self.config.objective.loss, self.config.objective.levels, before_id(self.tokenizer, self.affixes)
+            self.config.objective.loss, self.config.objective.levels, memory_lead(self.tokenizer, self.affixes, family)
         )
         self._pad_id = ids.pad
         self.ema = Ema(self.backbone, self.config.train.ema) if self.config.train.ema else None

@@ -102,6 +102,7 @@ def canvases(lm: DiffusionLM, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 def test_verified_calls_are_those_without_a_cache(joint: DiffusionLM, drafts: int) -> None:
     compared = Compared(joint.denoisers.sampling)
     x_BL, editable_BL = canvases(joint, PROMPTS)
+    assert joint.layout.before_id is not None
     ids = joint.sidecar.mask_id, joint.layout.before_id
     streams = [generator(row) for row in range(len(PROMPTS))]
     *_, last = sample_verified(

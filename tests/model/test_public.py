@@ -287,11 +287,11 @@ def test_in_the_cache_a_model_that_dlm_trained_needs_its_dlm_yaml(
     [
         ("llada", "LLaDAMoEModelLM", ("LLaDA-MoE", "experts")),
         ("llada2_moe", "LLaDA2MoeModelLM", ("LLaDA2", "experts")),
-        ("sdar", "SDARForCausalLM", ("SDAR", "block to block")),
-        ("Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", ("Fast-dLLM v2", "block to block")),
+        ("sdar_moe", "SDARMoeForCausalLM", ("SDAR", "experts")),
+        ("Fast_dLLM_Qwen", "Fast_dLLM_QwenForCausalLM", ("Fast-dLLM v2", "one position earlier")),
         ("mdlm", "MDLM", ("MDLM", "DiT")),
         ("sedd", "SEDD", ("SEDD", "DiT")),
-        ("bd3lm", "BD3LM", ("BD3-LM", "block to block")),
+        ("bd3lm", "BD3LM", ("BD3-LM", "DiT")),
         ("brand-new", "BrandNewModel", ("BrandNewModel", "code of its own", "LLaDA, Dream, A2D")),
     ],
 )
@@ -302,14 +302,6 @@ def test_what_cannot_be_loaded_is_refused_by_name(
     (tmp_path / "config.json").write_text(json.dumps(tree))
     with refused(CheckpointError, str(tmp_path), *words):
         DiffusionLM.from_pretrained(tmp_path)
-
-
-def test_block_diffusion_that_only_its_name_tells_is_refused(tmp_path: Path, refused: Refused) -> None:
-    folder = tmp_path / "Qwen3-0.6B-diffusion-bd3lm-v0.1"
-    folder.mkdir()
-    public.a2d(folder)
-    with refused(CheckpointError, "BD3-LM", "block to block"):
-        DiffusionLM.from_pretrained(folder)
 
 
 def test_only_the_models_own_name_tells_it_apart(tmp_path: Path) -> None:
@@ -388,8 +380,10 @@ def test_the_page_has_every_family_as_it_is() -> None:
         order, token, blocks, ends, longest = row.replace(r"\|", "|").split(" | ")
         warm = f"temperature {family.token.temperature}, top-p {family.token.top_p}"
         assert order == family.order.name
-        assert token == ("the likeliest" if family.token.temperature == 0.0 else warm)
-        assert blocks == ("one" if family.block_length is None else str(family.block_length))
+        kinds = {TokenChoice(temperature=0.0): "the likeliest", TokenChoice(): "temperature 1"}
+        assert token == kinds.get(family.token, warm)
+        its_own = f"its configuration's, `{family.blocks}`" if isinstance(family.blocks, str) else family.blocks
+        assert blocks == str(its_own or family.block_length or "one")
         assert ends == ", ".join(["end of text", *(f"`{end}`" for end in family.ends)])
         assert longest == f"{family.context - (family.name == 'LLaDA'):,}"
     assert [each.name for each in REFUSED if each.name not in section] == []

@@ -166,6 +166,15 @@ def a2d(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def sdar(folder: Path, **changes: Any) -> Path:
+    """SDAR: Qwen3 by another name; the configuration says the mask and how long blocks are."""
+    torch.manual_seed(6)
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=264, head_dim=16, **SIZES)).save_pretrained(folder)
+    _rename(folder, "sdar", "SDARForCausalLM", **{"block_size": 4, "mask_token_id": 259, **changes})
+    tokenizer(CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
 def open_dcoder(folder: Path) -> Path:
     """Open-dCoder: a configuration that is Qwen2's, but for its name on the Hub."""
     torch.manual_seed(4)
