@@ -110,7 +110,7 @@ class Joint:
     """
 
     sizes: tuple[int, ...] = (4, 8, 16)
-    next_token: float = 1.5
+    next_token: float = 1.6
     name: Literal["joint"] = "joint"
     causal: ClassVar[bool] = True
     any_order: ClassVar[bool] = True
