@@ -200,7 +200,9 @@ class _Drafting:
             p, shape (B, G, V), and q, shape (B, G, k, V), both float64.
         """
         k, (rows, groups), width = self.how.drafts, ends_BG.shape, max(map(len, clean))
-        layout = _layout(tuple(map(tuple, ends_BG.tolist())), width, k)
+        # Those of prompts are large, and seldom needed again.
+        laid_out = _layout if width <= k + 1 else _layout.__wrapped__
+        layout = laid_out(tuple(map(tuple, ends_BG.tolist())), width, k)
         masks = layout.seen_BNN.shape[1] - width
         ids_BN = torch.tensor([[*ids, *[self.mask_id] * (width - len(ids) + masks)] for ids in clean])
         position_BN = layout.position_BN + torch.tensor(self.cache.lengths)[:, None]

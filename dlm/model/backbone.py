@@ -15,7 +15,6 @@ from dlm.errors import ConfigError
 from dlm.model.chunks import reduce_in_chunks
 from dlm.model.patterns import check_patterns, use_patterns
 from dlm.model.time_embedding import TimeEmbedding
-from dlm.model.unrolled import ShortCall, Unrolled
 
 HEADS = (
     ("cls",),  # BERT
@@ -64,12 +63,10 @@ class Backbone(nn.Module):
         self.time_embedding = time_embedding
         self._compiled = False
         self._head = next((names for names in HEADS if all(hasattr(model, name) for name in names)), ())
-        self._unrolled: Unrolled | None = None
         self._check()
         if patterns:
             use_patterns(model)
             check_patterns(lambda inputs: self._rows(inputs, None), model, pad_id)
-            self._unrolled = Unrolled(model)
 
     def forward(self, inputs: NetworkInput, reducer: Reducer | None = None) -> Tensor | Reduced:
         """Logits of the wanted positions, or what a reducer makes of them.
@@ -89,16 +86,6 @@ class Backbone(nn.Module):
 
     def _rows(self, inputs: NetworkInput, time_embedding: TimeEmbedding | None) -> Tensor:
         """The last hidden states of the wanted positions, shape (N, D)."""
-        if time_embedding is None and self._unrolled and Unrolled.takes(inputs) and not self.model.training:
-            call = ShortCall.of(inputs, self._mask(inputs))
-            hidden_BLD = self._unrolled(call, lambda: self._last_hidden(inputs, None))
-        else:
-            hidden_BLD = self._last_hidden(inputs, time_embedding)
-        rows_ND: Tensor = hidden_BLD.flatten(0, 1).index_select(0, inputs.index_N)
-        return rows_ND
-
-    def _last_hidden(self, inputs: NetworkInput, time_embedding: TimeEmbedding | None) -> Tensor:
-        """The last hidden states of all positions, shape (B, L, D)."""
         read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._mask(inputs), **self._extra()}
         if time_embedding is not None:
             embedded_BLD = self.model.get_input_embeddings()(read.pop("input_ids"))
@@ -112,10 +99,11 @@ class Backbone(nn.Module):
             read |= {"past_key_values": inputs.cache, "use_cache": True}
         # Outside of training shapes vary, and each would be compiled anew.
         with set_stance("force_eager") if self._compiled and not self.training else nullcontext():
-            hidden_BLD: Tensor = self.model.base_model(**read).last_hidden_state
+            hidden_BLD = self.model.base_model(**read).last_hidden_state
         if inputs.cache is not None:
             inputs.cache.crop(-inputs.ids_BL.shape[1])  # the model has added the keys and values of these ids
-        return hidden_BLD
+        rows_ND: Tensor = hidden_BLD.flatten(0, 1).index_select(0, inputs.index_N)
+        return rows_ND
 
     def compile_layers(self) -> None:
         """Compiles the layers, for training only: there shapes are constant.

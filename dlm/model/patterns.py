@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -18,22 +19,6 @@ from dlm.model.adapt import is_decoder
 
 EAGER, SDPA = "dlm_eager", "dlm_sdpa"
 """The implementations of attention that know patterns, by the names that transformers knows them by."""
-
-
-class Deferred:
-    """Stands for a pattern while operations are traced: what each token sees is not known yet."""
-
-
-DEFERRED = Deferred()
-
-torch.library.define(
-    "dlm::attend", "(Tensor query, Tensor key, Tensor value, int layer, float scaling, bool eager) -> Tensor"
-)
-ATTEND = torch.ops.dlm.attend.default
-"""Stands for the attention of a layer while operations are traced; it is never run."""
-
-
-torch.library.register_fake("dlm::attend", lambda query, *_: together(query))
 
 
 def use_patterns(model: PreTrainedModel) -> None:
@@ -65,6 +50,11 @@ def check_patterns(rows: Callable[[NetworkInput], Tensor], model: PreTrainedMode
             f"model.architecture {kind} is an encoder, which is not read from left to right: take a decoder, such as "
             "qwen3, or set readings to masked"
         )
+    if _depends_on_length(model):
+        raise ConfigError(
+            f"model.architecture {kind} turns positions by more or less where a row beside them is longer (longrope or "
+            "dynamic), so that a text would depend on its batch: set readings to masked"
+        )
     training = model.training
     model.eval()
     usable = [i for i in range(model.config.vocab_size) if i != pad_id][:3]
@@ -92,6 +82,13 @@ def check_patterns(rows: Callable[[NetworkInput], Tensor], model: PreTrainedMode
         )
 
 
+def _depends_on_length(model: PreTrainedModel) -> bool:
+    """Whether the rotary embedding of a position depends on the longest row of a call."""
+    found = getattr(model.config, "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]  # some have one a kind of layer
+    return any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds)
+
+
 def _agree(one_ND: Tensor, other_ND: Tensor) -> bool:
     """Whether two results differ by rounding alone, which is coarse in 16 bits."""
     share = 1e-3 if one_ND.dtype == torch.float32 else 5e-2
@@ -103,12 +100,12 @@ def patterned_attention(
     query_BHND: Tensor,
     key_BGMD: Tensor,
     value_BGMD: Tensor,
-    mask: Tensor | None,
+    attention_mask: Tensor | None,
     *,
     eager: bool,
     scaling: float | None = None,
     dropout: float = 0.0,
-    pattern: Pattern | Deferred | None = None,
+    pattern: Pattern | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """The attention of one layer, as transformers calls it.
@@ -118,11 +115,11 @@ def patterned_attention(
         query_BHND: Queries, H heads.
         key_BGMD: Keys, G heads that divide H.
         value_BGMD: Values.
-        mask: What is added to each logit, or None; not used with a pattern.
+        attention_mask: What is added to each logit, or None; not used with a pattern.
         eager: Whether logits are computed as they are written, which is faster for short rows on a CPU.
         scaling: What logits are multiplied by.
         dropout: The share of weights that is dropped.
-        pattern: What each query sees; `DEFERRED` while operations are traced.
+        pattern: What each query sees.
         **options: What else transformers hands over.
 
     Returns:
@@ -134,34 +131,26 @@ def patterned_attention(
     if more := next((name for name in ("softcap", "s_aux") if options.get(name) is not None), None):
         kind = getattr(module.config, "model_type", type(module).__name__)
         raise ConfigError(f"model.architecture {kind} has attention with {more}: set readings to masked")
-    scaling = query_BHND.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(pattern, Deferred):
-        return ATTEND(query_BHND, key_BGMD, value_BGMD, module.layer_idx, scaling, eager), None
-    key_BGMD, value_BGMD = (heads_of(x, query_BHND.shape[1]) for x in (key_BGMD, value_BGMD))
-    attend = Attend(scaling, dropout, eager)
+    if pattern is None and not eager:
+        return sdpa_attention_forward(
+            module, query_BHND, key_BGMD, value_BGMD, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+    groups = query_BHND.shape[1] // key_BGMD.shape[1]
+    if groups > 1:
+        key_BGMD, value_BGMD = (x.repeat_interleave(groups, 1) for x in (key_BGMD, value_BGMD))
+    attend = _Attend(query_BHND.shape[-1] ** -0.5 if scaling is None else scaling, dropout, eager)
     if pattern is None:
-        out_BHND = attend(query_BHND, key_BGMD, value_BGMD, mask)
+        out_BHND = attend(query_BHND, key_BGMD, value_BGMD, attention_mask)
     elif isinstance(pattern, TwoStreams):
         out_BHND = _two_streams(attend, query_BHND, key_BGMD, value_BGMD, pattern)
     elif isinstance(pattern, Open):
         out_BHND = attend(query_BHND, key_BGMD, value_BGMD, None)
     else:
         out_BHND = attend.causal(query_BHND, key_BGMD, value_BGMD)
-    return together(out_BHND), None
+    return out_BHND.transpose(1, 2).contiguous(), None
 
 
-def together(out_BHND: Tensor) -> Tensor:
-    """The heads of each token side by side, shape (B, N, H, D)."""
-    return out_BHND.transpose(1, 2).contiguous()
-
-
-def heads_of(x_BGMD: Tensor, heads: int) -> Tensor:
-    """Keys or values of G heads, each for as many of H query heads: shape (B, H, M, D)."""
-    groups = heads // x_BGMD.shape[1]
-    return x_BGMD.repeat_interleave(groups, 1) if groups > 1 else x_BGMD
-
-
-def _two_streams(attend: "Attend", query: Tensor, key: Tensor, value: Tensor, pattern: TwoStreams) -> Tensor:
+def _two_streams(attend: "_Attend", query: Tensor, key: Tensor, value: Tensor, pattern: TwoStreams) -> Tensor:
     """Clean queries against clean keys; noisy ones against their own block, and the clean keys that they see."""
     (q_clean, q_noisy), (k_clean, k_noisy), (v_clean, v_noisy) = (x.chunk(2, 2) for x in (query, key, value))
     if pattern.causal:
@@ -173,7 +162,7 @@ def _two_streams(attend: "Attend", query: Tensor, key: Tensor, value: Tensor, pa
     return torch.cat([clean, attend(q_noisy, key, value, pattern.noisy_BLN[:, None])], 2)
 
 
-class Attend:
+class _Attend:
     """Softmax attention with one scale and one dropout."""
 
     def __init__(self, scaling: float, dropout: float, eager: bool) -> None:
@@ -183,15 +172,13 @@ class Attend:
         """What each query reads; a mask is boolean, or is added to the logits."""
         if not self.eager:
             return nn.functional.scaled_dot_product_attention(q, k, v, mask, self.dropout, scale=self.scaling)
-        if not torch.is_grad_enabled() and (mask is None or mask.dtype != torch.bool):
-            logits = (q @ k.transpose(2, 3)).mul_(self.scaling)
-            logits = logits if mask is None else logits.add_(mask)
-            return logits.softmax(-1, dtype=torch.float32).to(q.dtype) @ v
         logits = q @ k.transpose(2, 3) * self.scaling
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
         weights = logits.softmax(-1, dtype=torch.float32).to(q.dtype)
-        return nn.functional.dropout(weights, self.dropout, self.dropout > 0.0) @ v
+        if self.dropout > 0.0:
+            weights = nn.functional.dropout(weights, self.dropout)
+        return weights @ v
 
     def causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What each query reads of its own key and those before it."""

@@ -220,6 +220,17 @@ def test_attention_that_is_no_softmax_alone_is_refused() -> None:
         Backbone(build("gemma2", sizes), PAD, patterns=True)
 
 
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_longest_row_are_refused(kind: str) -> None:
+    half = GROUPED["head_dim"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [2.0] * half} if kind == "longrope" else {"factor": 2.0}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": LENGTH // 2, **factors}
+    model = build("llama", {**GROUPED, "rope_parameters": rope})
+    with pytest.raises(ConfigError, match=r"a text would depend on its batch: set readings to masked"):
+        Backbone(model, PAD, patterns=True)
+    Backbone(model, PAD)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_layers_that_see_a_window_are_refused_where_a_row_is_longer(attention: str) -> None:
     network = Backbone(build("mistral", {**GROUPED, "sliding_window": 4}, attention), PAD, patterns=True)
