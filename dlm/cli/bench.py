@@ -111,7 +111,10 @@ def frontier(
         ),
     ] = None,
     temperatures: Annotated[str, typer.Option(metavar="T,...", help="Temperatures; 0 takes the likeliest.")] = "1.0",
-    batch_sizes: Annotated[str, typer.Option(metavar="N,...", help="Texts written side by side.")] = "8",
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,...", help="Texts written side by side.", show_default="8, or all of --num"),
+    ] = None,
     num: Annotated[int, typer.Option(min=1, help="Texts of each model and sampler.")] = 16,
     length: Annotated[
         int | None, typer.Option(min=1, help="Tokens a text.", show_default="the shortest context")
@@ -134,7 +137,7 @@ def frontier(
     Example:  dlm bench frontier runs/joint runs/autoregressive --output frontier.svg
     """
     asked_temperatures = _numbers("--temperatures", temperatures, float, 0.0)
-    asked_sizes = _numbers("--batch-sizes", batch_sizes, int, 1)
+    asked_sizes = _numbers("--batch-sizes", batch_sizes, int, 1) if batch_sizes is not None else [min(8, num)]
     if (most := max(asked_sizes)) > num:
         raise ConfigError(f"--batch-sizes: {most} is more than the {num} texts of --num")
     if output is not None and output.suffix != ".svg":

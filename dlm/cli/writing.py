@@ -142,5 +142,6 @@ def calibrated(
     fastest = max(speeds, key=lambda drafts: speeds[drafts])
     if not quiet:
         listed = ", ".join(f"{drafts}: {speed:,.0f}" for drafts, speed in speeds.items())
-        errors.print(f"--drafts {fastest} is the fastest here ({listed} tokens/s)", style="dim", highlight=False)
+        told = f"--drafts {fastest} is the fastest here ({listed} tokens/s)"
+        errors.print(told, style="dim", highlight=False, soft_wrap=True)
     return replace(sampler, drafts=fastest)

@@ -21,6 +21,9 @@ from dlm.model.public import Family
 from dlm.model.text import ChatTemplate, encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
+MANY = 10
+"""From so many documents on, whole ones can be held out."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -127,7 +130,7 @@ def read_run_data(
         tokens.checksum,
         around,
         training.learned_tokens,
-        tuple(chain(_misread(data), *lost)),
+        tuple(chain(_misread(data), _endless(data, len(splits.train)), *lost)),
         tokens.earlier_checksum,
     )
 
@@ -137,6 +140,15 @@ def _misread(data: Data) -> Iterator[str]:
     yield from misread(data.train, "data.train")
     if data.validation is not None:
         yield from misread(data.validation, "data.validation")
+
+
+def _endless(data: Data, documents: int) -> Iterator[str]:
+    """A line where the end of each of many documents is held out, so that no ending is trained on."""
+    if data.validation is None and data.held_out.by == "tail" and documents >= MANY:
+        yield (
+            f"data.held_out.by tail keeps back the last {data.held_out.share:.0%} of each of {documents:,} documents, "
+            "so that no document's end is learned; set it to documents to hold out whole ones"
+        )
 
 
 def _check_apart(config: Config, tokenizer: PreTrainedTokenizerBase, rows: Sequences) -> None:

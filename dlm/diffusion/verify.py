@@ -14,6 +14,8 @@ from dlm.diffusion.network import RaggedCache, behind_cache
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import TokenChoice
 
+MOST_DRAFTS = 32
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -38,8 +40,10 @@ class Verified:
     accept: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.drafts < 0:
-            raise ValueError(f"drafts must be 0 or more, got {self.drafts}")
+        if not 0 <= self.drafts <= MOST_DRAFTS:
+            raise ValueError(
+                f"drafts must be from 0 to {MOST_DRAFTS}, got {self.drafts}: a call of K reads (K + 1)(K + 2) tokens"
+            )
         if not 0.0 < self.accept <= 1.0:
             raise ValueError(f"accept must be above 0 and at most 1, got {self.accept}")
 

@@ -43,7 +43,7 @@ class Task:
         Returns:
             Equal for rows of one kind.
         """
-        steps = None if isinstance(self.rule, Verified) else self.rule.steps
+        steps = self.rule.drafts if isinstance(self.rule, Verified) else self.rule.steps
         return steps, len(self.canvas.ids) if timed else None, self.stop_ids
 
 

@@ -82,7 +82,8 @@ class Sampler:
         """
         if self._verifies(formulation, inside):
             drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
-            return Verified(drafts, self.token or TokenChoice(), self.accept)
+            # A call finds one token more than it drafts.
+            return Verified(min(drafts, max(tokens - 1, 0)), self.token or TokenChoice(), self.accept)
         try:
             rule = formulation.rule(
                 process,

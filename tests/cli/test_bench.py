@@ -153,6 +153,7 @@ def test_the_fastest_number_of_drafts_is_told_and_writes_what_it_writes_when_giv
     [
         ("joint", "two", "--drafts must be a whole number from 0 on, or auto, got 'two'"),
         ("joint", "-1", "--drafts must be a whole number from 0 on, or auto, got '-1'"),
+        ("joint", "33", "--drafts must be from 0 to 32, got 33: a call of K reads (K + 1)(K + 2) tokens"),
         ("masked", "auto", "for a model that was trained to predict next tokens too"),
         ("autoregressive", "auto", "masks draft, and this model, autoregressive, was not trained to fill them"),
     ],

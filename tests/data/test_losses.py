@@ -138,3 +138,16 @@ def test_a_run_says_that_it_reads_records_as_plain_text(tmp_path: Path) -> None:
     keys = {"train": source, "held_out": {"by": "tail", "share": 0.3}, "length": 16}
     config = parse_config({"data": keys, "tokenizer": {"name": "bytes"}})
     assert sum("a.jsonl is read as plain text" in line for line in read_run_data(config, config.tokenizer).losses) == 1
+
+
+@pytest.mark.parametrize(
+    ("documents", "by", "told"), [(10, "tail", 1), (9, "tail", 0), (1, "tail", 0), (40, "documents", 0)]
+)
+def test_a_run_that_learns_no_documents_end_says_so(tmp_path: Path, documents: int, by: str, told: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"a text of number {number}, the end.\n" for number in range(documents)))
+    source = {"format": "text", "path": str(path), "documents": "line"}
+    keys = {"train": source, "held_out": {"by": by, "share": 0.3}, "length": 16}
+    config = parse_config({"data": keys, "tokenizer": {"name": "bytes"}})
+    said = [line for line in read_run_data(config, config.tokenizer).losses if "no document's end is learned" in line]
+    assert len(said) == told and all(f"each of {documents} documents" in line and "30%" in line for line in said)

@@ -160,6 +160,16 @@ def test_a_joint_model_writes_by_its_causal_reading_unless_it_is_asked_otherwise
         assert text.calls == LENGTH
 
 
+def test_no_more_is_drafted_than_there_is_room_for(joint: DiffusionLM) -> None:
+    for tokens, drafts in ((1, 0), (2, 1), (3, 2), (9, 3)):
+        rule = Sampler(drafts=3).rule(joint.formulation, joint.process, Random(), tokens)
+        assert isinstance(rule, Verified) and rule.drafts == drafts
+    prompts = {number: "a" * (31 - room) for number, room in enumerate((9, 2, 1, 9))}
+    for number, (found,) in enumerate(joint.generate_each(prompts, sampler=Sampler(drafts=3), seed=4)):
+        ((alone,),) = joint.generate_each({number: prompts[number]}, sampler=Sampler(drafts=3), seed=4)
+        assert found == alone
+
+
 def test_a_hole_is_filled_by_what_stands_on_both_sides(joint: DiffusionLM) -> None:
     for sampler in (None, Sampler(block_length=2)):
         fillings = [joint.infill(f"ab[MASK:4]{behind}", sampler=sampler)[0].spans for behind in ("cd", "xyz")]
