@@ -168,7 +168,7 @@ def _documents(
     lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
     """The documents of `--data`."""
-    from dlm.data.choosing import source_of
+    from dlm.data.choosing import source_of, unread
     from dlm.data.formats import FORMATS
     from dlm.data.reading import read
 
@@ -178,6 +178,9 @@ def _documents(
         begun = lm.config.data.train
         kept = ("field", "prompt", "response", "messages", "skip_invalid")
         source = replace(source, **{name: getattr(begun, name) for name in kept})
+    if is_first():
+        for line in unread(source, "--data"):
+            errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
     return read(source, "--data")
 
 

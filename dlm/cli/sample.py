@@ -97,12 +97,8 @@ def sample(
         with recording(lm, title, watch, export) as take:
             texts = lm.generate(single, watch=take, **asked)
             facts = _facts(texts, time.perf_counter() - began, seed)
-        if as_json:
-            rows = [*map(_plain, texts)]
-            drafts = {"drafts": how.drafts} if context.obj.get("drafts") == "auto" else {}
-            write_data(json_line({"samples": rows, **facts, **drafts}, output), output, overwrite=overwrite)
-        else:
-            write_text("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
+        measured = {"drafts": how.drafts} if context.obj.get("drafts") == "auto" else {}
+        _write_texts(texts, {**facts, **measured} if as_json else None, output, overwrite)
     if texts and not as_json:
         _tell(len(texts), facts)
     report(records)
@@ -160,6 +156,17 @@ def _write_lines(
             write_line(json_line({**record.given, "samples": [*map(_plain, texts)]}, output))
             written += texts
     return written
+
+
+def _write_texts(
+    texts: "Sequence[Sample]", facts: Mapping[str, Any] | None, output: Path | None, overwrite: bool
+) -> None:
+    """Writes texts one under the other, or as JSON with what is said of all of them."""
+    if facts is None:
+        write_text("\n---\n".join(text.text for text in texts), output, overwrite=overwrite)
+    else:
+        line = json_line({"samples": [*map(_plain, texts)], **facts}, output)
+        write_data(line, output, overwrite=overwrite)
 
 
 def _plain(text: "Sample") -> dict[str, Any]:

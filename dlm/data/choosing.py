@@ -9,7 +9,7 @@ from typing import get_args
 from dlm import hub
 from dlm.config import Source
 from dlm.data.files import files_in, matching, summary
-from dlm.data.formats import FORMATS, AnyFormat, Hub, Text
+from dlm.data.formats import FORMATS, MARKUP, AnyFormat, Hub, Text
 from dlm.data.keys import COMMAND_LINE, option_of
 from dlm.data.lines import bare_suffix
 from dlm.errors import ConfigError
@@ -97,7 +97,7 @@ def source_of(
 
 
 def misread(source: Source, key: str) -> Iterator[str]:
-    """What is to be said of a source that is read as plain text although its name tells of records.
+    """What is to be said of plain text: that its name tells of records, or that a folder holds more.
 
     Args:
         source: Which.
@@ -114,6 +114,25 @@ def misread(source: Source, key: str) -> Iterator[str]:
         yield (
             f"{source.path} is read as plain text, signs and all; to read its records: --set {key}.format={records[0]}"
         )
+    yield from unread(source, key)
+
+
+def unread(source: Source, key: str) -> Iterator[str]:
+    """What is to be said of files of a folder that are texts by other names, and are left out beside plain `.txt`.
+
+    Args:
+        source: Which.
+        key: Its place in the configuration, or the option that named it.
+
+    Yields:
+        One line, or none.
+    """
+    if source.format != Text.name or source.path is None or not (folder := expand(source.path)).is_dir():
+        return
+    held = files_in(folder, key)
+    others = [file for file in held if bare_suffix(file) in MARKUP]
+    if others and any(bare_suffix(file) in Text.suffixes for file in held):
+        yield f"{key}: {summary(others)} in {folder} are left out beside its *.txt; name them by a glob to read them"
 
 
 def _check_columns(source: Source, key: str) -> None:

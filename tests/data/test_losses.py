@@ -132,6 +132,18 @@ def test_records_that_are_read_as_plain_text_are_said(path: str, format: str | N
         assert not [*misread(Source(format, path), "data.train")]
 
 
+def test_texts_by_other_names_that_are_left_out_are_said(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.md").write_text("a note")
+    source = Source("text", str(tmp_path))
+    assert not [*misread(source, "data.train")]  # they are read
+    (tmp_path / "one.txt").write_text("a text")
+    (tmp_path / "run.py").write_text("pass")
+    (line,) = misread(source, "data.train")
+    assert line.startswith(f"data.train: 3 *.md in {tmp_path} are left out beside its *.txt")
+    assert not [*misread(Source("text", f"{tmp_path}/*.txt"), "data.train")]
+
+
 def test_a_run_says_that_it_reads_records_as_plain_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 40)
     source = {"format": "text", "path": str(tmp_path / "a.jsonl")}
