@@ -91,8 +91,7 @@ def sample(
             facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
     else:
         lm = load_writer(*weights, how, batch_size, mask_token)
-        how = calibrated(lm, how, context.obj, single, min(batch_size or 16, num), quiet=as_json)
-        asked["sampler"] = how
+        how = asked["sampler"] = calibrated(lm, how, context.obj, single, min(batch_size or 16, num), quiet=as_json)
         began = time.perf_counter()
         with recording(lm, title, watch, export) as take:
             texts = lm.generate(single, watch=take, **asked)
