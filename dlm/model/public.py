@@ -8,7 +8,7 @@ does besides.
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,18 @@ _LLADA_LAYER = {
 }
 _GREEDY = TokenChoice(temperature=0.0)
 
+# https://github.com/ZHZisZZ/dllm, decoders turned into masked diffusion models.
+_A2D = Family(
+    name="A2D",
+    types={"a2d-qwen2": "qwen2", "a2d-qwen3": "qwen3", "a2d-llama": "llama"},
+    architectures=("A2DQwen2LMHeadModel", "A2DQwen3LMHeadModel", "A2DLlamaLMHeadModel"),
+    ends=("<|im_end|>", "<|eot_id|>", "<|endoftext|>"),
+    chat={"enable_thinking": False},
+    context=1024,
+    token=_GREEDY,
+    block_length=32,
+)
+
 FAMILIES = (
     # 2502.09992. Its code writes blocks from left to right, by confidence.
     Family(
@@ -248,30 +260,10 @@ FAMILIES = (
         order=Entropy(),
         token=TokenChoice(temperature=0.2, top_p=0.95),
     ),
-    # https://github.com/ZHZisZZ/dllm, decoders turned into block diffusion (BD3-LM, 2503.09573). Its code fills up the
-    # first block of a prompt on the left. Only its name tells it from the next.
-    Family(
-        name="A2D-BD3LM",
-        types={"a2d-qwen2": "qwen2", "a2d-qwen3": "qwen3", "a2d-llama": "llama"},
-        named=r"bd3-?lm",
-        ends=("<|im_end|>", "<|eot_id|>", "<|endoftext|>"),
-        chat={"enable_thinking": False},
-        context=1024,
-        token=_GREEDY,
-        blocks=32,
-        aligned=False,
-    ),
-    # https://github.com/ZHZisZZ/dllm, decoders turned into masked diffusion models.
-    Family(
-        name="A2D",
-        types={"a2d-qwen2": "qwen2", "a2d-qwen3": "qwen3", "a2d-llama": "llama"},
-        architectures=("A2DQwen2LMHeadModel", "A2DQwen3LMHeadModel", "A2DLlamaLMHeadModel"),
-        ends=("<|im_end|>", "<|eot_id|>", "<|endoftext|>"),
-        chat={"enable_thinking": False},
-        context=1024,
-        token=_GREEDY,
-        block_length=32,
-    ),
+    # The same as block diffusion (BD3-LM, 2503.09573). Its code fills up the first block of a prompt on the left. Only
+    # its name tells it from the next.
+    replace(_A2D, name="A2D-BD3LM", architectures=(), named=r"bd3-?lm", block_length=None, blocks=32, aligned=False),
+    _A2D,
     # 2510.06303; also TraDo. Qwen3 with a mask behind its vocabulary.
     Family(
         name="SDAR",

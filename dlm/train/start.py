@@ -253,10 +253,11 @@ def check_goes_on(config: Config, origin: Origin) -> None:
             f"set it to masked, got {config.readings.name}"
         )
     if origin.family is not None and origin.family.blocks and config.readings.causal:
+        # A run may have gone on from one of the family with masks alone.
+        own = [f"{{name: blocks, size: {size}, memory: block-causal}}" for size in known.readings.blocks]
         raise ConfigError(
             f"readings: {origin.path} is a block diffusion model that predicts no next tokens; set it to "
-            f"{{name: blocks, size: {known.readings.blocks[0]}, memory: block-causal}} or masked, "
-            f"got {config.readings.name}"
+            f"{' or '.join([*own, 'masked'])}, got {config.readings.name}"
         )
     if known.shift != config.model.shift:
         where = "one position earlier" if known.shift else "in place"

@@ -129,3 +129,8 @@ def test_a_run_from_it_keeps_its_memory_and_takes_no_next_tokens(tmp_path: Path)
     assert again.layout.before_id is None and again.formulation.readings == Blocks(4, "block-causal")
     with pytest.raises(ConfigError, match=r"readings: .* predicts no next tokens; set it to {name: blocks, size: 4"):
         train(tmp_path / "joint", replace(config, readings=Joint((4,))))
+    masked = train(tmp_path / "masked", config)
+    onward = describe(tmp_path, masked, train={"steps": 2, "validate_every": 2, "save_every": None})
+    onward = altered(onward, "data", length=16)
+    with pytest.raises(ConfigError, match=r"readings: .* predicts no next tokens; set it to masked, got joint"):
+        train(tmp_path / "onward", replace(onward, readings=Joint((4,))))
