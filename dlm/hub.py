@@ -4,8 +4,7 @@ All of `dlm`'s own requests to the Hub are made here. The libraries transformers
 """
 
 import re
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -79,19 +78,20 @@ def download(name: str, file: str) -> Path | None:
         return None
 
 
-def upload(name: str, write: Callable[[Path], object], *, private: bool) -> str:
+def upload(name: str, folder: str, *, private: bool) -> str:
     """Uploads a model, and creates its repository if there is none.
 
     Args:
         name: The repository, as in `owner/name`.
-        write: Writes the model into a folder.
+        folder: What is uploaded.
         private: Whether a newly created repository is private.
 
     Returns:
         The address of the commit.
+
+    Raises:
+        Exception: The Hub does not answer, or refuses; its network libraries raise different types.
     """
     api = HfApi()
     api.create_repo(name, private=private, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        return str(api.upload_folder(repo_id=name, folder_path=folder))
+    return str(api.upload_folder(repo_id=name, folder_path=folder))

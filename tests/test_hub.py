@@ -8,7 +8,8 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
 from dlm import hub
-from dlm.errors import CheckpointError
+from dlm.errors import CheckpointError, ConfigError, WriteError
+from dlm.model.checkpoint import upload_model
 from dlm.model.locate import check_there, file_of
 from tests.support.fixtures import Refused
 
@@ -105,6 +106,24 @@ def test_what_is_written_is_what_is_uploaded(monkeypatch: pytest.MonkeyPatch) ->
             return f"https://huggingface.co/{repo_id}/commit/1"
 
     monkeypatch.setattr(hub, "HfApi", Api)
-    address = hub.upload("owner/model", lambda folder: (folder / "config.json").write_text("{}"), private=True)
+    address = upload_model("owner/model", lambda folder: (folder / "config.json").write_text("{}"), private=True)
     assert address == "https://huggingface.co/owner/model/commit/1"
     assert seen == {"owner/model": {"private": True, "exist_ok": True}, "files": {"config.json": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "error", [HfHubHTTPError("403 Forbidden", response=RESPONSE), ConnectionError("403 Forbidden")], ids=type
+)
+def test_an_upload_that_fails_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    class Api:
+        def create_repo(self, *_: Any, **__: Any) -> None:
+            raise error
+
+    monkeypatch.setattr(hub, "HfApi", Api)
+    with refused(WriteError, "the Hub does not take me/model: 403 Forbidden (is the network there"):
+        upload_model("me/model", lambda folder: None, private=True)
+
+
+def test_an_upload_needs_a_name(refused: Refused) -> None:
+    with refused(ConfigError, "owner/name"):
+        upload_model("me/model/more", lambda folder: None, private=True)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from dlm.data.lines import text_of
 from dlm.errors import ConfigError, DataError, WriteError, unwritten
 
 if TYPE_CHECKING:
@@ -82,8 +85,8 @@ def write_text(text: str, output: Path | None, *, overwrite: bool = False) -> No
             sys.stdout.write(ended.encode(encoding, "replace").decode(encoding))
             sys.stdout.flush()
         else:
-            with _gone_if_failed(output):
-                output.write_text(text, encoding="utf-8", errors="replace", newline="")
+            with _replacing(output) as draft:
+                draft.write_text(text, encoding="utf-8", errors="replace", newline="")
 
 
 @contextmanager
@@ -95,6 +98,28 @@ def _gone_if_failed(output: Path, *, keeps_part: bool = False) -> Iterator[None]
     except BaseException:
         if is_new and output.is_file() and not (keeps_part and output.stat().st_size):
             output.unlink()
+        raise
+
+
+@contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """Where to write a file whole: beside one that it replaces, which stays as it is until this one is complete.
+
+    A folder that takes no other file, or a name that stands for a device, leaves no choice but to write in place.
+    """
+    target = output.resolve()
+    if not target.is_file() or not os.access(target.parent, os.W_OK):
+        with _gone_if_failed(output):
+            yield output
+        return
+    with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent, delete=False) as made:
+        draft = Path(made.name)
+    try:
+        shutil.copymode(target, draft)
+        yield draft
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
         raise
 
 
@@ -196,9 +221,7 @@ def read_text(text: str) -> str:
     if text != "-":
         return check_given(text, "the text")
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"stdin is not UTF-8: {error.reason} at {error.start}") from error
+        return text_of(sys.stdin.buffer.read(), "stdin")
     except OSError as error:
         raise DataError(f"stdin cannot be read: {error.strerror}") from error
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
 
 
+FEWEST_SEQUENCES = 4
+"""Sequences from which on a bootstrap is not cautioned about."""
+
 Readings = Annotated[
     list[str] | None,
     typer.Option(
@@ -141,6 +144,8 @@ def _cautions(report: "LikelihoodReport") -> Iterator[str]:
         yield "the bound is infinite: the model gives a token of this text the probability zero"
     elif math.isnan(report.nats_per_token):
         yield "the bound is not a number: the network computes none from this text; are its weights damaged?"
+    elif 1 < report.sequences < FEWEST_SEQUENCES:
+        yield f"intervals from {report.sequences} sequences are too narrow; score more text for wider, truer ones"
 
 
 def _time(asked: str | None) -> "Time | None":

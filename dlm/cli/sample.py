@@ -136,7 +136,9 @@ def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
         raise DataError(f"messages {error}") from error
     for message in chat:
         check_text(message["content"])
-    if not chat or chat[-1]["role"] == "assistant":
+    if not chat:
+        raise DataError("messages is empty: there is nothing to answer")
+    if chat[-1]["role"] == "assistant":
         raise DataError("messages must end with one that is to be answered, and not with the assistant's")
     return chat
 

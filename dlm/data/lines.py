@@ -106,16 +106,44 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
             raise DataError(f"{file} cannot be read: {one_line(error, 160)}") from error
 
 
+def text_of(content: bytes, name: str) -> str:
+    """The text of what was read whole.
+
+    Args:
+        content: Bytes.
+        name: Where they come from, for messages.
+
+    Returns:
+        The text.
+
+    Raises:
+        DataError: It is not UTF-8, such as UTF-16, which is named.
+    """
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        _check_narrow(content[:BEGINNING], name)
+        _check_text(content[:BEGINNING], name)
+        raise DataError(f"{name} is not UTF-8 text: byte {error.start} cannot be read") from error
+    _check_narrow(content[:BEGINNING], name)
+    return text
+
+
 def _narrow(stream: Iterable[bytes], file: str) -> Iterator[bytes]:
     """The lines of a file, whose beginning is looked at before the first is given out."""
     lines, head = iter(stream), list[bytes]()
     while sum(map(len, head)) < BEGINNING and (line := next(lines, b"")):
         head.append(line)
-    if code := _wide_code(b"".join(head)):
-        _check_text(b"".join(head), file)
-        raise DataError(f"{file} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
+    _check_narrow(b"".join(head), file)
     yield from head
     yield from lines
+
+
+def _check_narrow(head: bytes, name: str) -> None:
+    """Refuses a text whose characters have two bytes or four, by the name of its encoding."""
+    if code := _wide_code(head):
+        _check_text(head, name)
+        raise DataError(f"{name} is {code}, not UTF-8 text; convert it: iconv -f {code} -t UTF-8 FILE")
 
 
 def _wide_code(head: bytes) -> str:

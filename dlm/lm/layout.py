@@ -1,5 +1,6 @@
 """Prompts, responses and texts with holes as the rows that a model reads."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,6 +150,25 @@ class Layout:
         affixes, room = self.sidecar.affixes, self._room([], self.sidecar.affixes)
         ids = [*encode(self.tokenizer, [text])[0], special_ids(self.tokenizer).end]
         return [Canvas.after([], ids[start : start + room], affixes) for start in range(0, len(ids), room)]
+
+    def warn_of_unknown(self, canvases: Sequence[Canvas]) -> None:
+        """Warns where what is scored has characters that the tokenizer does not know, so that another text is scored.
+
+        Args:
+            canvases: Rows that are to be scored.
+        """
+        unknown = special_ids(self.tokenizer).unknown
+        count = sum(
+            id_ == unknown and scored
+            for canvas in canvases
+            for id_, scored in zip(canvas.ids, canvas.editable, strict=True)
+        )
+        if count:
+            warnings.warn(
+                f"{count} of the tokens stand for characters that the tokenizer does not know: the likelihood is not "
+                "that of this very text",
+                stacklevel=3,
+            )
 
     def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
         """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dlm import hub
 from dlm.config import Config
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
@@ -28,7 +27,7 @@ from dlm.lm.samples import Sample
 from dlm.lm.scoring import Score, score_rows
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
-from dlm.model.checkpoint import Sidecar, whole_folder, write_model
+from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_model
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, working_precisions
 from dlm.model.time_embedding import TimeEmbedding
@@ -214,8 +213,12 @@ class DiffusionLM:
 
         Returns:
             The address of the commit.
+
+        Raises:
+            ConfigError: The Hub does not take such a name.
+            WriteError: The Hub does not answer, or refuses.
         """
-        return hub.upload(
+        return upload_model(
             name,
             lambda folder: write_model(folder, self.model, self.tokenizer, self.sidecar, self.time_embedding),
             private=private,
@@ -436,7 +439,9 @@ class DiffusionLM:
         """
         self.model.eval()
         estimator = self.estimator(reading, draws)
-        rows = stack([self.layout.answered(prompt, response)], self._pad_id)
+        canvas = self.layout.answered(prompt, response)
+        self.layout.warn_of_unknown([canvas])
+        rows = stack([canvas], self._pad_id)
         return self._score(self.denoisers.scoring, *rows, [generator(seed, "score")], estimator)[0]
 
     def nelbo(
@@ -470,6 +475,7 @@ class DiffusionLM:
         estimator = self.estimator(reading, draws)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
+        self.layout.warn_of_unknown([piece for _, piece in pieces])
         nats = [0.0] * len(whole)
         for batch in in_batches(list(enumerate(pieces)), batch_size):
             rows = stack([piece for _, (_, piece) in batch], self._pad_id)

@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,6 +184,34 @@ def write_model(
         )
     write_tokenizer(folder, tokenizer)
     (folder / SIDECAR).write_text(sidecar.dump(), encoding="utf-8")
+
+
+def upload_model(name: str, write: Callable[[Path], object], *, private: bool) -> str:
+    """Uploads a model to the Hub.
+
+    Args:
+        name: The repository, as in `owner/name`.
+        write: Writes the model into a folder.
+        private: Whether a repository made now is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: No repository can have such a name.
+        WriteError: The Hub does not answer, or refuses.
+    """
+    if not hub.is_name(name):
+        raise ConfigError(f"name a repository as owner/name, got {name!r}")
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder))
+        try:
+            return hub.upload(name, folder, private=private)
+        except Exception as error:  # its network libraries raise different types
+            raise WriteError(
+                f"the Hub does not take {name}: {one_line(error)} (is the network there, and are you logged in by "
+                "hf auth login, with a token that may write?)"
+            ) from error
 
 
 def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

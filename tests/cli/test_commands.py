@@ -379,6 +379,13 @@ def test_eval_of_one_sequence_has_no_interval(run: Path, tmp_path: Path) -> None
     assert found["monte_carlo_se"] > 0.0
 
 
+def test_eval_of_few_sequences_says_that_its_intervals_are_too_narrow(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("few words " * 4)
+    assert "intervals from 3 sequences are too narrow" in dlm("eval", run, "--data", tmp_path / "few.txt")[1]
+    (tmp_path / "more.txt").write_text("more words " * 100)
+    assert "too narrow" not in dlm("eval", run, "--data", tmp_path / "more.txt")[1]
+
+
 def test_eval_of_the_runs_own_texts(run: Path, text: Path) -> None:
     validation, training = answer("eval", run), answer("eval", run, "--split", "train")
     assert validation == answer("eval", run, "--split", "validation")
@@ -404,7 +411,7 @@ def test_eval_follows_a_text_that_has_moved(configuration: Path, text: Path, tmp
         assert answer("eval", model, *few) == before
 
 
-@pytest.mark.parametrize("words", [[], ["--split", "train"], ["--max-documents", "1"]])
+@pytest.mark.parametrize("words", [[], ["--split", "train"], ["--max-documents", "4"]])
 def test_eval_refuses_a_text_of_the_run_that_has_changed(
     configuration: Path, text: Path, tmp_path: Path, words: list[str]
 ) -> None:

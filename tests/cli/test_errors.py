@@ -247,7 +247,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample @model --prompts @p-half.jsonl", "half of a character"),
     ("sample @model --prompts @p-taken.jsonl", 'line 2: the field "samples"'),
     ("sample @model --prompts @p-long.jsonl", "line 2: the prompt takes 32 tokens and the context of this model is 32"),
-    ("sample @model --prompts @p-empty-chat.jsonl", "line 2: messages must end with one that is to be answered"),
+    ("sample @model --prompts @p-empty-chat.jsonl", "line 2: messages is empty: there is nothing to answer"),
     ("sample @model --prompts @p-no-role.jsonl", "line 2: messages must hold lists of {role, content}"),
     ("sample @model --prompts @p-answered.jsonl", "line 2: messages must end with one that is to be answered"),
     ("sample @model --prompts @prompts.jsonl --length 32", "line 1: the length must be from 1 to 31 tokens"),
@@ -383,7 +383,7 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_bytes_that_are_no_text_on_stdin(shelf: Path) -> None:
     for words in (["infill", str(shelf / "model"), "-"], ["corrupt", "-"]):
         told = commands.refusal(*words, stdin=b"caf\xe9[MASK:1]")
-        assert told == "dlm: stdin is not UTF-8: invalid continuation byte at 3\n"
+        assert told == "dlm: stdin is not UTF-8 text: byte 3 cannot be read\n"
 
 
 def test_a_seed_of_any_size(shelf: Path) -> None:

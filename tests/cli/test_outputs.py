@@ -186,7 +186,20 @@ def test_a_full_disk_leaves_no_empty_file(tmp_path: Path, most: int, left: str |
     (tmp_path / "old.txt").write_text("old")
     with full_disk(0), pytest.raises(WriteError):
         write_text("new", tmp_path / "old.txt", overwrite=True)
-    assert (tmp_path / "old.txt").exists()  # it stood there before
+    assert (tmp_path / "old.txt").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} <= {"old.txt", "b.jsonl"}  # no draft is left
+
+
+def test_what_replaces_a_file_keeps_its_mode_and_its_link(tmp_path: Path) -> None:
+    old, link = tmp_path / "old.txt", tmp_path / "link.txt"
+    old.write_text("old")
+    old.chmod(0o640)
+    link.symlink_to("old.txt")
+    write_text("new", link, overwrite=True)
+    assert link.is_symlink()
+    assert old.read_text() == "new"
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_a_batch_of_nothing_that_succeeds_is_an_empty_file(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A model writes what it was asked to, changes nothing else, and says the same whatever it is batched with."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -196,6 +197,18 @@ def test_no_hole_is_filled_with_an_unknown_character(make_lm: MakeLM) -> None:
     lm = make_lm(build_tokenizer(Characters(), lambda: ["ab"]), 12)
     found = lm.infill("a[MASK:4]b", num=40, sampler=FIXED, draws=2)
     assert {character for one in found for character in one.spans[0]} == {"a", "b"}
+
+
+def test_scores_of_unknown_characters_warn(make_lm: MakeLM) -> None:
+    lm = make_lm(build_tokenizer(Characters(), lambda: ["ab"]), 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm.nelbo("abba")
+        lm.score("x", "abba")  # what is given is not scored
+    with pytest.warns(UserWarning, match="2 of the tokens stand for characters that the tokenizer does not know"):
+        lm.nelbo(["axxa", "ab"])
+    with pytest.warns(UserWarning, match="1 of the tokens"):
+        lm.score("a", "bx")
 
 
 # Sampling
