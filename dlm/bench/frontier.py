@@ -168,8 +168,9 @@ def chosen(models: Sequence[Model], asked: Sequence[Kind] | None) -> list[tuple[
         own = [each for each in kinds if suits(each, formulation, plain=model.plain is not None)]
         if not own:
             readings = formulation.readings.name if formulation else "autoregressive"
-            what = "of --samplers" if asked else "that is compared here"
-            raise ConfigError(f"no sampler {what} suits {model.name}, whose readings are {readings}: leave it out")
+            raise ConfigError(
+                f"no sampler of --samplers suits {model.name}, whose readings are {readings}: leave it out"
+            )
         pairs += [(model, each) for each in own]
     used = {each.name for _, each in pairs}
     for each in asked or ():

@@ -2,21 +2,33 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.readings import Autoregressive, Blocks, Joint
+from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.unmask import Confidence, FixedSteps, Threshold
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError
 from dlm.lm import Sampler
 
-Family = Literal["steps", "one at a time", "confidence", "threshold", "causal", "verified", "relaxed", "transformers"]
+Family = Literal[
+    "steps",
+    "one at a time",
+    "confidence",
+    "threshold",
+    "blocks",
+    "reused",
+    "causal",
+    "verified",
+    "relaxed",
+    "transformers",
+]
 """What samplers of one marker in the picture have in common."""
 
-Needs = Literal["any-order", "masks", "causal", "drafts", "plain"]
-"""What a model must have: any order, masks alone for noise, a causal reading, drafts too, or a plain folder."""
+Needs = Literal["any-order", "masks", "blocks", "causal", "drafts", "plain"]
+"""What a model must have: any order, masks alone for noise, blocks of masks, next tokens, drafts, or a plain folder."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,20 @@ def _threshold(number: str) -> Kind:
     return Kind(f"threshold-{number}", "threshold", "masks", Sampler(budget=Threshold(float(number))))
 
 
+def _blocks(length: str, steps: str | None) -> Kind:
+    name = f"blocks-{length}-{steps}" if steps else f"blocks-{length}"
+    budget = FixedSteps(int(steps)) if steps else None
+    return Kind(name, "blocks", "blocks", Sampler(block_length=int(length), budget=budget))
+
+
+def _reused(base: str, reach: Literal["dual", "prefix"], refresh: str) -> Kind:
+    whole = kind(base)
+    if whole.sampler is None or whole.needs not in ("masks", "any-order"):
+        raise ValueError(f"{base} uses no keys and values again that a change may reach")
+    sampler = replace(whole.sampler, reuse=Reuse(reach, int(refresh)))
+    return Kind(f"{base}+{reach}-{refresh}", "reused", "masks", sampler)
+
+
 def _causal() -> Kind:
     return Kind("causal", "causal", "causal", Sampler(drafts=0))
 
@@ -79,12 +105,17 @@ KINDS: dict[str, tuple[str, Callable[..., Kind]]] = {
     "confidence": ("confidence()", lambda _: _confidence(None)),
     "confidence-N": (r"confidence-(\d+)", _confidence),
     "threshold-P": (f"threshold-{_NUMBER}", _threshold),
+    "blocks-S": (r"blocks-([1-9]\d*)()", _blocks),
+    "blocks-S-N": (r"blocks-([1-9]\d*)-(\d+)", _blocks),
+    "NAME+dual-R": (r"(.+)\+(dual)-(\d+)", _reused),
+    "NAME+prefix-R": (r"(.+)\+(prefix)-(\d+)", _reused),
     "causal": ("causal", _causal),
     "verified-K": (r"verified-(\d+)()", lambda drafts, _: _verified(drafts, None)),
     "verified-K@A": (rf"verified-(\d+)@{_NUMBER}", _verified),
     "transformers": ("transformers", _transformers),
 }
-"""Every sampler: how it is written, and what it is. N steps, a probability P, K drafts, accepted at A below 1."""
+"""Every sampler: how it is written, and what it is. N steps, a probability P, blocks of S, keys and
+values used again for R calls, K drafts, accepted at A below 1."""
 
 
 def kind(name: str) -> Kind:
@@ -125,6 +156,7 @@ def suits(asked: Kind, formulation: Formulation | None, *, plain: bool) -> bool:
     return {
         "any-order": readings.any_order,
         "masks": readings.any_order and not formulation.noise.randomises,
+        "blocks": not formulation.noise.randomises and (readings.any_order or readings.remembers),
         "causal": readings.causal,
         "drafts": readings.causal and readings.remembers,
     }[asked.needs]
@@ -146,10 +178,11 @@ def suitable(formulation: Formulation | None) -> Sequence[Kind]:
             names = ["causal", "transformers"]
         case Joint():
             verified = [f"verified-{drafts}" for drafts in (1, 2, 3, 4)]
-            names = ["causal", *verified, "verified-4@0.5", "verified-4@0.25", "steps-32", "steps-64"]
-        case Blocks():
-            names = []  # the samplers that write block by block come here
+            relaxed = ["verified-4@0.5", "verified-4@0.25"]
+            names = ["causal", *verified, *relaxed, "blocks-4-2", "blocks-8-4", "steps-32", "steps-64"]
+        case Blocks(size=size):
+            names = [f"blocks-{size}", f"blocks-{size}-{max(1, size // 2)}", f"blocks-{size}-{max(1, size // 4)}"]
         case _:
             names = ["steps-16", "steps-32", "steps-64", "one", "confidence", "confidence-32"]
-    found = [kind(name) for name in names]
+    found = [kind(name) for name in dict.fromkeys(names)]
     return [each for each in found if each.needs == "plain" or suits(each, formulation, plain=True)]

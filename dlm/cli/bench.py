@@ -106,7 +106,8 @@ def frontier(
         str | None,
         typer.Option(
             metavar="NAME,...",
-            help="steps-N, one, confidence, confidence-N, threshold-P, causal, verified-K, verified-K@A, transformers.",
+            help="steps-N, one, confidence, confidence-N, threshold-P, blocks-S, blocks-S-N, causal, verified-K, "
+            "verified-K@A, transformers; of masks also NAME+dual-R and NAME+prefix-R.",
             show_default="those that suit each model",
         ),
     ] = None,

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 HOW = "How it writes"
 VERIFY = "Write next tokens from left to right: masks draft several at once, and the causal reading verifies them."
 DRAFTS = "With --verify: tokens that a call drafts. 0 is one token a call; auto is as many as are fastest here."
+REACHES = ("dual", "prefix")
+CACHE = (
+    "Approximate, for models in which every token sees every other: compute what is asked for and what has changed "
+    "(dual), or all from the first of that on (prefix), and use the keys and values of earlier calls for the rest."
+)
 OWN_STEPS = "one token a step; of a reverse chain the model's own, or 64 and more"
 
 PUBLISHED = "of a published model its publisher's"
@@ -166,6 +171,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     Raises:
         ConfigError: More than one budget is given, or a number is out of range.
     """
+    from dlm.diffusion.reuse import Reuse
     from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
     from dlm.lm import Sampler
 
@@ -173,6 +179,9 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     order = asked.pop("order", None)
     drafts = asked.pop("drafts", None)
     others = {name: asked.pop(name) for name in ("block_length", "accept", "verify") if name in asked}
+    reuse = {to: asked.pop(name) for name, to in (("cache", "reach"), ("refresh", "refresh")) if name in asked}
+    if "refresh" in reuse and "reach" not in reuse:
+        raise ConfigError("--refresh alone says nothing: give --cache prefix or --cache dual too")
     token = {f.name: asked.pop(f.name) for f in fields(TokenChoice) if f.name in asked}
     try:
         return Sampler(
@@ -180,6 +189,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
             budget=_budget(get_args(AnyBudget), asked),
             token=TokenChoice(**token) if token else None,
             drafts=None if drafts is None else _drafts(drafts),
+            reuse=Reuse(**reuse) if reuse else None,
             **others,
         )
     except ValueError as error:  # it begins with the field's name
@@ -245,6 +255,8 @@ def _described_by_options() -> Callable[..., None]:
     blocks = "Write blocks of this many tokens from left to right."
     options.append(_option("block_length", int, help=blocks, min=1))
     options += [
+        _option("cache", StrEnum("Reach", [(reach.upper(), reach) for reach in REACHES]), help=CACHE),
+        _option("refresh", int, help="With --cache: compute all of a text every so many calls; 1 is exact.", min=1),
         _option("verify", bool, help=VERIFY, show_default="where a model has next tokens and nothing else is asked"),
         _option("drafts", str, help=DRAFTS, metavar="K|auto"),
         _option("accept", float, help="With --verify: below 1 accept more drafts; the text is no longer exact."),

@@ -1,6 +1,6 @@
 """The denoisers of a model: one network, asked for different tokens in different precisions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,9 +9,11 @@ import torch
 from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.devices import has_float64
 from dlm.diffusion.formulation import Formulation
-from dlm.diffusion.network import PlacedNetwork
+from dlm.diffusion.network import FunctionNetwork, Network, PlacedNetwork
 from dlm.diffusion.process import Process
+from dlm.diffusion.reuse import Reuse, ReusingNetwork
 from dlm.model.backbone import Backbone
+from dlm.model.cache import CanvasCache, check_reuse
 from dlm.model.precision import Precision, in_precision
 
 
@@ -25,6 +27,8 @@ class Denoisers:
         remembering: The same for calls behind a cache.
         infilling: Writes the inside of a text: never its end either.
         ranking: For the likelihoods of what `infilling` wrote.
+        reusing: (how, whether inside of a text, rows and length of a canvas) -> what writes that canvas and uses keys
+            and values again; it raises `ConfigError` where the network cannot.
     """
 
     scoring: Denoiser
@@ -32,6 +36,7 @@ class Denoisers:
     remembering: Denoiser
     infilling: Denoiser
     ranking: Denoiser
+    reusing: Callable[[Reuse, bool, tuple[int, int]], Denoiser]
 
     @classmethod
     def of(
@@ -62,21 +67,37 @@ class Denoisers:
             All of them.
         """
 
-        def denoiser(unwanted: Sequence[int], precision: Precision) -> Denoiser:
-            network = PlacedNetwork(in_precision(backbone, precision), lambda: backbone.device)
+        def network_in(precision: Precision) -> Network:
+            return PlacedNetwork(in_precision(backbone, precision), lambda: backbone.device)
+
+        def of_network(network: Network, unwanted: Sequence[int]) -> Denoiser:
             return formulation.denoiser(network, process, (*process.vocabulary.forbidden, *unwanted), first_id)
+
+        def denoiser(unwanted: Sequence[int], precision: Precision) -> Denoiser:
+            return of_network(network_in(precision), unwanted)
 
         def placed(unwanted: Sequence[int], precision: Precision) -> Denoiser:
             return PlacedDenoiser(denoiser(unwanted, precision), lambda: arithmetic_device(backbone.device))
 
         # Few tokens a call: on a CPU it takes longer to round the weights each time than to compute with them.
         behind_cache = scoring if backbone.device.type == "cpu" else writing
+
+        def reusing(how: Reuse, inside: bool, canvas: tuple[int, int]) -> Denoiser:
+            # What is computed anew is found on the CPU, where the canvas is: a GPU need not be waited for.
+            network, (rows, length) = network_in(behind_cache), canvas
+            moving = FunctionNetwork(lambda inputs: network(inputs.to(arithmetic_device(backbone.device))))
+            check_reuse(moving, backbone, length)
+            pad_id = -1 if backbone.pad_id is None else backbone.pad_id
+            again = ReusingNetwork(moving, CanvasCache(rows), how, rows, pad_id)
+            return of_network(again, (*unknown, *(ends if inside else ())))
+
         return cls(
             scoring=denoiser((), scoring),
             sampling=placed(unknown, writing),
             remembering=placed(unknown, behind_cache),
             infilling=placed((*unknown, *ends), writing),
             ranking=denoiser((*unknown, *ends), scoring),
+            reusing=reusing,
         )
 
 

@@ -7,6 +7,7 @@ from typing import Self
 from dlm.diffusion.formulation import NO_ORDER, Formulation
 from dlm.diffusion.process import Process
 from dlm.diffusion.readings import Blocks
+from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.rules import ReverseChain, Rule
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Budget, Order, TokenChoice
@@ -34,6 +35,8 @@ class Sampler:
             `DRAFTS`.
         accept: 1 for exactly the causal reading's text; below it, more drafts are accepted (see `Verified`).
         verify: Whether the causal reading writes; None where the model has one, and no order, budget or block is asked.
+        reuse: Which keys and values are used again, where every token sees every other: fewer are computed, and the
+            text is approximate. None for none.
     """
 
     order: Order | None = None
@@ -43,6 +46,7 @@ class Sampler:
     drafts: int | None = None
     accept: float = 1.0
     verify: bool | None = None
+    reuse: Reuse | None = None
 
     def __post_init__(self) -> None:
         Verified(self.drafts or 0, accept=self.accept)
@@ -81,6 +85,10 @@ class Sampler:
             ConfigError: The model's noise knows no such order, budget or blocks.
         """
         if self._verifies(formulation, inside):
+            if self.reuse is not None:
+                raise ConfigError(
+                    "--cache is for masks: next tokens have an exact one of their own; leave it out, or add --no-verify"
+                )
             drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
             # A call finds one token more than it drafts.
             return Verified(min(drafts, max(tokens - 1, 0)), self.token or TokenChoice(), self.accept)
@@ -97,7 +105,19 @@ class Sampler:
             raise ConfigError(str(error)) from error
         if isinstance(rule, ReverseChain) and self.block_length is not None:
             raise ConfigError(NO_ORDER)
+        self._check_reuse(formulation, process, inside)
         return rule
+
+    def _check_reuse(self, formulation: Formulation, process: Process, inside: bool) -> None:
+        """Refuses to use keys and values again where that would be of no use, or wrong."""
+        if self.reuse is None:
+            return
+        if formulation.readings.remembers and not inside and self.blocks(formulation) is not None:
+            raise ConfigError("--cache: this model remembers the blocks before the one it writes exactly; leave it out")
+        if not process.absorbing:
+            raise ConfigError("--cache: with noise that is not masks alone any token may change at each step")
+        if formulation.timed:
+            raise ConfigError("--cache: this network takes the time, which changes every key and value at each step")
 
     def _verifies(self, formulation: Formulation, inside: bool) -> bool:
         """Whether the causal reading writes."""

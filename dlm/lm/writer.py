@@ -58,9 +58,10 @@ class Writer:
         def states(task: Task, x_BL: Tensor, editable_BL: Tensor, streams: Sequence[Generator]) -> Iterator[State]:
             rule, stops = task.rule, task.stop_ids
             if not isinstance(rule, Verified) and not remembers:
-                return sample(
-                    rule, denoiser, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops
-                )
+                plain = denoiser
+                if sampler.reuse is not None:
+                    plain = self.denoisers.reusing(sampler.reuse, inside, (x_BL.shape[0], x_BL.shape[1]))
+                return sample(rule, plain, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops)
             width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
             row = self.denoisers.remembering, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
             if isinstance(rule, Verified):

@@ -115,7 +115,7 @@ def test_a_model_is_the_same_by_every_name(folders: dict[str, Path], tmp_path: P
         (("{joint}", "--samplers", "causal,causal"), "causal is given twice"),
         (("{joint}", "--samplers", "verified-0"), "called causal"),
         (("{masked}", "--samplers", "causal"), "no sampler of --samplers suits"),
-        (("{blocks}",), "no sampler that is compared here suits"),
+        (("{blocks}", "--samplers", "one"), "no sampler of --samplers suits"),
         (("{masked}",), "none of these models reads from left to right"),
         (("{joint}", "--temperatures", "warm"), "--temperatures takes finite numbers with commas"),
         (("{joint}", "--temperatures", "-1"), "--temperatures takes finite numbers from 0 on, got -1.0"),
