@@ -23,6 +23,9 @@ from dlm.template import Hole, parse_template
         ("[mask:3][MASK:1][MASK 2]", ("[mask:3]", Hole(1), "[MASK 2]")),
         ("[MASK:007]", (Hole(7),)),
         ("[[MASK:2]]", ("[", Hole(2), "]")),
+        ("[MASK]", (Hole(1, 32),)),
+        ("a [MASK:0-5][MASK:3-3] b", ("a ", Hole(0, 5), Hole(3), " b")),
+        (r"\[MASK] [MASK:1]", ("[MASK] ", Hole(1))),
         ("line\r\n[MASK:2]\r\n", ("line\r\n", Hole(2), "\r\n")),
     ],
 )
@@ -30,14 +33,37 @@ def test_parts(text: str, parts: tuple[str | Hole, ...]) -> None:
     assert parse_template(text) == parts
 
 
-@pytest.mark.parametrize("size", ["0", "00", "-1", "1.5", "", " ", "x", "1e3", "9" * 10, "9" * 400, "\u0663", "\u00b2"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        "0",
+        "00",
+        "-1",
+        "1.5",
+        "",
+        " ",
+        "x",
+        "1e3",
+        "9" * 10,
+        "9" * 400,
+        "\u0663",
+        "\u00b2",
+        "3-2",
+        "0-0",
+        "-3",
+        "3-",
+        "1-2-3",
+    ],
+)
 def test_a_size_that_is_no_positive_number_is_refused(size: str) -> None:
     with pytest.raises(DataError, match="at least 1") as caught:
         parse_template(f"a[MASK:{size}]b")
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "no hole", r"\[MASK:3]", "[MASK]", "[MASK:3", "[MASK:\n3]", "<|mask|>"])
+@pytest.mark.parametrize(
+    "text", ["", "no hole", r"\[MASK:3]", r"\[MASK]", "[MASK", "[MASK:3", "[MASK:\n3]", "<|mask|>"]
+)
 def test_a_text_without_a_hole_is_refused(text: str) -> None:
     with pytest.raises(DataError, match="no span"):
         parse_template(text)
@@ -53,7 +79,7 @@ def test_another_marker_leaves_the_usual_one_as_text() -> None:
 
 def test_escaping_a_text_and_parsing_it_gives_it_back() -> None:
     stream = random.Random(0)
-    alphabet = ["\\", "[", "]", "MASK", "3", "[MASK:3]", "\\[MASK:0]", "\n", "é", "x"]
+    alphabet = ["\\", "[", "]", "MASK", "3", "[MASK]", "[MASK:3]", "\\[MASK:0]", "\n", "é", "x"]
     for _ in range(500):
         given: list[str | Hole] = []
         written = ""
@@ -67,7 +93,7 @@ def test_escaping_a_text_and_parsing_it_gives_it_back() -> None:
 
 def escaped(text: str) -> str:
     """Every hole made literal: the backslashes before it doubled, and one more."""
-    return re.sub(r"(\\*)(\[MASK:[^\]\n]*\])", r"\1\1\\\2", text)
+    return re.sub(r"(\\*)(\[MASK(?::[^\]\n]*)?\])", r"\1\1\\\2", text)
 
 
 def doubled(text: str) -> str:

@@ -1,7 +1,7 @@
 """`dlm infill`."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,12 +15,15 @@ from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, shortened
-from dlm.template import Template, parse_template
+from dlm.template import LONGEST, Hole, Template, parse_template
 
 if TYPE_CHECKING:
-    from dlm.lm import Infilling
+    from transformers import PreTrainedTokenizerBase
 
-WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives")
+    from dlm.lm import Infilling
+    from dlm.lm.lengths import LengthSearch
+
+WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives", "lengths", "log_joint", "length_posterior")
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
@@ -30,7 +33,8 @@ def infill(
     context: typer.Context,
     model: options.Model,
     text: Annotated[
-        str | None, typer.Argument(help="Text with spans such as [MASK:12]; - reads stdin.", show_default=False)
+        str | None,
+        typer.Argument(help="Text with spans such as [MASK:12] or [MASK]; - reads stdin.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None, typer.Option(help="Read the text from a file; .jsonl and .ndjson are a batch.", show_default=False)
@@ -43,6 +47,19 @@ def infill(
     ] = False,
     num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
     marker: Annotated[str, typer.Option(help="The word that marks a span.")] = "MASK",
+    max_length: Annotated[
+        int, typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.")
+    ] = LONGEST,
+    length_prior: Annotated[
+        str,
+        typer.Option(
+            metavar="uniform|FILE",
+            help="How likely each length of a span is by itself: alike, or as of words and lines in a text.",
+        ),
+    ] = "uniform",
+    effort: Annotated[
+        int, typer.Option(min=1, help="Lengths that are weighed, and fillings tried, where the length is not given.")
+    ] = 32,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
@@ -59,7 +76,8 @@ def infill(
 ) -> None:
     r"""Fill masked spans anywhere in a text and leave the rest as it is.
 
-    A backslash makes a marker literal: \[MASK:3] stands for the text [MASK:3].
+    [MASK:12] is twelve tokens, [MASK:3-12] three to twelve, and [MASK] any number that fits. A backslash makes a
+    marker literal: \[MASK:3] stands for the text [MASK:3].
 
     Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
     """
@@ -68,31 +86,20 @@ def infill(
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
-    ask = partial(_template_of, marker=marker)
-    if batch:
-        records = read_batch(content, ask, name=file or "stdin")
-    else:
-        single = {"text": "".join(content)}
-        try:
-            records = [Record("", single, ask(single))]
-        except DataError as error:
-            if text is None or len(text) > LONGEST_PATH or not Path(text).is_file():
-                raise
-            raise DataError(f"{error}; it is the name of a file: --file {text} reads that") from error
+    prior = _text_of(length_prior)
+    ask = partial(_template_of, marker=marker, longest=max_length)
+    records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
     quiet_libraries()
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.layout.holes, keep_going=keep_going)
+    templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
+    search = _search([*templates.values()], prior, effort, num, lm.tokenizer)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
-            {number: record.asked for number, record in wanted.items() if record.asked is not None},
-            num=num,
-            sampler=how,
-            seed=seed,
-            batch_size=batch_size,
-            watch=take,
+            templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
         )
         if batch or as_json:
             with line_writer(output, overwrite=overwrite) as write:
@@ -112,7 +119,43 @@ def _content(text: str | None, file: Path | None) -> list[str]:
     return [*split_lines(read_text(text))] if text is not None else file_lines(file or Path("-"))
 
 
-def _template_of(fields: Mapping[str, Any], marker: str) -> Template:
+def _single(content: str, given: str | None, ask: Callable[[Mapping[str, Any]], Template]) -> Record[Template]:
+    """The only record of a text that is no batch."""
+    single = {"text": content}
+    try:
+        return Record("", single, ask(single))
+    except DataError as error:
+        if given is None or len(given) > LONGEST_PATH or not Path(given).is_file():
+            raise
+        raise DataError(f"{error}; it is the name of a file: --file {given} reads that") from error
+
+
+def _text_of(length_prior: str) -> str | None:
+    """The text that a prior is made of; None for a uniform one."""
+    try:
+        return None if length_prior == "uniform" else "".join(file_lines(Path(length_prior)))
+    except DataError as error:
+        raise ConfigError(f"--length-prior is uniform or a text: {error}") from error
+
+
+def _search(
+    templates: Sequence[Template], text: str | None, effort: int, num: int, tokenizer: "PreTrainedTokenizerBase"
+) -> "LengthSearch":
+    """How lengths are searched; says what that will cost before it begins."""
+    from dlm.lm.lengths import REACH, LengthPrior, LengthSearch, is_open
+
+    prior = LengthPrior() if text is None else LengthPrior.of_text(text, tokenizer)
+    if searched := [template for template in templates if is_open(template)]:
+        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+        what = f"at most {effort} lengths" + (f" of each of {holes} spans" if holes > 1 else "")
+        texts = "" if len(searched) == 1 else f"for each of {len(searched)} texts, "
+        tries = max(num, effort)
+        told = f"{texts}{what} are weighed by {REACH} tokens behind, and {tries} fillings tried (--effort)"
+        errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
+    return LengthSearch(prior, effort)
+
+
+def _template_of(fields: Mapping[str, Any], marker: str, longest: int) -> Template:
     """The text and the spans of a record."""
     if taken := [name for name in WRITTEN if name in fields]:
         raise DataError(f'the field "{taken[0]}" is where what is found is written: give it another name')
@@ -122,7 +165,7 @@ def _template_of(fields: Mapping[str, Any], marker: str) -> Template:
         text = check_text(fields["text"])
     except DataError as error:
         raise DataError(f'no field "text" with a text in it: {error}') from error
-    return parse_template(text, marker)
+    return parse_template(text, marker, longest)
 
 
 def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
@@ -133,10 +176,14 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
             "spans": list(found.spans),
             "log_likelihood": found.log_likelihood,
             "network_calls": found.calls,
+            "lengths": list(found.lengths),
+            "log_joint": found.log_joint,
         }
         for found in alternatives
     ]
-    return {**plain[0], "alternatives": plain}
+    weighed = alternatives[0].length_posterior.items()
+    posterior = [{"lengths": list(lengths), "log_probability": log_p} for lengths, log_p in weighed]
+    return {**plain[0], **({"length_posterior": posterior} if posterior else {}), "alternatives": plain}
 
 
 def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: bool) -> None:
@@ -144,6 +191,9 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
     write_text("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
     for rank, found in enumerate(alternatives, start=1):
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
+        if found.length_posterior:
+            lengths = " and ".join(map(str, found.lengths))
+            score = f"log-likelihood {found.log_joint:.2f} nats, {found.log_length:.2f} of them of {lengths} tokens"
         errors.print(
             f"{rank}. {score}: {shortened(repr(found.spans), 100)}",
             style="dim",

@@ -1,6 +1,6 @@
 """Text as rows of ids, of which some are to be written or scored and the others are given."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +64,7 @@ def lay_out(
     context -= len(affixes)
     ids: list[int] = []
     holes: list[range] = []
-    for part, written in zip(template, _encoded(template, tokenizer, mask_id), strict=True):
+    for part, written in zip(template, encoded_parts(template, tokenizer, mask_id), strict=True):
         if isinstance(part, Hole):
             if part.tokens > context:
                 raise DataError(f"a span of {part.tokens} tokens does not fit the context of {context}")
@@ -85,22 +85,32 @@ def lay_out(
     return Canvas(row, [i in in_holes for i in range(len(row))], moved, len(before))
 
 
-def _encoded(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> Iterator[list[int]]:
-    """The ids of each part of a template, masks for a hole.
+def encoded_parts(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> list[list[int]]:
+    """The ids of each part of a template, masks for a hole, as few as it may have.
 
     The blanks beside a hole are left out where the mask takes them, as RoBERTa's does: they belong to its word.
+
+    Args:
+        template: Texts and holes.
+        tokenizer: The model's tokenizer.
+        mask_id: What stands in the holes.
+
+    Returns:
+        One list a part.
     """
+    found: list[list[int]] = []
     mask = tokenizer.added_tokens_decoder.get(mask_id)
     takes_left, takes_right = (mask.lstrip, mask.rstrip) if mask else (False, False)
     for number, part in enumerate(template):
         if isinstance(part, Hole):
-            yield [mask_id] * part.tokens
+            found.append([mask_id] * part.tokens)
             continue
         if takes_left and number + 1 < len(template):
             part = part.rstrip()
         if takes_right and number:
             part = part.lstrip()
-        yield encode(tokenizer, [part], continues=number > 0)[0]
+        found.append(encode(tokenizer, [part], continues=number > 0)[0])
+    return found
 
 
 def fill(template: Template, spans: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Texts with their holes filled."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 from transformers import PreTrainedTokenizerBase
@@ -21,7 +21,10 @@ class Infilling:
         ids: The ids that were written into each hole.
         log_likelihood: A lower bound, in nats, of the log-probability of the spans given the rest (exact for
             a single token).
-        calls: Network calls that this text took part in.
+        calls: Network calls that this text took part in, without those of a search.
+        log_length: The log-probability of the holes' lengths given the rest; 0 where they were given.
+        length_posterior: The log-probability of all lengths that were weighed, the likeliest first; empty where they
+            were given.
     """
 
     text: str
@@ -29,6 +32,18 @@ class Infilling:
     ids: tuple[tuple[int, ...], ...]
     log_likelihood: float
     calls: int
+    log_length: float = 0.0
+    length_posterior: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The tokens of each hole."""
+        return tuple(map(len, self.ids))
+
+    @property
+    def log_joint(self) -> float:
+        """The log-probability of lengths and spans together, given the rest; alternatives are ranked by it."""
+        return self.log_length + self.log_likelihood
 
     @classmethod
     def of(

@@ -19,8 +19,10 @@ from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import loading
 from dlm.lm.canvas import stack
 from dlm.lm.denoisers import Denoisers, arithmetic_device
+from dlm.lm.filler import Filler
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout, Prompt
+from dlm.lm.lengths import LengthSearch, Weigher
 from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
@@ -321,17 +323,20 @@ class DiffusionLM:
         seed: int = 0,
         batch_size: int = 16,
         draws: int = 16,
+        search: LengthSearch | None = None,
         watch: Watch | None = None,
     ) -> list[Infilling]:
         """Fills the holes of a text.
 
         Args:
-            text: Text with holes such as `[MASK:12]`, twelve tokens, or what `parse_template` makes of it.
+            text: Text with holes such as `[MASK:12]`, twelve tokens, `[MASK:3-12]` or `[MASK]`, of any length; or what
+                `parse_template` makes of it.
             num: How many alternatives.
             sampler: How; by margin order, one token at a time, by default; for a published model by its own order.
             seed: Alternative number i depends on the seed and i alone.
             batch_size: Alternatives written side by side.
             draws: Masked copies that a log-likelihood is estimated from.
+            search: How the lengths of holes are found that may have several; see `LengthSearch`.
             watch: Called with every state.
 
         Returns:
@@ -342,7 +347,14 @@ class DiffusionLM:
         """
         template = parse_template(text) if isinstance(text, str) else text
         found = self.infill_each(
-            {0: template}, num=num, sampler=sampler, seed=seed, batch_size=batch_size, draws=draws, watch=watch
+            {0: template},
+            num=num,
+            sampler=sampler,
+            seed=seed,
+            batch_size=batch_size,
+            draws=draws,
+            search=search,
+            watch=watch,
         )
         return next(found)
 
@@ -355,6 +367,7 @@ class DiffusionLM:
         seed: int = 0,
         batch_size: int = 16,
         draws: int = 16,
+        search: LengthSearch | None = None,
         watch: Watch | None = None,
     ) -> Iterator[list[Infilling]]:
         """Fills many texts side by side, and gives each as soon as it and those before it are filled.
@@ -366,6 +379,7 @@ class DiffusionLM:
             seed: An alternative depends on the seed, its text's number and its own number alone.
             batch_size: Alternatives written side by side; only those that take the same number of steps are.
             draws: Masked copies that a log-likelihood is estimated from.
+            search: How the lengths of holes are found that may have several; see `LengthSearch`.
             watch: Called with every state.
 
         Returns:
@@ -383,21 +397,15 @@ class DiffusionLM:
             )
         self.model.eval()
         family = self.sidecar.family
-        sampler, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
-        asked: list[tuple[Template, Task]] = []
-        for place, template in templates.items():
-            canvas = self.layout.holes(template)
-            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True)
-            asked += [(template, Task(canvas, rule, (seed, "infill", place, number))) for number in range(num)]
-        tasks = [task for _, task in asked]
-        batches = self._writer.write(tasks, sampler, batch_size=batch_size, watch=watch, inside=True)
-        rows = (row for batch in batches for row in self._ranked(batch, draws, seed))
-        infillings = (
-            Infilling.of(template, task, ids, log_likelihood, calls, self.tokenizer)
-            for (template, task), (ids, log_likelihood, calls) in zip(asked, rows, strict=True)
-        )
-        groups = in_groups(infillings, len(templates), num)
-        return (sorted(group, key=lambda one: -one.log_likelihood) for group in groups)
+        how, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
+        return Filler(
+            self.layout,
+            Weigher(self.layout, self.denoisers.ranking, self.process, self._pad_id, batch_size),
+            lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
+            lambda tasks: self._writer.write(tasks, how, batch_size=batch_size, watch=watch, inside=True),
+            lambda batch: self._ranked(batch, draws, seed),
+            seed,
+        ).fill(templates, num, search or LengthSearch())
 
     def estimator(self, reading: str | None = None, draws: int = 16) -> Likelihood:
         """What computes or bounds the likelihood of a reading.

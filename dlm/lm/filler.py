@@ -1,0 +1,100 @@
+"""What fills the holes of texts: those of known length side by side, and those of unknown length after a search."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from dlm.diffusion.rules import Rule
+from dlm.diffusion.verify import Verified
+from dlm.lm.canvas import Canvas
+from dlm.lm.infillings import Infilling
+from dlm.lm.layout import Layout
+from dlm.lm.lengths import Lengths, LengthSearch, Weigher, exact, is_open
+from dlm.lm.rows import Task, Written, in_groups
+from dlm.template import Template
+
+
+@dataclass(frozen=True)
+class Filler:
+    """Fills holes with one model, by one sampler.
+
+    Attributes:
+        layout: How texts become rows.
+        weigher: Weighs lengths.
+        rule: How the masks of a row are filled.
+        write: Writes rows, in batches.
+        ranked: The ids, the log-likelihood and the calls of each row of a batch.
+        seed: An alternative depends on the seed, its text's number, its lengths and its own number alone.
+    """
+
+    layout: Layout
+    weigher: Weigher
+    rule: Callable[[Canvas], Rule | Verified]
+    write: Callable[[Sequence[Task]], Iterator[Written]]
+    ranked: Callable[[Written], Iterator[tuple[list[int], float, int]]]
+    seed: int
+
+    def fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
+        """Fills texts, and gives each as soon as it and those before it are filled.
+
+        Args:
+            templates: The texts, under the numbers that their noise follows from.
+            num: How many alternatives of each; fewer where the holes' lengths are searched and too few differ.
+            search: How lengths are searched.
+
+        Returns:
+            An iterator over the alternatives of each text, the most likely first.
+
+        Raises:
+            DataError: The holes of a text and what stands between them do not fit the context.
+        """
+        for template in templates.values():
+            self.rule(self.layout.holes(template))
+        return self._fill(templates, num, search)
+
+    def _fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
+        for searched, group in groupby(templates.items(), key=lambda item: is_open(item[1])):
+            if searched:
+                for place, template in group:
+                    yield self._searched(place, template, num, search)
+            else:
+                asked = [
+                    (template, self._task(template, place, number))
+                    for place, template in group
+                    for number in range(num)
+                ]
+                for alternatives in in_groups(self._filled(asked), len(asked) // num, num):
+                    yield sorted(alternatives, key=lambda one: -one.log_likelihood)
+
+    def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
+        """The alternatives of a text whose holes may have several lengths; equal texts are one."""
+        posterior = self.weigher.posterior(template, search)
+        asked: list[tuple[Template, Task]] = []
+        weights: list[float] = []
+        for lengths, count in search.shared_out(posterior, num):
+            known = exact(template, lengths)
+            asked += [(known, self._task(known, place, number, lengths)) for number in range(count)]
+            weights += [posterior[lengths]] * count
+        best: dict[str, Infilling] = {}
+        ids_of: dict[str, set[tuple[tuple[int, ...], ...]]] = {}
+        for found, weight in zip(self._filled(asked), weights, strict=True):
+            one = replace(found, log_length=weight, length_posterior=posterior)
+            before, known_ids = best.get(one.text), ids_of.setdefault(one.text, set())
+            if before is None or one.log_joint > before.log_joint:
+                best[one.text] = one
+            if before is not None and one.ids not in known_ids:  # the same text by other tokens
+                more = math.log1p(math.exp(-abs(before.log_joint - one.log_joint)))
+                best[one.text] = replace(best[one.text], log_length=best[one.text].log_length + more)
+            known_ids.add(one.ids)
+        return sorted(best.values(), key=lambda one: -one.log_joint)[:num]
+
+    def _task(self, template: Template, place: int, number: int, lengths: Lengths = ()) -> Task:
+        canvas = self.layout.holes(template)
+        return Task(canvas, self.rule(canvas), (self.seed, "infill", place, *lengths, number))
+
+    def _filled(self, asked: Sequence[tuple[Template, Task]]) -> Iterator[Infilling]:
+        """Each row as a text, as soon as its batch is written."""
+        rows = (row for batch in self.write([task for _, task in asked]) for row in self.ranked(batch))
+        for (template, task), (ids, log_likelihood, calls) in zip(asked, rows, strict=True):
+            yield Infilling.of(template, task, ids, log_likelihood, calls, self.layout.tokenizer)

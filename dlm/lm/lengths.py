@@ -1,0 +1,251 @@
+"""Holes of unknown length: how likely each length is, before anything is written into them.
+
+The masks of a hole are summed over by never being revealed, so the text behind n masks has the probability
+p(behind | before, n), and Bayes' rule makes p(n | before, behind) of it and of a prior. The probability is found by the
+chain rule, token by token away from the hole. It has no noise, so that lengths differ by what the model says alone.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.process import Process
+from dlm.lm.canvas import Canvas, encoded_parts, stack
+from dlm.lm.layout import Layout
+from dlm.lm.rows import in_batches
+from dlm.model.text import encode
+from dlm.template import Hole, Template
+
+Lengths = tuple[int, ...]
+"""The tokens of each hole of a text."""
+
+REACH, BEFORE = 16, 128
+"""The tokens behind a hole that are asked how long it is, and the most before it that are read for that."""
+
+MOST_UNITS = 20_000
+"""The units of a text that a prior is made of, of each kind."""
+
+
+@dataclass(frozen=True)
+class LengthPrior:
+    """How often spans of each length occur; all lengths alike where nothing was counted.
+
+    Attributes:
+        inside: Counts by length of what stands within a line: words, and what follows a word up to the line's end.
+        lines: The same of whole lines, and of paragraphs.
+    """
+
+    inside: Mapping[int, int] = field(default_factory=dict)
+    lines: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of_text(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> "LengthPrior":
+        """Counts the spans of a text.
+
+        Args:
+            text: Such as the texts to be filled.
+            tokenizer: The model's.
+
+        Returns:
+            The prior.
+        """
+        lines = [line for line in text.splitlines() if line.strip()][:MOST_UNITS]
+        words = [line.split() for line in lines]
+        rests = [" ".join(each[i:]) for each in words for i in range(1, len(each))][:MOST_UNITS]
+        singles = [word for each in words for word in each][:MOST_UNITS]
+        paragraphs = [part.strip("\n") for part in text.split("\n\n") if part.strip()][:MOST_UNITS]
+        return cls(_counted(tokenizer, singles, rests), _counted(tokenizer, lines, paragraphs))
+
+    def log_p(self, lengths: Sequence[int], *, whole_lines: bool) -> list[float]:
+        """The logarithm of the prior of each length, normalised over these.
+
+        Args:
+            lengths: Tokens.
+            whole_lines: Whether the hole stands on lines of its own.
+
+        Returns:
+            Nats. Every length has been seen once more than it was, so that none is impossible.
+        """
+        counts = self.lines if whole_lines else self.inside
+        weights = [counts.get(length, 0) + 1 for length in lengths]
+        return [math.log(weight / sum(weights)) for weight in weights]
+
+
+def _counted(tokenizer: PreTrainedTokenizerBase, *kinds: Sequence[str]) -> Mapping[int, int]:
+    """How many of some texts have each length."""
+    counts: dict[int, int] = {}
+    for texts in kinds:
+        for ids in encode(tokenizer, texts) if texts else []:
+            counts[len(ids)] = counts.get(len(ids), 0) + 1
+    return dict(sorted(counts.items()))
+
+
+@dataclass(frozen=True)
+class LengthSearch:
+    """How the holes of unknown length are searched.
+
+    Attributes:
+        prior: How likely each length is by itself.
+        effort: The most lengths of a hole that are weighed, and the fillings that are tried.
+    """
+
+    prior: LengthPrior = field(default_factory=LengthPrior)
+    effort: int = 32
+
+    def __post_init__(self) -> None:
+        if self.effort < 1:
+            raise ValueError(f"effort must be at least 1, got {self.effort}")
+
+    def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Iterator[tuple[Lengths, int]]:
+        """How many fillings each of the lengths gets.
+
+        Args:
+            posterior: The log-probability of each, the likeliest first.
+            num: How many alternatives are wanted.
+
+        Yields:
+            Lengths that get some, and how many: in proportion, and at least one of each while there are enough.
+        """
+        left = tries = max(self.effort, num)
+        for lengths, log_p in posterior.items():
+            count = min(left, max(1, round(tries * math.exp(log_p))))
+            if count:
+                yield lengths, count
+            left -= count
+
+
+@dataclass(frozen=True)
+class Weigher:
+    """Weighs the lengths of holes by one model.
+
+    Attributes:
+        layout: How texts become rows.
+        denoiser: Predicts what may stand behind a hole.
+        process: The forward process, of absorbing noise.
+        pad_id: What fills up the shorter rows.
+        batch_size: Rows read side by side.
+    """
+
+    layout: Layout
+    denoiser: Denoiser
+    process: Process
+    pad_id: int
+    batch_size: int
+
+    def posterior(self, template: Template, search: LengthSearch) -> Mapping[Lengths, float]:
+        """The posterior of the lengths of all holes of a text.
+
+        Holes are taken from left to right. Of several, the likeliest beginnings are kept (a beam of four times
+        `effort`); where that is all there are, the posterior is that of enumeration.
+
+        Args:
+            template: Texts and holes.
+            search: The prior and the effort.
+
+        Returns:
+            The log-probability of each that was kept, the likeliest first.
+
+        Raises:
+            DataError: The shortest holes, and what stands between them, do not fit the context.
+        """
+        canvas = self.layout.holes(template)
+        spare = self._room - (canvas.holes[-1].stop - canvas.holes[0].start)
+        parts = encoded_parts(template, self.layout.tokenizer, self.process.mask_id)
+        beam: dict[Lengths, float] = {(): 0.0}
+        for place, part in enumerate(template):
+            if not isinstance(part, Hole):
+                continue
+            lengths = self._considered(part, search)
+            log_p = search.prior.log_p(lengths, whole_lines=_stands_alone(template, place))
+            longer = {
+                (*before, length): nats + own
+                for before, nats in beam.items()
+                for length, own in zip(lengths, log_p, strict=True)
+                if sum(before) + length - self._shortest(template[: place + 1]) <= spare
+            }
+            if len(longer) > 1:
+                evidence = self._evidence(template, parts, place, [*longer])
+                longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
+            beam = dict(sorted(longer.items(), key=lambda item: -item[1])[: 4 * search.effort])
+        total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
+        return {each: nats - total for each, nats in beam.items()}
+
+    @property
+    def _room(self) -> int:
+        return self.layout.sidecar.context - len(self.layout.sidecar.affixes)
+
+    @staticmethod
+    def _shortest(parts: Template) -> int:
+        return sum(part.tokens for part in parts if isinstance(part, Hole))
+
+    @staticmethod
+    def _considered(hole: Hole, search: LengthSearch) -> Sequence[int]:
+        """The lengths of a hole that are weighed: all, or as many at even steps."""
+        lengths = hole.lengths
+        if len(lengths) <= search.effort:
+            return lengths
+        steps = max(search.effort - 1, 1)
+        return sorted({lengths[round(i * (len(lengths) - 1) / steps)] for i in range(search.effort)})
+
+    def _evidence(
+        self, template: Template, parts: Sequence[Sequence[int]], place: int, every: Sequence[Lengths]
+    ) -> list[float]:
+        """Log p(the text behind a hole | what stands before it, the holes being unknown), for each of some lengths."""
+        behind = parts[place + 1] if place + 1 < len(parts) and isinstance(template[place + 1], str) else []
+        mask_id, first = self.process.mask_id, next(i for i, part in enumerate(template) if isinstance(part, Hole))
+        middles: list[list[int]] = []
+        for lengths in every:
+            following = iter(lengths)
+            pieces = (
+                [mask_id] * next(following) if isinstance(template[i], Hole) else parts[i]
+                for i in range(first, place + 1)
+            )
+            middles.append([id_ for piece in pieces for id_ in piece])
+        room = self._room - max(map(len, middles))
+        reach = max(0, min(REACH, len(behind), room))
+        before = [id_ for part in parts[:first] for id_ in part][-min(BEFORE, room - reach) :] if room > reach else []
+        given = [*self.layout.sidecar.affixes.prefix, *before]
+        rows = [[*given, *middle] for middle in middles]
+        found = [0.0] * len(rows)
+        for batch in in_batches([(row, i) for row in range(len(rows)) for i in range(reach)], self.batch_size):
+            canvases = []
+            for row, i in batch:
+                ids = [*rows[row], *behind[:i], *[mask_id] * (reach - i)]
+                canvases.append(Canvas(ids, [at == len(rows[row]) + i for at in range(len(ids))], []))
+            for (row, _), nats in zip(batch, self._log_p(canvases, [behind[i] for _, i in batch]), strict=True):
+                found[row] += nats
+        return found
+
+    def _log_p(self, canvases: Sequence[Canvas], targets: Sequence[int]) -> list[float]:
+        """The log-probability of one token of each row."""
+        x_BL, wanted_BL = stack(canvases, self.pad_id)
+        share_B = (x_BL == self.process.mask_id).double().mean(1)
+        time_B = self.process.schedule.inverse(1.0 - share_B).clamp(0.0, 1.0)
+        with torch.inference_mode():
+            log_p_NV = self.denoiser(NetworkInput(x_BL, wanted_BL, time_B))
+        found: list[float] = log_p_NV.gather(1, torch.tensor(targets, device=log_p_NV.device)[:, None])[:, 0].tolist()
+        return found
+
+
+def _stands_alone(template: Template, place: int) -> bool:
+    """Whether a hole stands on lines of its own."""
+    before, behind = template[:place][-1:], template[place + 1 :][:1]
+    ends = "".join(part[-1:] for part in before if isinstance(part, str))
+    begins = "".join(part[:1] for part in behind if isinstance(part, str))
+    return ends in ("", "\n") and begins in ("", "\n")
+
+
+def exact(template: Template, lengths: Iterable[int]) -> Template:
+    """A template whose holes have these lengths."""
+    following = iter(lengths)
+    return tuple(Hole(next(following)) if isinstance(part, Hole) else part for part in template)
+
+
+def is_open(template: Template) -> bool:
+    """Whether a hole of a template may have several lengths."""
+    return any(isinstance(part, Hole) and part.most is not None for part in template)

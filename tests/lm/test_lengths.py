@@ -1,0 +1,225 @@
+"""Holes of unknown length: posteriors by enumeration, and fillings that are what a hole of known length would get."""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dlm.config import Characters
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.network import NetworkInput
+from dlm.errors import DataError
+from dlm.lm import DiffusionLM, Sampler
+from dlm.lm.lengths import LengthPrior, LengthSearch, Weigher, exact
+from dlm.model.tokenizer import build_tokenizer
+from dlm.template import Hole, Template, parse_template
+from tests.support.commands import dlm, refusal
+from tests.support.fixtures import MakeLM, Refused
+from tests.support.joints import Chain
+
+SYMBOLS = "abcd"
+
+
+class Translated(Denoiser):
+    """The exact denoiser of a Markov chain, for a vocabulary that has other ids behind its symbols."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.chain, self.vocabulary = Chain(0.7, len(SYMBOLS)), vocabulary
+
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        ids_BL = inputs.ids_BL.clamp(max=len(SYMBOLS))  # what is behind the symbols is the mask, or padding
+        log_p_NK = self.chain(replace(inputs, ids_BL=ids_BL))[:, : len(SYMBOLS)]
+        room = self.vocabulary - len(SYMBOLS)
+        return torch.nn.functional.pad(log_p_NK, (0, room), value=-torch.inf)
+
+
+@pytest.fixture(scope="module")
+def lm(make_lm: MakeLM) -> DiffusionLM:
+    return make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24)
+
+
+@pytest.fixture(scope="module")
+def weigher(lm: DiffusionLM) -> Weigher:
+    assert lm.tokenizer.convert_tokens_to_ids(list(SYMBOLS)) == [0, 1, 2, 3]
+    return Weigher(lm.layout, Translated(len(lm.tokenizer)), lm.process, lm.layout.tokenizer.pad_token_id, 7)
+
+
+def probability(text: str) -> float:
+    """Of a text of the chain, by its steps."""
+    moves = math.prod(0.7 if one == other else 0.1 for one, other in itertools.pairwise(text))
+    return moves / len(SYMBOLS) if text else 1.0
+
+
+def enumerated(template: Template, prior: LengthPrior, whole_lines: bool = False) -> Mapping[tuple[int, ...], float]:
+    """The posterior of the lengths, by summing over every text that fits."""
+    holes = [part for part in template if isinstance(part, Hole)]
+    found: dict[tuple[int, ...], float] = {}
+    for lengths in itertools.product(*(hole.lengths for hole in holes)):
+        log_prior = sum(
+            prior.log_p(hole.lengths, whole_lines=whole_lines)[length - hole.tokens]
+            for hole, length in zip(holes, lengths, strict=True)
+        )
+        total = 0.0
+        for spans in itertools.product(*(itertools.product(SYMBOLS, repeat=length) for length in lengths)):
+            following = iter(spans)
+            total += probability("".join("".join(next(following)) if isinstance(p, Hole) else p for p in template))
+        found[lengths] = math.exp(log_prior) * total
+    return {lengths: p / sum(found.values()) for lengths, p in found.items()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ab[MASK:1-4]bc",
+        "a[MASK:0-4]a",
+        "[MASK:0-3]dd",
+        "aa[MASK:0-3]",
+        "ab[MASK:0-2]c[MASK:1-3]d",
+        "a[MASK:0-2][MASK:1-2]d",
+        "a[MASK:0-2]b[MASK:2]c[MASK:0-2]",
+        "[MASK:1-3]",
+    ],
+)
+@pytest.mark.parametrize("prior", [LengthPrior(), LengthPrior(inside={1: 5, 2: 30, 3: 2})], ids=["uniform", "counted"])
+def test_the_posterior_is_that_of_enumeration(text: str, prior: LengthPrior, weigher: Weigher) -> None:
+    template = parse_template(text)
+    if isinstance(template[0], Hole) and isinstance(template[-1], Hole):
+        prior = LengthPrior(lines=prior.inside)  # it is all of a line
+    found = weigher.posterior(template, LengthSearch(prior))
+    expected = enumerated(template, prior, whole_lines=len(template) == 1)
+    assert {lengths: math.exp(nats) for lengths, nats in found.items()} == pytest.approx(expected, rel=1e-6)
+    assert [*found.values()] == sorted(found.values(), reverse=True)
+
+
+def test_a_narrow_beam_keeps_the_likeliest(weigher: Weigher) -> None:
+    template = parse_template("ab[MASK:0-2]c[MASK:0-2]d[MASK:0-2]a")
+    wide = weigher.posterior(template, LengthSearch(effort=27))
+    narrow = weigher.posterior(template, LengthSearch(effort=3))
+    assert len(wide) == 27 and len(narrow) == 12
+    assert next(iter(narrow)) == next(iter(wide)) and sum(map(math.exp, narrow.values())) == pytest.approx(1.0)
+
+
+def test_more_lengths_than_the_effort_are_weighed_at_even_steps(weigher: Weigher) -> None:
+    found = weigher.posterior(parse_template("a[MASK:1-17]b"), LengthSearch(effort=5))
+    assert sorted(found) == [(1,), (5,), (9,), (13,), (17,)]
+
+
+def test_lengths_that_do_not_fit_the_context_are_not_weighed(
+    lm: DiffusionLM, weigher: Weigher, refused: Refused
+) -> None:
+    found = weigher.posterior(parse_template("abcd[MASK:1-30]abcdab[MASK:2-30]cd"), LengthSearch(effort=40))
+    assert {one + other for one, other in found} == set(range(3, 24 - 6 + 1))
+    with refused(DataError, "does not fit the context"):
+        lm.infill("a[MASK:25-30]b")
+
+
+def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: Weigher) -> None:
+    """With enough fillings tried, the best is the likeliest of all lengths and spans together."""
+    exact_lm = DiffusionLM(lm.model, lm.tokenizer, sidecar=lm.sidecar, precision="fp32")
+    vars(exact_lm)["denoisers"] = replace(lm.denoisers, infilling=weigher.denoiser, ranking=weigher.denoiser)
+    vars(exact_lm)["_writer"] = replace(lm._writer, denoisers=exact_lm.denoisers)
+    text, search = "ab[MASK:0-2]bc", LengthSearch(effort=200)
+    found = exact_lm.infill(text, num=10, search=search, draws=64, sampler=Sampler())
+    template = parse_template(text)
+    posterior = enumerated(template, search.prior)
+    expected: dict[str, float] = {}
+    for (length,), p_length in posterior.items():
+        spans = ["".join(span) for span in itertools.product(SYMBOLS, repeat=length)]
+        whole = {span: probability(f"ab{span}bc") for span in spans}
+        expected |= {f"ab{span}bc": math.log(p_length * p / sum(whole.values())) for span, p in whole.items()}
+    best = sorted(expected, key=lambda one: -expected[one])[:3]
+    assert [one.text for one in found][:3] == best
+    for one in found:
+        assert one.log_joint == pytest.approx(expected[one.text], abs=0.05)
+    assert len({one.text for one in found}) == len(found)
+
+
+# On a network
+
+
+def test_a_range_of_one_length_is_a_known_length(tiny_lm: DiffusionLM) -> None:
+    assert tiny_lm.infill("a[MASK:3-3]b", num=2) == tiny_lm.infill("a[MASK:3]b", num=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["[MASK]", "[MASK:0-3]x", "x[MASK:0-3]", "a[MASK:0-1][MASK:0-2]b", "a[MASK]b[MASK:2]c", "x[MASK:1-64]"]
+)
+def test_every_filling_parses_back_to_its_template(tiny_lm: DiffusionLM, text: str) -> None:
+    template = parse_template(text)
+    holes = [part for part in template if isinstance(part, Hole)]
+    found = tiny_lm.infill(text, num=5, search=LengthSearch(effort=6), draws=2)
+    assert 1 <= len(found) <= 5
+    for one in found:
+        assert all(length in hole.lengths for length, hole in zip(one.lengths, holes, strict=True))
+        following = iter(one.spans)
+        assert one.text == "".join(next(following) if isinstance(part, Hole) else part for part in template)
+        assert one.log_length == pytest.approx(one.length_posterior[one.lengths])
+        assert exact(template, one.lengths).count(Hole(0)) == one.spans.count("")
+    assert [one.log_joint for one in found] == sorted((one.log_joint for one in found), reverse=True)
+
+
+def test_a_search_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
+    texts = {0: parse_template("a[MASK:0-4]b"), 1: parse_template("c[MASK:2]d"), 2: parse_template("e[MASK:1-3]")}
+    search = LengthSearch(effort=5)
+    several = [*tiny_lm.infill_each(texts, num=2, search=search)]
+    one_by_one = [next(tiny_lm.infill_each({n: texts[n]}, num=2, search=search, batch_size=3)) for n in texts]
+    for group, alone in zip(several, one_by_one, strict=True):
+        assert [one.text for one in group] == [one.text for one in alone]
+        for one, other in zip(group, alone, strict=True):
+            assert one.log_joint == pytest.approx(other.log_joint, rel=1e-4)
+
+
+def test_an_empty_hole_costs_no_call_and_is_certain(tiny_lm: DiffusionLM) -> None:
+    found = tiny_lm.infill("a[MASK:0-1]b", num=40, search=LengthSearch(effort=40), draws=2)
+    (empty,) = [one for one in found if one.lengths == (0,)]
+    assert empty.text == "ab" and empty.log_likelihood == 0.0 and empty.calls == 0
+
+
+def test_a_prior_counts_words_rests_of_lines_lines_and_paragraphs(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    prior = LengthPrior.of_text("ab cde\nf\n\nghij\n", byte_tokenizer)
+    assert prior.inside == {1: 1, 2: 1, 3: 2, 4: 1}  # f, ab, cde as a word and as a rest, ghij
+    assert prior.lines == {1: 1, 4: 2, 6: 1, 8: 1}  # f; ghij as a line and a paragraph; ab cde; both lines of the first
+    assert prior.log_p([3, 4], whole_lines=False) == pytest.approx([math.log(3 / 5), math.log(2 / 5)])
+
+
+def test_a_hole_on_lines_of_its_own_has_the_lengths_of_lines(tiny_lm: DiffusionLM) -> None:
+    search = LengthSearch(LengthPrior(inside={1: 10**9}, lines={2: 10**9}))
+    for text, expected in (
+        ("a\n[MASK:1-2]\nb", 2),
+        ("[MASK:1-2]\nb", 2),
+        ("a[MASK:1-2]\nb", 1),
+        ("a\n[MASK:1-2] b", 1),
+    ):
+        (one,) = tiny_lm.infill(text, search=search)
+        assert one.lengths == (expected,)
+
+
+def test_the_command_searches(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
+    model, prior = tmp_path / "model", tmp_path / "prior.txt"
+    tiny_lm.save_pretrained(model)
+    prior.write_text("some words\nand lines\n")
+    words = ["infill", model, "a[MASK]b", "--effort", "4", "--max-length", "6", "--num", "2"]
+    out, err = dlm(*words)
+    assert out.startswith("a") and "at most 4 lengths are weighed" in err and " tokens: (" in err
+    found = json.loads(dlm(*words, "--json")[0])
+    assert len(found["length_posterior"]) == 4 and found["lengths"] in [
+        one["lengths"] for one in found["length_posterior"]
+    ]
+    assert sum(math.exp(one["log_probability"]) for one in found["length_posterior"]) == pytest.approx(1.0)
+    assert found["alternatives"][0]["log_joint"] == found["log_joint"]
+    dlm(*words, "--length-prior", prior)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a[MASK:0-2]b", "n": 1}\n{"text": "c[MASK:2]d"}\n{"text": "[MASK:1-2]"}\n')
+    out, err = dlm("infill", model, "--file", rows, "--effort", "3")
+    assert [("length_posterior" in json.loads(line)) for line in out.splitlines()] == [True, False, True]
+    assert "for each of 2 texts" in err
+    assert "--length-prior is uniform or a text" in refusal(*words, "--length-prior", tmp_path / "none.txt")
+    for wrong in ("[MASK:3-1]", "[MASK:0-0]", "[MASK:-3]", "[MASK:3-]"):
+        assert "a range, as in [MASK:3-12]" in refusal("infill", model, wrong)
