@@ -1,7 +1,7 @@
 """`dlm infill`."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,9 +102,7 @@ def infill(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
         )
         if batch or as_json:
-            with line_writer(output, overwrite=overwrite) as write:
-                for record, alternatives in zip(wanted.values(), found, strict=True):
-                    write(json_line({**record.given, **_filled(alternatives)}, output))
+            _write_lines([*wanted.values()], found, output, overwrite)
         else:
             (alternatives,) = found
     if not batch and not as_json:
@@ -166,6 +164,15 @@ def _template_of(fields: Mapping[str, Any], marker: str, longest: int) -> Templa
     except DataError as error:
         raise DataError(f'no field "text" with a text in it: {error}') from error
     return parse_template(text, marker, longest)
+
+
+def _write_lines(
+    records: Sequence[Record[Template]], found: "Iterable[Sequence[Infilling]]", output: Path | None, overwrite: bool
+) -> None:
+    """Writes what is found of each record on a line, as soon as it is finished."""
+    with line_writer(output, overwrite=overwrite) as write:
+        for record, alternatives in zip(records, found, strict=True):
+            write(json_line({**record.given, **_filled(alternatives)}, output))
 
 
 def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
