@@ -117,8 +117,9 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             misnamed = error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
-            remedy = ": give another name" if misnamed else ""
-            _fail(f"{error.strerror or error}{where}{remedy}", 2 if misnamed else 1, debug)
+            refused = isinstance(error, PermissionError)
+            remedy = ": give another name" if misnamed else ": ask its owner, or name another file" if refused else ""
+            _fail(f"{error.strerror or error}{where}{remedy}", 2 if misnamed or refused else 1, debug)
         except Exception as error:
             if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
                 message = (

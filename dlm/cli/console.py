@@ -183,7 +183,8 @@ def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Cal
         return
     with _gone_if_failed(output, keeps_part=True):
         with writing(output):
-            stream = output.open("w" if overwrite else "x", encoding="utf-8", newline="\n")
+            mode = "w" if overwrite or output.exists() else "x"  # what exists is a device, or may be replaced
+            stream = output.open(mode, encoding="utf-8", newline="\n")
         try:
             yield write
         finally:
@@ -262,7 +263,7 @@ def check_free(path: Path | None, overwrite: bool) -> None:
     if path.is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder; give the name of a file")
     if path.exists():
-        if not overwrite:
+        if path.is_file() and not overwrite:
             raise ConfigError(f"{path} exists already: choose another name, or say --overwrite")
         check_writable(path, path)
     else:

@@ -129,7 +129,10 @@ def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
     if "samples" in fields:
         raise DataError('the field "samples" is where the texts are written: give it another name')
     if messages is None:
-        return check_text(prompt)
+        try:
+            return check_text(prompt)
+        except DataError as error:
+            raise DataError(f'the field "prompt" {error}') from error
     try:
         chat = [{key: part for key, part in message.items() if key != "weight"} for message in messages_of(messages)]
     except DataError as error:

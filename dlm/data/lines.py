@@ -88,10 +88,11 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
     Raises:
         DataError: It is not UTF-8, such as UTF-16, which is named, or the compressed data is damaged.
     """
-    read = 0
+    read = number = 0
     with OPENERS.get(Path(file).suffix.lower(), _open)(file) as stream:
         try:
             for line in _narrow(stream, file):
+                number += 1
                 text = line.decode("utf-8")
                 if not read and not keeps_mark:
                     text = text.removeprefix(MARK)
@@ -99,7 +100,7 @@ def lines_of(file: str, *, keeps_mark: bool = False) -> Iterator[str]:
                 yield from split_lines(text)
         except UnicodeDecodeError as error:
             _check_text(_head(file), file)
-            raise DataError(f"{file} is not UTF-8 text: byte {read + error.start} cannot be read") from error
+            raise _not_utf8(file, read + error.start, number) from error
         except DAMAGE as error:
             raise DataError(f"{file} cannot be unpacked: {one_line(error, 160)}") from error
         except OSError as error:  # bz2 has no error of its own
@@ -124,9 +125,14 @@ def text_of(content: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         _check_narrow(content[:BEGINNING], name)
         _check_text(content[:BEGINNING], name)
-        raise DataError(f"{name} is not UTF-8 text: byte {error.start} cannot be read") from error
+        raise _not_utf8(name, error.start, 1 + content[: error.start].count(b"\n")) from error
     _check_narrow(content[:BEGINNING], name)
     return text
+
+
+def _not_utf8(name: str, byte: int, line: int) -> DataError:
+    told = f"{name} is not UTF-8 text: byte {byte}, on line {line}, cannot be read"
+    return DataError(f"{told}; convert it, as iconv -f LATIN1 -t UTF-8 does from Latin-1")
 
 
 def _narrow(stream: Iterable[bytes], file: str) -> Iterator[bytes]:

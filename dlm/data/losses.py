@@ -2,8 +2,14 @@
 
 from collections.abc import Iterator
 
+from transformers import PreTrainedTokenizerBase
+
 from dlm.data.batches import Sequences
 from dlm.data.documents import Documents
+from dlm.model.tokenizer import special_ids
+
+LOOKED_AT = 20_000_000
+"""The tokens of a text that are looked at for what the tokenizer does not know."""
 
 
 def losses_of(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:
@@ -25,6 +31,28 @@ def losses_of(which: str, documents: Documents, sequences: Sequences) -> Iterato
         yield (
             f"{len(documents):,} {which} documents at data.length {sequences.length}: {', '.join(parts)}; "
             f"{sequences.dropped_tokens:,} tokens are in no row"
+        )
+
+
+def unknown_in(which: str, sequences: Sequences, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """What of some documents the tokenizer does not know; of a long text, its first tokens tell.
+
+    Args:
+        which: As for `losses_of`.
+        sequences: As there.
+        tokenizer: What made them.
+
+    Yields:
+        A line, or none.
+    """
+    ids, looked = special_ids(tokenizer), sequences.tokens.ids[:LOOKED_AT]
+    if ids.unknown in (None, ids.end):
+        return
+    if count := int((looked == ids.unknown).sum()):
+        first = "first " if len(sequences.tokens.ids) > LOOKED_AT else ""
+        yield (
+            f"{count:,} of the {first}{len(looked):,} {which} tokens stand for characters that the tokenizer does not "
+            "know: what they were is not learned or scored"
         )
 
 

@@ -12,7 +12,7 @@ from dlm.config import Config, Data, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
-from dlm.data.losses import losses_of
+from dlm.data.losses import losses_of, unknown_in
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
@@ -97,7 +97,11 @@ def read_run_data(
             affixes=around,
         )
         _check_apart(config, tokenizer, validation)
-        losses = (*_misread(data), *losses_of("validation", opened.validation, validation))
+        losses = (
+            *_misread(data),
+            *losses_of("validation", opened.validation, validation),
+            *unknown_in("validation", validation, tokenizer),
+        )
         if data.packing == "pad":
             losses = (
                 f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
@@ -120,7 +124,12 @@ def read_run_data(
             f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
             f"{data.length}, so that there is nothing to validate on: raise it"
         )
-    lost = losses_of("training", splits.train, training), losses_of("validation", splits.validation, validation)
+    lost = (
+        *losses_of("training", splits.train, training),
+        *losses_of("validation", splits.validation, validation),
+        *unknown_in("training", training, tokenizer),
+        *unknown_in("validation", validation, tokenizer),
+    )
     tokens = training.tokens
     return RunData(
         tokenizer,
@@ -130,7 +139,7 @@ def read_run_data(
         tokens.checksum,
         around,
         training.learned_tokens,
-        tuple(chain(_misread(data), _endless(data, len(splits.train)), *lost)),
+        tuple(chain(_misread(data), _endless(data, len(splits.train)), lost)),
         tokens.earlier_checksum,
     )
 

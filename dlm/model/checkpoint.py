@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         yield draft
+        with suppress(OSError):  # where there are no modes
+            _share(draft)
         for path in [*draft.rglob("*"), draft]:
             flush(path)
         draft.rename(target)
@@ -265,6 +267,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
         told = f"cannot save {target}, where nothing was changed"
         raise unwritten(told, error) if isinstance(error, OSError) else WriteError(f"{told}: {error}") from error
+
+
+def _share(folder: Path) -> None:
+    """Gives the files of a folder the mode that new files have here: safetensors makes its own for one user alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(folder.stat().st_mode & 0o666)
 
 
 def check_absent(target: Path) -> None:

@@ -1,6 +1,7 @@
 """HuggingFace models with fresh weights, or loaded from a folder or the Hub; decoders made bidirectional."""
 
 import difflib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -219,6 +220,9 @@ def load_weights(factory: Any, path: str, **options: Any) -> PreTrainedModel:
                 f"the weights in {path} are pickles, which are never read: convert them to safetensors"
             ) from error
         check_fetched(path, "*.safetensors")
+        for weights in folder.glob("*.safetensors"):
+            if not os.access(weights, os.R_OK):  # which safetensors calls a file that is not there
+                raise CheckpointError(f"{weights} may not be read: ask its owner") from error
         raise CheckpointError(f"cannot load a model from {path}: {one_line(error, LIMIT)}") from error
     if misfits := sorted(info["mismatched_keys"]):
         name, stored, wanted = misfits[0]

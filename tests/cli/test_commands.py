@@ -244,7 +244,8 @@ def test_infill_ranks_its_alternatives(run: Path) -> None:
     found = answer("infill", run, "the [MASK:3]", "--num", "5")
     scores = [alternative["log_likelihood"] for alternative in found["alternatives"]]
     assert scores == sorted(scores, reverse=True) and len(scores) == 5 and scores[0] < 0
-    assert set(found["alternatives"][0]) == {"text", "spans", "log_likelihood", "network_calls"}
+    names = {"text", "spans", "log_likelihood", "network_calls", "lengths", "log_joint"}
+    assert set(found["alternatives"][0]) == names and found["lengths"] == [3]
     assert found["text"] == found["alternatives"][0]["text"]
     out, err = dlm("infill", run, "the [MASK:3]", "--num", "5")
     assert out == "\n---\n".join(a["text"] for a in found["alternatives"]) + "\n"

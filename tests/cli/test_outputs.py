@@ -202,6 +202,22 @@ def test_what_replaces_a_file_keeps_its_mode_and_its_link(tmp_path: Path) -> Non
     assert len([*tmp_path.iterdir()]) == 2
 
 
+def test_what_exists_and_is_no_file_may_be_written(tmp_path: Path) -> None:
+    write_text("text", Path("/dev/null"))
+    with line_writer(Path("/dev/null")) as write:
+        write("line")
+
+
+def test_a_saved_model_has_the_mode_of_new_files(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        tiny_lm.save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {0o640} and "model.safetensors" in {path.name for path in (tmp_path / "model").iterdir()}
+
+
 def test_a_batch_of_nothing_that_succeeds_is_an_empty_file(tmp_path: Path) -> None:
     with line_writer(tmp_path / "a.jsonl"):
         pass

@@ -228,7 +228,7 @@ def test_a_document_is_given_out_before_the_next_is_read(tmp_path: Path, documen
     path.write_bytes(b"one\r\n\r\ntwo\n\n\xe9")
     found = filter(None, (row["text"] for row in texts_of([str(path)], documents, "")))
     assert [next(found), next(found)] == ["one", "two"]
-    with pytest.raises(DataError, match="byte 12 cannot be read"):
+    with pytest.raises(DataError, match="byte 12, on line 5, cannot be read"):
         next(found)
 
 

@@ -163,3 +163,20 @@ def test_a_run_that_learns_no_documents_end_says_so(tmp_path: Path, documents: i
     config = parse_config({"data": keys, "tokenizer": {"name": "bytes"}})
     said = [line for line in read_run_data(config, config.tokenizer).losses if "no document's end is learned" in line]
     assert len(said) == told and all(f"each of {documents} documents" in line and "30%" in line for line in said)
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_told(tmp_path: Path) -> None:
+    """The characters are those of the training text alone."""
+    (tmp_path / "train.txt").write_text("abc " * 40)
+    (tmp_path / "other.txt").write_text("abc xyz " * 20)
+    tree: dict[str, Any] = {
+        "data": {
+            "train": {"format": "text", "path": str(tmp_path / "train.txt")},
+            "validation": {"format": "text", "path": str(tmp_path / "other.txt")},
+            "length": 8,
+        },
+        "tokenizer": {"name": "characters"},
+    }
+    config = parse_config(tree)
+    (told,) = read_run_data(config, config.tokenizer).losses
+    assert told.startswith("60 of the 161 validation tokens stand for characters that the tokenizer does not know")
