@@ -384,8 +384,8 @@ def test_bytes_that_are_no_text_on_stdin(shelf: Path) -> None:
     for words in (["infill", str(shelf / "model"), "-"], ["corrupt", "-"]):
         told = commands.refusal(*words, stdin=b"caf\xe9[MASK:1]")
         assert told == (
-            "dlm: stdin is not UTF-8 text: byte 3, on line 1, cannot be read; convert it, as iconv -f LATIN1 -t UTF-8 does "
-            "from Latin-1\n"
+            "dlm: stdin is not UTF-8 text: byte 3, on line 1, cannot be read; convert it, as iconv -f LATIN1 -t UTF-8 "
+            "does from Latin-1\n"
         )
 
 
