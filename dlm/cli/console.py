@@ -183,8 +183,8 @@ def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Cal
         return
     with _gone_if_failed(output, keeps_part=True):
         with writing(output):
-            mode = "w" if overwrite or output.exists() else "x"  # what exists is a device, or may be replaced
-            stream = output.open(mode, encoding="utf-8", newline="\n")
+            replaces = overwrite or output.exists()  # what exists still may be replaced, or is a device
+            stream = output.open("w" if replaces else "x", encoding="utf-8", newline="\n")
         try:
             yield write
         finally:

@@ -91,7 +91,7 @@ def evaluate(
     weights = options.check_weights(dtype, quantised)
     chain = _time(time)
     quiet_libraries()
-    from dlm.data.losses import left_out
+    from dlm.data.losses import altered_in, left_out
     from dlm.distributed import process_state
     from dlm.evaluate.chain_rule import evaluate_chain_rule
     from dlm.evaluate.readings import evaluate_readings
@@ -117,7 +117,8 @@ def evaluate(
         return
     plain = json.dumps({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
     write_data(plain if as_json else _table(found, exact), None)
-    for line in (*left_out("scored", documents, sequences), *_cautions(found.first)):
+    lost = *left_out("scored", documents, sequences), *altered_in("scored", documents, lm.tokenizer)
+    for line in (*lost, *_cautions(found.first)):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,12 +1,17 @@
 """What of some documents is in no row of their sequences, in words."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.batches import Sequences
 from dlm.data.documents import Documents
+from dlm.model.text import decode, encode
 from dlm.model.tokenizer import special_ids
+
+LOOKED_INTO, LONGEST_PART = 20, 1000
+"""The texts, and the characters of each, that are encoded and decoded to see whether a tokenizer changes them."""
 
 LOOKED_AT = 20_000_000
 """The tokens of a text that are looked at for what the tokenizer does not know."""
@@ -54,6 +59,32 @@ def unknown_in(which: str, sequences: Sequences, tokenizer: PreTrainedTokenizerB
             f"{count:,} of the {first}{len(looked):,} {which} tokens stand for characters that the tokenizer does not "
             "know: what they were is not learned or scored"
         )
+
+
+def altered_in(which: str, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Whether a tokenizer changes the texts that it reads, as uncased ones do; the beginnings of some tell.
+
+    Args:
+        which: As for `losses_of`.
+        documents: As there.
+        tokenizer: The model's.
+
+    Yields:
+        A line with an example, or none.
+    """
+    unknown = special_ids(tokenizer).unknown
+    for text in islice(documents.texts(), LOOKED_INTO):
+        part = text[:LONGEST_PART]
+        (ids,) = encode(tokenizer, [part])
+        back = decode(tokenizer, ids)
+        if unknown not in ids and back != part:
+            at = next((i for i, (one, other) in enumerate(zip(part, back, strict=False)) if one != other), 0)
+            kept, given = (repr(x[max(0, at - 10) : at + 20]) for x in (back, part))
+            yield (
+                f"the tokenizer changes the {which} text: of {given} it keeps {kept}; what is lost is not learned or "
+                "scored, and bits/byte are over bytes that are not all kept"
+            )
+            return
 
 
 def left_out(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dlm.config import Config, Data, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
-from dlm.data.losses import losses_of, unknown_in
+from dlm.data.losses import altered_in, losses_of, unknown_in
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
@@ -127,6 +127,7 @@ def read_run_data(
     lost = (
         *losses_of("training", splits.train, training),
         *losses_of("validation", splits.validation, validation),
+        *altered_in("training", splits.train, tokenizer),
         *unknown_in("training", training, tokenizer),
         *unknown_in("validation", validation, tokenizer),
     )

@@ -1,5 +1,6 @@
 """Rows that are in no document are counted, once, and a run and an evaluation say how many."""
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -10,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 from rich.console import Console
+from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedTokenizerBase
 
 from dlm.cli.console import TrainingDisplay
 from dlm.config import HeldOut, Source
 from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
-from dlm.data.losses import losses_of
+from dlm.data.losses import altered_in, losses_of
 from dlm.data.reading import read
 from dlm.data.run_data import read_run_data
 from dlm.errors import DataError
@@ -180,3 +182,13 @@ def test_characters_that_the_tokenizer_does_not_know_are_told(tmp_path: Path) ->
     config = parse_config(tree)
     (told,) = read_run_data(config, config.tokenizer).losses
     assert told.startswith("60 of the 161 validation tokens stand for characters that the tokenizer does not know")
+
+
+def test_a_tokenizer_that_changes_its_texts_is_told(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    documents = read(jsonl(tmp_path, [{"text": "all small"}, {"text": "and One Capital"}]), "data.train")
+    assert [*altered_in("training", documents, byte_tokenizer)] == []
+    uncased = copy.deepcopy(byte_tokenizer)
+    uncased.backend_tokenizer.normalizer = Lowercase()
+    (told,) = altered_in("training", documents, uncased)
+    assert "of 'and One Capital' it keeps 'and one capital'" in told
+    assert [*altered_in("training", documents.first(1), uncased)] == []

@@ -90,7 +90,10 @@ def test_a_run_its_checkpoint_and_eval_agree(tmp_path: Path) -> None:
     assert report.nats_per_token * report.tokens == pytest.approx(sum(lm.nelbo(TEXTS[:2], draws=64)), rel=0.1)
     order = Trainer(RunFolder.reopen(run), Silent()).validation
     assert order.affixes == lm.sidecar.affixes and bounds(run)[0] > 0.0
-    said = commands.answer("eval", run, "--max-documents", "4", "--precision", "fp32", "--device", "cpu")
+    words = ["eval", run, "--max-documents", "4", "--precision", "fp32", "--device", "cpu", "--json"]
+    out, told = commands.dlm(*words)
+    assert "the tokenizer changes the scored text" in told  # it joins words by one blank
+    said = json.loads(out)
     assert said["tokens"] == sum(int(rows.batch([i]).loss_mask_BL.sum()) for i in range(4))
 
 
