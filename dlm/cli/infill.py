@@ -18,15 +18,26 @@ from dlm.errors import ConfigError, DataError, shortened
 from dlm.template import LONGEST, Hole, Template, parse_template
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from dlm.lm import Infilling
+    from dlm.lm import DiffusionLM, Infilling
     from dlm.lm.lengths import LengthSearch
 
 WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives", "lengths", "log_joint", "length_posterior")
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
+PRIORS = ("run", "uniform")
+"""The priors of lengths that have a name; any other is a file."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
+
+
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        metavar="run|uniform|FILE",
+        help="How likely each length of a span is by itself: as of words and lines in the model's training text, all "
+        "alike, or as in a text.",
+        show_default="run, where the model has it",
+    ),
+]
 
 
 def infill(
@@ -86,7 +97,7 @@ def infill(
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
-    prior = _text_of(length_prior)
+    counted = _text_of(length_prior)
     ask = partial(_template_of, marker=marker, longest=max_length)
     records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
@@ -96,7 +107,8 @@ def infill(
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.layout.holes, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = _search([*templates.values()], prior, effort, num, lm.tokenizer)
+    search = _search(length_prior, counted, effort, lm)
+    _tell_cost([*templates.values()], effort, num)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -128,29 +140,36 @@ def _single(content: str, given: str | None, ask: Callable[[Mapping[str, Any]], 
         raise DataError(f"{error}; it is the name of a file: --file {given} reads that") from error
 
 
-def _text_of(length_prior: str) -> str | None:
-    """The text that a prior is made of; None for a uniform one."""
+def _text_of(length_prior: str | None) -> str:
+    """The text that a prior is counted in; empty where no file is named."""
     try:
-        return None if length_prior == "uniform" else "".join(file_lines(Path(length_prior)))
+        return "" if length_prior in (None, *PRIORS) else "".join(file_lines(Path(length_prior)))
     except DataError as error:
-        raise ConfigError(f"--length-prior is uniform or a text: {error}") from error
+        raise ConfigError(f"--length-prior is {', '.join(PRIORS)} or a text: {error}") from error
 
 
-def _search(
-    templates: Sequence[Template], text: str | None, effort: int, num: int, tokenizer: "PreTrainedTokenizerBase"
-) -> "LengthSearch":
-    """How lengths are searched; says what that will cost before it begins."""
-    from dlm.lm.lengths import REACH, LengthPrior, LengthSearch, is_open
+def _search(length_prior: str | None, text: str, effort: int, lm: "DiffusionLM") -> "LengthSearch":
+    """How lengths are searched: by the model's own prior, where it has one, or the one that is asked for."""
+    from dlm.lm.lengths import LengthSearch
+    from dlm.model.spans import LengthPrior
 
-    prior = LengthPrior() if text is None else LengthPrior.of_text(text, tokenizer)
-    if searched := [template for template in templates if is_open(template)]:
-        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
-        what = f"at most {effort} lengths" + (f" of each of {holes} spans" if holes > 1 else "")
-        texts = "" if len(searched) == 1 else f"for each of {len(searched)} texts, "
-        tries = max(num, effort)
-        told = f"{texts}{what} are weighed by {REACH} tokens behind, and {tries} fillings tried (--effort)"
-        errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
-    return LengthSearch(prior, effort)
+    if length_prior == "run" and lm.sidecar.lengths is None:
+        raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
+    own = length_prior in (None, "run")
+    return LengthSearch(None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort)
+
+
+def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
+    """Says what a search of lengths will cost before it begins."""
+    from dlm.lm.lengths import REACH, is_open
+
+    if not (searched := [template for template in templates if is_open(template)]):
+        return
+    holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+    what = f"at most {effort} lengths" + (f" of each of {holes} spans" if holes > 1 else "")
+    texts = "" if len(searched) == 1 else f"for each of {len(searched)} texts, "
+    told = f"{texts}{what} are weighed by {REACH} tokens behind, and {max(num, effort)} fillings tried (--effort)"
+    errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _template_of(fields: Mapping[str, Any], marker: str, longest: int) -> Template:

@@ -13,11 +13,12 @@ from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
 from dlm.data.losses import altered_in, losses_of, unknown_in
-from dlm.data.reading import read_splits
+from dlm.data.reading import Splits, read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
 from dlm.errors import ConfigError, DataError
 from dlm.model.public import Family
+from dlm.model.spans import LengthPrior
 from dlm.model.text import ChatTemplate, encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
 
@@ -40,6 +41,7 @@ class RunData:
         learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
             stream.
         losses: What is left out and cut, and what may be misread, a line each.
+        lengths: How long spans of the training text are; of a stream, of its beginning.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -51,6 +53,7 @@ class RunData:
     learned: int | None = None
     losses: tuple[str, ...] = ()
     earlier_checksum: int | None = None
+    lengths: LengthPrior | None = None
 
 
 def read_run_data(
@@ -79,35 +82,7 @@ def read_run_data(
     """
     data = config.data
     if data.streaming:
-        opened = open_stream(data)
-        tokenizer = build_tokenizer(spec, opened.beginning)
-        ids, around = special_ids(tokenizer), affixes_of(tokenizer) if affixes is None else affixes
-        validation = corpus(tokenizer, opened.validation, data.length, data.packing, around)
-        stream = StreamingBatches(
-            opened,
-            partial(encode, copy.deepcopy(tokenizer)),  # called in a thread, and a tokenizer is not thread-safe
-            ids.end,
-            ids.pad,
-            length=data.length,
-            packing=data.packing,
-            buffer=data.buffer,
-            seed=config.seed,
-            process=process,
-            processes=processes,
-            affixes=around,
-        )
-        _check_apart(config, tokenizer, validation)
-        losses = (
-            *_misread(data),
-            *losses_of("validation", opened.validation, validation),
-            *unknown_in("validation", validation, tokenizer),
-        )
-        if data.packing == "pad":
-            losses = (
-                f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
-                *losses,
-            )
-        return RunData(tokenizer, stream, validation, affixes=around, losses=losses)
+        return _streamed(config, spec, process, processes, affixes)
     splits = read_splits(data)
     tokenizer = build_tokenizer(spec, splits.train.texts)
     around = affixes_of(tokenizer) if affixes is None else affixes
@@ -124,13 +99,7 @@ def read_run_data(
             f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
             f"{data.length}, so that there is nothing to validate on: raise it"
         )
-    lost = (
-        *losses_of("training", splits.train, training),
-        *losses_of("validation", splits.validation, validation),
-        *altered_in("training", splits.train, tokenizer),
-        *unknown_in("training", training, tokenizer),
-        *unknown_in("validation", validation, tokenizer),
-    )
+    lost = _lost(splits, training, validation, tokenizer)
     tokens = training.tokens
     return RunData(
         tokenizer,
@@ -142,7 +111,54 @@ def read_run_data(
         training.learned_tokens,
         tuple(chain(_misread(data), _endless(data, len(splits.train)), lost)),
         tokens.earlier_checksum,
+        LengthPrior.of_texts(splits.train.texts(), tokenizer),
     )
+
+
+def _streamed(config: Config, spec: Tokenizer, process: int, processes: int, affixes: Affixes | None) -> RunData:
+    """What a run reads that streams its training text; as for `read_run_data`."""
+    data = config.data
+    opened = open_stream(data)
+    tokenizer = build_tokenizer(spec, opened.beginning)
+    ids, around = special_ids(tokenizer), affixes_of(tokenizer) if affixes is None else affixes
+    validation = corpus(tokenizer, opened.validation, data.length, data.packing, around)
+    stream = StreamingBatches(
+        opened,
+        partial(encode, copy.deepcopy(tokenizer)),  # called in a thread, and a tokenizer is not thread-safe
+        ids.end,
+        ids.pad,
+        length=data.length,
+        packing=data.packing,
+        buffer=data.buffer,
+        seed=config.seed,
+        process=process,
+        processes=processes,
+        affixes=around,
+    )
+    _check_apart(config, tokenizer, validation)
+    losses = (
+        *_misread(data),
+        *losses_of("validation", opened.validation, validation),
+        *unknown_in("validation", validation, tokenizer),
+    )
+    if data.packing == "pad":
+        losses = (
+            f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
+            *losses,
+        )
+    counted = LengthPrior.of_texts(opened.beginning(), tokenizer)
+    return RunData(tokenizer, stream, validation, affixes=around, losses=losses, lengths=counted)
+
+
+def _lost(
+    splits: Splits, training: Sequences, validation: Sequences, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[str]:
+    """What of the texts is in no row, and what the tokenizer does not keep, a line each."""
+    yield from losses_of("training", splits.train, training)
+    yield from losses_of("validation", splits.validation, validation)
+    yield from altered_in("training", splits.train, tokenizer)
+    yield from unknown_in("training", training, tokenizer)
+    yield from unknown_in("validation", validation, tokenizer)
 
 
 def _misread(data: Data) -> Iterator[str]:

@@ -7,10 +7,9 @@ chain rule, token by token away from the hole. It has no noise, so that lengths 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
@@ -18,7 +17,7 @@ from dlm.diffusion.process import Process
 from dlm.lm.canvas import Canvas, encoded_parts, stack
 from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
-from dlm.model.text import encode
+from dlm.model.spans import LengthPrior
 from dlm.template import Hole, Template
 
 Lengths = tuple[int, ...]
@@ -27,74 +26,17 @@ Lengths = tuple[int, ...]
 REACH, BEFORE = 16, 128
 """The tokens behind a hole that are asked how long it is, and the most before it that are read for that."""
 
-MOST_UNITS = 20_000
-"""The units of a text that a prior is made of, of each kind."""
-
-
-@dataclass(frozen=True)
-class LengthPrior:
-    """How often spans of each length occur; all lengths alike where nothing was counted.
-
-    Attributes:
-        inside: Counts by length of what stands within a line: words, and what follows a word up to the line's end.
-        lines: The same of whole lines, and of paragraphs.
-    """
-
-    inside: Mapping[int, int] = field(default_factory=dict)
-    lines: Mapping[int, int] = field(default_factory=dict)
-
-    @classmethod
-    def of_text(cls, text: str, tokenizer: PreTrainedTokenizerBase) -> "LengthPrior":
-        """Counts the spans of a text.
-
-        Args:
-            text: Such as the texts to be filled.
-            tokenizer: The model's.
-
-        Returns:
-            The prior.
-        """
-        lines = [line for line in text.splitlines() if line.strip()][:MOST_UNITS]
-        words = [line.split() for line in lines]
-        rests = [" ".join(each[i:]) for each in words for i in range(1, len(each))][:MOST_UNITS]
-        singles = [word for each in words for word in each][:MOST_UNITS]
-        paragraphs = [part.strip("\n") for part in text.split("\n\n") if part.strip()][:MOST_UNITS]
-        return cls(_counted(tokenizer, singles, rests), _counted(tokenizer, lines, paragraphs))
-
-    def log_p(self, lengths: Sequence[int], *, whole_lines: bool) -> list[float]:
-        """The logarithm of the prior of each length, normalised over these.
-
-        Args:
-            lengths: Tokens.
-            whole_lines: Whether the hole stands on lines of its own.
-
-        Returns:
-            Nats. Every length has been seen once more than it was, so that none is impossible.
-        """
-        counts = self.lines if whole_lines else self.inside
-        weights = [counts.get(length, 0) + 1 for length in lengths]
-        return [math.log(weight / sum(weights)) for weight in weights]
-
-
-def _counted(tokenizer: PreTrainedTokenizerBase, *kinds: Sequence[str]) -> Mapping[int, int]:
-    """How many of some texts have each length."""
-    counts: dict[int, int] = {}
-    for texts in kinds:
-        for ids in encode(tokenizer, texts) if texts else []:
-            counts[len(ids)] = counts.get(len(ids), 0) + 1
-    return dict(sorted(counts.items()))
-
 
 @dataclass(frozen=True)
 class LengthSearch:
     """How the holes of unknown length are searched.
 
     Attributes:
-        prior: How likely each length is by itself.
+        prior: How likely each length is by itself; None for what the model's run counted, or else all alike.
         effort: The most lengths of a hole that are weighed, and the fillings that are tried.
     """
 
-    prior: LengthPrior = field(default_factory=LengthPrior)
+    prior: LengthPrior | None = None
     effort: int = 32
 
     def __post_init__(self) -> None:
@@ -156,12 +98,13 @@ class Weigher:
         canvas = self.layout.holes(template)
         spare = self._room - (canvas.holes[-1].stop - canvas.holes[0].start)
         parts = encoded_parts(template, self.layout.tokenizer, self.process.mask_id)
+        prior = search.prior or self.layout.sidecar.lengths or LengthPrior()
         beam: dict[Lengths, float] = {(): 0.0}
         for place, part in enumerate(template):
             if not isinstance(part, Hole):
                 continue
             lengths = self._considered(part, search)
-            log_p = search.prior.log_p(lengths, whole_lines=_stands_alone(template, place))
+            log_p = prior.log_p(lengths, whole_lines=_stands_alone(template, place))
             longer = {
                 (*before, length): nats + own
                 for before, nats in beam.items()

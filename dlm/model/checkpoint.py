@@ -25,6 +25,7 @@ from dlm.model.causal import causal_on_disk
 from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
 from dlm.model.public import Family, by_name, read_config
+from dlm.model.spans import LengthPrior
 from dlm.model.time_embedding import TIMED, TimeEmbedding, write_time_embedding
 from dlm.model.tokenizer import Affixes
 from dlm.settings import dump_config, dump_formulation, parse_config, parse_formulation
@@ -53,6 +54,7 @@ class Sidecar:
         affixes: The special tokens that stand around every text.
         family: The family of published models that it is one of.
         base_checksum: For adapters: the `weights_checksum` of the model that they belong to, where one is known.
+        lengths: How long spans of its training text are, where its run counted them.
     """
 
     formulation: Formulation
@@ -63,6 +65,7 @@ class Sidecar:
     affixes: Affixes = field(default_factory=Affixes)
     family: Family | None = None
     base_checksum: str | None = None
+    lengths: LengthPrior | None = None
 
     @classmethod
     def of_run(
@@ -92,6 +95,8 @@ class Sidecar:
             tree["family"] = self.family.name
         if self.base_checksum is not None:
             tree["base_checksum"] = self.base_checksum
+        if self.lengths is not None:
+            tree["lengths"] = {"inside": dict(self.lengths.inside), "lines": dict(self.lengths.lines)}
         if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         if self.config is not None:
@@ -120,7 +125,13 @@ class Sidecar:
         affixes = Affixes(*(tuple(map(int, named[side])) for side in ("prefix", "suffix")))
         family = by_name(tree["family"]) if "family" in tree else None
         base = tree.get("base_checksum")
-        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes, family, base)
+        counted = tree.get("lengths")
+        lengths = LengthPrior(*(_counts(counted[side]) for side in ("inside", "lines"))) if counted else None
+        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes, family, base, lengths)
+
+
+def _counts(tree: Mapping[Any, Any]) -> dict[int, int]:
+    return {int(length): int(count) for length, count in tree.items()}
 
 
 def read_sidecar(path: str) -> Sidecar | None:

@@ -108,7 +108,7 @@ class Trainer:
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary, allowed=ends))
         self._first_id = first_id(self.tokenizer, family, shift=formulation.shift)
         known = Sidecar.of_run(self.config, ids.mask, 0, self.affixes, family)
-        self._sidecar = replace(known, base_checksum=base_checksum(self.config, origin))
+        self._sidecar = replace(known, base_checksum=base_checksum(self.config, origin), lengths=data.lengths)
         # Set here, because Accelerate sets it only where weights are not sharded.
         network = in_precision(self.network, self.precision)
         self.micros = micro_batches(self.config, self.accelerator)

@@ -17,12 +17,14 @@ from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
 from dlm.errors import DataError
 from dlm.lm import DiffusionLM, Sampler
-from dlm.lm.lengths import LengthPrior, LengthSearch, Weigher, exact
+from dlm.lm.lengths import LengthSearch, Weigher, exact
+from dlm.model.spans import LengthPrior
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.joints import Chain
+from tests.support.tiny_runs import describe, train
 
 SYMBOLS = "abcd"
 
@@ -128,7 +130,7 @@ def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: 
     text, search = "ab[MASK:0-2]bc", LengthSearch(effort=200)
     found = exact_lm.infill(text, num=10, search=search, draws=64, sampler=Sampler())
     template = parse_template(text)
-    posterior = enumerated(template, search.prior)
+    posterior = enumerated(template, LengthPrior())
     expected: dict[str, float] = {}
     for (length,), p_length in posterior.items():
         spans = ["".join(span) for span in itertools.product(SYMBOLS, repeat=length)]
@@ -183,10 +185,24 @@ def test_an_empty_hole_costs_no_call_and_is_certain(tiny_lm: DiffusionLM) -> Non
 
 
 def test_a_prior_counts_words_rests_of_lines_lines_and_paragraphs(byte_tokenizer: PreTrainedTokenizerBase) -> None:
-    prior = LengthPrior.of_text("ab cde\nf\n\nghij\n", byte_tokenizer)
+    prior = LengthPrior.of_texts(["ab cde\nf\n\n", "ghij\n"], byte_tokenizer)
     assert prior.inside == {1: 1, 2: 1, 3: 2, 4: 1}  # f, ab, cde as a word and as a rest, ghij
     assert prior.lines == {1: 1, 4: 2, 6: 1, 8: 1}  # f; ghij as a line and a paragraph; ab cde; both lines of the first
     assert prior.log_p([3, 4], whole_lines=False) == pytest.approx([math.log(3 / 5), math.log(2 / 5)])
+
+
+def test_a_run_counts_the_spans_of_its_text_and_its_model_weighs_by_them(tmp_path: Path) -> None:
+    text = "ab cde\n" * 200
+    run = train(tmp_path / "run", describe(tmp_path, text))
+    lm = DiffusionLM.from_pretrained(run, device="cpu", dtype="fp32")
+    counted = lm.sidecar.lengths
+    assert counted == LengthPrior.of_texts([text[: int(0.8 * len(text))]], lm.tokenizer)
+    (own,), (uniform,) = (lm.infill("x [MASK:1-5]", search=LengthSearch(prior)) for prior in (None, LengthPrior()))
+    gained = {each: nats - uniform.length_posterior[each] for each, nats in own.length_posterior.items()}
+    weights = [counted.inside.get(length, 0) + 1 for length in range(1, 6)]
+    assert gained[2,] - gained[1,] == pytest.approx(math.log(weights[1] / weights[0]))
+    lm.save_pretrained(tmp_path / "saved")
+    assert DiffusionLM.from_pretrained(tmp_path / "saved").sidecar.lengths == counted
 
 
 def test_a_hole_on_lines_of_its_own_has_the_lengths_of_lines(tiny_lm: DiffusionLM) -> None:
@@ -220,6 +236,7 @@ def test_the_command_searches(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     out, err = dlm("infill", model, "--file", rows, "--effort", "3")
     assert [("length_posterior" in json.loads(line)) for line in out.splitlines()] == [True, False, True]
     assert "for each of 2 texts" in err
-    assert "--length-prior is uniform or a text" in refusal(*words, "--length-prior", tmp_path / "none.txt")
+    assert "--length-prior is run, uniform or a text" in refusal(*words, "--length-prior", tmp_path / "none.txt")
+    assert "nothing was counted" in refusal(*words, "--length-prior", "run")
     for wrong in ("[MASK:3-1]", "[MASK:0-0]", "[MASK:-3]", "[MASK:3-]"):
         assert "a range, as in [MASK:3-12]" in refusal("infill", model, wrong)
