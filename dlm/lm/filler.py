@@ -23,7 +23,8 @@ class Filler:
         layout: How texts become rows.
         weigher: Weighs lengths.
         rule: How the masks of a row are filled.
-        write: Writes rows, in batches.
+        write: (tasks, whether it is watched) -> rows written in batches.
+        watched: Whether anyone watches; of a search they see the best filling.
         ranked: The ids, the log-likelihood and the calls of each row of a batch.
         seed: An alternative depends on the seed, its text's number, its lengths and its own number alone.
     """
@@ -31,7 +32,8 @@ class Filler:
     layout: Layout
     weigher: Weigher
     rule: Callable[[Canvas], Rule | Verified]
-    write: Callable[[Sequence[Task]], Iterator[Written]]
+    write: Callable[[Sequence[Task], bool], Iterator[Written]]
+    watched: bool
     ranked: Callable[[Written], Iterator[tuple[list[int], float, int]]]
     seed: int
 
@@ -76,25 +78,30 @@ class Filler:
             known = exact(template, lengths)
             asked += [(known, self._task(known, place, number, lengths)) for number in range(count)]
             weights += [posterior[lengths]] * count
-        best: dict[str, Infilling] = {}
+        best: dict[str, tuple[Infilling, Task]] = {}
         ids_of: dict[str, set[tuple[tuple[int, ...], ...]]] = {}
-        for found, weight in zip(self._filled(asked), weights, strict=True):
+        filled = self._filled(asked, watched=False)
+        for found, weight, (_, task) in zip(filled, weights, asked, strict=True):
             one = replace(found, log_length=weight, length_posterior=posterior)
-            before, known_ids = best.get(one.text), ids_of.setdefault(one.text, set())
-            if before is None or one.log_joint > before.log_joint:
-                best[one.text] = one
-            if before is not None and one.ids not in known_ids:  # the same text by other tokens
+            before, _ = best.get(one.text, (None, None))
+            better = before if before is not None and before.log_joint >= one.log_joint else one
+            if before is not None and one.ids not in ids_of[one.text]:  # the same text by other tokens
                 more = math.log1p(math.exp(-abs(before.log_joint - one.log_joint)))
-                best[one.text] = replace(best[one.text], log_length=best[one.text].log_length + more)
-            known_ids.add(one.ids)
-        return sorted(best.values(), key=lambda one: -one.log_joint)[:num]
+                better = replace(better, log_length=better.log_length + more)
+            best[one.text] = better, task if before is None else best[one.text][1]
+            ids_of.setdefault(one.text, set()).add(one.ids)
+        ranked = sorted(best.values(), key=lambda each: -each[0].log_joint)[:num]
+        if self.watched:
+            for _ in self.write([ranked[0][1]], True):  # the same again
+                pass
+        return [one for one, _ in ranked]
 
     def _task(self, template: Template, place: int, number: int, lengths: Lengths = ()) -> Task:
         canvas = self.layout.holes(template)
         return Task(canvas, self.rule(canvas), (self.seed, "infill", place, *lengths, number))
 
-    def _filled(self, asked: Sequence[tuple[Template, Task]]) -> Iterator[Infilling]:
+    def _filled(self, asked: Sequence[tuple[Template, Task]], *, watched: bool = True) -> Iterator[Infilling]:
         """Each row as a text, as soon as its batch is written."""
-        rows = (row for batch in self.write([task for _, task in asked]) for row in self.ranked(batch))
+        rows = (row for batch in self.write([task for _, task in asked], watched) for row in self.ranked(batch))
         for (template, task), (ids, log_likelihood, calls) in zip(asked, rows, strict=True):
             yield Infilling.of(template, task, ids, log_likelihood, calls, self.layout.tokenizer)

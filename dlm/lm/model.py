@@ -402,7 +402,10 @@ class DiffusionLM:
             self.layout,
             Weigher(self.layout, self.denoisers.ranking, self.process, self._pad_id, batch_size),
             lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
-            lambda tasks: self._writer.write(tasks, how, batch_size=batch_size, watch=watch, inside=True),
+            lambda tasks, watched: self._writer.write(
+                tasks, how, batch_size=batch_size, watch=watch if watched else None, inside=True
+            ),
+            watch is not None,
             lambda batch: self._ranked(batch, draws, seed),
             seed,
         ).fill(templates, num, search or LengthSearch())

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import Characters
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.sample import State
 from dlm.errors import DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.lengths import LengthSearch, Weigher, exact
@@ -176,6 +177,15 @@ def test_a_search_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
         assert [one.text for one in group] == [one.text for one in alone]
         for one, other in zip(group, alone, strict=True):
             assert one.log_joint == pytest.approx(other.log_joint, rel=1e-4)
+
+
+def test_who_watches_a_search_sees_the_filling_that_is_printed(tiny_lm: DiffusionLM) -> None:
+    states: list[State] = []
+    search = LengthSearch(effort=9)
+    (found,) = tiny_lm.infill("a[MASK:1-4]b", search=search, watch=states.append)
+    assert found == tiny_lm.infill("a[MASK:1-4]b", search=search)[0]
+    (ids,) = states[-1].x_BL[states[-1].editable_BL].split(found.lengths[0])
+    assert tuple(ids.tolist()) == found.ids[0] and len(states) == found.lengths[0] + 1
 
 
 def test_an_empty_hole_costs_no_call_and_is_certain(tiny_lm: DiffusionLM) -> None:
