@@ -1,6 +1,7 @@
 """Sampling rules: what one step does to a canvas. The loop in `sample.py` takes the steps.
 
-Two rules serve every process: unmasking by an order and a budget, and the reverse chain.
+Two rules serve every process: unmasking by an order and a budget, and the reverse chain. Those that mask revealed
+tokens again are in `remasking.py`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.draws import largest, uniforms
+from dlm.diffusion.draws import largest, random_scores, uniforms
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
 from dlm.diffusion.unmask import Budget, Order, Predictions, Step, TokenChoice
@@ -28,26 +29,30 @@ class StepInput:
         x_BL: Ids, which the rule does not change in place.
         active_BL: The positions that it may change.
         initial_count_B: How many were open before the first step of this block.
+        drawn_BL: What the rule's last step said of this; None before.
     """
 
     index: int
     x_BL: Tensor
     active_BL: Tensor
     initial_count_B: Tensor
+    drawn_BL: Tensor | None = None
 
 
 class Changes(NamedTuple):
-    """What one network call brought.
+    """What one step brought.
 
     Attributes:
         x_BL: The new ids.
         changed_BL: Where they differ, or were written.
-        called_B: Boolean, on the CPU: the rows that took part in the call.
+        called_B: Boolean, on the CPU: the rows that took part in its network call; none where it made no call.
+        drawn_BL: The probability that each token was drawn with, for the next step; None for a rule that never asks.
     """
 
     x_BL: Tensor
     changed_BL: Tensor
     called_B: Tensor
+    drawn_BL: Tensor | None = None
 
 
 class Rule(Protocol):
@@ -175,11 +180,13 @@ class ReverseChain:
         process: The forward process.
         steps: T, the network calls.
         token: Which x0 each position draws.
+        redrawn: The share of tokens whose xs is drawn from q(xs | x0) instead, whatever xt is; see `Psi`.
     """
 
     process: Process
     steps: int
     token: TokenChoice
+    redrawn: float = 0.0
     tokens_are_final: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -204,4 +211,7 @@ class ReverseChain:
         u_N = torch.cat(uniforms(generators, active_BL.sum(1).tolist()))
         x0_BL = x_BL.masked_scatter(active_BL, self.token.draw(log_p_NV, u_N).to(x_BL.device))
         xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, active_BL)
+        if self.redrawn > 0.0 and k > 1:
+            redrawn_BL = active_BL & (random_scores(generators, active_BL) < self.redrawn)
+            xs_BL = self.process.corrupt(x0_BL, s_B, generators, redrawn_BL).where(redrawn_BL, xs_BL)
         return Changes(xs_BL, xs_BL != x_BL, active_BL.any(1).cpu())

@@ -55,7 +55,7 @@ def sample(
             (semi-autoregressive, as in LLaDA, 2502.09992). One block by default.
         stop_ids: Once one of these ids is written and everything editable before it is, the row is done, and its
             remaining positions are filled with the first of these ids. A rule that may change a written token
-            ignores them.
+            ignores them: its text is written to its full length.
 
     Yields:
         The noise before the first step, the state after every step that changed something, and the last state.
@@ -67,17 +67,18 @@ def sample(
 
     for block_BL in _blocks(editable_BL, block_length):
         initial_count_B: Tensor | None = None
+        drawn_BL: Tensor | None = None
         for index in range(1, rule.steps + 1) if rule.steps else itertools.count(1):
             active_BL = rule.active(x_BL, block_BL) & ~_stopped(x_BL, editable_BL, stop_ids)
             if initial_count_B is None:
                 initial_count_B = active_BL.sum(1)
             if not active_BL.any():
                 break
-            changes = rule.step(StepInput(index, x_BL, active_BL, initial_count_B), denoiser, generators)
+            changes = rule.step(StepInput(index, x_BL, active_BL, initial_count_B, drawn_BL), denoiser, generators)
             if changes is None:
                 continue
-            x_BL = changes.x_BL
-            calls, calls_B = calls + 1, calls_B + changes.called_B
+            x_BL, drawn_BL = changes.x_BL, changes.drawn_BL
+            calls, calls_B = calls + int(changes.called_B.any()), calls_B + changes.called_B
             if changes.changed_BL.any():
                 yield (last := State(x_BL, editable_BL, changes.changed_BL, calls, calls_B))
 

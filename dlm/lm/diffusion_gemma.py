@@ -208,6 +208,7 @@ def check_sampler(sampler: Sampler, batch_size: int | None) -> None:
         "--order": sampler.order,
         "--temperature, --top-k and --top-p": sampler.token,
         "--block-length": sampler.block_length,
+        "--remask": sampler.remask,
     }
     for flag, asked in ignored.items():
         if asked is not None:

@@ -7,6 +7,8 @@ from typing import Self
 from dlm.diffusion.formulation import NO_ORDER, Formulation
 from dlm.diffusion.process import Process
 from dlm.diffusion.readings import Blocks
+from dlm.diffusion.remask import AnyRemasker
+from dlm.diffusion.remasking import Remasking
 from dlm.diffusion.rules import ReverseChain, Rule
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Budget, Order, TokenChoice
@@ -34,6 +36,7 @@ class Sampler:
             `DRAFTS`.
         accept: 1 for exactly the causal reading's text; below it, more drafts are accepted (see `Verified`).
         verify: Whether the causal reading writes; None where the model has one, and no order, budget or block is asked.
+        remask: Which revealed tokens become masks again; None for none. See `dlm/diffusion/remask.py`.
     """
 
     order: Order | None = None
@@ -43,6 +46,7 @@ class Sampler:
     drafts: int | None = None
     accept: float = 1.0
     verify: bool | None = None
+    remask: AnyRemasker | None = None
 
     def __post_init__(self) -> None:
         Verified(self.drafts or 0, accept=self.accept)
@@ -78,7 +82,7 @@ class Sampler:
             The rule.
 
         Raises:
-            ConfigError: The model's noise knows no such order, budget or blocks.
+            ConfigError: The model's noise knows no such order, budget, remasker or blocks.
         """
         if self._verifies(formulation, inside):
             drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
@@ -90,6 +94,7 @@ class Sampler:
                 self.token or TokenChoice(),
                 order=self.order,
                 budget=self.budget,
+                remask=self.remask,
                 default_order=default_order,
                 tokens=tokens,
             )
@@ -97,12 +102,17 @@ class Sampler:
             raise ConfigError(str(error)) from error
         if isinstance(rule, ReverseChain) and self.block_length is not None:
             raise ConfigError(NO_ORDER)
+        if isinstance(rule, Remasking) and self.block_length is not None and formulation.timed:
+            raise ConfigError(
+                "--remask and --block-length: this model takes the time of the whole text, which a block has not: "
+                "leave one of them out"
+            )
         return rule
 
     def _verifies(self, formulation: Formulation, inside: bool) -> bool:
         """Whether the causal reading writes."""
         readings = formulation.readings
-        any_order = [self.order, self.budget, self.block_length] != [None] * 3
+        any_order = [self.order, self.budget, self.block_length, self.remask] != [None] * 4
         asked = self.drafts is not None or self.accept < 1.0 or self.verify is True
         if asked and not readings.causal:
             raise ConfigError(
@@ -112,14 +122,14 @@ class Sampler:
         if asked and (any_order or self.verify is False):
             raise ConfigError(
                 "--verify, --drafts and --accept write from left to right: leave them out, or leave out --no-verify, "
-                "--order, --block-length and what says how many tokens a step"
+                "--order, --block-length, --remask and what says how many tokens a step"
             )
         if self.drafts and not readings.remembers:
             raise ConfigError(f"--drafts: masks draft, and this model, {readings.name}, was not trained to fill them")
         if not readings.any_order and readings.causal and (any_order or self.verify is False):
             raise ConfigError(
                 f"this model, {readings.name}, writes from left to right alone: leave --no-verify, --order, "
-                "--block-length and what says how many tokens a step out"
+                "--block-length, --remask and what says how many tokens a step out"
             )
         if asked and inside:
             raise ConfigError(
