@@ -180,7 +180,8 @@ class ReverseChain:
         process: The forward process.
         steps: T, the network calls.
         token: Which x0 each position draws.
-        redrawn: The share of tokens whose xs is drawn from q(xs | x0) instead, whatever xt is; see `Psi`.
+        redrawn: The share of tokens whose xs is drawn from q(xs | x0) instead, whatever xt is; see `Psi`. With
+            absorbing noise this is `Remasking`, since a revealed token is no longer predicted here.
     """
 
     process: Process
@@ -192,6 +193,8 @@ class ReverseChain:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.redrawn > 0.0 and self.process.absorbing:
+            raise ValueError(f"redrawn must be 0 with absorbing noise, got {self.redrawn}: see Remasking")
 
     def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
         """The noise at t = 1 at every editable position; see `Rule`."""
