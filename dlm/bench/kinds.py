@@ -3,16 +3,19 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.readings import Autoregressive, Blocks, Joint
+from dlm.diffusion.remask import AnyRemasker, Psi
 from dlm.diffusion.unmask import Confidence, FixedSteps, Threshold
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError
 from dlm.lm import Sampler
 
-Family = Literal["steps", "one at a time", "confidence", "threshold", "causal", "verified", "relaxed", "transformers"]
+Family = Literal[
+    "steps", "one at a time", "confidence", "threshold", "remasked", "causal", "verified", "relaxed", "transformers"
+]
 """What samplers of one marker in the picture have in common."""
 
 Needs = Literal["any-order", "masks", "causal", "drafts", "plain"]
@@ -54,6 +57,15 @@ def _threshold(number: str) -> Kind:
     return Kind(f"threshold-{number}", "threshold", "masks", Sampler(budget=Threshold(float(number))))
 
 
+def _remasked(name: str, number: str, eta: str | None) -> Kind:
+    if name not in (remaskers := {choice.name: choice for choice in get_args(AnyRemasker)}):
+        raise ValueError(f"there is no remasker {name!r}; valid: {', '.join(remaskers)}")
+    remask: AnyRemasker = remaskers[name](**({} if eta is None else {"eta": float(eta)}))
+    sampler = Sampler(budget=FixedSteps(int(number)), remask=remask)
+    asked = f"remask-{name}-{number}" + (f"@{eta}" if eta is not None else "")
+    return Kind(asked, "remasked", "any-order" if isinstance(remask, Psi) else "masks", sampler)
+
+
 def _causal() -> Kind:
     return Kind("causal", "causal", "causal", Sampler(drafts=0))
 
@@ -79,12 +91,15 @@ KINDS: dict[str, tuple[str, Callable[..., Kind]]] = {
     "confidence": ("confidence()", lambda _: _confidence(None)),
     "confidence-N": (r"confidence-(\d+)", _confidence),
     "threshold-P": (f"threshold-{_NUMBER}", _threshold),
+    "remask-NAME-N": (r"remask-([a-z]+)-(\d+)()", lambda name, number, _: _remasked(name, number, None)),
+    "remask-NAME-N@E": (rf"remask-([a-z]+)-(\d+)@{_NUMBER}", _remasked),
     "causal": ("causal", _causal),
     "verified-K": (r"verified-(\d+)()", lambda drafts, _: _verified(drafts, None)),
     "verified-K@A": (rf"verified-(\d+)@{_NUMBER}", _verified),
     "transformers": ("transformers", _transformers),
 }
-"""Every sampler: how it is written, and what it is. N steps, a probability P, K drafts, accepted at A below 1."""
+"""Every sampler: how it is written, and what it is. N steps, a probability P, a remasker's NAME and eta E, K drafts,
+accepted at A below 1."""
 
 
 def kind(name: str) -> Kind:

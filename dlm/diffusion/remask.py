@@ -9,7 +9,7 @@ the network sees the noise it was trained on. sigma = 0 is ancestral sampling. `
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -63,7 +63,7 @@ class Cap(SigmaRemasker):
         eta: From 0 to 1; the more steps, the more tokens are opened again in all.
     """
 
-    eta: float = field(default=0.02, metadata={"help": "the share of revealed tokens a step"})
+    eta: float = 0.02
     name: Literal["cap"] = "cap"
 
     def sigma(self, t: float, alpha_s: float, alpha_t: float) -> float:
@@ -79,7 +79,7 @@ class Rescale(SigmaRemasker):
         eta: From 0 to 1.
     """
 
-    eta: float = field(default=0.05, metadata={"help": "the share of the most that the noise allows"})
+    eta: float = 0.05
     name: Literal["rescale"] = "rescale"
 
     def sigma(self, t: float, alpha_s: float, alpha_t: float) -> float:
@@ -100,7 +100,7 @@ class LeastConfident(SigmaRemasker):
         eta: From 0 to 1.
     """
 
-    eta: float = field(default=0.05, metadata={"help": "the share of the most that the noise allows"})
+    eta: float = 0.05
     name: Literal["confidence"] = "confidence"
     by_confidence: ClassVar[bool] = True
 
@@ -123,10 +123,10 @@ class Loop(SigmaRemasker):
         alpha: The share of tokens that are revealed meanwhile.
     """
 
-    eta: float = field(default=0.02, metadata={"help": "the share of revealed tokens a step"})
-    on: float = field(default=0.55, metadata={"help": "when it begins, of 1 down to 0"})
-    off: float = field(default=0.05, metadata={"help": "when it ends"})
-    alpha: float = field(default=0.9, metadata={"help": "the share that is revealed meanwhile"})
+    eta: float = 0.02
+    on: float = 0.55
+    off: float = 0.05
+    alpha: float = 0.9
     name: Literal["loop"] = "loop"
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class Psi(SigmaRemasker):
         eta: From 0, ancestral sampling, to 1.
     """
 
-    eta: float = field(default=0.05, metadata={"help": "the share of tokens that are drawn anew a step"})
+    eta: float = 0.05
     name: Literal["psi"] = "psi"
 
     def sigma(self, t: float, alpha_s: float, alpha_t: float) -> float:
@@ -181,7 +181,7 @@ class Planner:
             above 1 old ones go first.
     """
 
-    eta: float = field(default=1.0, metadata={"help": "0 reopens nothing, above 1 what stands there goes first"})
+    eta: float = 1.0
     name: Literal["planner"] = "planner"
 
     def __post_init__(self) -> None:

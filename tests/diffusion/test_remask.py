@@ -125,7 +125,7 @@ def noisy_marginal(process: Process, p_K: Tensor, t: float) -> Tensor:
     return transition_matrix(process, 0.0, t)[:, :K] @ p_K
 
 
-@pytest.mark.parametrize("schedule", [*defaults(Schedule), Straight(0.9, 0.2), Polynomial(60.0)], ids=repr)
+@pytest.mark.parametrize("schedule", [*defaults(Schedule), Straight(0.9, 0.2), Polynomial(power=60.0)], ids=repr)
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
 @pytest.mark.parametrize("remasker", [*STRONG, *defaults(AnySigma)], ids=repr)
 def test_every_sigma_is_admissible_and_keeps_the_share_of_clean_tokens(
@@ -342,7 +342,7 @@ def test_what_is_given_stays_and_every_mask_goes(remasker: AnyRemasker, block_le
     assert int(states[-1].calls_B[0]) == 0 and states[-1].calls == len(asked.seen)
     if block_length:
         block_BL = (editable_BL.cumsum(1) - 1) // block_length
-        for before, state in pairwise(states):
+        for state in states:
             at = block_BL[state.changed_BL]
             assert not at.numel() or len(at.unique()) == 1  # earlier blocks stay as they were finished
 
@@ -374,8 +374,8 @@ def test_only_what_is_revealed_is_asked_for_and_a_step_without_it_makes_no_call(
     states = written(rule_of(remasker, 40), noting, every(2, 3))
     assert all((ids_BL[wanted_BL] == MASK).all() and wanted_BL.any(1).all() for ids_BL, wanted_BL in told)
     assert states[-1].calls == len(told) < 40
-    revealed_B = sum(((b.x_BL != MASK) & (a.x_BL == MASK)).any(1).long() for a, b in pairwise(states))
-    assert torch.equal(states[-1].calls_B, revealed_B)
+    revealed = [((b.x_BL != MASK) & (a.x_BL == MASK)).any(1) for a, b in pairwise(states)]
+    assert torch.equal(states[-1].calls_B, torch.stack(revealed).sum(0))
     assert any(a.calls == b.calls and b.changed_BL.any() for a, b in pairwise(states))  # remasked alone
 
 
