@@ -8,12 +8,10 @@ from typing import get_args
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.matrices import posterior, transition_matrix
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.noise import Absorbing, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
@@ -24,17 +22,15 @@ from dlm.diffusion.sample import State, sample
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule, Polynomial, Schedule
 from dlm.diffusion.unmask import FixedSteps, TokenChoice
 from dlm.selftest.joints import Joint
+from tests.support.chains import Move, ancestral, chain, every, follows
 from tests.support.choices import defaults, named
-from tests.support.joints import Narrow, Straight, Wrong, absorbing, every_noisy, random_joint, twins
+from tests.support.joints import Narrow, Straight, Wrong, absorbing, marginal, random_joint, twins
 from tests.support.networks import ask
 
 K = 3
 MASK = K
 STRONG: list[AnySigma] = [Cap(0.3), Rescale(0.7), LeastConfident(0.9), Loop(0.1, on=0.6, off=0.3, alpha=0.7), Psi(0.5)]
 """Each with options that remask often."""
-
-Move = Callable[[int, Tensor, Tensor], Tensor]
-"""(k, every noisy text, p(x0 | xt) at each of its positions) -> the distribution of each token at (k-1)/T."""
 
 
 def rule_of(remasker: AnyRemasker, steps: int, schedule: NoiseSchedule | None = None, temperature: float = 1.0) -> Rule:
@@ -59,41 +55,6 @@ def written(
     streams = [generator("remask", key) for key in keys or range(len(editable_BL))]
     given = rule, denoiser, canvas_BL, editable_BL
     return list(sample(*given, generators=streams, block_length=block_length, stop_ids=stop_ids))
-
-
-def every(rows: int, length: int) -> Tensor:
-    return torch.ones(rows, length, dtype=torch.bool)
-
-
-def follows(x_BL: Tensor, texts_ML: Tensor, p_M: Tensor) -> bool:
-    """Whether texts are draws of a distribution over `texts_ML`, by the chi-square test."""
-    found_M = (x_BL[:, None] == texts_ML).all(-1).sum(0)
-    likely = p_M > 1e-12
-    assert int(found_M.sum()) == len(x_BL) and not found_M[~likely].any()
-    if int(likely.sum()) == 1:
-        return True
-    expected = p_M[likely] / p_M[likely].sum() * len(x_BL)
-    return float(stats.chisquare(found_M[likely].numpy(), expected.numpy()).pvalue) > 1e-4
-
-
-def chain(denoiser: Denoiser, process: Process, length: int, steps: int, move: Move) -> tuple[Tensor, list[Tensor]]:
-    """Every noisy text, and its probability after each step, by enumeration."""
-    texts_ML = every_noisy(process, length)
-    start_S = transition_matrix(process, 0.0, 1.0)[:, process.vocabulary.symbols_K].mean(1)
-    p_M = start_S[texts_ML].prod(-1)
-    found = [p_M]
-    for k in range(steps, 0, -1):
-        select_ML = process.to_predict(texts_ML)
-        p_MLS = torch.nn.functional.one_hot(texts_ML, process.vocabulary.size).double()
-        t_M = torch.full((len(texts_ML),), k / steps, dtype=torch.float64)
-        p_MLS[select_ML] = ask(denoiser, texts_ML, t_M, select_ML).exp().double()
-        xs_MLS = p_MLS if k == 1 else move(k, texts_ML, p_MLS)
-        after_M = torch.zeros_like(p_M)
-        for p, xs_LS in zip(p_M, xs_MLS, strict=True):
-            if p > 0:  # no posterior is known of what cannot be
-                after_M += p * torch.stack([xs_LS[i, texts_ML[:, i]] for i in range(length)]).prod(0)
-        found.append(p_M := after_M)
-    return texts_ML, found
 
 
 def remasking(remasker: AnySigma, schedule: NoiseSchedule, steps: int, share: Callable[[Tensor], Tensor]) -> Move:
@@ -122,7 +83,7 @@ def equal(texts_ML: Tensor) -> Tensor:
 
 def noisy_marginal(process: Process, p_K: Tensor, t: float) -> Tensor:
     """q(xt) of one token."""
-    return transition_matrix(process, 0.0, t)[:, :K] @ p_K
+    return marginal(process, t)[:, :K] @ p_K
 
 
 @pytest.mark.parametrize("schedule", [*defaults(Schedule), Straight(0.9, 0.2), Polynomial(power=60.0)], ids=repr)
@@ -223,12 +184,7 @@ def _certain(x0_N: Tensor) -> Tensor:
 @pytest.mark.parametrize("remasker", [Cap(0.0), Rescale(0.0), LeastConfident(0.0), Psi(0.0)], ids=named)
 def test_without_sigma_it_is_ancestral_sampling(remasker: AnySigma) -> None:
     steps, denoiser, process = 4, Wrong(K, 2), absorbing(Cosine(), K)
-
-    def ancestral(k: int, texts_ML: Tensor, p_MLS: Tensor) -> Tensor:
-        s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
-        return posterior(process, texts_ML, p_MLS, s, t)
-
-    texts_ML, found = chain(denoiser, process, 2, steps, ancestral)
+    texts_ML, found = chain(denoiser, process, 2, steps, ancestral(process, steps))
     states = written(rule_of(remasker, steps, Cosine()), denoiser, every(4000, 2))
     assert all(follows(state.x_BL, texts_ML, p_M) for state, p_M in zip(states, found, strict=True))
 
@@ -289,9 +245,8 @@ def test_psi_steps_are_a_mixture_of_the_posterior_and_the_noise(noise: Noise, st
     process, eta = Process(noise, Cosine(), Vocabulary.plain(K)), 0.4
 
     def move(k: int, texts_ML: Tensor, p_MLS: Tensor) -> Tensor:
-        s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
-        anew_MLS = p_MLS @ transition_matrix(process, 0.0, float(s)).T
-        return (1 - eta) * posterior(process, texts_ML, p_MLS, s, t) + eta * anew_MLS
+        anew_MLS = p_MLS @ marginal(process, (k - 1) / steps).T
+        return (1 - eta) * ancestral(process, steps)(k, texts_ML, p_MLS) + eta * anew_MLS
 
     for length, denoiser in ((1, _exact(process)), (2, Wrong(K, 2))):
         texts_ML, found = chain(denoiser, process, length, steps, move)
