@@ -130,6 +130,8 @@ def test_the_loop_stands_still_between_two_runs_of_the_schedule(schedule: NoiseS
 
     assert [alpha(t) for t in (0.6, 0.5, 0.2)] == pytest.approx([0.75] * 3, abs=1e-12)
     assert alpha(1.0) == pytest.approx(0.0, abs=1e-12) and alpha(0.0) == pytest.approx(1.0, abs=1e-12)
+    rule = Remasking(absorbing(schedule, K), 10, Loop(0.05, on=0.6, off=0.2, alpha=0.75), TokenChoice())
+    assert [rule.probabilities(k)[2] for k in range(10, 0, -1)] == [0, 0, 0, 0, *[0.05] * 4, 0, 0]
     falling = [alpha(t / 100) for t in range(101)]
     assert falling == sorted(falling, reverse=True)
     if schedule == Linear():  # 2503.00307, section 4.2
@@ -365,10 +367,33 @@ def test_the_planner_draws_from_the_distribution_of_a_mask() -> None:
 
 @pytest.mark.parametrize("remasker", [*STRONG, Planner()], ids=named)
 def test_a_stop_that_may_go_again_ends_nothing(remasker: AnyRemasker) -> None:
+    """Of one block."""
     rule = rule_of(remasker, 8)
     assert not rule.tokens_are_final
     plain, stopped = (written(rule, Wrong(K, 6), every(10, 6), stop_ids=stops)[-1] for stops in ((), (0, 1, 2)))
     assert torch.equal(plain.x_BL, stopped.x_BL)
+
+
+@pytest.mark.parametrize("remasker", [*STRONG, Planner()], ids=named)
+def test_a_stop_in_a_finished_block_leaves_the_next_ones_nothing_to_write(remasker: AnyRemasker) -> None:
+    blocks = 0, 0, 0, 1, 1, 1, 2, 2
+    texts_RL = torch.tensor([[0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 2, 0, 0, 1, 0], [0] * 8])
+
+    @FunctionDenoiser
+    def known(inputs: NetworkInput) -> Tensor:
+        rows = torch.arange(3) if inputs.rows_B is None else inputs.rows_B
+        return _certain(texts_RL[rows][inputs.wanted_BL])
+
+    rule = rule_of(remasker, 5)
+    states = written(rule, known, every(3, 8), block_length=3, stop_ids=(1, 2))
+    ends = [0, 1, 2]  # the block in which each text ends
+    expected = [
+        [id_ if block <= end else 1 for id_, block in zip(text, blocks, strict=True)]
+        for text, end in zip(texts_RL.tolist(), ends, strict=True)
+    ]
+    assert states[-1].x_BL.tolist() == expected
+    calls = states[-1].calls_B.tolist()
+    assert 0 < calls[0] <= 5 and calls[1] <= 10 and calls[0] < calls[1] < calls[2] <= 15
 
 
 @pytest.mark.parametrize(
