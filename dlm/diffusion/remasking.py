@@ -1,5 +1,6 @@
 """Sampling rules that open revealed tokens again; what they open is one of `remask.py`."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,12 +13,31 @@ from dlm.diffusion.draws import largest, random_scores, uniforms
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
 from dlm.diffusion.remask import AnyRemasker, Planner, SigmaRemasker
-from dlm.diffusion.rules import Changes, Generators, StepInput
-from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Order, Step, TokenChoice
+from dlm.diffusion.rules import Changes, Generators, StepInput, time_of_share
+from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Order, Predictions, Step, TokenChoice
+
+
+class _Reopening(ABC):
+    """A rule for masks whose revealed tokens may become masks again."""
+
+    process: Process
+    tokens_are_final: ClassVar[bool] = False
+
+    def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
+        """Masks at every editable position; see `Rule`."""
+        return canvas_BL.masked_fill(editable_BL, self.process.mask_id)
+
+    def active(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
+        """The whole block: any of its tokens may become a mask; see `Rule`."""
+        return block_BL
+
+    @abstractmethod
+    def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
+        """Takes one step; see `Rule`."""
 
 
 @dataclass(frozen=True)
-class Remasking:
+class Remasking(_Reopening):
     """The reverse chain of masks with remasking, on a grid of even times (ReMDM, 2503.00307, algorithm 1).
 
     From t = k/T to s = (k-1)/T a revealed token becomes a mask with probability sigma, and a mask is revealed with
@@ -35,19 +55,10 @@ class Remasking:
     steps: int
     remasker: SigmaRemasker
     token: TokenChoice
-    tokens_are_final: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
-
-    def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
-        """Masks at every editable position; see `Rule`."""
-        return canvas_BL.masked_fill(editable_BL, self.process.mask_id)
-
-    def active(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
-        """The whole block: any of its tokens may become a mask; see `Rule`."""
-        return block_BL
 
     def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
         """Goes back by one time; see `Rule`."""
@@ -68,9 +79,9 @@ class Remasking:
         if rows.numel():
             time_R = torch.full((len(rows),), time, dtype=torch.float64, device=x_BL.device)
             log_p_NV = denoiser(NetworkInput(x_BL[rows], reveal_BL[rows], time_R, rows_B=rows))
-            token_N, p_N = draw_tokens(self.token, log_p_NV, reveal_BL, generators)
+            token_N, log_p_N = draw_tokens(self.token, log_p_NV, reveal_BL, generators)
             new_BL = new_BL.masked_scatter(reveal_BL, token_N)
-            drawn_BL = drawn_BL.masked_scatter(reveal_BL, p_N.exp())
+            drawn_BL = drawn_BL.masked_scatter(reveal_BL, log_p_N.exp())
         return Changes(new_BL, reveal_BL | remask_BL, reveal_BL.any(1).cpu(), drawn_BL)
 
     def probabilities(self, k: int) -> tuple[float, float, float]:
@@ -94,7 +105,7 @@ class Remasking:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(_Reopening):
     """Keeps the most likely tokens of each step and masks the others; see `Planner`.
 
     Attributes:
@@ -108,20 +119,11 @@ class Planned:
     budget: FixedSteps
     planner: Planner
     token: TokenChoice
-    tokens_are_final: ClassVar[bool] = False
 
     @property
     def steps(self) -> int:
         """The steps of the budget; see `Rule`."""
         return self.budget.steps
-
-    def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
-        """Masks at every editable position; see `Rule`."""
-        return canvas_BL.masked_fill(editable_BL, self.process.mask_id)
-
-    def active(self, x_BL: Tensor, block_BL: Tensor) -> Tensor:
-        """The whole block: any of its tokens may become a mask; see `Rule`."""
-        return block_BL
 
     def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
         """Draws a token for every mask, and keeps the likeliest of all; see `Rule`."""
@@ -134,19 +136,16 @@ class Planned:
         if not rows.numel():
             return None
 
-        masked_BL = masked_BL & asked_BL
+        new_BL, old_BL = asked_BL & masked_BL, asked_BL & ~masked_BL
         share_R = (x_BL[rows] == self.process.mask_id).double().mean(1)
-        time_R = self.process.schedule.inverse(1.0 - share_R).clamp(0.0, 1.0)
-        log_p_NV = denoiser(NetworkInput(x_BL[rows], asked_BL[rows], time_R, rows_B=rows))
-        new_N = masked_BL[asked_BL]
-        token_N, p_N = draw_tokens(self.token, log_p_NV[new_N.to(log_p_NV.device)], masked_BL, generators)
-        x0_BL = x_BL.masked_scatter(masked_BL, token_N)
-        old_NV, old_N = log_p_NV[~new_N.to(log_p_NV.device)], x_BL[asked_BL & ~masked_BL]
-        old_p_N = old_NV.gather(-1, old_N.to(old_NV.device)[:, None])[:, 0].double().to(x_BL.device)
-        least = torch.finfo(torch.float64).min  # 0 times minus infinity is 0 here
+        inputs = NetworkInput(x_BL[rows], asked_BL[rows], time_of_share(self.process, share_R), rows_B=rows)
+        predictions = Predictions(denoiser(inputs), asked_BL)
+        token_N, new_log_p_N = draw_tokens(self.token, predictions.at(new_BL), new_BL, generators)
+        x0_BL = x_BL.masked_scatter(new_BL, token_N)
+        old_log_p_N = log_p_of(predictions.at(old_BL), x_BL[old_BL]).clamp(min=torch.finfo(torch.float64).min)
         score_BL = torch.full(x_BL.shape, -torch.inf, dtype=torch.float64, device=x_BL.device)
-        score_BL = score_BL.masked_scatter(masked_BL, p_N)
-        score_BL = score_BL.masked_scatter(asked_BL & ~masked_BL, self.planner.eta * old_p_N.clamp(min=least))
+        score_BL = score_BL.masked_scatter(new_BL, new_log_p_N)
+        score_BL = score_BL.masked_scatter(old_BL, self.planner.eta * old_log_p_N)  # clamped: 0 times -inf is 0 here
         kept_BL = largest(score_BL, kept_B) & asked_BL
         after_BL = torch.where(asked_BL, torch.where(kept_BL, x0_BL, self.process.mask_id), x_BL)
         return Changes(after_BL, after_BL != x_BL, asked_BL.any(1).cpu())
@@ -209,9 +208,13 @@ def draw_tokens(
         The ids, and their log-probabilities before temperature and cuts, float64; both where `where_BL` is.
     """
     u_N = torch.cat(uniforms(generators, where_BL.sum(1).tolist()))
-    token_N = token.draw(log_p_NV, u_N)
-    p_N = log_p_NV.gather(-1, token_N[:, None])[:, 0].double()
-    return token_N.to(where_BL.device), p_N.to(where_BL.device)
+    token_N = token.draw(log_p_NV, u_N).to(where_BL.device)
+    return token_N, log_p_of(log_p_NV, token_N)
+
+
+def log_p_of(log_p_NV: Tensor, token_N: Tensor) -> Tensor:
+    """The log-probability of each token in its row, float64, where the tokens are."""
+    return log_p_NV.gather(-1, token_N.to(log_p_NV.device)[:, None])[:, 0].double().to(token_N.device)
 
 
 def _shares(drawn_BL: Tensor | None, shown_BL: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ class Unmasking:
         streams = [generators[b] for b in rows.tolist()]
         x_RL, open_RL = x_BL[rows], active_BL[rows]
         share_R = (x_RL == self.process.mask_id).double().mean(1)
-        inputs = NetworkInput(x_RL, open_RL, self._time(share_R), rows_B=rows)
+        inputs = NetworkInput(x_RL, open_RL, time_of_share(self.process, share_R), rows_B=rows)
         predictions = None
         if self.order.needs_predictions or self.budget.needs_predictions:
             predictions = Predictions(denoiser(inputs), open_RL)
@@ -164,9 +164,10 @@ class Unmasking:
             given.index, masked_R, given.initial_count_B[rows], scores_RL, predictions, schedule=self.process.schedule
         )
 
-    def _time(self, share_R: Tensor) -> Tensor:
-        """The time at which that share of tokens is masked on average; alpha may not reach 0 or 1."""
-        return self.process.schedule.inverse(1.0 - share_R).clamp(0.0, 1.0)
+
+def time_of_share(process: Process, share_R: Tensor) -> Tensor:
+    """The time at which that share of tokens is masked on average; alpha may not reach 0 or 1."""
+    return process.schedule.inverse(1.0 - share_R).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
