@@ -240,6 +240,21 @@ def test_the_least_confident_goes_first_and_as_many_go_on_average() -> None:
     assert surer > less_sure  # a token of probability 0.8 stays more often than one of 0.3
 
 
+def test_a_token_counts_by_the_probability_that_the_model_gave_it() -> None:
+    """Every other position has a certain token, the others three that are equally likely, at any temperature.
+
+    Of those revealed in a text, the others go (e^-1/3)/(e^-1) = 1.95 times as often.
+    """
+    p_LS = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1 / 3, 1 / 3, 1 / 3, 0.0]], dtype=torch.float64).repeat(6, 1)
+    denoiser = FunctionDenoiser(lambda inputs: p_LS.log().expand(len(inputs.ids_BL), -1, -1)[inputs.wanted_BL])
+    for temperature in (0.0, 1.0):
+        rule = rule_of(LeastConfident(1.0), 12, temperature=temperature)
+        *_, before, after, _ = written(rule, denoiser, every(4000, 12))
+        shown_N2 = (before.x_BL != MASK).view(-1, 2)
+        sure, unsure = ((shown_N2 & (after.x_BL == MASK).view(-1, 2)).sum(0) / shown_N2.sum(0)).tolist()
+        assert unsure / sure == pytest.approx(1.95, abs=0.2)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 6])
 @pytest.mark.parametrize("noise", [Absorbing(), Uniform(), Hybrid(0.3)], ids=repr)
 def test_psi_steps_are_a_mixture_of_the_posterior_and_the_noise(noise: Noise, steps: int) -> None:
