@@ -260,13 +260,8 @@ def test_a_token_counts_by_the_probability_that_the_model_gave_it() -> None:
 def test_psi_steps_are_a_mixture_of_the_posterior_and_the_noise(noise: Noise, steps: int) -> None:
     """And of one token with an exact denoiser, every time has the marginal of the noise."""
     process, eta = Process(noise, Cosine(), Vocabulary.plain(K)), 0.4
-
-    def move(k: int, texts_ML: Tensor, p_MLS: Tensor) -> Tensor:
-        anew_MLS = p_MLS @ marginal(process, (k - 1) / steps).T
-        return (1 - eta) * ancestral(process, steps)(k, texts_ML, p_MLS) + eta * anew_MLS
-
     for length, denoiser in ((1, _exact(process)), (2, Wrong(K, 2))):
-        texts_ML, found = chain(denoiser, process, length, steps, move)
+        texts_ML, found = chain(denoiser, process, length, steps, _psi(process, steps, eta))
         states = written(_psi_rule(process, steps, eta), denoiser, every(4000, length))
         assert all(follows(state.x_BL, texts_ML, p_M) for state, p_M in zip(states, found, strict=True))
         if length == 1:
@@ -274,6 +269,33 @@ def test_psi_steps_are_a_mixture_of_the_posterior_and_the_noise(noise: Noise, st
             for k, p_M in zip(range(steps, -1, -1), found, strict=True):
                 q_M = noisy_marginal(process, p_K, k / steps)[texts_ML[:, 0]]
                 torch.testing.assert_close(p_M, q_M, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("noise", [Absorbing(), Uniform(), Hybrid(0.3)], ids=repr)
+def test_a_token_is_forgotten_as_often_as_eta_says(noise: Noise) -> None:
+    """Of one token, before and after each step: the marginals alone do not depend on eta."""
+    process, eta, steps = Process(noise, Cosine(), Vocabulary.plain(K)), 0.2, 3
+    denoiser, move = _exact(process), _psi(process, steps, eta)
+    texts_ML, found = chain(denoiser, process, 1, steps, move)
+    states = written(_psi_rule(process, steps, eta), denoiser, every(6000, 1))
+    for k, p_M, (before, after) in zip((3, 2), found, pairwise(states), strict=False):
+        t_M, select_ML = torch.full((len(texts_ML),), k / steps, dtype=torch.float64), process.to_predict(texts_ML)
+        p_MLS = torch.nn.functional.one_hot(texts_ML, K + 1).double()
+        p_MLS[select_ML] = ask(denoiser, texts_ML, t_M, select_ML).exp()
+        after_MM = move(k, texts_ML, p_MLS)[:, 0, texts_ML[:, 0]]
+        pairs_N2 = torch.cartesian_prod(texts_ML[:, 0], texts_ML[:, 0])
+        law_N = (p_M[:, None] * after_MM).nan_to_num().flatten()
+        assert follows(torch.cat([before.x_BL, after.x_BL], 1), pairs_N2, law_N)
+
+
+def _psi(process: Process, steps: int, eta: float) -> Move:
+    """The mixture of the posterior and the noise."""
+
+    def move(k: int, texts_ML: Tensor, p_MLS: Tensor) -> Tensor:
+        anew_MLS = p_MLS @ marginal(process, (k - 1) / steps).T
+        return (1 - eta) * ancestral(process, steps)(k, texts_ML, p_MLS) + eta * anew_MLS
+
+    return move
 
 
 def _exact(process: Process) -> Denoiser:
@@ -285,6 +307,21 @@ def _psi_rule(process: Process, steps: int, eta: float) -> Rule:
     if process.absorbing:
         return Remasking(process, steps, Psi(eta), TokenChoice())
     return ReverseChain(process, steps, TokenChoice(), eta)
+
+
+@pytest.mark.parametrize("noise", [Uniform(), Hybrid(0.3)], ids=repr)
+def test_what_is_given_is_not_drawn_anew_and_a_rows_text_is_its_own(noise: Noise) -> None:
+    process = Process(noise, Straight(0.5, 0.2), Vocabulary.plain(K))
+    editable_BL = torch.tensor([[True] * 6, [True, False, True, False, True, True], [False] * 6, [True] * 6])
+    canvas_BL = torch.tensor([[0, 1, 2, MASK, 1, 0]]).repeat(4, 1)
+    rule = ReverseChain(process, 7, TokenChoice(), 0.6)
+    states = written(rule, Wrong(K, 6), editable_BL, canvas_BL=canvas_BL)
+    assert all(torch.equal(state.x_BL[~editable_BL], canvas_BL[~editable_BL]) for state in states)
+    assert not (states[-1].x_BL[editable_BL] == MASK).any()  # though the schedule has noise at t = 0
+    for row in range(4):
+        given = editable_BL[row : row + 1]
+        alone = written(rule, Wrong(K, 6), given, canvas_BL=canvas_BL[:1], keys=[row])[-1]
+        assert torch.equal(alone.x_BL[0], states[-1].x_BL[row])
 
 
 def test_nothing_drawn_anew_is_the_reverse_chain_draw_by_draw() -> None:
