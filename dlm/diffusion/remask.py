@@ -100,7 +100,7 @@ class LeastConfident(SigmaRemasker):
         eta: From 0 to 1.
     """
 
-    eta: float = 0.05
+    eta: float = 0.3
     name: Literal["confidence"] = "confidence"
     by_confidence: ClassVar[bool] = True
 
