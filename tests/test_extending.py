@@ -172,6 +172,25 @@ assert "--first" in dlm("infill", "--help")
 """
 
 
+CHECK_REMASKER = """
+from dlm.bench.kinds import kind
+from dlm.diffusion.process import Process, Vocabulary
+from dlm.diffusion.noise import Absorbing
+from dlm.diffusion.remask import Fading
+from dlm.diffusion.remasking import Remasking
+from dlm.diffusion.schedule import Linear
+from dlm.diffusion.unmask import TokenChoice
+
+rule = Remasking(Process(Absorbing(), Linear(), Vocabulary.plain(3)), 4, Fading(0.8), TokenChoice())
+assert [round(rule.probabilities(k)[2], 9) for k in (3, 2)] == [0.6, 0.2]  # 3/4 x 0.8 x 1, and 1/2 x 0.8 x 1/2
+assert kind("remask-fading-8@0.5").sampler.remask == Fading(0.5)
+
+train()
+assert '"network_calls"' in dlm("sample", "run", "--length", 6, "--steps", 8, "--remask", "fading:eta=0.5", "--json")
+assert "fading:eta=0.2" in "".join(dlm("infill", "--help").split())
+"""
+
+
 CHECK_LOSS = """
 from pathlib import Path
 
@@ -185,6 +204,7 @@ EXAMPLES = {
     "Zipf": ("dlm/diffusion/noise.py", CHECK_NOISE),
     "OutsideIn": ("dlm/diffusion/unmask.py", CHECK_ORDER),
     "Doubling": ("dlm/diffusion/unmask.py", CHECK_BUDGET),
+    "Fading": ("dlm/diffusion/remask.py", CHECK_REMASKER),
     "Hyperbolic": ("dlm/diffusion/schedule.py", CHECK_SCHEDULE),
     "Psv": ("dlm/data/formats.py", CHECK_FORMAT),
     "HalfAndHalf": ("dlm/diffusion/weighting.py", CHECK_LOSS),

@@ -15,6 +15,7 @@ import typer.main
 from dlm.cli.app import app
 from dlm.config import Config
 from dlm.data.formats import FORMATS
+from dlm.diffusion.remask import AnyRemasker
 from dlm.diffusion.unmask import AnyBudget, AnyOrder
 from dlm.errors import ConfigError
 from dlm.settings import default_config_path, load_config
@@ -263,7 +264,7 @@ def test_every_configuration_is_in_the_table() -> None:
     assert {str(path.relative_to(page.parent)) for path in page.parent.rglob("*.yaml")} <= set(linked)
 
 
-KINDS = ("order", "budget", "token", "blocks", "cache", "next")
+KINDS = ("order", "budget", "token", "reopen", "blocks", "cache", "next")
 """The choices of a sampler, by the first words of the front page's table."""
 
 
@@ -273,6 +274,7 @@ def test_the_front_page_names_every_choice_of_a_sampler() -> None:
     table = {name: re.findall(r"`([^`]+)`", flags) for name, flags in rows}
     orders = {order.name for order in get_args(AnyOrder)}
     assert sorted(table["order"]) == sorted(f"--order {name}" for name in orders)
+    assert table["reopen"] == ["--steps N", *(f"--remask {remasker.name}" for remasker in get_args(AnyRemasker))]
 
     parameters = COMMANDS["sample"].get_params(typer.Context(COMMANDS["sample"]))
     options = {flag for parameter in parameters for flag in parameter.opts}

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.readings import Autoregressive, Blocks, Joint
+from dlm.diffusion.remask import AnyRemasker, Psi
 from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.unmask import Confidence, FixedSteps, Threshold
 from dlm.diffusion.verify import Verified
@@ -18,6 +19,7 @@ Family = Literal[
     "one at a time",
     "confidence",
     "threshold",
+    "remasked",
     "blocks",
     "reused",
     "causal",
@@ -80,6 +82,15 @@ def _reused(base: str, reach: Literal["dual", "prefix"], refresh: str) -> Kind:
     return Kind(f"{base}+{reach}-{refresh}", "reused", "masks", sampler)
 
 
+def _remasked(name: str, number: str, eta: str | None) -> Kind:
+    if name not in (remaskers := {choice.name: choice for choice in get_args(AnyRemasker)}):
+        raise ValueError(f"there is no remasker {name!r}; valid: {', '.join(remaskers)}")
+    remask: AnyRemasker = remaskers[name](**({} if eta is None else {"eta": float(eta)}))
+    sampler = Sampler(budget=FixedSteps(int(number)), remask=remask)
+    asked = f"remask-{name}-{number}" + (f"@{eta}" if eta is not None else "")
+    return Kind(asked, "remasked", "any-order" if isinstance(remask, Psi) else "masks", sampler)
+
+
 def _causal() -> Kind:
     return Kind("causal", "causal", "causal", Sampler(drafts=0))
 
@@ -109,13 +120,15 @@ KINDS: dict[str, tuple[str, Callable[..., Kind]]] = {
     "blocks-S-N": (r"blocks-([1-9]\d*)-(\d+)", _blocks),
     "NAME+dual-R": (r"(.+)\+(dual)-(\d+)", _reused),
     "NAME+prefix-R": (r"(.+)\+(prefix)-(\d+)", _reused),
+    "remask-NAME-N": (r"remask-([a-z]+)-(\d+)()", lambda name, number, _: _remasked(name, number, None)),
+    "remask-NAME-N@E": (rf"remask-([a-z]+)-(\d+)@{_NUMBER}", _remasked),
     "causal": ("causal", _causal),
     "verified-K": (r"verified-(\d+)()", lambda drafts, _: _verified(drafts, None)),
     "verified-K@A": (rf"verified-(\d+)@{_NUMBER}", _verified),
     "transformers": ("transformers", _transformers),
 }
-"""Every sampler: how it is written, and what it is. N steps, a probability P, blocks of S, keys and
-values used again for R calls, K drafts, accepted at A below 1."""
+"""Every sampler: how it is written, and what it is. N steps, a probability P, a remasker's NAME and eta E, blocks of S,
+keys and values used again for R calls, K drafts, accepted at A below 1."""
 
 
 def kind(name: str) -> Kind:

@@ -30,6 +30,7 @@ _SHAPES: dict[Family, str] = {
     "threshold": "M-5.5-3H5.5V3H-5.5z",
     "blocks": "M-6-3H-2V3H2V-3H6V3H-6z",
     "reused": "M-5-5L5-5L-5 5L5 5z",
+    "remasked": "M-4.2-5.5L0-1.4L4.2-5.5L5.5-4.2L1.4 0L5.5 4.2L4.2 5.5L0 1.4L-4.2 5.5L-5.5 4.2L-1.4 0L-5.5-4.2z",
     "causal": "M0-5.5L5.5 4.5H-5.5z",
     "verified": "M0-6.5L1.9-2.1L6.5-1.7L3 1.4L4.1 6L0 3.5L-4.1 6L-3 1.4L-6.5-1.7L-1.9-2.1z",
     "relaxed": "M0 5.5L5.5-4.5H-5.5z",

@@ -16,6 +16,7 @@ from dlm.cli.console import errors
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dlm.diffusion.remask import AnyRemasker
     from dlm.diffusion.unmask import Budget
     from dlm.lm import Sampler
     from dlm.model.weights import Dtype, Quantization
@@ -178,6 +179,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     asked = dict(given)
     order = asked.pop("order", None)
     drafts = asked.pop("drafts", None)
+    remask = asked.pop("remask", None)
     others = {name: asked.pop(name) for name in ("block_length", "accept", "verify") if name in asked}
     reuse = {to: asked.pop(name) for name, to in (("cache", "reach"), ("refresh", "refresh")) if name in asked}
     if "refresh" in reuse and "reach" not in reuse:
@@ -187,6 +189,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
         return Sampler(
             order=named("--order", AnyOrder, order)() if order else None,
             budget=_budget(get_args(AnyBudget), asked),
+            remask=None if remask is None else remasker(remask),
             token=TokenChoice(**token) if token else None,
             drafts=None if drafts is None else _drafts(drafts),
             reuse=Reuse(**reuse) if reuse else None,
@@ -195,6 +198,41 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     except ValueError as error:  # it begins with the field's name
         name, _, rest = str(error).partition(" ")
         raise ConfigError(f"{_flag(name)} {rest}") from error
+
+
+def remasker(given: str) -> "AnyRemasker":
+    """The remasker that a name and its options describe, such as cap, or loop:on=0.6,eta=0.01.
+
+    Args:
+        given: The value of `--remask`.
+
+    Returns:
+        The remasker.
+
+    Raises:
+        ConfigError: There is no remasker or option of that name, or a value is not one that it takes.
+    """
+    from dlm.diffusion import remask
+
+    name, colon, settings = given.partition(":")
+    choice = named("--remask", remask.AnyRemasker, name)
+    valid = [f.name for f in fields(choice) if f.name != "name"]
+    values: dict[str, float] = {}
+    for setting in settings.split(",") if colon else ():
+        option, _, value = (part.strip() for part in setting.partition("="))
+        if option not in valid:
+            raise ConfigError(f"--remask {name} has no option {option!r}; valid: {', '.join(valid)}")
+        if option in values:
+            raise ConfigError(f"--remask {name}: {option} is given twice")
+        try:
+            values[option] = float(value)
+        except ValueError:
+            raise ConfigError(f"--remask {name}: {option} is a number, as in {option}=0.1, got {value!r}") from None
+    try:
+        found: AnyRemasker = choice(**values)
+    except ValueError as error:
+        raise ConfigError(f"--remask {name}: {error}") from error
+    return found
 
 
 def _drafts(given: str) -> int:
@@ -228,6 +266,17 @@ def _required(budget: "type[Budget]") -> "list[Field[Any]]":
     return [f for f in fields(budget) if f.default is MISSING]  # type: ignore[arg-type]
 
 
+def _remaskers() -> str:
+    """What the help says of the remaskers, with the default of each option."""
+    from dlm.diffusion.remask import AnyRemasker
+
+    told = []
+    for choice in get_args(AnyRemasker):
+        settings = ",".join(f"{f.name}={f.default:g}" for f in fields(choice) if f.name != "name")
+        told.append(f"{choice.name}:{settings}")
+    return f"With --steps: mask revealed tokens again. {', '.join(told)}; these options are the defaults."
+
+
 def _described_by_options() -> Callable[..., None]:
     """A function with a parameter for the order, for each field of a budget and of the token choice, and for blocks."""
     from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
@@ -254,6 +303,7 @@ def _described_by_options() -> Callable[..., None]:
             options.append(_option(name, kind, help=told))
     blocks = "Write blocks of this many tokens from left to right."
     options.append(_option("block_length", int, help=blocks, min=1))
+    options.append(_option("remask", str, help=_remaskers(), metavar="NAME[:OPTION=VALUE,...]"))
     options += [
         _option("cache", StrEnum("Reach", [(reach.upper(), reach) for reach in REACHES]), help=CACHE),
         _option("refresh", int, help="With --cache: compute all of a text every so many calls; 1 is exact.", min=1),

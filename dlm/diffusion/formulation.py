@@ -14,6 +14,8 @@ from dlm.diffusion.noise import Absorbing, AnyNoise, counts_suffice
 from dlm.diffusion.objective import MaskedObjective, Objective, TimedObjective
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.readings import AnyReadings, Autoregressive, Blocks, Joint, Masked
+from dlm.diffusion.remask import AnyRemasker, Psi
+from dlm.diffusion.remasking import remasking_rule
 from dlm.diffusion.remember import Grid
 from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
 from dlm.diffusion.schedule import Linear, Schedule
@@ -168,12 +170,13 @@ class Formulation:
         *,
         order: Order | None = None,
         budget: Budget | None = None,
+        remask: AnyRemasker | None = None,
         default_order: Order,
         tokens: int,
     ) -> Rule:
-        """The sampling rule that an order and a budget ask for; without them the model's own.
+        """The sampling rule that an order, a budget and a remasker ask for; without them the model's own.
 
-        | noise | budget | rule |
+        | noise | budget, or remasker | rule |
         |---|---|---|
         | absorbing | none, no T or another order | unmasking one token a step |
         | absorbing | none, T steps | unmasking by `Ancestral(T)`; the reverse chain in T steps for a timed network |
@@ -181,12 +184,15 @@ class Formulation:
         | absorbing | any other | unmasking |
         | uniform, hybrid | none | the reverse chain in T steps, or one a token and at least `FEWEST_STEPS` |
         | uniform, hybrid | `Ancestral`, or `FixedSteps` on a linear grid | the reverse chain in so many steps |
+        | absorbing | any remasker | see `remasking_rule` |
+        | uniform, hybrid | `Psi` | the reverse chain with some tokens drawn anew |
 
         Args:
             process: The forward process.
             token: Which token each position gets.
             order: Which masks first.
             budget: How many a step.
+            remask: Which revealed tokens become masks again; None for none.
             default_order: The order that suits the task.
             tokens: How many are to be written.
 
@@ -194,8 +200,15 @@ class Formulation:
             The rule.
 
         Raises:
-            ValueError: This noise knows no such order or budget.
+            ValueError: This noise knows no such order, budget or remasker.
         """
+        if remask is not None and process.absorbing:
+            return remasking_rule(process, token, remask, order, budget, self.steps)
+        if remask is not None and not isinstance(remask, Psi):
+            raise ValueError(
+                f"--remask {remask.name}: this model's noise is {self.noise.name}, whose tokens may change at every "
+                "step anyway; --remask psi is for it"
+            )
         if process.absorbing:
             own = self.steps if order is None and default_order == Random() else None
             budget = budget or (Ancestral(own) if own else OneAtATime())
@@ -212,7 +225,7 @@ class Formulation:
             )
         if order is not None:
             raise ValueError(NO_ORDER)
-        return ReverseChain(process, steps, token)
+        return ReverseChain(process, steps, token, remask.eta if remask else 0.0)
 
 
 NO_ORDER = (

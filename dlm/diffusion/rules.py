@@ -1,6 +1,7 @@
 """Sampling rules: what one step does to a canvas. The loop in `sample.py` takes the steps.
 
-Two rules serve every process: unmasking by an order and a budget, and the reverse chain.
+Two rules serve every process: unmasking by an order and a budget, and the reverse chain. Those that mask revealed
+tokens again are in `remasking.py`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.draws import largest, uniforms
+from dlm.diffusion.draws import largest, random_scores, uniforms
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
 from dlm.diffusion.unmask import Budget, Order, Predictions, Step, TokenChoice
@@ -28,26 +29,30 @@ class StepInput:
         x_BL: Ids, which the rule does not change in place.
         active_BL: The positions that it may change.
         initial_count_B: How many were open before the first step of this block.
+        drawn_BL: What the rule's last step said of this; None before.
     """
 
     index: int
     x_BL: Tensor
     active_BL: Tensor
     initial_count_B: Tensor
+    drawn_BL: Tensor | None = None
 
 
 class Changes(NamedTuple):
-    """What one network call brought.
+    """What one step brought.
 
     Attributes:
         x_BL: The new ids.
         changed_BL: Where they differ, or were written.
-        called_B: Boolean, on the CPU: the rows that took part in the call.
+        called_B: Boolean, on the CPU: the rows that took part in its network call; none where it made no call.
+        drawn_BL: The probability that each token was drawn with, for the next step; None for a rule that never asks.
     """
 
     x_BL: Tensor
     changed_BL: Tensor
     called_B: Tensor
+    drawn_BL: Tensor | None = None
 
 
 class Rule(Protocol):
@@ -132,7 +137,7 @@ class Unmasking:
         streams = [generators[b] for b in rows.tolist()]
         x_RL, open_RL = x_BL[rows], active_BL[rows]
         share_R = (x_RL == self.process.mask_id).double().mean(1)
-        inputs = NetworkInput(x_RL, open_RL, self._time(share_R), rows_B=rows)
+        inputs = NetworkInput(x_RL, open_RL, time_of_share(self.process, share_R), rows_B=rows)
         predictions = None
         if self.order.needs_predictions or self.budget.needs_predictions:
             predictions = Predictions(denoiser(inputs), open_RL)
@@ -159,9 +164,10 @@ class Unmasking:
             given.index, masked_R, given.initial_count_B[rows], scores_RL, predictions, schedule=self.process.schedule
         )
 
-    def _time(self, share_R: Tensor) -> Tensor:
-        """The time at which that share of tokens is masked on average; alpha may not reach 0 or 1."""
-        return self.process.schedule.inverse(1.0 - share_R).clamp(0.0, 1.0)
+
+def time_of_share(process: Process, share_R: Tensor) -> Tensor:
+    """The time at which that share of tokens is masked on average; alpha may not reach 0 or 1."""
+    return process.schedule.inverse(1.0 - share_R).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -175,16 +181,21 @@ class ReverseChain:
         process: The forward process.
         steps: T, the network calls.
         token: Which x0 each position draws.
+        redrawn: The share of tokens whose xs is drawn from q(xs | x0) instead, whatever xt is; see `Psi`. With
+            absorbing noise this is `Remasking`, since a revealed token is no longer predicted here.
     """
 
     process: Process
     steps: int
     token: TokenChoice
+    redrawn: float = 0.0
     tokens_are_final: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.redrawn > 0.0 and self.process.absorbing:
+            raise ValueError(f"redrawn must be 0 with absorbing noise, got {self.redrawn}: see Remasking")
 
     def begin(self, canvas_BL: Tensor, editable_BL: Tensor, generators: Generators) -> Tensor:
         """The noise at t = 1 at every editable position; see `Rule`."""
@@ -204,4 +215,7 @@ class ReverseChain:
         u_N = torch.cat(uniforms(generators, active_BL.sum(1).tolist()))
         x0_BL = x_BL.masked_scatter(active_BL, self.token.draw(log_p_NV, u_N).to(x_BL.device))
         xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, active_BL)
+        if self.redrawn > 0.0 and k > 1:
+            redrawn_BL = active_BL & (random_scores(generators, active_BL) < self.redrawn)
+            xs_BL = self.process.corrupt(x0_BL, s_B, generators, redrawn_BL).where(redrawn_BL, xs_BL)
         return Changes(xs_BL, xs_BL != x_BL, active_BL.any(1).cpu())

@@ -209,6 +209,7 @@ def check_sampler(sampler: Sampler, batch_size: int | None) -> None:
         "--temperature, --top-k and --top-p": sampler.token,
         "--block-length": sampler.block_length,
         "--cache": sampler.reuse,
+        "--remask": sampler.remask,
     }
     for flag, asked in ignored.items():
         if asked is not None:

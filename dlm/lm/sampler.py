@@ -7,6 +7,8 @@ from typing import Self
 from dlm.diffusion.formulation import NO_ORDER, Formulation
 from dlm.diffusion.process import Process
 from dlm.diffusion.readings import Blocks
+from dlm.diffusion.remask import AnyRemasker
+from dlm.diffusion.remasking import Remasking
 from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.rules import ReverseChain, Rule
 from dlm.diffusion.sample import State
@@ -37,6 +39,7 @@ class Sampler:
         verify: Whether the causal reading writes; None where the model has one, and no order, budget or block is asked.
         reuse: Which keys and values are used again, where every token sees every other: fewer are computed, and the
             text is approximate. None for none.
+        remask: Which revealed tokens become masks again; None for none. See `dlm/diffusion/remask.py`.
     """
 
     order: Order | None = None
@@ -47,6 +50,7 @@ class Sampler:
     accept: float = 1.0
     verify: bool | None = None
     reuse: Reuse | None = None
+    remask: AnyRemasker | None = None
 
     def __post_init__(self) -> None:
         Verified(self.drafts or 0, accept=self.accept)
@@ -82,7 +86,7 @@ class Sampler:
             The rule.
 
         Raises:
-            ConfigError: The model's noise knows no such order, budget or blocks.
+            ConfigError: The model's noise knows no such order, budget, remasker or blocks.
         """
         if self._verifies(formulation, inside):
             if self.reuse is not None:
@@ -98,6 +102,7 @@ class Sampler:
                 self.token or TokenChoice(),
                 order=self.order,
                 budget=self.budget,
+                remask=self.remask,
                 default_order=default_order,
                 tokens=tokens,
             )
@@ -105,6 +110,11 @@ class Sampler:
             raise ConfigError(str(error)) from error
         if isinstance(rule, ReverseChain) and self.block_length is not None:
             raise ConfigError(NO_ORDER)
+        if isinstance(rule, Remasking) and self.block_length is not None and formulation.timed:
+            raise ConfigError(
+                "--remask and --block-length: this model takes the time of the whole text, which a block has not: "
+                "leave one of them out"
+            )
         self._check_reuse(formulation, process, inside)
         return rule
 
@@ -122,7 +132,7 @@ class Sampler:
     def _verifies(self, formulation: Formulation, inside: bool) -> bool:
         """Whether the causal reading writes."""
         readings = formulation.readings
-        any_order = [self.order, self.budget, self.block_length] != [None] * 3
+        any_order = [self.order, self.budget, self.block_length, self.remask] != [None] * 4
         asked = self.drafts is not None or self.accept < 1.0 or self.verify is True
         if asked and not readings.causal:
             raise ConfigError(
@@ -132,14 +142,14 @@ class Sampler:
         if asked and (any_order or self.verify is False):
             raise ConfigError(
                 "--verify, --drafts and --accept write from left to right: leave them out, or leave out --no-verify, "
-                "--order, --block-length and what says how many tokens a step"
+                "--order, --block-length, --remask and what says how many tokens a step"
             )
         if self.drafts and not readings.remembers:
             raise ConfigError(f"--drafts: masks draft, and this model, {readings.name}, was not trained to fill them")
         if not readings.any_order and readings.causal and (any_order or self.verify is False):
             raise ConfigError(
                 f"this model, {readings.name}, writes from left to right alone: leave --no-verify, --order, "
-                "--block-length and what says how many tokens a step out"
+                "--block-length, --remask and what says how many tokens a step out"
             )
         if asked and inside:
             raise ConfigError(

@@ -22,6 +22,7 @@ TRUTHS: tuple[tuple[int, Callable[[], Iterator[Check]]], ...] = (
     (8, samplers.exact_denoiser),
     (9, readings.blocks),
     (10, readings.two_streams),
+    (11, samplers.remasking),
 )
 """The number of each truth, and a function that checks it or a part of it."""
 

@@ -8,16 +8,22 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll
 from dlm.diffusion.noise import Absorbing
 from dlm.diffusion.process import Process
+from dlm.diffusion.remask import AnySigma, Cap, LeastConfident, Loop, Psi, Rescale
+from dlm.diffusion.remasking import Remasking
 from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
 from dlm.diffusion.sample import sample
+from dlm.diffusion.schedule import Cosine
 from dlm.diffusion.unmask import Ancestral, Budget, LeftToRight, OneAtATime, Predictions, Random, TokenChoice
 from dlm.selftest.check import Check, chi_square, frequency
 from dlm.selftest.joints import NOISES, Joint, random_joint, small_process
+
+REMASKERS: tuple[AnySigma, ...] = (Cap(0.3), Rescale(0.7), LeastConfident(0.9), Loop(0.1), Psi(0.5))
+"""One of each choice of sigma, each remasking often."""
 
 
 def two_identical_symbols() -> Iterator[Check]:
@@ -64,6 +70,35 @@ def exact_denoiser() -> Iterator[Check]:
         yield _draws_from(single, texts_BL, f"{noise.name}, one token, 3 steps: the reverse chain draws from p")
 
 
+def remasking() -> Iterator[Check]:
+    """Remasking keeps the marginals of the noise, whatever sigma."""
+    joint, steps, rows = random_joint(1, 3), 6, 3000
+    log_p_S = torch.cat([joint.table, torch.zeros(1)]).log()
+    exact = FunctionDenoiser(lambda inputs: log_p_S.expand(len(inputs.index_N), -1))
+    process = small_process(Absorbing(), 3, Cosine())
+    for remasker in REMASKERS:
+        rule: Rule = Remasking(process, steps, remasker, TokenChoice())
+        *_, before, after = _states(rule, exact, rows, 1, "remask")
+        time = torch.tensor(remasker.time(1 / steps, process.schedule), dtype=torch.float64)
+        clean = float(process.schedule.alpha(time))
+        expected_M = torch.cat([clean * joint.table, torch.tensor([1.0 - clean])]) * rows
+        found_M = torch.bincount(before[:, 0], minlength=4)
+        yield chi_square(f"one token, {remasker.name}: before the last step it has the noise", found_M, expected_M)
+        yield _draws_from(joint, after, f"one token, {remasker.name}: after it, p")
+    single = random_joint(1, 4)
+    for noise in NOISES:
+        if noise.randomises:
+            process = small_process(noise, 4)
+            rule = ReverseChain(process, 3, TokenChoice(), 0.5)
+            texts_BL = _drawn(rule, single.denoiser(process), 2000, 1, "anew")
+            yield _draws_from(single, texts_BL, f"{noise.name}, one token, half of it drawn anew a step: p")
+    twins, process, rows = Joint.twins(2), small_process(Absorbing(), 2), 3000
+    rule = Remasking(process, 4, Cap(0.0), TokenChoice())
+    texts_BL = _drawn(rule, twins.mask_denoiser(), rows, 2, "sigma 0")
+    unequal = int((texts_BL[:, 0] != texts_BL[:, 1]).sum())
+    yield frequency("sigma 0 is ancestral: in 4 steps two identical bits disagree (1 - 1/2)/4", unequal, rows, 1 / 8)
+
+
 @dataclass(frozen=True)
 class _Given:
     """The positions in a given order."""
@@ -100,7 +135,11 @@ def _reverse(denoiser: Denoiser, process: Process, rows: int, length: int, steps
 
 def _drawn(rule: Rule, denoiser: Denoiser, rows: int, length: int, key: str) -> Tensor:
     """Texts by a rule."""
+    return _states(rule, denoiser, rows, length, key)[-1]
+
+
+def _states(rule: Rule, denoiser: Denoiser, rows: int, length: int, key: str) -> Sequence[Tensor]:
+    """The canvases of a rule, from noise to texts."""
     canvas_BL = torch.zeros(rows, length, dtype=torch.long)
     editable_BL, streams = torch.ones_like(canvas_BL, dtype=torch.bool), [generator(key, row) for row in range(rows)]
-    *_, last = sample(rule, denoiser, canvas_BL, editable_BL, generators=streams)
-    return last.x_BL
+    return [state.x_BL for state in sample(rule, denoiser, canvas_BL, editable_BL, generators=streams)]

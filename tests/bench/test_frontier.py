@@ -46,6 +46,8 @@ EXAMPLES = {
     "blocks-S-N": "blocks-4-2",
     "NAME+dual-R": "confidence-4+dual-2",
     "NAME+prefix-R": "one+prefix-8",
+    "remask-NAME-N": "remask-loop-4",
+    "remask-NAME-N@E": "remask-cap-4@0.1",
     "causal": "causal",
     "verified-K": "verified-2",
     "verified-K@A": "verified-2@0.5",
@@ -110,6 +112,10 @@ def test_every_sampler_has_its_name() -> None:
         ("verified-0", "called causal"),
         ("verified-2@0", "accept must be above 0"),
         ("verified-2@1.5", "accept must be above 0 and at most 1"),
+        ("remask-cup-4", "there is no remasker 'cup'; valid: cap, rescale"),
+        ("remask-cap-4@2", "eta must be from 0 to 1"),
+        ("remask-cap-0", "steps must be at least 1"),
+        ("remask-cap", "no sampler"),
         ("threshold-2", "threshold must be from 0 to 1"),
         ("steps-٣", "no sampler"),
         ("", "no sampler ''"),
@@ -143,7 +149,7 @@ def test_noise_that_is_seen_knows_steps_alone() -> None:
 def test_a_sampler_suits_a_model_or_is_refused(models: dict[str, Model], refused: Refused) -> None:
     every = [kind(name) for name in EXAMPLES.values()]
     expected = {
-        "masked": [*EXAMPLES.values()][:9],
+        "masked": [*EXAMPLES.values()][:11],
         "autoregressive": ["causal", "transformers"],
         "joint": list(EXAMPLES.values()),
     }

@@ -6,20 +6,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import generator
-from dlm.diffusion.matrices import posterior
 from dlm.diffusion.noise import Absorbing, AnyNoise, Hybrid, Noise, Uniform
 from dlm.diffusion.process import Process, Vocabulary
 from dlm.diffusion.sample import State
 from dlm.diffusion.schedule import Cosine, Linear, NoiseSchedule
 from dlm.diffusion.unmask import Ancestral, Random, TokenChoice
 from dlm.selftest.joints import Joint
+from tests.support.chains import ancestral, chain, every, follows
 from tests.support.choices import defaults
-from tests.support.joints import Clocked, Lopsided, Straight, every_noisy, marginal
+from tests.support.joints import Clocked, Lopsided, Straight, every_noisy
 from tests.support.networks import ask, reverse, unmask
 
 VOCABULARY = Vocabulary(7, 2, (0, 2, 5))
@@ -63,35 +62,10 @@ def written(
     )
 
 
-def every(rows: int, length: int) -> Tensor:
-    return torch.ones(rows, length, dtype=torch.bool)
-
-
-def follows(x_BL: Tensor, texts_ML: Tensor, p_M: Tensor) -> bool:
-    """Whether texts are draws of a distribution over `texts_ML`, by the chi-square test."""
-    found_M = (x_BL[:, None] == texts_ML).all(-1).sum(0)
-    likely = p_M > 1e-12
-    assert int(found_M.sum()) == len(x_BL) and not found_M[~likely].any()
-    expected = p_M[likely] / p_M[likely].sum() * len(x_BL)
-    return float(stats.chisquare(found_M[likely].numpy(), expected.numpy()).pvalue) > 1e-4
-
-
-def chain(denoiser: Denoiser, process: Process, length: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Every noisy text and its probability at the end of the chain, by products of posteriors' mixtures."""
-    texts_ML = every_noisy(process, length)
-    p_M = marginal(process, 1.0)[:, process.vocabulary.symbols_K].mean(1)[texts_ML].prod(-1)
-    for k in range(steps, 0, -1):
-        s, t = torch.tensor([(k - 1) / steps, k / steps], dtype=torch.float64)
-        select_ML = process.to_predict(texts_ML)
-        p_MLS = torch.nn.functional.one_hot(texts_ML, process.vocabulary.size).double()
-        p_MLS[select_ML] = ask(denoiser, texts_ML, t.expand(len(texts_ML)), select_ML).exp()
-        xs_MLS = p_MLS if k == 1 else posterior(process, texts_ML, p_MLS, s, t)
-        after_M = torch.zeros_like(p_M)
-        for p, xs_LS in zip(p_M, xs_MLS, strict=True):
-            if p > 0:
-                after_M += p * torch.stack([xs_LS[i, texts_ML[:, i]] for i in range(length)]).prod(0)
-        p_M = after_M
-    return texts_ML, p_M
+def chain_end(denoiser: Denoiser, process: Process, length: int, steps: int) -> tuple[Tensor, Tensor]:
+    """Every noisy text and its probability at the end of the chain."""
+    texts_ML, found = chain(denoiser, process, length, steps, ancestral(process, steps))
+    return texts_ML, found[-1]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
@@ -100,7 +74,7 @@ def test_what_it_writes_is_the_chain_of_posteriors(noise: Noise, schedule: Noise
     """Of a denoiser of no joint, that reads the time."""
     process = Process(noise, schedule, VOCABULARY)
     denoiser, rows = Clocked(process, mix=1.0), 6000
-    texts_ML, p_M = chain(denoiser, process, 2, steps)
+    texts_ML, p_M = chain_end(denoiser, process, 2, steps)
     assert float(p_M.sum()) == pytest.approx(1.0, abs=1e-12)
     clean_M = (texts_ML != VOCABULARY.mask_id).all(1)
     assert float(p_M[clean_M].sum()) == pytest.approx(1.0, abs=1e-12)
@@ -116,7 +90,7 @@ def test_of_one_token_an_exact_denoiser_writes_the_distribution_in_any_number_of
     joint = Joint.random(1, 4, generator("one token"))
     process = Process(noise, Linear(), Vocabulary.plain(4))
     denoiser = joint.denoiser(process)
-    texts_ML, p_M = chain(denoiser, process, 1, steps)
+    texts_ML, p_M = chain_end(denoiser, process, 1, steps)
     torch.testing.assert_close(p_M[:4], joint.table, atol=1e-12, rtol=0)
     assert texts_ML[:4, 0].tolist() == [0, 1, 2, 3]
     assert follows(written(denoiser, process, every(1500, 1), steps)[-1].x_BL, texts_ML, p_M)
@@ -133,7 +107,7 @@ def test_with_ever_more_steps_an_exact_denoiser_writes_the_joint(noise: Noise, o
     denoiser = joint.denoiser(process)
 
     def distance(steps: int) -> float:
-        texts_ML, p_M = chain(denoiser, process, 2, steps)
+        texts_ML, p_M = chain_end(denoiser, process, 2, steps)
         clean_M = (texts_ML < 3).all(1)
         return 0.5 * float((p_M[clean_M] - joint.table.flatten()).abs().sum())
 
@@ -159,7 +133,7 @@ def test_for_absorbing_noise_it_is_ancestral_unmasking(steps: int) -> None:
         token=TokenChoice(),
         generators=[generator("unmask", b) for b in range(rows)],
     )
-    texts_ML, p_M = chain(denoiser, process, 2, steps)
+    texts_ML, p_M = chain_end(denoiser, process, 2, steps)
     assert follows(last.x_BL, texts_ML, p_M)
     assert follows(written(denoiser, process, every(rows, 2), steps)[-1].x_BL, texts_ML, p_M)
 

@@ -7,6 +7,7 @@ import torch
 import transformers
 
 from dlm.diffusion.draws import generator
+from dlm.diffusion.remask import Psi
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Confidence, EntropyBound, FixedSteps, Threshold, TokenChoice
 from dlm.errors import CheckpointError, ConfigError, DataError
@@ -102,6 +103,7 @@ def test_steps_and_the_entropy_bound_reach_it(gemma: DiffusionGemma) -> None:
         (Sampler(order=Confidence()), "--order"),
         (Sampler(token=TokenChoice(temperature=0.5)), "--temperature"),
         (Sampler(block_length=4), "--block-length"),
+        (Sampler(budget=FixedSteps(4), remask=Psi()), "--remask"),
         (Sampler(budget=Threshold(0.9)), "--entropy-bound"),
         (Sampler(budget=FixedSteps(4, "cosine")), "--steps"),
         (Sampler(budget=EntropyBound(0.0)), "above 0"),

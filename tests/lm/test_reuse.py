@@ -1,5 +1,6 @@
 """Keys and values that are used again: exact where no change reaches them, and never of another token or row."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
+from dlm.diffusion.remask import Cap
 from dlm.diffusion.reuse import Reuse, ReusingNetwork
 from dlm.diffusion.unmask import Confidence, FixedSteps, LeftToRight, OneAtATime, Random, TokenChoice
 from dlm.errors import ConfigError
@@ -27,14 +29,14 @@ SAMPLERS = [
     Sampler(order=Confidence(), token=TokenChoice(temperature=0.7)),
     Sampler(order=LeftToRight(), budget=FixedSteps(5)),
     Sampler(order=Confidence(), budget=OneAtATime(), block_length=4),
+    Sampler(budget=FixedSteps(12), remask=Cap(0.5)),
 ]
+NAMES = ["random", "confidence", "left to right", "blocks", "remasked"]
 
 
 def texts(lm: DiffusionLM, sampler: Sampler, reuse: Reuse | None, **options: Any) -> list[str]:
     """What is written behind prompts of several lengths, which are rows of several lengths."""
-    how = Sampler(order=sampler.order, budget=sampler.budget, token=sampler.token, block_length=sampler.block_length)
-    vars(how)["reuse"] = reuse
-    found = lm.generate_each(PROMPTS, num=2, length=10, sampler=how, **options)
+    found = lm.generate_each(PROMPTS, num=2, length=10, sampler=replace(sampler, reuse=reuse), **options)
     return [sample.text for group in found for sample in group]
 
 
@@ -47,7 +49,7 @@ def shallow(make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase) -> Diffusi
     return lm
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["random", "confidence", "left to right", "blocks"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=NAMES)
 @pytest.mark.parametrize("reach", ["dual", "prefix"])
 @pytest.mark.parametrize("refresh", [2, 100])
 def test_it_is_exact_where_no_change_reaches_another_token(
@@ -56,7 +58,7 @@ def test_it_is_exact_where_no_change_reaches_another_token(
     assert texts(shallow, sampler, Reuse(reach, refresh)) == texts(shallow, sampler, None)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=["random", "confidence", "left to right", "blocks"])
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=NAMES)
 @pytest.mark.parametrize("reach", ["dual", "prefix"])
 def test_computed_at_every_call_it_is_exact(tiny_lm: DiffusionLM, sampler: Sampler, reach: Any) -> None:
     expected = texts(tiny_lm, sampler, None)
