@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dlm.cli.console import errors, read_text
+from dlm.cli.console import errors, json_line, read_text
 from dlm.data.chats import messages_of
 from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
@@ -191,25 +191,27 @@ def read_kept(output: Path, records: Sequence[Record[Any]], written: Sequence[st
     """
     remedy = "give the input that it was made of, another --output, or --overwrite"
     content = output.read_bytes() if output.exists() else b""
-    size = content.rfind(b"\n") + 1
-    lines = content[:size].split(b"\n")[:-1]
-    if len(lines) > len(records):
+    *lines, part = content.split(b"\n")
+    if len(lines) + bool(part) > len(records):
         raise ConfigError(
-            f"--resume: {output} has {len(lines)} lines, and there are {len(records)} records to score: {remedy}"
+            f"--resume: {output} has {len(lines) + bool(part)} lines, and the input has {len(records)} that can be "
+            f"used: {remedy}"
         )
     found = []
     for number, (line, record) in enumerate(zip(lines, records, strict=False), start=1):
         try:
             fields = parse_record(line.decode())
         except (DataError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"--resume: line {number} of {output} was not written by this command: {remedy}"
-            ) from error
+            raise ConfigError(f"--resume: line {number} of {output} is no line of this command: {remedy}") from error
         own = {name: value for name, value in fields.items() if name not in written}
         if json.dumps(own) != json.dumps(record.given):  # NaN is not equal to itself
             raise ConfigError(f"--resume: line {number} of {output} is of another record than {record.place}: {remedy}")
         found.append({name: value for name, value in fields.items() if name in written})
-    return Kept(found, size)
+    if part:  # of a line that was being written; else it is someone's text, and is left alone
+        begun = json_line(records[len(lines)].given, output).removesuffix("}").encode()
+        if part[: len(begun)] != begun[: len(part)]:
+            raise ConfigError(f"--resume: line {len(lines) + 1} of {output} is no line of this command: {remedy}")
+    return Kept(found, len(content) - len(part))
 
 
 def report(records: Sequence[Record[Any]]) -> None:
