@@ -10,7 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dlm.config import Characters
+from dlm.diffusion.denoiser import FunctionDenoiser, NotingDenoiser
 from dlm.diffusion.draws import Aligned, generator, random_scores
+from dlm.diffusion.network import NetworkInput, Reduced, Reducer
 from dlm.diffusion.unmask import LeftToRight, TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import Answers, DiffusionLM, Sampler, Score
@@ -231,6 +233,30 @@ def test_greedy_is_what_generate_writes_at_temperature_0(letters: DiffusionLM) -
                 assert said == [each == [*written, end] for each in ids if len(each) == length]
                 found += sum(map(bool, said))
     assert found
+
+
+class InPairs(FunctionDenoiser):
+    """Hands its predictions over two rows at a time, as a network with a large vocabulary does."""
+
+    def reduce(self, inputs: NetworkInput, reducer: Reducer) -> Reduced:
+        log_p_NV = self(inputs)
+        parts = [reducer(log_p_NV[i : i + 2], slice(i, i + 2)) for i in range(0, len(log_p_NV), 2)]
+        return Reduced(sum((part.total for part in parts), torch.zeros(())), torch.cat([p.values_N for p in parts]))
+
+
+def test_what_is_likeliest_is_noted_where_it_was_wanted_of_what_is_written() -> None:
+    log_p_NV = torch.randn(5, 6, generator=generator("noting")).log_softmax(-1)
+    wanted_BL = torch.tensor([[False, True, True], [True, True, True]])
+    for unwritten in ((), (int(log_p_NV[2].argmax()),)):
+        noting = NotingDenoiser(InPairs(lambda inputs: log_p_NV), torch.zeros(4, 3, dtype=torch.long), unwritten)
+        allowed_NV = log_p_NV.index_fill(1, torch.tensor(unwritten, dtype=torch.long), -math.inf)
+        expected_BL = torch.full((4, 3), -1)
+        expected_BL[torch.tensor([1, 3])] = torch.full((2, 3), -1).masked_scatter(wanted_BL, allowed_NV.argmax(-1))
+        inputs = NetworkInput(torch.zeros(2, 3).long(), wanted_BL, torch.zeros(2), rows_B=torch.tensor([1, 3]))
+        noting.reduce(inputs, lambda log_p_CV, rows: Reduced(log_p_CV.sum(), log_p_CV[:, 0]))
+        assert torch.equal(noting.likeliest_BL, expected_BL)
+        noting.likeliest_BL.fill_(-1)
+        assert torch.equal(noting(inputs), log_p_NV) and torch.equal(noting.likeliest_BL, expected_BL)
 
 
 def test_greedy_is_refused_where_no_token_is_decoded_alone(
