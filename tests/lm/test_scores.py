@@ -154,6 +154,8 @@ def test_what_texts_have_in_common_gets_the_same_numbers() -> None:
                 assert torch.equal(scores_L[2:], expected[torch.tensor(row.places, dtype=torch.long)])
                 assert (scores_L[:2] == -1).all()
     king, queen = compared(rows_of("the king!", "the queen!"), ("key",))
+    (short, _) = compared(rows_of("yes.", "yes, yes."), ("key",))
+    assert short.places == [0, 1, 2, 8]  # what begins alike comes first, and is not aligned with the end
     assert king.places[:4] == queen.places[:4] == [0, 1, 2, 3] and king.places[-1] == queen.places[-1] == 9
 
 
@@ -193,8 +195,8 @@ def test_differences_have_half_the_error_of_independent_draws_and_say_so_honestl
 
 def test_the_likeliest_is_found_by_nats_and_by_byte() -> None:
     scores = [Score(-8.0, 1.0, 3, (-7.0, -9.0)), Score(-6.0, 1.0, 2, (-5.5, -6.5)), Score(-6.0, 1.0, 2, (-6.0, -6.0))]
-    found = Comparison.of(scores, ["abcd", "ab", "\u00e4"])  # nats a byte: 2, 3, 3
-    assert (found.best, found.best_per_byte) == (1, 0)
+    found = Comparison.of(scores, ["abcd", "ab", "\u00e4\u00e4"])  # nats a byte: 2, 3, 1.5; a character: 2, 3, 3
+    assert (found.best, found.best_per_byte) == (1, 2)
     assert found.differences == [(-2.0, 0.5), (0.0, 0.0), (0.0, 0.5)]
     exact = [Score(-1.0, 0.0, 1, (-1.0,)), Score(-3.0, 0.0, 1, (-3.0,))]
     assert exact[0].less(exact[1]) == (2.0, 0.0)
