@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -156,12 +156,15 @@ def json_line(value: Any, output: Path | None) -> str:
 
 
 @contextmanager
-def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Callable[[str], None]]:
+def line_writer(
+    output: Path | None, *, overwrite: bool = False, keeps: int | None = None
+) -> Iterator[Callable[[str], None]]:
     """Opens a file, or stdout, for lines that are there as soon as they are written.
 
     Args:
         output: The file; stdout if None.
         overwrite: Whether an existing file is replaced.
+        keeps: The bytes of an existing file that are kept, and written behind; None for one that is replaced.
 
     Yields:
         A function that writes a line.
@@ -176,15 +179,17 @@ def line_writer(output: Path | None, *, overwrite: bool = False) -> Iterator[Cal
             stream.write(f"{line}\n")
             stream.flush()
 
-    check_free(output, overwrite)
+    check_free(output, overwrite or keeps is not None)
     if output is None:
         stream: TextIO = sys.stdout
         yield write
         return
     with _gone_if_failed(output, keeps_part=True):
         with writing(output):
-            replaces = overwrite or output.exists()  # what exists still may be replaced, or is a device
-            stream = output.open("w" if replaces else "x", encoding="utf-8", newline="\n")
+            fresh: Literal["w", "x"] = "w" if overwrite or (output.exists() and not output.is_file()) else "x"
+            stream = output.open("a" if keeps is not None else fresh, encoding="utf-8", newline="\n")
+            if keeps is not None:
+                stream.truncate(keeps)
         try:
             yield write
         finally:

@@ -10,7 +10,7 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, read_text, write_text
-from dlm.cli.records import Record, file_lines, is_batch, read_batch, report, usable
+from dlm.cli.records import Record, file_lines, free_of, is_batch, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
@@ -174,8 +174,7 @@ def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
 
 def _template_of(fields: Mapping[str, Any], marker: str, longest: int) -> Template:
     """The text and the spans of a record."""
-    if taken := [name for name in WRITTEN if name in fields]:
-        raise DataError(f'the field "{taken[0]}" is where what is found is written: give it another name')
+    free_of(WRITTEN, fields)
     if "text" not in fields:
         raise DataError(f'no field "text" with a text in it: {shortened(json.dumps(fields), 60)}')
     try:

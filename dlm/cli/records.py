@@ -1,15 +1,17 @@
 """Batches: one record a line in, one a line out; one that cannot be used is named by its line."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dlm.cli.console import errors, read_text
+from dlm.cli.console import errors, json_line, read_text
+from dlm.data.chats import messages_of
 from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
-from dlm.errors import BatchError, DataError
+from dlm.errors import BatchError, ConfigError, DataError
 
 Asked = TypeVar("Asked")
 
@@ -64,13 +66,20 @@ def file_lines(file: Path) -> list[str]:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
 
 
-def read_batch(lines: Iterable[str], ask: Callable[[Mapping[str, Any]], Asked], *, name: object) -> list[Record[Asked]]:
+def read_batch(
+    lines: Iterable[str],
+    ask: Callable[[Mapping[str, Any]], Asked],
+    *,
+    name: object,
+    parse: Callable[[str], dict[str, Any]] = parse_record,
+) -> list[Record[Asked]]:
     """Reads the records of a batch, also those that cannot be used.
 
     Args:
         lines: Its lines; those of blanks are left out.
         ask: What a record asks for; it raises `DataError` for one that cannot be used.
         name: Where they come from, for messages.
+        parse: What stands on a line, by field; it raises `DataError` for one that cannot be read.
 
     Returns:
         The records.
@@ -85,7 +94,7 @@ def read_batch(lines: Iterable[str], ask: Callable[[Mapping[str, Any]], Asked], 
             continue
         record: Record[Asked] = Record(f"line {number}", {})
         with record.failing():
-            record.given = parse_record(text)
+            record.given = parse(text)
             record.asked = ask(record.given)
         records.append(record)
     if not records:
@@ -116,6 +125,93 @@ def usable(
         if record.error and not keep_going:
             raise DataError(record.error)
     return {number: record for number, record in enumerate(records) if not record.error}
+
+
+def chat_of(messages: Any) -> list[dict[str, Any]]:
+    """The messages of a record.
+
+    Args:
+        messages: What stands there.
+
+    Returns:
+        At least one.
+
+    Raises:
+        DataError: It is no chat, or an empty one.
+    """
+    try:
+        chat = [{key: part for key, part in message.items() if key != "weight"} for message in messages_of(messages)]
+    except DataError as error:
+        raise DataError(f"messages {error}") from error
+    if not chat:
+        raise DataError("messages is empty: there is nothing to answer")
+    return chat
+
+
+def free_of(names: Sequence[str], fields: Mapping[str, Any]) -> None:
+    """Refuses a record that has a field where a result is to be written.
+
+    Args:
+        names: Fields that are written.
+        fields: The record.
+
+    Raises:
+        DataError: It has one of them.
+    """
+    if taken := [name for name in names if name in fields]:
+        raise DataError(f'the field "{taken[0]}" is where what is found is written: give it another name')
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The lines that an earlier run has written.
+
+    Attributes:
+        found: What was found of each record, by field, without the record's own.
+        size: The bytes of these lines; what stands behind them is part of a line.
+    """
+
+    found: Sequence[Mapping[str, Any]] = ()
+    size: int = 0
+
+
+def read_kept(output: Path, records: Sequence[Record[Any]], written: Sequence[str]) -> Kept:
+    """Reads the lines that an earlier run has written, and checks that they are of the same records.
+
+    Args:
+        output: Where they are; there may be no such file.
+        records: The records, in the order in which they are written.
+        written: The fields that are written beside a record's own.
+
+    Returns:
+        The lines.
+
+    Raises:
+        ConfigError: A line is of another record, or of none.
+    """
+    remedy = "give the input that it was made of, another --output, or --overwrite"
+    content = output.read_bytes() if output.exists() else b""
+    *lines, part = content.split(b"\n")
+    if len(lines) + bool(part) > len(records):
+        raise ConfigError(
+            f"--resume: {output} has {len(lines) + bool(part)} lines, and the input has {len(records)} that can be "
+            f"used: {remedy}"
+        )
+    found = []
+    for number, (line, record) in enumerate(zip(lines, records, strict=False), start=1):
+        try:
+            fields = parse_record(line.decode())
+        except (DataError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--resume: line {number} of {output} is no line of this command: {remedy}") from error
+        own = {name: value for name, value in fields.items() if name not in written}
+        if json.dumps(own) != json.dumps(record.given):  # NaN is not equal to itself
+            raise ConfigError(f"--resume: line {number} of {output} is of another record than {record.place}: {remedy}")
+        found.append({name: value for name, value in fields.items() if name in written})
+    if part:  # of a line that was being written; else it is someone's text, and is left alone
+        begun = json_line(records[len(lines)].given, output).removesuffix("}").encode()
+        if part[: len(begun)] != begun[: len(part)]:
+            raise ConfigError(f"--resume: line {len(lines) + 1} of {output} is no line of this command: {remedy}")
+    return Kept(found, len(content) - len(part))
 
 
 def report(records: Sequence[Record[Any]]) -> None:

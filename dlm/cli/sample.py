@@ -10,9 +10,8 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, write_data, write_text
-from dlm.cli.records import Record, file_lines, read_batch, report, usable
+from dlm.cli.records import Record, chat_of, file_lines, read_batch, report, usable
 from dlm.cli.writing import calibrated, check_outputs, load_many, load_writer, recording
-from dlm.data.chats import messages_of
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
 
@@ -133,14 +132,7 @@ def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
             return check_text(prompt)
         except DataError as error:
             raise DataError(f'the field "prompt" {error}') from error
-    try:
-        chat = [{key: part for key, part in message.items() if key != "weight"} for message in messages_of(messages)]
-    except DataError as error:
-        raise DataError(f"messages {error}") from error
-    for message in chat:
-        check_text(message["content"])
-    if not chat:
-        raise DataError("messages is empty: there is nothing to answer")
+    chat = chat_of(messages)
     if chat[-1]["role"] == "assistant":
         raise DataError("messages must end with one that is to be answered, and not with the assistant's")
     return chat

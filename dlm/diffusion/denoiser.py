@@ -99,6 +99,46 @@ class PlacedDenoiser(Denoiser):
         return self.denoiser.reduce(inputs.to(self.device()), reducer)
 
 
+class NotingDenoiser(Denoiser):
+    """A denoiser that notes which token it finds the likeliest at each position that was wanted of it.
+
+    Attributes:
+        likeliest_BL: The ids; -1 where no prediction was wanted.
+    """
+
+    def __init__(self, denoiser: Denoiser, x0_BL: Tensor, unwritten: Sequence[int] = ()) -> None:
+        """Wraps a denoiser.
+
+        Args:
+            denoiser: What predicts.
+            x0_BL: The rows of the canvas.
+            unwritten: Ids that no sampler writes, so that none of them is noted.
+        """
+        self.denoiser, self.likeliest_BL = denoiser, torch.full_like(x0_BL, -1)
+        self._unwritten = torch.tensor(unwritten, dtype=torch.long)
+
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        """Predicts the clean tokens; see `Denoiser`."""
+        log_p0_NV = self.denoiser(inputs)
+        self._note(inputs, log_p0_NV, slice(None))
+        return log_p0_NV
+
+    def reduce(self, inputs: NetworkInput, reducer: Reducer) -> Reduced:
+        """Reduces the predictions; see `Denoiser`."""
+
+        def noting(log_p0_CV: Tensor, rows: slice) -> Reduced:
+            self._note(inputs, log_p0_CV, rows)
+            return reducer(log_p0_CV, rows)
+
+        return self.denoiser.reduce(inputs, noting)
+
+    def _note(self, inputs: NetworkInput, log_p0_CV: Tensor, rows: slice) -> None:
+        row_N, place_N = inputs.wanted_BL.nonzero(as_tuple=True)
+        row_N = row_N if inputs.rows_B is None else inputs.rows_B[row_N]
+        allowed_CV = log_p0_CV.index_fill(-1, self._unwritten.to(log_p0_CV.device), -torch.inf)
+        self.likeliest_BL[row_N[rows], place_N[rows]] = allowed_CV.argmax(-1).to(self.likeliest_BL.device)
+
+
 class X0Denoiser(Denoiser):
     """A network whose softmax over the symbols is p(x0 | xt) itself.
 

@@ -8,6 +8,7 @@ was drawn before.
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,8 +16,44 @@ from torch import Tensor
 
 def generator(*key: int | str) -> torch.Generator:
     """A CPU generator that is a pure function of its key, such as (seed, "train", step, position)."""
+    return torch.Generator().manual_seed(_seed(key))
+
+
+def _seed(key: tuple[int | str, ...]) -> int:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Aligned(torch.Generator):
+    """The stream of one of several rows that are compared, so that what they have in common gets the same noise.
+
+    Each row draws for as many positions as the longest has, and takes the numbers of its own. So all streams with one
+    key go on in step, whatever the rows' lengths.
+
+    Attributes:
+        place_N: Which of the numbers belongs to each of the row's own positions; no two are the same.
+        width: How many numbers are drawn.
+    """
+
+    place_N: Tensor
+    width: int
+
+    @classmethod
+    def of(cls, key: tuple[int | str, ...], places: Sequence[int], width: int) -> Self:
+        """The stream of a row.
+
+        Args:
+            key: What its numbers follow from; the same for all rows that are compared.
+            places: Which number each of its positions takes; below `width`.
+            width: How many are drawn.
+
+        Returns:
+            The stream; where the places are all of the numbers in their order, that of `generator`.
+        """
+        stream = cls()
+        stream.manual_seed(_seed(key))
+        stream.place_N, stream.width = torch.tensor(places, dtype=torch.long), width
+        return stream
 
 
 @dataclass(frozen=True)
@@ -77,11 +114,16 @@ def inverse_cdf_(weights_NV: Tensor, u_N: Tensor) -> Tensor:
 def random_scores(generators: Sequence[torch.Generator], candidates_BL: Tensor) -> Tensor:
     """A float64 score in [0, 1) a position of `candidates_BL`, -1 elsewhere; as many draws as there are positions.
 
-    Each row draws once for each of its own positions, so padding changes nothing.
+    Each row draws once for each of its own positions, so padding changes nothing; see `Aligned` for rows in step.
     """
     where = candidates_BL.cpu()
     scores_BL = torch.full(where.shape, -1.0, dtype=torch.float64)
-    drawn = uniforms(generators, where.sum(1).tolist())
+    counts = where.sum(1).tolist()
+    widths = [g.width if isinstance(g, Aligned) else n for g, n in zip(generators, counts, strict=True)]
+    drawn = [
+        u_N[g.place_N] if isinstance(g, Aligned) else u_N
+        for g, u_N in zip(generators, uniforms(generators, widths), strict=True)
+    ]
     scores_BL[where] = torch.cat(drawn) if drawn else scores_BL.new_empty(0)
     return scores_BL.to(candidates_BL.device)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from dlm.diffusion.denoiser import Denoiser, LeaveOneOutDenoiser, X0Denoiser
 from dlm.diffusion.levels import Levels
-from dlm.diffusion.likelihood import Estimator, Likelihood
+from dlm.diffusion.likelihood import ChainRule, Estimator, Likelihood
 from dlm.diffusion.memory import BlocksObjective, CausalObjective
 from dlm.diffusion.memory_likelihood import BlocksEstimator, CausalEstimator
 from dlm.diffusion.network import LedNetwork, Network, ShiftedNetwork
@@ -19,7 +19,7 @@ from dlm.diffusion.remasking import remasking_rule
 from dlm.diffusion.remember import Grid
 from dlm.diffusion.rules import ReverseChain, Rule, Unmasking
 from dlm.diffusion.schedule import Linear, Schedule
-from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, OneAtATime, Order, Random, TokenChoice
+from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, LeftToRight, OneAtATime, Order, Random, TokenChoice
 from dlm.diffusion.weighting import Weighting
 
 FEWEST_STEPS = 64
@@ -135,7 +135,8 @@ class Formulation:
         """The likelihood of one reading.
 
         Args:
-            name: `any-order`, `causal`, or `blocks:S` for blocks of S tokens.
+            name: `any-order`, `causal`, or `blocks:S` for blocks of S tokens; or `left-to-right`, by the chain rule
+                the very likelihood of the sampler that fills masks one at a time in that order.
             draws: Noisy copies of each sequence, where there are any.
             before_id: The id that stands before every text that is memory; None for nothing, without next tokens.
 
@@ -148,6 +149,9 @@ class Formulation:
         readings, (kind, _, size) = self.readings, name.partition(":")
         if kind == "any-order" and not size and readings.any_order:
             return self.estimator(draws)
+        if name == LeftToRight().name:
+            self._check_chain_rule()
+            return ChainRule(LeftToRight())
         if kind == "causal" and not size and readings.causal:
             assert before_id is not None
             return CausalEstimator(before_id)
@@ -156,6 +160,19 @@ class Formulation:
             if causal or name in readings.all:
                 return BlocksEstimator(int(size), before_id, draws, causal)
         raise ValueError(f"this model has no reading {name!r}; it has {', '.join(readings.all)}")
+
+    def _check_chain_rule(self) -> None:
+        """Refuses it where no sampler of the network reveals masks one at a time in any order."""
+        if not self.readings.any_order:
+            raise ValueError(
+                "the chain rule is that of the any-order reading, and this model has "
+                f"{', '.join(self.readings.all)} alone: leave --chain-rule out"
+            )
+        if not self.counts:
+            raise ValueError(
+                "the chain rule is that of samplers that reveal one token at a time, from a network that takes no "
+                f"time; this model's noise is {self.noise.name}: leave --chain-rule out"
+            )
 
     def grid(self, size: int) -> Grid:
         """Where blocks of so many tokens lie, for a network with a memory."""

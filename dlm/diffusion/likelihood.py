@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -276,10 +276,55 @@ def position_nats(
     return nats_BL
 
 
+@dataclass(frozen=True)
+class ChainRule:
+    """The exact -log p of the sampler that reveals one token at a time; see `chain_rule_nats`.
+
+    Attributes:
+        order: A deterministic order, such as left to right.
+    """
+
+    order: Order
+    steps: ClassVar[int | None] = None
+
+    def method(self, process: Process) -> Literal["exact"]:
+        """It has no error; see `Likelihood`."""
+        return "exact"
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        process: Process,
+        x0_BL: Tensor,
+        generators: Sequence[torch.Generator],
+        scored_BL: Tensor | None = None,
+    ) -> Tensor:
+        """One estimate, which has no error; see `Likelihood`."""
+        return chain_rule_nats(denoiser, process, x0_BL, self.order, scored_BL)[None]
+
+
 def chain_rule_nll(
     denoiser: Denoiser, process: Process, x0_BL: Tensor, order: Order, scored_BL: Tensor | None = None
 ) -> Tensor:
-    """The exact negative log-likelihood of the sampler that reveals one token at a time in `order`.
+    """The exact negative log-likelihood of each sequence; see `chain_rule_nats`.
+
+    Args:
+        denoiser: Predicts the clean tokens.
+        process: Gives the mask.
+        x0_BL: Clean ids.
+        order: A deterministic order, such as left to right or confidence.
+        scored_BL: The tokens that are scored, the others being context; all of them by default.
+
+    Returns:
+        Nats a sequence, float64, shape (B,).
+    """
+    return chain_rule_nats(denoiser, process, x0_BL, order, scored_BL).sum(1)
+
+
+def chain_rule_nats(
+    denoiser: Denoiser, process: Process, x0_BL: Tensor, order: Order, scored_BL: Tensor | None = None
+) -> Tensor:
+    """The exact negative log-likelihood of the sampler that reveals one token at a time in `order`, token by token.
 
     -log p(x) = sum_i -log p(x_i | the tokens revealed before). The position is a function of the tokens
     revealed so far, so the terms are a chain rule, whichever order the predictions ask for.
@@ -292,7 +337,8 @@ def chain_rule_nll(
         scored_BL: The tokens that are scored, the others being context; all of them by default.
 
     Returns:
-        Nats a sequence, float64, shape (B,), after as many denoiser calls as the longest has scored tokens.
+        The term of each token in nats, float64, zero at the others, shape (B, L), after as many denoiser calls as the
+        longest has scored tokens.
 
     Raises:
         ValueError: The order is drawn at random.
@@ -302,20 +348,24 @@ def chain_rule_nll(
     scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
     x_BL = x0_BL.masked_fill(scored_BL, process.mask_id)
     masked_BL = scored_BL.clone()
-    nll_B = torch.zeros(len(x0_BL), dtype=torch.float64, device=x0_BL.device)
+    nats_BL = torch.zeros(x0_BL.shape, dtype=torch.float64, device=x0_BL.device)
+
+    def first(candidates_BL: Tensor, predictions: Predictions | None) -> Tensor:
+        scores_BL = order.score(candidates_BL, predictions, ())
+        return largest(scores_BL, torch.ones(len(scores_BL), dtype=torch.long))
+
     while (rows := masked_BL.any(1).nonzero()[:, 0]).numel():
-        t_B = masked_BL[rows].double().mean(1)
-        inputs = NetworkInput(x_BL[rows], masked_BL[rows], t_B, rows_B=rows)
-        predictions = Predictions(denoiser(inputs), masked_BL[rows])
-        scores_BL = order.score(masked_BL[rows], predictions, ())
-        first_BL = largest(scores_BL, torch.ones(len(rows), dtype=torch.long))
+        left_BL = masked_BL[rows]
+        wanted_BL = left_BL if order.needs_predictions else first(left_BL, None)
+        inputs = NetworkInput(x_BL[rows], wanted_BL, left_BL.double().mean(1), rows_B=rows)
+        predictions = Predictions(denoiser(inputs), wanted_BL)
+        first_BL = first(left_BL, predictions) if order.needs_predictions else wanted_BL
         position_B = first_BL.int().argmax(1)
-        log_p_NV = predictions.at(first_BL)
         token_B = x0_BL[rows, position_B]
-        nll_B[rows] -= log_p_NV.gather(-1, token_B[:, None])[:, 0].double()
+        nats_BL[rows, position_B] = -predictions.at(first_BL).gather(-1, token_B[:, None])[:, 0].double()
         x_BL[rows, position_B] = token_B
         masked_BL[rows, position_B] = False
-    return nll_B
+    return nats_BL
 
 
 def check_draws(draws: int) -> None:

@@ -7,7 +7,6 @@ from dlm.data.batches import Sequences
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import chain_rule_nll
 from dlm.diffusion.unmask import Confidence, LeftToRight
-from dlm.errors import ConfigError
 from dlm.evaluate.likelihood import denoiser_of, estimator_of
 from dlm.evaluate.report import ChainRuleReport
 from dlm.lm import DiffusionLM
@@ -42,16 +41,7 @@ def evaluate_chain_rule(
         ConfigError: The model's process does not reveal one token at a time, its network takes the time, or it was not
             trained to be read in any order.
     """
-    if not lm.formulation.readings.any_order:
-        raise ConfigError(
-            "the chain rule is that of the any-order reading, and this model has "
-            f"{', '.join(lm.formulation.readings.all)} alone: leave --chain-rule out"
-        )
-    if not lm.formulation.counts:
-        raise ConfigError(
-            "the chain rule is that of samplers that reveal one token at a time, from a network that takes no time; "
-            f"this model's noise is {lm.process.noise.name}: leave --chain-rule out"
-        )
+    lm.estimator(LeftToRight().name)  # refuses a model of which there is none
     lm.model.eval()
     estimator = estimator_of(lm, draws, time, "any-order")
     rows = torch.randperm(len(sequences), generator=generator(seed, "chain rule"))[:count].tolist()

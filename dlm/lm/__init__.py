@@ -4,6 +4,7 @@ from dlm.lm.infillings import Infilling
 from dlm.lm.model import DiffusionLM
 from dlm.lm.sampler import Sampler
 from dlm.lm.samples import Sample
+from dlm.lm.scores import Answers
 from dlm.lm.scoring import Score
 
-__all__ = ["DiffusionLM", "Infilling", "Sample", "Sampler", "Score"]
+__all__ = ["Answers", "DiffusionLM", "Infilling", "Sample", "Sampler", "Score"]

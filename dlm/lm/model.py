@@ -1,11 +1,11 @@
 """`DiffusionLM`: a trained model and all it can do, for a notebook and for every command."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
@@ -14,19 +14,19 @@ from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Likelihood
 from dlm.diffusion.readings import Masked
-from dlm.diffusion.unmask import Margin, Random
+from dlm.diffusion.unmask import LeftToRight, Margin, Random
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import loading
-from dlm.lm.canvas import stack
 from dlm.lm.denoisers import Denoisers, arithmetic_device
 from dlm.lm.filler import Filler
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout, Prompt
 from dlm.lm.lengths import LengthSearch, Weigher
-from dlm.lm.rows import Task, Written, in_batches, in_groups
+from dlm.lm.rows import Task, Written, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
-from dlm.lm.scoring import Score, score_rows
+from dlm.lm.scores import Answers, Row, Scorer
+from dlm.lm.scoring import Greedy, Score
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_model
@@ -103,12 +103,13 @@ class DiffusionLM:
         self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
         self.end_ids, self._pad_id = (ids.end, *ends), ids.pad
         self.layout = Layout(tokenizer, sidecar)
+        self._unknown = () if ids.unknown is None or ids.unknown in ends else (ids.unknown,)
         self.precision, scoring = working_precisions(precision, model.dtype, self.device)
         self.denoisers = Denoisers.of(
             self._backbone,
             self.formulation,
             self.process,
-            unknown=() if ids.unknown is None or ids.unknown in ends else (ids.unknown,),
+            unknown=self._unknown,
             ends=self.end_ids,
             first_id=self.layout.first_id,
             writing=self.precision,
@@ -448,12 +449,51 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
             DataError: Both together do not fit the context.
         """
+        (found,) = next(self.score_each({0: Answers(prompt, (response,))}, draws=draws, seed=seed, reading=reading))
+        return found
+
+    def score_each(
+        self,
+        asked: Mapping[int, Answers],
+        *,
+        draws: int = 16,
+        seed: int = 0,
+        batch_size: int = 16,
+        reading: str | None = None,
+        greedy: bool = False,
+        begin: int = 0,
+    ) -> Iterator[list[Score]]:
+        """Scores many responses side by side, and gives those to a prompt as soon as they are scored.
+
+        All are checked before the first is scored.
+
+        Args:
+            asked: The responses to each prompt, under the number that its noise follows from. Those to one prompt have
+                common random masks, so that `Score.less` of two of them has far less noise than each.
+            draws: As for `score`.
+            seed: Scores depend on the seed, their prompt's number, and the responses to that prompt. That of a single
+                response to the prompt of number 0 is what `score` gives.
+            batch_size: Responses scored side by side; it changes a score by float rounding alone.
+            reading: As for `score`; or `left-to-right`, the exact likelihood of the any-order sampler that writes one
+                token at a time in that order.
+            greedy: Whether to find out if greedy decoding, one token at a time, writes exactly the response and its
+                end: next tokens of the causal reading, or masks from left to right on a canvas of that length.
+            begin: How many prompts are left out, those scored before; the others' scores are as if none were.
+
+        Returns:
+            An iterator over the scores of the responses to each prompt, in the order given.
+
+        Raises:
+            ConfigError: The model was not trained to be read so, or the reading decodes nothing one token at a time.
+            DataError: A response and its prompt do not fit the context.
+        """
         self.model.eval()
-        estimator = self.estimator(reading, draws)
-        canvas = self.layout.answered(prompt, response)
-        self.layout.warn_of_unknown([canvas])
-        rows = stack([canvas], self._pad_id)
-        return self._score(self.denoisers.scoring, *rows, [generator(seed, "score")], estimator)[0]
+        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws))
+        if greedy:
+            scorer = replace(scorer, greedy=self._greedy(reading))
+        canvases = {number: answers.canvases(self.layout) for number, answers in asked.items()}
+        self.layout.warn_of_unknown([canvas for group in canvases.values() for canvas in group])
+        return scorer.of_answers(canvases, (seed, "score"), batch_size, begin)
 
     def nelbo(
         self,
@@ -487,30 +527,31 @@ class DiffusionLM:
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         self.layout.warn_of_unknown([piece for _, piece in pieces])
+        rows = [Row.alone(piece, (seed, "nelbo", number)) for number, (_, piece) in enumerate(pieces)]
+        scores = self._scorer(self.denoisers.scoring, estimator).of_rows(rows, batch_size)
         nats = [0.0] * len(whole)
-        for batch in in_batches(list(enumerate(pieces)), batch_size):
-            rows = stack([piece for _, (_, piece) in batch], self._pad_id)
-            streams = [generator(seed, "nelbo", number) for number, _ in batch]
-            scores = self._score(self.denoisers.scoring, *rows, streams, estimator)
-            for (_, (text, _)), score in zip(batch, scores, strict=True):
-                nats[text] -= score.log_likelihood
+        for (text, _), score in zip(pieces, scores, strict=True):
+            nats[text] -= score.log_likelihood
         return nats
 
     def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
         """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""
         streams = [generator(seed, "rank") for _ in batch.tasks]
-        estimator = self.formulation.estimator(draws)
-        scores = self._score(self.denoisers.ranking, batch.x_BL, batch.editable_BL, streams, estimator)
+        scorer = self._scorer(self.denoisers.ranking, self.formulation.estimator(draws))
+        scores = scorer.of_batch(batch.x_BL, batch.editable_BL, streams)
         return zip(batch.x_BL.tolist(), (score.log_likelihood for score in scores), batch.calls, strict=True)
 
-    def _score(
-        self,
-        denoiser: Denoiser,
-        x0_BL: Tensor,
-        editable_BL: Tensor,
-        streams: Sequence[torch.Generator],
-        estimator: Likelihood,
-    ) -> list[Score]:
-        """Scores rows made on the CPU; see `score_rows`."""
-        rows = x0_BL.to(self.arithmetic_device), editable_BL.to(self.arithmetic_device)
-        return score_rows(denoiser, self.process, estimator, *rows, streams)
+    def _scorer(self, denoiser: Denoiser, estimator: Likelihood) -> Scorer:
+        return Scorer(denoiser, self.process, self._pad_id, self.arithmetic_device, estimator)
+
+    def _greedy(self, reading: str | None) -> Greedy:
+        """What tells whether greedy decoding by a reading writes a response."""
+        reading = reading or self.formulation.readings.all[0]
+        if reading != "causal" and (reading.startswith("blocks") or not self.formulation.counts):
+            raise ConfigError(
+                "greedy decoding one token at a time is of next tokens, or of masks from left to right by a network "
+                f"that takes no time; this model is read as {reading}, with {self.process.noise.name} noise: leave "
+                "--greedy out, or choose another --reading"
+            )
+        likelihood = self.estimator(reading if reading == "causal" else LeftToRight().name)
+        return Greedy(likelihood, self._unknown)

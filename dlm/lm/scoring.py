@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, NotingDenoiser
 from dlm.diffusion.likelihood import Likelihood
 from dlm.diffusion.process import Process
 
@@ -21,11 +21,45 @@ class Score:
         monte_carlo_se: The standard error of the estimate, in nats, from the random masks; nan with 2 draws, and 0 of
             an exact value.
         tokens: How many tokens were scored.
+        estimates: The independent estimates that `log_likelihood` is the mean of: two, or one with 2 draws and of an
+            exact value.
+        greedy: Whether greedy decoding writes exactly these tokens; None where that was not asked.
     """
 
     log_likelihood: float
     monte_carlo_se: float
     tokens: int
+    estimates: tuple[float, ...] = ()
+    greedy: bool | None = None
+
+    def less(self, other: "Score") -> tuple[float, float]:
+        """How much likelier this text is than another.
+
+        Args:
+            other: The other's score.
+
+        Returns:
+            The difference of the log-likelihoods in nats, and its standard error. That is far smaller than those of
+            both together where both were scored under common masks: each estimate is compared with its like.
+        """
+        difference = self.log_likelihood - other.log_likelihood
+        if len(self.estimates) < 2:
+            return difference, self.monte_carlo_se + other.monte_carlo_se
+        one, two = (a - b for a, b in zip(self.estimates, other.estimates, strict=True))
+        return difference, abs(one - two) / 2
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """How it is found whether greedy decoding, one token at a time, writes what is scored.
+
+    Attributes:
+        likelihood: An exact one, which predicts each token once, from those that stand before it when it is written.
+        unwritten: Ids that are never written, such as that of unknown characters.
+    """
+
+    likelihood: Likelihood
+    unwritten: Sequence[int] = ()
 
 
 @torch.inference_mode()
@@ -36,6 +70,7 @@ def score_rows(
     x0_BL: Tensor,
     editable_BL: Tensor,
     generators: Sequence[torch.Generator],
+    greedy: Greedy | None = None,
 ) -> list[Score]:
     """Bounds of log p(the editable tokens | the others), or its values, one a row.
 
@@ -46,15 +81,27 @@ def score_rows(
         x0_BL: Clean ids.
         editable_BL: Which of them are scored; the others are given, or padding.
         generators: One stream a row.
+        greedy: How it is found whether they are those of greedy decoding; None where that is not asked.
 
     Returns:
         A score a row.
     """
-    nats_RBL = estimator(denoiser, process, x0_BL, generators, editable_BL)
-    one_B, *other_B = nats_RBL.sum(2)
+    asked, written_B = denoiser, None
+    if greedy is not None:
+        noting = NotingDenoiser(denoiser, x0_BL, greedy.unwritten)
+        if greedy.likelihood == estimator:
+            asked = noting  # the calls of the one tell the other
+        else:
+            greedy.likelihood(noting, process, x0_BL, generators, editable_BL)
+    nats_RBL = estimator(asked, process, x0_BL, generators, editable_BL)
+    if greedy is not None:
+        written_B = ((noting.likeliest_BL == x0_BL) | ~editable_BL).all(1).tolist()
+    estimates_RB = -nats_RBL.sum(2)
+    one_B, *other_B = estimates_RB
     if estimator.method(process) == "exact":
         error_B = torch.zeros_like(one_B)
     else:
         error_B = (one_B - other_B[0]).abs() / 2 if other_B else torch.full_like(one_B, math.nan)
-    columns = nats_RBL.mean(0).sum(1).tolist(), error_B.tolist(), editable_BL.sum(1).tolist()
-    return [Score(-nats, error, tokens) for nats, error, tokens in zip(*columns, strict=True)]
+    columns = (-nats_RBL.mean(0).sum(1)).tolist(), error_B.tolist(), editable_BL.sum(1).tolist()
+    rows = zip(*columns, estimates_RB.T.tolist(), written_B or [None] * len(x0_BL), strict=True)
+    return [Score(nats, error, tokens, tuple(each), found) for nats, error, tokens, each, found in rows]

@@ -33,6 +33,33 @@ BAD_PROMPTS = {
 }
 """Lines that `dlm sample --prompts` cannot use."""
 
+BAD_ANSWERS = {
+    "s-broken": '{"text": ',
+    "s-list": '["a"]',
+    "s-none": '{"txt": "a"}',
+    "s-alone": '{"prompt": "a"}',
+    "s-given-nothing": '{"response": "a"}',
+    "s-both": '{"prompt": "a", "response": "b", "choices": ["b", "c"]}',
+    "s-two-prompts": '{"prompt": "a", "messages": [{"role": "user", "content": "b"}], "response": "c"}',
+    "s-text-and-prompt": '{"text": "a", "prompt": "b"}',
+    "s-number": '{"prompt": "a", "response": 7}',
+    "s-half": r'{"text": "a\ud800"}',
+    "s-no-list": '{"prompt": "a", "choices": "b"}',
+    "s-one-choice": '{"prompt": "a", "choices": ["b"]}',
+    "s-odd-choice": '{"prompt": "a", "choices": ["b", null]}',
+    "s-empty-choice": '{"prompt": "a", "choices": ["b", ""]}',
+    "s-long": '{"prompt": "a", "response": "%s"}' % ("x" * 31),
+    "s-long-prompt": '{"prompt": "%s", "response": "a"}' % ("x" * 32),
+    "s-long-choice": '{"prompt": "a", "choices": ["b", "%s"]}' % ("x" * 31),
+    "s-unanswered": '{"messages": [{"role": "user", "content": "a"}]}',
+    "s-only-answer": '{"messages": [{"role": "assistant", "content": "a"}]}',
+    "s-answered-twice": '{"messages": [{"role": "assistant", "content": "a"}], "response": "b"}',
+    "s-no-chat": '{"messages": [{"content": "a"}], "response": "b"}',
+    "s-chat": '{"messages": [{"role": "user", "content": "a"}], "response": "b"}',
+    "s-taken": '{"text": "a", "bits": 3}',
+}
+"""Lines that `dlm score` cannot use."""
+
 
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Path:
@@ -61,6 +88,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n\n{"messages": [{"role": "user", "content": "b"}]}\n')
     for name, line in BAD_PROMPTS.items():
         (folder / f"{name}.jsonl").write_bytes(b'{"prompt": "a"}\n' + line + b'\n{"prompt": "b"}\n')
+    for name, text in BAD_ANSWERS.items():
+        (folder / f"{name}.jsonl").write_text(f'{{"text": "a"}}\n{text}\n')
+    (folder / "answers.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     (folder / "long.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:33] b"}\n')
     for name in ("spans", "log_likelihood", "network_calls", "alternatives"):
         good, bad = '{"text": "a [MASK:2] b"}', f'{{"text": "a [MASK:2] b", "{name}": 3}}'
@@ -281,6 +311,55 @@ BAD: list[tuple[str | list[str], str]] = [
     ("infill @model --file @no-archive.jsonl.gz", "cannot be unpacked"),
     (["infill", "@model", "a [MASK:2]", "--keep-going"], "--keep-going is for a batch"),
     (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: surrogates not allowed at 0"),
+    # scoring
+    ("score @model @none.jsonl", "cannot read"),
+    ("score @model @folder", "cannot read"),
+    ("score @none @answers.jsonl", "no model at"),
+    ("score @model @empty.txt", "holds no line with a record"),
+    ("score @model @latin.txt", "is not UTF-8 text: byte 3"),
+    ("score @model @s-broken.jsonl", "line 2: not JSON"),
+    ("score @model @s-list.jsonl", 'line 2: no object in JSON: ["a"]'),
+    ("score @model @s-none.jsonl", 'line 2: it needs a "text"; or a "prompt" or'),
+    ("score @model @s-alone.jsonl", "; got prompt"),
+    ("score @model @s-given-nothing.jsonl", "; got response"),
+    ("score @model @s-both.jsonl", "; got prompt, response, choices"),
+    ("score @model @s-two-prompts.jsonl", "; got prompt, messages, response"),
+    ("score @model @s-text-and-prompt.jsonl", "; got text, prompt"),
+    ("score @model @s-number.jsonl", 'line 2: "response" holds 7, not text'),
+    ("score @model @s-half.jsonl", "half of a character"),
+    ("score @model @s-no-list.jsonl", 'line 2: "choices" must be a list of two texts or more'),
+    ("score @model @s-one-choice.jsonl", 'line 2: "choices" must be a list of two texts or more'),
+    ("score @model @s-odd-choice.jsonl", 'line 2: "choice 2" holds null, not text'),
+    ("score @model @s-empty-choice.jsonl", 'line 2: "choice 2" is empty'),
+    (
+        "score @model @s-long.jsonl",
+        "line 2: the response takes 32 tokens with its end, and the context has room for 31",
+    ),
+    ("score @model @s-long-prompt.jsonl", "line 2: the prompt takes 32 tokens and the context of this model is 32"),
+    ("score @model @s-long-choice.jsonl", "line 2: the response takes 32 tokens with its end"),
+    ("score @model @s-unanswered.jsonl", "line 2: messages must end with the assistant's"),
+    ("score @model @s-only-answer.jsonl", "line 2: the assistant's last message must be a text that answers others"),
+    ("score @model @s-answered-twice.jsonl", "line 2: messages must end with one that is to be answered"),
+    ("score @model @s-no-chat.jsonl", "line 2: messages must hold lists of {role, content}"),
+    ("score @model @s-chat.jsonl", "line 2: this tokenizer has no chat template"),
+    ("score @model @s-taken.jsonl", 'line 2: the field "bits" is where'),
+    ("score @model @twice.jsonl", "line 1: 'n' stands there twice"),
+    ("score @model @no-archive.jsonl.gz", "cannot be unpacked"),
+    ("score @model @answers.jsonl --draws 5", "--draws must be even, got 5"),
+    ("score @model @answers.jsonl --draws 8 --chain-rule", "--draws: the reading left-to-right is exact"),
+    ("score @model @answers.jsonl --reading causal", "this model has no reading 'causal'; it has any-order"),
+    ("score @model @answers.jsonl --reading blocks:0", "this model has no reading 'blocks:0'"),
+    ("score @model @answers.jsonl --chain-rule --reading causal", "--chain-rule is of the reading any-order, got"),
+    ("score @model @answers.jsonl --resume", "--resume goes on with the file of --output"),
+    ("score @model @answers.jsonl --resume --output @new --overwrite", "--resume goes on with the file of --output"),
+    ("score @model @answers.jsonl --resume --output @taken.txt", "taken.txt is no line of this command"),
+    ("score @model @answers.jsonl --output @taken.txt", "exists already"),
+    ("score @model @answers.jsonl --output @answers.jsonl --overwrite", "is what FILE reads"),
+    ("score @model @answers.jsonl --output @no/such/folder.jsonl", "there is no folder"),
+    ("score @model @answers.jsonl --output @folder --resume", "it is a folder"),
+    ("score @model @answers.jsonl --device warp", "--device warp cannot be used here"),
+    ("score @model @answers.jsonl --dtype fp8", "--dtype is auto, bf16, fp16, fp32, got fp8"),
+    ("score @model " + "f" * 300, "name too long"),
     # corrupting
     (["corrupt", ""], "the text is empty: there is nothing to corrupt"),
     (["corrupt", "caf\udce9"], "the text is not UTF-8: surrogates not allowed at 3"),
@@ -333,6 +412,9 @@ def test_a_mistake_is_one_line(shelf: Path, words: str | list[str], told: str) -
         "train --nothing",
         "corrupt",
         "corrupt text --steps 0",
+        "score @model",
+        "score @model @answers.jsonl --draws 2",
+        "score @model @answers.jsonl --batch-size 0",
     ],
 )
 def test_a_wrong_usage_is_explained(shelf: Path, words: str) -> None:
@@ -361,7 +443,9 @@ def test_no_words_show_the_help(shelf: Path, words: str) -> None:
     assert code in (0, 2) and "Usage: " in out + err and "dlm: " not in out + err
 
 
-@pytest.mark.parametrize("words", ["sample @none", "train @none.yaml", "eval @none", "infill @none [MASK:1]"])
+@pytest.mark.parametrize(
+    "words", ["sample @none", "train @none.yaml", "eval @none", "infill @none [MASK:1]", "score @none @answers.jsonl"]
+)
 def test_debug_shows_where(shelf: Path, words: str) -> None:
     code, out, err = invoke(shelf, words + " --debug")
     assert (code, out) == (2, "") and err.startswith("Traceback") and "Error: " in err

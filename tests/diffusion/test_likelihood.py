@@ -167,8 +167,9 @@ def test_on_a_wrong_denoiser_orders_are_different_distributions() -> None:
     assert float((left - sure).abs().max()) > 1
 
 
-def test_the_denoiser_is_told_the_share_that_is_masked() -> None:
+def test_the_denoiser_is_told_the_share_that_is_masked_and_asked_no_more_than_is_wanted() -> None:
     calls = 0
+    wanted: list[float] = []
 
     @FunctionDenoiser
     def listen(inputs: NetworkInput) -> Tensor:
@@ -176,14 +177,17 @@ def test_the_denoiser_is_told_the_share_that_is_masked() -> None:
         nonlocal calls
         calls += 1
         torch.testing.assert_close(t_B, (xt_BL == K).double().mean(1))
-        assert torch.equal(select_BL, xt_BL == K)
+        assert not (select_BL & (xt_BL != K)).any()
+        wanted.append(float(select_BL.sum() / (xt_BL == K).sum()))
         return torch.full((int(select_BL.sum()), K), -math.log(K))
 
     x0_BL = torch.zeros(3, 5, dtype=torch.long)
     count_nelbo(listen, PROCESS, x0_BL, 6, [generator(b) for b in range(3)])
-    assert calls == 7
+    assert calls == 7 and wanted == [1.0] * 7
     chain_rule_nll(listen, PROCESS, x0_BL, LeftToRight())
-    assert calls == 7 + 5
+    assert calls == 7 + 5 and wanted[7:] == pytest.approx([1 / 5, 1 / 4, 1 / 3, 1 / 2, 1.0])
+    chain_rule_nll(listen, PROCESS, x0_BL, Confidence())  # which looks at all of them to choose one
+    assert wanted[12:] == [1.0] * 5
 
 
 def test_a_random_order_has_no_chain_rule() -> None:
