@@ -76,7 +76,7 @@ def _blocks(length: str, steps: str | None) -> Kind:
 
 def _reused(base: str, reach: Literal["dual", "prefix"], refresh: str) -> Kind:
     whole = kind(base)
-    if whole.sampler is None or whole.needs not in ("masks", "any-order"):
+    if whole.sampler is None or whole.sampler.reuse or whole.needs not in ("masks", "any-order", "blocks"):
         raise ValueError(f"{base} uses no keys and values again that a change may reach")
     sampler = replace(whole.sampler, reuse=Reuse(reach, int(refresh)))
     return Kind(f"{base}+{reach}-{refresh}", "reused", "masks", sampler)
@@ -166,6 +166,9 @@ def suits(asked: Kind, formulation: Formulation | None, *, plain: bool) -> bool:
     if asked.needs == "plain" or formulation is None:
         return plain and asked.needs == "plain"
     readings = formulation.readings
+    how = asked.sampler
+    if how and how.reuse and how.block_length and readings.remembers:
+        return False  # its memory is exact
     return {
         "any-order": readings.any_order,
         "masks": readings.any_order and not formulation.noise.randomises,

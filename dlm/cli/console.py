@@ -112,7 +112,7 @@ def _replacing(output: Path) -> Iterator[Path]:
         with _gone_if_failed(output):
             yield output
         return
-    with tempfile.NamedTemporaryFile(prefix=f".{target.name}.", dir=target.parent, delete=False) as made:
+    with tempfile.NamedTemporaryFile(prefix=f".{target.name[:32]}.", dir=target.parent, delete=False) as made:
         draft = Path(made.name)
     try:
         shutil.copymode(target, draft)

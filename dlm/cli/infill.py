@@ -168,7 +168,9 @@ def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
     holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
     what = f"at most {effort} lengths" + (f" of each of {holes} spans" if holes > 1 else "")
     texts = "" if len(searched) == 1 else f"for each of {len(searched)} texts, "
-    told = f"{texts}{what} are weighed by {REACH} tokens behind, and {max(num, effort)} fillings tried (--effort)"
+    told = (
+        f"{texts}{what} are weighed by {REACH} tokens behind, and at most {max(num, effort)} fillings tried (--effort)"
+    )
     errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 

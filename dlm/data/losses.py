@@ -78,7 +78,10 @@ def altered_in(which: str, documents: Documents, tokenizer: PreTrainedTokenizerB
         (ids,) = encode(tokenizer, [part])
         back = decode(tokenizer, ids)
         if unknown not in ids and back != part:
-            at = next((i for i, (one, other) in enumerate(zip(part, back, strict=False)) if one != other), 0)
+            at = next(
+                (i for i, (one, other) in enumerate(zip(part, back, strict=False)) if one != other),
+                min(len(part), len(back)),
+            )
             kept, given = (repr(x[max(0, at - 10) : at + 20]) for x in (back, part))
             yield (
                 f"the tokenizer changes the {which} text: of {given} it keeps {kept}; what is lost is not learned or "

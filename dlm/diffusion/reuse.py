@@ -5,12 +5,14 @@ are few and mostly near, so what was computed some calls ago is close (Fast-dLLM
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, overload
+from typing import Literal, Protocol, get_args, overload
 
 import torch
 from torch import Tensor
 
 from dlm.diffusion.network import Cache, Network, NetworkInput, Reduced, Reducer
+
+Reach = Literal["dual", "prefix"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,12 @@ class Reuse:
         refresh: Every so many calls of a row all of it is computed; 1 is exact.
     """
 
-    reach: Literal["prefix", "dual"] = "dual"
+    reach: Reach = "dual"
     refresh: int = 8
 
     def __post_init__(self) -> None:
+        if self.reach not in get_args(Reach):
+            raise ValueError(f"reach must be {' or '.join(get_args(Reach))}, got {self.reach!r}")
         if self.refresh < 1:
             raise ValueError(f"refresh must be at least 1, got {self.refresh}")
 

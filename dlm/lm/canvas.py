@@ -191,4 +191,4 @@ def stack(canvases: Sequence[Canvas], pad_id: int) -> tuple[Tensor, Tensor]:
     width = max(len(canvas.ids) for canvas in canvases)
     ids_BL = [canvas.ids + [pad_id] * (width - len(canvas.ids)) for canvas in canvases]
     editable_BL = [canvas.editable + [False] * (width - len(canvas.ids)) for canvas in canvases]
-    return torch.tensor(ids_BL), torch.tensor(editable_BL)
+    return torch.tensor(ids_BL, dtype=torch.long), torch.tensor(editable_BL, dtype=torch.bool)

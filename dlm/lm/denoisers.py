@@ -82,11 +82,15 @@ class Denoisers:
         # Few tokens a call: on a CPU it takes longer to round the weights each time than to compute with them.
         behind_cache = scoring if backbone.device.type == "cpu" else writing
 
+        checked: set[int] = set()
+
         def reusing(how: Reuse, inside: bool, canvas: tuple[int, int]) -> Denoiser:
             # What is computed anew is found on the CPU, where the canvas is: a GPU need not be waited for.
             network, (rows, length) = network_in(behind_cache), canvas
             moving = FunctionNetwork(lambda inputs: network(inputs.to(arithmetic_device(backbone.device))))
-            check_reuse(moving, backbone, length)
+            if length not in checked:
+                check_reuse(moving, backbone, length)
+                checked.add(length)
             pad_id = -1 if backbone.pad_id is None else backbone.pad_id
             again = ReusingNetwork(moving, CanvasCache(rows), how, rows, pad_id)
             return of_network(again, (*unknown, *(ends if inside else ())))

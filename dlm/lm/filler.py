@@ -7,6 +7,7 @@ from itertools import groupby
 
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
+from dlm.errors import ConfigError
 from dlm.lm.canvas import Canvas
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout
@@ -50,9 +51,15 @@ class Filler:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
+            ConfigError: The length of a hole is not given, and the model's noise has no masks.
         """
         for template in templates.values():
             self.rule(self.layout.holes(template))
+            if is_open(template) and not self.weigher.process.noise.masks:
+                raise ConfigError(
+                    "a hole of unknown length is a number of masks, which this model's noise "
+                    f"({self.weigher.process.noise.name}) has not: say its tokens, as in [MASK:12]"
+                )
         return self._fill(templates, num, search)
 
     def _fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
@@ -87,11 +94,11 @@ class Filler:
             better = before if before is not None and before.log_joint >= one.log_joint else one
             if before is not None and one.ids not in ids_of[one.text]:  # the same text by other tokens
                 more = math.log1p(math.exp(-abs(before.log_joint - one.log_joint)))
-                better = replace(better, log_length=better.log_length + more)
+                better = replace(better, log_likelihood=better.log_likelihood + more)
             best[one.text] = better, task if before is None else best[one.text][1]
             ids_of.setdefault(one.text, set()).add(one.ids)
         ranked = sorted(best.values(), key=lambda each: -each[0].log_joint)[:num]
-        if self.watched:
+        if self.watched and any(ranked[0][1].canvas.editable):
             for _ in self.write([ranked[0][1]], True):  # the same again
                 pass
         return [one for one, _ in ranked]
@@ -101,7 +108,10 @@ class Filler:
         return Task(canvas, self.rule(canvas), (self.seed, "infill", place, *lengths, number))
 
     def _filled(self, asked: Sequence[tuple[Template, Task]], *, watched: bool = True) -> Iterator[Infilling]:
-        """Each row as a text, as soon as its batch is written."""
-        rows = (row for batch in self.write([task for _, task in asked], watched) for row in self.ranked(batch))
-        for (template, task), (ids, log_likelihood, calls) in zip(asked, rows, strict=True):
+        """Each row as a text, as soon as its batch is written; one whose holes are all empty is there already."""
+        open_tasks = [task for _, task in asked if any(task.canvas.editable)]
+        rows = (row for batch in self.write(open_tasks, watched) for row in self.ranked(batch))
+        for template, task in asked:
+            given = task.canvas.ids, 0.0, 0
+            ids, log_likelihood, calls = next(rows) if any(task.canvas.editable) else given
             yield Infilling.of(template, task, ids, log_likelihood, calls, self.layout.tokenizer)

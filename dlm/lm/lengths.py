@@ -95,45 +95,44 @@ class Weigher:
         Raises:
             DataError: The shortest holes, and what stands between them, do not fit the context.
         """
-        canvas = self.layout.holes(template)
-        spare = self._room - (canvas.holes[-1].stop - canvas.holes[0].start)
+        self.layout.holes(template)
         parts = encoded_parts(template, self.layout.tokenizer, self.process.mask_id)
         prior = search.prior or self.layout.sidecar.lengths or LengthPrior()
+        spare = self._spare(template, parts)
         beam: dict[Lengths, float] = {(): 0.0}
         for place, part in enumerate(template):
             if not isinstance(part, Hole):
                 continue
-            lengths = self._considered(part, search)
+            lengths = _considered([n for n in part.lengths if n - part.tokens <= spare], search.effort)
             log_p = prior.log_p(lengths, whole_lines=_stands_alone(template, place))
             longer = {
                 (*before, length): nats + own
                 for before, nats in beam.items()
                 for length, own in zip(lengths, log_p, strict=True)
-                if sum(before) + length - self._shortest(template[: place + 1]) <= spare
+                if sum(before) + length - _shortest(template[: place + 1]) <= spare
             }
             if len(longer) > 1:
                 evidence = self._evidence(template, parts, place, [*longer])
-                longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
+                if max(evidence) > -math.inf:  # else the model rules out what stands behind, whatever the length
+                    longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
             beam = dict(sorted(longer.items(), key=lambda item: -item[1])[: 4 * search.effort])
         total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
         return {each: nats - total for each, nats in beam.items()}
 
+    def _spare(self, template: Template, parts: Sequence[Sequence[int]]) -> int:
+        """How many tokens the holes of a text may have beyond their fewest.
+
+        With so many there still is text before and behind them to read, if the shortest leave room for that.
+        """
+        holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        inside = sum(map(len, parts[holes[0] : holes[-1] + 1]))
+        read = min(REACH, sum(map(len, parts[: holes[0]]))) + min(REACH, sum(map(len, parts[holes[-1] + 1 :])))
+        spare = self._room - inside
+        return spare - read if spare > read else spare
+
     @property
     def _room(self) -> int:
         return self.layout.sidecar.context - len(self.layout.sidecar.affixes)
-
-    @staticmethod
-    def _shortest(parts: Template) -> int:
-        return sum(part.tokens for part in parts if isinstance(part, Hole))
-
-    @staticmethod
-    def _considered(hole: Hole, search: LengthSearch) -> Sequence[int]:
-        """The lengths of a hole that are weighed: all, or as many at even steps."""
-        lengths = hole.lengths
-        if len(lengths) <= search.effort:
-            return lengths
-        steps = max(search.effort - 1, 1)
-        return sorted({lengths[round(i * (len(lengths) - 1) / steps)] for i in range(search.effort)})
 
     def _evidence(
         self, template: Template, parts: Sequence[Sequence[int]], place: int, every: Sequence[Lengths]
@@ -167,7 +166,8 @@ class Weigher:
     def _log_p(self, canvases: Sequence[Canvas], targets: Sequence[int]) -> list[float]:
         """The log-probability of one token of each row."""
         x_BL, wanted_BL = stack(canvases, self.pad_id)
-        share_B = (x_BL == self.process.mask_id).double().mean(1)
+        shares = [canvas.ids.count(self.process.mask_id) / len(canvas.ids) for canvas in canvases]
+        share_B = torch.tensor(shares, dtype=torch.float64)
         time_B = self.process.schedule.inverse(1.0 - share_B).clamp(0.0, 1.0)
         with torch.inference_mode():
             log_p_NV = self.denoiser(NetworkInput(x_BL, wanted_BL, time_B))
@@ -175,12 +175,23 @@ class Weigher:
         return found
 
 
+def _shortest(parts: Template) -> int:
+    """The fewest tokens that the holes may have together."""
+    return sum(part.tokens for part in parts if isinstance(part, Hole))
+
+
+def _considered(lengths: Sequence[int], effort: int) -> Sequence[int]:
+    """The lengths of a hole that are weighed: all, or as many at even steps."""
+    if len(lengths) <= effort:
+        return lengths
+    return sorted({lengths[round(i * (len(lengths) - 1) / max(effort - 1, 1))] for i in range(effort)})
+
+
 def _stands_alone(template: Template, place: int) -> bool:
     """Whether a hole stands on lines of its own."""
     before, behind = template[:place][-1:], template[place + 1 :][:1]
-    ends = "".join(part[-1:] for part in before if isinstance(part, str))
-    begins = "".join(part[:1] for part in behind if isinstance(part, str))
-    return ends in ("", "\n") and begins in ("", "\n")
+    begins = all(isinstance(part, str) and part.endswith("\n") for part in before)
+    return begins and all(isinstance(part, str) and part.startswith("\n") for part in behind)
 
 
 def exact(template: Template, lengths: Iterable[int]) -> Template:

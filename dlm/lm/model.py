@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
-from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Likelihood
@@ -399,9 +399,10 @@ class DiffusionLM:
         self.model.eval()
         family = self.sidecar.family
         how, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
+        weighing = PlacedDenoiser(self.denoisers.scoring, lambda: self.arithmetic_device)
         return Filler(
             self.layout,
-            Weigher(self.layout, self.denoisers.ranking, self.process, self._pad_id, batch_size),
+            Weigher(self.layout, weighing, self.process, self._pad_id, batch_size),
             lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
             lambda tasks, watched: self._writer.write(
                 tasks, how, batch_size=batch_size, watch=watch if watched else None, inside=True

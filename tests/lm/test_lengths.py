@@ -16,7 +16,7 @@ from dlm.config import Characters
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.sample import State
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.lengths import LengthSearch, Weigher, exact
 from dlm.model.spans import LengthPrior
@@ -118,7 +118,7 @@ def test_lengths_that_do_not_fit_the_context_are_not_weighed(
     lm: DiffusionLM, weigher: Weigher, refused: Refused
 ) -> None:
     found = weigher.posterior(parse_template("abcd[MASK:1-30]abcdab[MASK:2-30]cd"), LengthSearch(effort=40))
-    assert {one + other for one, other in found} == set(range(3, 24 - 6 + 1))
+    assert {one + other for one, other in found} == set(range(3, 24 - 12 + 1))
     with refused(DataError, "does not fit the context"):
         lm.infill("a[MASK:25-30]b")
 
@@ -126,7 +126,8 @@ def test_lengths_that_do_not_fit_the_context_are_not_weighed(
 def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: Weigher) -> None:
     """With enough fillings tried, the best is the likeliest of all lengths and spans together."""
     exact_lm = DiffusionLM(lm.model, lm.tokenizer, sidecar=lm.sidecar, precision="fp32")
-    vars(exact_lm)["denoisers"] = replace(lm.denoisers, infilling=weigher.denoiser, ranking=weigher.denoiser)
+    own = weigher.denoiser
+    vars(exact_lm)["denoisers"] = replace(lm.denoisers, infilling=own, ranking=own, scoring=own)
     vars(exact_lm)["_writer"] = replace(lm._writer, denoisers=exact_lm.denoisers)
     text, search = "ab[MASK:0-2]bc", LengthSearch(effort=200)
     found = exact_lm.infill(text, num=10, search=search, draws=64, sampler=Sampler())
@@ -177,6 +178,57 @@ def test_a_search_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
         assert [one.text for one in group] == [one.text for one in alone]
         for one, other in zip(group, alone, strict=True):
             assert one.log_joint == pytest.approx(other.log_joint, rel=1e-4)
+
+
+def test_what_no_model_predicts_behind_a_hole_weighs_nothing(make_lm: MakeLM) -> None:
+    """A character that the tokenizer does not know."""
+    lm = make_lm(build_tokenizer(Characters(), lambda: ["abcd"]), 24)
+    (one,) = lm.infill("a[MASK:1-3]xb")
+    assert all(math.isfinite(nats) for nats in one.length_posterior.values())
+
+
+def test_the_longest_hole_leaves_text_to_read(lm: DiffusionLM, weigher: Weigher) -> None:
+    """Of a context of 24, so that lengths up to 24 less the text would hide all that tells them apart."""
+    found = weigher.posterior(parse_template("abcdabcd[MASK:1-24]abcdabcd"), LengthSearch(effort=30))
+    assert sorted(found) == [(length,) for length in range(1, 24 - 8 - 8 + 1)]
+    assert len({round(nats, 6) for nats in found.values()}) > 3
+    assert [*weigher.posterior(parse_template("ab[MASK:23-24]cd"), LengthSearch())] == [(23,), (24,)]
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_posterior_does_not_depend_on_the_rows_beside_it(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, timed: bool
+) -> None:
+    lm = make_lm(byte_tokenizer, 32, model={"time_conditioning": timed})
+    expected, *others = (
+        lm.infill("abcd[MASK:0-9]efgh", search=LengthSearch(effort=10), batch_size=size)[0].length_posterior
+        for size in (1, 5, 500)
+    )
+    for other in others:
+        assert other == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_text_that_may_be_all_empty(tiny_lm: DiffusionLM, batch_size: int) -> None:
+    states: list[State] = []
+    found = tiny_lm.infill("[MASK:0-2]", num=9, batch_size=batch_size, watch=states.append)
+    assert "" in {one.text for one in found}
+
+
+def test_noise_without_masks_has_no_holes_of_unknown_length(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, refused: Refused
+) -> None:
+    with refused(ConfigError, "uniform", "[MASK:12]"):
+        make_lm(byte_tokenizer, 32, noise={"name": "uniform"}).infill("a[MASK:1-2]b")
+    make_lm(byte_tokenizer, 32, noise={"name": "hybrid", "share": 0.1}).infill("a[MASK:1-2]b")
+
+
+def test_equal_texts_of_other_tokens_are_likelier_together(tiny_lm: DiffusionLM) -> None:
+    """Bytes that are no character are one replacement character each, so many spans read alike."""
+    search = LengthSearch(effort=300)
+    found = tiny_lm.infill("a[MASK:1-2]b", num=300, search=search, draws=2)
+    assert len({one.text for one in found}) == len(found)
+    assert all(one.log_length == pytest.approx(one.length_posterior[one.lengths]) for one in found)
 
 
 def test_who_watches_a_search_sees_the_filling_that_is_printed(tiny_lm: DiffusionLM) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.diffusion.network import FunctionNetwork, NetworkInput
 from dlm.diffusion.remask import Cap
 from dlm.diffusion.reuse import Reuse, ReusingNetwork
-from dlm.diffusion.unmask import Confidence, FixedSteps, LeftToRight, OneAtATime, Random, TokenChoice
+from dlm.diffusion.unmask import Confidence, FixedSteps, LeftToRight, OneAtATime, Random, Threshold, TokenChoice
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.backbone import Backbone
@@ -85,6 +85,14 @@ def test_a_text_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
         expected = texts(tiny_lm, sampler, Reuse("dual", 3))
         assert texts(tiny_lm, sampler, Reuse("dual", 3), batch_size=1) == expected
         assert texts(tiny_lm, sampler, Reuse("dual", 3), batch_size=3) == expected
+
+
+def test_each_row_counts_its_own_calls(shallow: DiffusionLM, tiny_lm: DiffusionLM) -> None:
+    """Rows that take part in other calls than their neighbours, as with a threshold."""
+    sampler = Sampler(budget=Threshold(0.02), token=TokenChoice(temperature=0.5))
+    for lm in (shallow, tiny_lm):
+        expected = texts(lm, sampler, Reuse("dual", 3))
+        assert texts(lm, sampler, Reuse("dual", 3), batch_size=1) == expected
 
 
 def test_holes_are_filled_with_what_stands_around_them_used_again(tiny_lm: DiffusionLM, shallow: DiffusionLM) -> None:
@@ -180,3 +188,5 @@ def test_the_commands_take_it(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     assert "--cache prefix or --cache dual" in refusal(*words, "--refresh", "2")
     assert "--refresh" in refusal(*words, "--cache", "dual", "--refresh", "0")
     assert "--cache" in refusal(*words, "--cache", "triple")
+    with pytest.raises(ValueError, match="reach must be dual or prefix"):
+        Reuse("triple")  # type: ignore[arg-type]

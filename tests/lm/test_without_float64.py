@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion import network
 from dlm.diffusion.devices import has_float64
+from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.unmask import Confidence, EntropyBound, FixedSteps, Threshold, TokenChoice
 from dlm.lm import DiffusionLM, Sampler
+from dlm.lm.lengths import LengthSearch
 from dlm.model.loading import load_model
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.weights import Held
@@ -91,6 +93,13 @@ def test_texts_and_bounds_are_those_of_the_cpu(
         assert texts[0] == texts[1]
     filled = [lm.infill("a[MASK:2]b[MASK:1]", num=2, draws=2, sampler=STEPS) for lm in (here, there)]
     assert filled[0] == filled[1]
+    if here.process.noise.masks:
+        search = LengthSearch(effort=3)
+        searched = [lm.infill("a[MASK:0-2]b", draws=2, search=search, sampler=STEPS) for lm in (here, there)]
+        assert searched[0] == searched[1]
+    if kind == "absorbing":
+        again = [lm.generate("a", num=2, length=4, sampler=Sampler(reuse=Reuse("dual", 2))) for lm in (here, there)]
+        assert again[0] == again[1]
     assert here.nelbo(["some text"], draws=2) == there.nelbo(["some text"], draws=2)
     assert device.operations > before + 100  # the network was computed there
 
