@@ -69,6 +69,8 @@ def _threshold(number: str) -> Kind:
 
 
 def _blocks(length: str, steps: str | None) -> Kind:
+    if steps and int(steps) > int(length):
+        raise ValueError(f"a block of {length} takes no more than {length} steps")
     name = f"blocks-{length}-{steps}" if steps else f"blocks-{length}"
     budget = FixedSteps(int(steps)) if steps else None
     return Kind(name, "blocks", "blocks", Sampler(block_length=int(length), budget=budget))

@@ -52,7 +52,11 @@ def _used_rightly() -> Iterator[None]:
         near = getattr(error, "possibilities", None)
         message = f"{error.message}; did you mean {' or '.join(near)}?" if near else error.format_message()
         help_of = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        message = message.replace(". Did you mean", "; did you mean").replace(": Input should", ": it should")
+        message = (
+            message.replace(". Did you mean", "; did you mean")
+            .replace(": Input should", ": it should")
+            .replace(": Value error,", ":")
+        )
         _fail(f"{message[:1].lower()}{message[1:].removesuffix('.')}{help_of}", 2, debug=False)
 
 

@@ -220,7 +220,9 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
         if found.length_posterior:
             lengths = " and ".join(map(str, found.lengths))
-            score = f"log-likelihood {found.log_joint:.2f} nats, {found.log_length:.2f} of them of {lengths} tokens"
+            score = (
+                f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the length {lengths}"
+            )
         errors.print(
             f"{rank}. {score}: {shortened(repr(found.spans), 100)}",
             style="dim",

@@ -187,6 +187,6 @@ def test_the_commands_take_it(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     dlm("infill", model, "a[MASK:3]b", "--cache", "dual")
     assert "--cache prefix or --cache dual" in refusal(*words, "--refresh", "2")
     assert "--refresh" in refusal(*words, "--cache", "dual", "--refresh", "0")
-    assert "--cache" in refusal(*words, "--cache", "triple")
+    assert "for '--cache': 'triple' is not one of 'dual', 'prefix'" in refusal(*words, "--cache", "triple")
     with pytest.raises(ValueError, match="reach must be dual or prefix"):
         Reuse("triple")  # type: ignore[arg-type]
