@@ -41,7 +41,7 @@ class RunData:
         learned: Tokens of the training text that are learned: without prompts, and without what no row holds; None of a
             stream.
         losses: What is left out and cut, and what may be misread, a line each.
-        lengths: How long spans of the training text are; of a stream, of its beginning.
+        lengths: How long spans of the training text are; of a stream, of the text to validate on.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -146,7 +146,7 @@ def _streamed(config: Config, spec: Tokenizer, process: int, processes: int, aff
             f"training documents longer than data.length {data.length} are cut; pack them, or raise it",
             *losses,
         )
-    counted = LengthPrior.of_texts(opened.beginning(), tokenizer)
+    counted = LengthPrior.of_texts(opened.validation.texts(), tokenizer)  # no more of the stream is read for it
     return RunData(tokenizer, stream, validation, affixes=around, losses=losses, lengths=counted)
 
 
