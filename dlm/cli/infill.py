@@ -61,13 +61,7 @@ def infill(
     max_length: Annotated[
         int, typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.")
     ] = LONGEST,
-    length_prior: Annotated[
-        str,
-        typer.Option(
-            metavar="uniform|FILE",
-            help="How likely each length of a span is by itself: alike, or as of words and lines in a text.",
-        ),
-    ] = "uniform",
+    length_prior: Prior = None,
     effort: Annotated[
         int, typer.Option(min=1, help="Lengths that are weighed, and fillings tried, where the length is not given.")
     ] = 32,

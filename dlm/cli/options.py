@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 HOW = "How it writes"
 VERIFY = "Write next tokens from left to right: masks draft several at once, and the causal reading verifies them."
 DRAFTS = "With --verify: tokens that a call drafts. 0 is one token a call; auto is as many as are fastest here."
-REACHES = ("dual", "prefix")
 CACHE = (
     "Approximate, for models in which every token sees every other: compute what is asked for and what has changed "
     "(dual), or all from the first of that on (prefix), and use the keys and values of earlier calls for the rest."
@@ -279,6 +278,7 @@ def _remaskers() -> str:
 
 def _described_by_options() -> Callable[..., None]:
     """A function with a parameter for the order, for each field of a budget and of the token choice, and for blocks."""
+    from dlm.diffusion.reuse import Reach
     from dlm.diffusion.unmask import AnyBudget, AnyOrder, TokenChoice
 
     orders = ", ".join(order.name for order in get_args(AnyOrder))
@@ -305,7 +305,7 @@ def _described_by_options() -> Callable[..., None]:
     options.append(_option("block_length", int, help=blocks, min=1))
     options.append(_option("remask", str, help=_remaskers(), metavar="NAME[:OPTION=VALUE,...]"))
     options += [
-        _option("cache", StrEnum("Reach", [(reach.upper(), reach) for reach in REACHES]), help=CACHE),
+        _option("cache", StrEnum("Reach", [(reach.upper(), reach) for reach in get_args(Reach)]), help=CACHE),
         _option("refresh", int, help="With --cache: compute all of a text every so many calls; 1 is exact.", min=1),
         _option("verify", bool, help=VERIFY, show_default="where a model has next tokens and nothing else is asked"),
         _option("drafts", str, help=DRAFTS, metavar="K|auto"),

@@ -14,6 +14,7 @@ import torch
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
+from dlm.diffusion.rules import time_of_share
 from dlm.lm.canvas import Canvas, encoded_parts, stack
 from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
@@ -168,7 +169,7 @@ class Weigher:
         x_BL, wanted_BL = stack(canvases, self.pad_id)
         shares = [canvas.ids.count(self.process.mask_id) / len(canvas.ids) for canvas in canvases]
         share_B = torch.tensor(shares, dtype=torch.float64)
-        time_B = self.process.schedule.inverse(1.0 - share_B).clamp(0.0, 1.0)
+        time_B = time_of_share(self.process, share_B)
         with torch.inference_mode():
             log_p_NV = self.denoiser(NetworkInput(x_BL, wanted_BL, time_B))
         found: list[float] = log_p_NV.gather(1, torch.tensor(targets, device=log_p_NV.device)[:, None])[:, 0].tolist()
