@@ -25,7 +25,7 @@ from dlm.lm.lengths import LengthSearch, Weigher
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
-from dlm.lm.scores import Answers, Row, Scorer
+from dlm.lm.scores import REPLICATES, Answers, Row, Scorer
 from dlm.lm.scoring import Greedy, Score
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
@@ -412,12 +412,13 @@ class DiffusionLM:
             seed,
         ).fill(templates, num, search or LengthSearch())
 
-    def estimator(self, reading: str | None = None, draws: int = 16) -> Likelihood:
+    def estimator(self, reading: str | None = None, draws: int = 16, replicates: int = 2) -> Likelihood:
         """What computes or bounds the likelihood of a reading.
 
         Args:
             reading: `any-order`, `causal` or `blocks:S`; by default the one that its runs are judged by.
             draws: Noisy copies of each sequence, where there are any.
+            replicates: The most independent estimates that are made of them.
 
         Returns:
             The estimator.
@@ -426,7 +427,8 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         try:
-            return self.formulation.reading(reading or self.formulation.readings.all[0], draws, self.layout.before_id)
+            name = reading or self.formulation.readings.all[0]
+            return self.formulation.reading(name, draws, self.layout.before_id, replicates)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -489,7 +491,7 @@ class DiffusionLM:
             DataError: A response and its prompt do not fit the context.
         """
         self.model.eval()
-        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws))
+        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws, REPLICATES))
         if greedy:
             scorer = replace(scorer, greedy=self._greedy(reading))
         canvases = {number: answers.canvases(self.layout) for number, answers in asked.items()}
@@ -524,7 +526,7 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         self.model.eval()
-        estimator = self.estimator(reading, draws)
+        estimator = self.estimator(reading, draws, REPLICATES)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         self.layout.warn_of_unknown([piece for _, piece in pieces])
