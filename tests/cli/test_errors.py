@@ -456,11 +456,11 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines [bold]")
 
-    monkeypatch.setattr(DiffusionLM, "generate_each", broken)
+    monkeypatch.setattr(DiffusionLM, "stream", broken)
     code, out, err = invoke(shelf, "sample @model")
     expected = "dlm: RuntimeError: two lines [bold]; run it again with --debug for the traceback\n"
     assert (code, out, err) == (1, "", expected)
-    monkeypatch.setattr(DiffusionLM, "generate_each", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(DiffusionLM, "stream", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert invoke(shelf, "sample @model") == (130, "", "dlm: interrupted\n")
 
 
