@@ -58,7 +58,15 @@ def test_a_class_has_the_characters_that_python_finds_in_it(expression: str) -> 
 def test_no_bytes_are_accepted_but_those_of_utf_8() -> None:
     """Longer forms of a character, halves of one and what is above the last character are no text."""
     automaton = compile_expression("(?s:.)*")
-    for text in (b"\xc0\x80", b"\xc1\xbf", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf0\x80\x80\x80", b"\xf4\x90\x80\x80", b"\x80"):
+    for text in (
+        b"\xc0\x80",
+        b"\xc1\xbf",
+        b"\xe0\x80\x80",
+        b"\xed\xa0\x80",
+        b"\xf0\x80\x80\x80",
+        b"\xf4\x90\x80\x80",
+        b"\x80",
+    ):
         state = automaton.start
         for byte in text:
             state = int(automaton.next_SB[state, byte])
