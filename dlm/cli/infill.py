@@ -111,7 +111,8 @@ def infill(
     wanted = usable(records, lm.languages.resolved, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = _search(length_prior, counted, effort, lm)
-    _tell_cost([*templates.values()], effort, num)
+    drawn = [each for each in templates.values() if not lm.languages.enumerated(each, effort)]
+    _tell_cost(drawn, effort, num)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take

@@ -57,7 +57,7 @@ class ConstrainedDenoiser(Denoiser):
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
         """Log-probabilities of the wanted positions, given the languages, float64; see `Denoiser`."""
-        touched = self._touched(inputs)
+        touched, self._seen = self._touched(inputs), []
         if not touched:
             return self.denoiser(inputs).double()
         ids_BL, wide_BL = inputs.ids_BL, inputs.wanted_BL.clone()
@@ -66,7 +66,7 @@ class ConstrainedDenoiser(Denoiser):
             wide_BL[row, places] |= ids_BL[row, places] == self.mask_id
         log_p_MV = self.denoiser(replace(inputs, wanted_BL=wide_BL)).double()
         number_BL = (wide_BL.flatten().cumsum(0) - 1).reshape(wide_BL.shape)
-        self._log_p_MV, self._seen = log_p_MV, []
+        self._log_p_MV = log_p_MV
         found_MV = log_p_MV.clone()
         for row, span in touched:
             at = [place for place in span.places if ids_BL[row, place] == self.mask_id]

@@ -67,7 +67,7 @@ class Filler:
         return self._fill(templates, num, search)
 
     def _fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
-        for searched, group in groupby(templates.items(), key=lambda item: is_open(item[1])):
+        for searched, group in groupby(templates.items(), key=lambda item: _is_searched(item[1])):
             if searched:
                 for place, template in group:
                     ways = self.languages.enumerated(template, search.effort)
@@ -153,6 +153,11 @@ class Filler:
             given = task.canvas.ids, 0.0, 0
             ids, log_likelihood, calls = next(rows) if any(task.canvas.editable) else given
             yield Infilling.of(template, task, ids, log_likelihood, calls, self.layout.tokenizer)
+
+
+def _is_searched(template: Template) -> bool:
+    """Whether the best of several fillings is looked for: of several lengths, or of several choices."""
+    return is_open(template) or any(isinstance(part, Hole) and len(part.choices) > 1 for part in template)
 
 
 def _of_lengths(hole: Hole, lengths: tuple[int, ...]) -> Hole:

@@ -37,6 +37,9 @@ class Spelling:
     def bytes_of(self) -> dict[int, bytes]:
         """The bytes of each token, behind other tokens; together they are the bytes of the decoded text.
 
+        Returns:
+            What each id spells that may be written.
+
         Raises:
             ConfigError: What a token spells depends on the tokens around it.
         """
@@ -136,12 +139,7 @@ class Spelling:
 def _walks(
     tokens: Sequence[NDArray[np.int64]], columns_SC: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The state after each different token in each state, and which of them each token is.
-
-    Args:
-        tokens: The numbers of their bytes, from 1 on.
-        columns_SC: The state after each byte in each state.
-    """
+    """The state after each different token, of the numbers of its bytes, in each state; and which of them each is."""
     distinct = {each.tobytes(): each for each in tokens}
     number = {key: i for i, key in enumerate(distinct)}
     width = max((len(each) for each in distinct.values()), default=0)

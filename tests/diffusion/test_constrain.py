@@ -39,7 +39,7 @@ def language(accepts: Callable[[Ids], bool], longest: int = L) -> Automaton:
         return frozenset(rest for rest in rests if accepts((*word, *rest)))
 
     words: dict[frozenset[Ids], Ids] = {endings(()): ()}
-    todo, steps = [()], dict[frozenset[Ids], list[frozenset[Ids]]]()
+    todo, steps = list[Ids]([()]), dict[frozenset[Ids], list[frozenset[Ids]]]()
     while todo:
         word = todo.pop()
         after = [endings((*word, symbol)) for symbol in range(K)]
@@ -97,7 +97,7 @@ def is_drawn_from(found: list[Ids], p: dict[Ids, float]) -> bool:
     if expected[-1] * len(found) < 1:
         expected, counts = expected[:-1], counts[:-1]
     total = sum(expected)
-    return len(counts) == 1 or stats.chisquare(counts, [sum(counts) * e / total for e in expected]).pvalue > 1e-4
+    return len(counts) == 1 or bool(stats.chisquare(counts, [sum(counts) * e / total for e in expected]).pvalue > 1e-4)
 
 
 def independent(log_p_LV: Tensor, accepts: Callable[[Ids], bool]) -> dict[Ids, float]:
