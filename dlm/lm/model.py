@@ -312,7 +312,11 @@ class DiffusionLM:
             rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
             key = ("sample", place) if place else ("sample",)
             stop_ids = self.end_ids if prompt or self.documents_apart else ()
-            asked += [(prompt, Task(canvas, rule, (seed, *key, number), stop_ids)) for number in range(num)]
+            other = None
+            if sampler.guidance is not None and sampler.guides:
+                other = self.layout.unguided(prompt, canvas, sampler.guidance.negative)
+            tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
+            asked += [(prompt, task) for task in tasks]
         batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
         rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
         samples = (
@@ -405,6 +409,10 @@ class DiffusionLM:
         self.model.eval()
         family = self.sidecar.family
         how, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
+        if how.guidance is not None and how.guidance.negative is not None:
+            raise ConfigError("--negative-prompt is for what continues a prompt, and spans have a text on both sides")
+        if how.guides and not all(any(isinstance(part, str) for part in each) for each in templates.values()):
+            raise ConfigError("--guidance leads towards the text around spans, and there is none: leave it out")
         weighing = PlacedDenoiser(self.denoisers.scoring, lambda: self.arithmetic_device)
         return Filler(
             self.layout,
@@ -412,7 +420,11 @@ class DiffusionLM:
             Weigher(self.layout, weighing, self.process, self._pad_id, batch_size),
             lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
             lambda tasks, watched: self._writer.write(
-                tasks, how, batch_size=batch_size, watch=watch if watched else None, inside=True
+                [replace(task, other=self.layout.hidden(task.canvas)) for task in tasks] if how.guides else tasks,
+                how,
+                batch_size=batch_size,
+                watch=watch if watched else None,
+                inside=True,
             ),
             watch is not None,
             lambda batch: self._ranked(batch, draws, seed),

@@ -28,6 +28,7 @@ class Task:
         key: What its random numbers follow from.
         stop_ids: The ids that end the text; none for a text that fills its canvas.
         held: The spans that are held to a language.
+        other: The row that it is guided away from; None without guidance.
     """
 
     canvas: Canvas
@@ -35,6 +36,7 @@ class Task:
     key: tuple[int | str, ...]
     stop_ids: tuple[int, ...] = ()
     held: tuple[Held, ...] = ()
+    other: Canvas | None = None
 
     def kind(self, timed: bool) -> Hashable:
         """What rows must have in common to be written side by side.
