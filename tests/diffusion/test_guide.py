@@ -66,13 +66,20 @@ def test_one_step_is_the_formula_by_enumeration(weight: float, *, late: bool) ->
 
 def test_away_from_another_prompt_of_another_length() -> None:
     """The k-th written token of the one row is the k-th of the other."""
-    denoiser = Wrong(K, 8)
+    denoiser = FunctionDenoiser(unpadded)
     x_1L, other_1M = rows([0, 1, MASK, 2, MASK]), rows([1, 1, 0, 2, 2, MASK, MASK, MASK])
     found = ask(guided(denoiser, Guidance(2.0), x_1L, other_1M, 5), x_1L, x_1L == MASK)
     filled_1M = rows([1, 1, 0, 2, 2, MASK, 2, MASK])
     one, two = ask(Wrong(K, 8), x_1L, x_1L == MASK), ask(Wrong(K, 8), filled_1M, filled_1M == MASK)
     expected = (3.0 * one - 2.0 * two)[:, :K].log_softmax(-1)
     assert found[:, :K].numpy() == pytest.approx(expected.numpy(), abs=1e-9)
+
+
+def unpadded(inputs: NetworkInput) -> Tensor:
+    """What a denoiser says of each row without its padding."""
+    pairs = zip(inputs.ids_BL, inputs.wanted_BL, strict=True)
+    rows = ((ids_L[ids_L != PAD], wanted_L[ids_L != PAD]) for ids_L, wanted_L in pairs)
+    return torch.cat([ask(Wrong(K, 8), ids_L[None], wanted_L[None]) for ids_L, wanted_L in rows])
 
 
 def test_some_rows_of_a_canvas_are_guided_as_all_of_them() -> None:

@@ -1,5 +1,6 @@
 """Guided texts: weight 0 is no guidance bit for bit, and what cannot be guided is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,13 +26,11 @@ def sampler(weight: float, *, late: bool = False, negative: str | None = None) -
 
 def test_weight_0_is_no_guidance_bit_for_bit(tiny_lm: DiffusionLM) -> None:
     plain = Sampler(Confidence(), STEPS)
-    assert tiny_lm.generate("abc", num=4, length=9, sampler=sampler(0.0)) == tiny_lm.generate(
-        "abc", num=4, length=9, sampler=plain
-    )
-    assert tiny_lm.generate(None, length=9, sampler=sampler(0.0)) == tiny_lm.generate(None, length=9, sampler=plain)
-    assert tiny_lm.infill("a[MASK:4]b", num=3, sampler=sampler(0.0)) == tiny_lm.infill(
-        "a[MASK:4]b", num=3, sampler=plain
-    )
+    for prompt in ("abc", None):
+        found, expected = (tiny_lm.generate(prompt, num=4, length=9, sampler=how) for how in (sampler(0.0), plain))
+        assert found == expected
+    one, other = (tiny_lm.infill("a[MASK:4]b", num=3, sampler=how) for how in (sampler(0.0), plain))
+    assert one == other
 
 
 def test_each_kind_of_guidance_writes_another_text(tiny_lm: DiffusionLM) -> None:
@@ -72,14 +71,10 @@ def test_a_text_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
 def test_a_cache_that_is_always_renewed_changes_nothing(tiny_lm: DiffusionLM) -> None:
     for how in (sampler(1.5), sampler(1.5, negative="another")):
         exact = tiny_lm.generate("abc", num=3, length=8, sampler=how)
-        again = Sampler(how.order, how.budget, guidance=how.guidance, reuse=Reuse(refresh=1))
-        assert [one.ids for one in tiny_lm.generate("abc", num=3, length=8, sampler=again)] == [
-            one.ids for one in exact
-        ]
-        Reuse(refresh=4)
-        tiny_lm.generate(
-            "abc", num=3, length=8, sampler=Sampler(STEPS and None, STEPS, guidance=how.guidance, reuse=Reuse())
-        )
+        renewed, kept = (replace(how, reuse=Reuse(refresh=calls)) for calls in (1, 8))
+        same, near = (tiny_lm.generate("abc", num=3, length=8, sampler=each) for each in (renewed, kept))
+        assert [one.ids for one in same] == [one.ids for one in exact]
+        assert [one.calls for one in near] == [one.calls for one in exact]
 
 
 def test_guidance_goes_with_remasking_and_with_languages(tiny_lm: DiffusionLM) -> None:
