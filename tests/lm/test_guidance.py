@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion.guide import Guidance
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.remask import Cap
 from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.sample import State
@@ -50,8 +51,6 @@ def test_the_first_token_follows_the_formula(tiny_lm: DiffusionLM) -> None:
     mask, w = tiny_lm.process.mask_id, 3.0
     x_BL = torch.tensor([[*tiny_lm.layout.canvas("abc", 1).ids], [mask] * 4])
     wanted_BL = torch.tensor([[False, False, False, True]] * 2)
-    from dlm.diffusion.network import NetworkInput
-
     with torch.inference_mode():
         given_V, none_V = tiny_lm.denoisers.sampling(NetworkInput(x_BL, wanted_BL, torch.ones(2, dtype=torch.double)))
     expected = int(((1 + w) * given_V - w * none_V.clamp(min=-1e9)).where(given_V > -torch.inf, -torch.inf).argmax())
