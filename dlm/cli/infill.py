@@ -41,6 +41,17 @@ Prior = Annotated[
 ]
 
 
+Choices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help=r"The texts that each span such as [MASK] may have; \, is a comma within one.",
+        show_default=False,
+    ),
+]
+Marker = Annotated[str, typer.Option(help="The word that marks a span.")]
+
+
 def infill(
     context: typer.Context,
     model: options.Model,
@@ -58,18 +69,11 @@ def infill(
         bool, typer.Option("--keep-going", help="Fill what can be filled of a batch, and name the rest at the end.")
     ] = False,
     num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
-    marker: Annotated[str, typer.Option(help="The word that marks a span.")] = "MASK",
+    marker: Marker = "MASK",
     max_length: Annotated[
         int, typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.")
     ] = LONGEST,
-    choices: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B,...",
-            help=r"The texts that each span such as [MASK] may have; \\, is a comma within one.",
-            show_default=False,
-        ),
-    ] = None,
+    choices: Choices = None,
     length_prior: Prior = None,
     effort: Annotated[
         int, typer.Option(min=1, help="Lengths that are weighed, and fillings tried, where the length is not given.")
