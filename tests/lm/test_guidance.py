@@ -14,9 +14,11 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Confidence, FixedSteps, TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
+from dlm.model.tokenizer import _complete
 from dlm.template import parse_template
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
+from tests.support.tokenizers import like_roberta
 
 STEPS = FixedSteps(4)
 
@@ -104,6 +106,14 @@ def test_a_negative_prompt_takes_the_place_of_the_last_message(
         assert set(hidden.ids) == {lm.process.mask_id} and len(hidden.ids) == len(canvas.ids)
     finally:
         lm.tokenizer.chat_template = None
+
+
+def test_special_tokens_around_a_text_are_not_hidden(make_lm: MakeLM) -> None:
+    lm = make_lm(_complete(like_roberta()), 32)
+    mask, (first,), (last,) = lm.process.mask_id, lm.sidecar.affixes.prefix, lm.sidecar.affixes.suffix
+    for canvas in (lm.layout.canvas("ab", 3), lm.layout.holes(parse_template("ab[MASK:2]c"))):
+        assert canvas.ids[0] == first and canvas.ids[-1] == last
+        assert lm.layout.hidden(canvas).ids == [first, *[mask] * 5, last]
 
 
 def test_what_cannot_be_guided_is_refused(
