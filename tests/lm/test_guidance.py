@@ -109,7 +109,8 @@ def test_a_negative_prompt_takes_the_place_of_the_last_message(
 
 
 def test_special_tokens_around_a_text_are_not_hidden(make_lm: MakeLM) -> None:
-    lm = make_lm(_complete(like_roberta()), 32)
+    plain = make_lm(_complete(like_roberta()), 32)
+    lm = DiffusionLM(plain.model, plain.tokenizer, precision="fp32")
     mask, (first,), (last,) = lm.process.mask_id, lm.sidecar.affixes.prefix, lm.sidecar.affixes.suffix
     for canvas in (lm.layout.canvas("ab", 3), lm.layout.holes(parse_template("ab[MASK:2]c"))):
         assert canvas.ids[0] == first and canvas.ids[-1] == last
