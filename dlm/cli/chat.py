@@ -97,8 +97,8 @@ class Conversation:
             DataError: There is no room for an answer, or the message is no text; the conversation stays as it was.
         """
         asked = [*self._messages, {"role": "user", "content": check_text(message)}]
-        room = self._lm.layout.room(asked)
-        tokens = min(room, self._length) if self._length else sum(self._lm.layout.canvas(asked).editable)
+        room = self._lm.layout.room(asked, self._how.negative)
+        tokens = min(room, self._length or sum(self._lm.layout.canvas(asked).editable))
         with _watching(self._lm) if shown else _unwatched() as watch:
             written = self._lm.generate_each(
                 {self._answers: asked}, length=tokens, sampler=self._how, seed=self._seed, watch=watch

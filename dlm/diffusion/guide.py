@@ -23,7 +23,7 @@ class Guidance:
     Attributes:
         weight: w, from 0 on.
         late: Whether w is multiplied by the share of the tokens that are revealed: strong guidance while most of them
-            are masks makes texts worse (2507.08965).
+            are masks was found to make texts worse (2507.08965).
         negative: The prompt to be guided away from; None for masks in its place.
     """
 

@@ -37,6 +37,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Cha
     return encode_chat(tokenizer, prompt, template)
 
 
+def _instead(prompt: Prompt, negative: str) -> Prompt:
+    """A text in the place of a prompt, or of the last message of a chat."""
+    if prompt is None or isinstance(prompt, str):
+        return negative
+    return [*prompt[:-1], {**prompt[-1], "content": negative}]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How texts become rows of one model.
@@ -106,11 +113,8 @@ class Layout:
             raise ConfigError("--guidance leads towards a prompt, and there is none: give --prompt or --chat")
         if negative is None:
             return self.hidden(canvas)
-        chat = (
-            None if prompt is None or isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": negative}]
-        )
         try:
-            return self.canvas(negative if chat is None else chat, len(hole))
+            return self.canvas(_instead(prompt, negative), len(hole))
         except DataError as error:
             raise DataError(f"--negative-prompt: {error}") from error
 
@@ -129,11 +133,12 @@ class Layout:
         ids = [self.sidecar.mask_id if canvas.start <= i < stop else id_ for i, id_ in enumerate(canvas.ids)]
         return replace(canvas, ids=ids)
 
-    def room(self, prompt: Prompt) -> int:
+    def room(self, prompt: Prompt, negative: str | None = None) -> int:
         """The number of tokens that the context has room for after a prompt.
 
         Args:
             prompt: A text, a chat, or nothing.
+            negative: What must have room in its place too; see `unguided`.
 
         Returns:
             At least 1.
@@ -141,6 +146,12 @@ class Layout:
         Raises:
             DataError: The prompt does not fit the context.
         """
+        if negative is not None:
+            room = self.room(prompt)
+            try:
+                return min(room, self.room(_instead(prompt, negative)))
+            except DataError as error:
+                raise DataError(f"--negative-prompt: {error}") from error
         return self._room(*self._given(prompt))
 
     def answered(self, prompt: Prompt, response: str) -> Canvas:

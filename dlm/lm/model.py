@@ -567,12 +567,15 @@ class DiffusionLM:
         asked: list[tuple[Prompt, Task]] = []
         for place, prompt in prompts.items():
             canvas = self.layout.canvas(prompt, length)
+            if length is None and sampler.negative is not None:
+                room = self.layout.room(prompt, sampler.negative)
+                canvas = self.layout.canvas(prompt, min(room, sum(canvas.editable)))
             rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
             key = ("sample", place) if place else ("sample",)
             stop_ids = self.end_ids if prompt or self.documents_apart else ()
             other = None
-            if sampler.guidance is not None and sampler.guides:
-                other = self.layout.unguided(prompt, canvas, sampler.guidance.negative)
+            if sampler.guides:
+                other = self.layout.unguided(prompt, canvas, sampler.negative)
             tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
             asked += [(prompt, task) for task in tasks]
         batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)

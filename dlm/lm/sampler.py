@@ -138,6 +138,11 @@ class Sampler:
         """Whether predictions are guided; a weight of 0 is none."""
         return self.guidance is not None and self.guidance.weight > 0.0
 
+    @property
+    def negative(self) -> str | None:
+        """The prompt that is guided away from, where there is one."""
+        return self.guidance.negative if self.guidance is not None and self.guides else None
+
     def _check_guidance(self, formulation: Formulation, process: Process, inside: bool) -> None:
         """Refuses guidance where there is nothing to be hidden by masks, or what is given is read but once."""
         if not self.guides:

@@ -14,7 +14,7 @@ from typer.testing import Result
 from dlm.cli import chat
 from dlm.config import Bytes
 from dlm.film.layout import legible
-from dlm.lm import DiffusionLM
+from dlm.lm import DiffusionLM, Guidance, Sampler
 from dlm.model.tokenizer import build_tokenizer
 from tests.support.commands import dlm, invoke, refusal
 from tests.support.fixtures import MakeLM
@@ -62,6 +62,18 @@ def test_a_message_a_line_in_and_answers_out(model: Path, lm: DiffusionLM) -> No
     told = dlm("chat", model, *SHORT, "--system", "be", stdin="hi\n")[0]
     assert told == f"{expected(lm, 'hi', system='be')[0]}\n" != f"{expected(lm, 'hi')[0]}\n"
     assert dlm("chat", model, stdin="\n") == ("", "")
+
+
+def test_answers_are_guided_by_the_conversation(model: Path, lm: DiffusionLM) -> None:
+    plain = dlm("chat", model, *SHORT, stdin="hi\nand?\n")[0]
+    assert dlm("chat", model, *SHORT, "--guidance", "0", stdin="hi\nand?\n")[0] == plain
+    guided = Sampler(guidance=Guidance(3.0))
+    first = lm.generate([{"role": "user", "content": "hi"}], length=6, sampler=guided)[0].continuation
+    out = dlm("chat", model, *SHORT, "--guidance", "3", stdin="hi\n")[0]
+    assert out == f"{first}\n" and not plain.startswith(out)
+    away = dlm("chat", model, *SHORT, "--guidance", "3", "--negative-prompt", "no", stdin="hi\n")[0]
+    assert away not in (out, plain)
+    assert dlm("chat", model, "--guidance", "3", "--negative-prompt", "no, longer", stdin="hi\n")[0].strip()
 
 
 def test_an_answer_without_an_end_is_told(model: Path, lm: DiffusionLM) -> None:

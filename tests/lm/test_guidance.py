@@ -108,6 +108,12 @@ def test_a_negative_prompt_takes_the_place_of_the_last_message(
         lm.tokenizer.chat_template = None
 
 
+def test_without_a_length_both_prompts_have_room(tiny_lm: DiffusionLM) -> None:
+    states: list[State] = []
+    tiny_lm.generate("a", sampler=sampler(1.0, negative="twenty longer tokens"), watch=states.append)
+    assert int(states[0].editable_BL.sum()) == 32 - 20
+
+
 def test_special_tokens_around_a_text_are_not_hidden(make_lm: MakeLM) -> None:
     plain = make_lm(_complete(like_roberta()), 32)
     lm = DiffusionLM(plain.model, plain.tokenizer, precision="fp32")
