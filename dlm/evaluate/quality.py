@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dlm.diffusion.draws import generator
-from dlm.evaluate.bootstrap import Ratio
+from dlm.evaluate.bootstrap import Ratio, ratio_of
 from dlm.evaluate.memorised import KnownText, Memorised
 from dlm.evaluate.samples import Judge, Judged, Rows, distinct_share, ngrams, repetitions, unigram_entropy
 
@@ -130,25 +130,6 @@ def measure_quality(
         figures["memorised_characters"] = ratio([each.longest for each in found], ones)
         figures["memorised_share"] = ratio([each.covered for each in found], characters)
     return Quality(len(texts), figures, max(each.longest for each in found) if found else None)
-
-
-def ratio_of(above: Sequence[float], below: Sequence[float], seed: int) -> Ratio:
-    """A ratio of two sums over texts, with its bootstrap.
-
-    Args:
-        above: What each text adds above, and
-        below: below.
-        seed: Decides the bootstrap.
-
-    Returns:
-        The ratio; not a number where there is nothing below. A text that adds nothing below, and so nothing above, is
-        no unit of the bootstrap.
-    """
-    used = [(a, b) for a, b in zip(above, below, strict=True) if b]
-    if not used:
-        return Ratio(math.nan, None, None)
-    above_U, below_U = torch.tensor(used, dtype=torch.float64).unbind(1)
-    return Ratio.of(above_U, below_U, seed)
 
 
 def exponential(nats: Ratio) -> Ratio:
