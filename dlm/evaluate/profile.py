@@ -166,28 +166,27 @@ def by_position(
 
 @torch.inference_mode()
 def by_token(
-    lm: DiffusionLM, sequences: Sequences, row: int, *, reading: str, draws: int = 64, seed: int = 0
+    lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], *, reading: str, draws: int = 64, seed: int = 0
 ) -> tuple[TokenTerm, ...]:
-    """What each scored token of a row adds to the bound.
+    """What each scored token of some rows adds to the bound.
 
     Args:
         lm: The model.
         sequences: The corpus.
-        row: Which of its sequences.
+        rows: Which of its sequences; they are scored side by side.
         reading: How the model is read.
         draws: Noisy copies; many, as a single token's term is a rough number.
         seed: Decides the noise.
 
     Returns:
-        The tokens from left to right. Their sum is the bound of the row.
+        The tokens row by row. Their sum is the bound of the rows.
     """
     lm.model.eval()
     estimator = estimator_of(lm, draws, None, reading)
-    batch = sequences.batch([row])
+    batch = sequences.batch(rows)
     x0_BL, scored_BL = (x.to(lm.arithmetic_device) for x in (batch.x0_BL, batch.loss_mask_BL))
-    terms_RBL = estimator(
-        denoiser_of(lm, sequences, batch), lm.process, x0_BL, [generator(seed, "evaluate", row)], scored_BL
-    )
+    streams = [generator(seed, "evaluate", row) for row in rows]
+    nats_BL = estimator(denoiser_of(lm, sequences, batch), lm.process, x0_BL, streams, scored_BL).mean(0).cpu()
     ids = batch.x0_BL[batch.loss_mask_BL].tolist()
-    nats = terms_RBL.mean(0).cpu()[batch.loss_mask_BL].tolist()
-    return tuple(TokenTerm(*term) for term in zip(pieces(lm.tokenizer, ids), nats, strict=True))
+    terms = zip(pieces(lm.tokenizer, ids), nats_BL[batch.loss_mask_BL].tolist(), strict=True)
+    return tuple(TokenTerm(text, nats) for text, nats in terms)

@@ -194,7 +194,9 @@ def _model_part(part: RunPart, held: Held, settings: Settings) -> ModelPart:
         sequences=sequences,
         measured=measured,
         levels=by_level(lm, sequences, rows, batch_size=batch, seed=seed),
-        positions=by_position(lm, sequences, rows, reading=reading, draws=min(draws, POSITION_DRAWS), batch_size=batch, seed=seed),
+        positions=by_position(
+            lm, sequences, rows, reading=reading, draws=min(draws, POSITION_DRAWS), batch_size=batch, seed=seed
+        ),
         tokens=by_token(lm, sequences, 0, reading=reading, draws=max(draws, 64), seed=seed),
         film=None if part.config.data.train.supervised else _film(lm, part.name, seed),
     )
