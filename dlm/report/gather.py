@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
@@ -27,6 +27,9 @@ ROWS = 128
 
 POSITION_DRAWS = 8
 """The most noisy copies for the bound by position, which shows its error, and by which no run is judged."""
+
+TEXT = 256
+"""Tokens, in whole sequences, of the text whose tokens are looked at one by one."""
 
 FILM = 96
 """The most tokens of the film."""
@@ -68,7 +71,7 @@ class ModelPart:
         measured: The bound in the reading that the run is judged by.
         levels: The bound's integrand by noise level; none of a model that is not read in any order.
         positions: The bound by position in the row.
-        tokens: What each token of the text's first sequence adds.
+        tokens: What each token at the beginning of the text adds.
         film: The model writes a text; None of a run on prompts and responses.
     """
 
@@ -110,8 +113,8 @@ class Paired:
     """The difference between the bounds of two runs on the same text.
 
     Attributes:
-        name: The one.
-        other: The other, which is subtracted.
+        name: The one, and how it is read.
+        other: The other, which is subtracted, and how it is read.
         difference: In nats a token, with the interval of the same bootstrap for both; None where they have no text in
             common.
         resampled: What is resampled: documents, or sequences.
@@ -186,19 +189,19 @@ def _model_part(part: RunPart, held: Held, settings: Settings) -> ModelPart:
     order = torch.randperm(len(sequences), generator=generator(settings.seed, "report"))
     rows = order[:ROWS].sort().values.tolist()
     reading = lm.formulation.readings.all[0]
-    batch, seed, draws = settings.batch_size, settings.seed, settings.draws
-    measured = measure(lm, sequences, rows=rows, draws=draws, batch_size=batch, seed=seed, time=None, reading=reading)
+    how: dict[str, Any] = {"reading": reading, "batch_size": settings.batch_size, "seed": settings.seed}
+    measured = measure(lm, sequences, rows=rows, draws=settings.draws, time=None, **how)
+    first = range(min(len(sequences), -(-TEXT // sequences.length)))
+    draws = min(settings.draws, POSITION_DRAWS)
     return ModelPart(
         step=lm.sidecar.step or 0,
         parameters=sum(p.numel() for p in lm.model.parameters()),
         sequences=sequences,
         measured=measured,
-        levels=by_level(lm, sequences, rows, batch_size=batch, seed=seed),
-        positions=by_position(
-            lm, sequences, rows, reading=reading, draws=min(draws, POSITION_DRAWS), batch_size=batch, seed=seed
-        ),
-        tokens=by_token(lm, sequences, 0, reading=reading, draws=max(draws, 64), seed=seed),
-        film=None if part.config.data.train.supervised else _film(lm, part.name, seed),
+        levels=by_level(lm, sequences, rows, batch_size=settings.batch_size, seed=settings.seed),
+        positions=by_position(lm, sequences, rows, draws=draws, **how),
+        tokens=by_token(lm, sequences, first, reading=reading, seed=settings.seed),
+        film=None if part.config.data.train.supervised else _film(lm, part.name, settings.seed),
     )
 
 
@@ -227,13 +230,14 @@ def paired(parts: Sequence[RunPart], seed: int) -> list[Paired]:
         if other.model is None:
             continue
         one, two = other.model, first.model
+        names = [f"{part.name}, {part.model.measured.report.reading}" for part in (other, first) if part.model]
         if not _same_text(one.sequences, two.sequences):
             why = "their texts, tokenizers or contexts differ, so that no token of one is one of the other"
-            found.append(Paired(other.name, first.name, None, why=why))
+            found.append(Paired(*names, None, why=why))
             continue
         (nats_U, tokens_U), (others_U, _) = one.measured.scores.units, two.measured.scores.units
         difference = Ratio.of(nats_U - others_U, tokens_U, seed)
-        found.append(Paired(other.name, first.name, difference, one.measured.report.resampled))
+        found.append(Paired(*names, difference, one.measured.report.resampled))
     return found
 
 

@@ -320,12 +320,11 @@ def _heat(key: str, name: str, tokens: Sequence[TokenTerm], *, exact: bool) -> s
 
 def _films(parts: Sequence[RunPart]) -> Iterator[str]:
     """The best model of each run writes a text."""
-    films = [(part, part.model.film) for part in parts if part.model and part.model.film]
+    films = [part.model.film for part in parts if part.model and part.model.film]
     if not films:
         return
     yield '<section class="film"><h2>How a text is written</h2>'
-    for part, film in films:
+    for film in films:
         page = escape(film_page(film), quote=True)
-        yield f'<p class="quiet">{_text(part.name)}, by its default sampler</p>'
-        yield f'<iframe title="{_text(film.title)}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
+        yield f'<iframe loading="lazy" title="{_text(film.title)}" sandbox="allow-scripts" srcdoc="{page}"></iframe>'
     yield "</section>"
