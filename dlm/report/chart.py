@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from dlm.bench.plot import round_step
+from dlm.film.layout import legible
 
 WIDTH, HEIGHT = 400, 250
 """Units of a chart; it is as wide as a phone, so that its text stays legible there."""
@@ -71,9 +72,9 @@ def chart(key: str, title: str, unit: str, series: Sequence[Series], *, about: s
     if not drawn:
         return ""
     pictures = "".join(_picture(f"{key}-{number}", title, unit, axis, drawn) for number, axis in enumerate(drawn[0].x))
-    legend = "".join(_legend(each) for each in drawn) if len(drawn) > 1 else ""
+    legend = "".join(_legend(each) for each in drawn) if len(series) > 1 else ""
     return (
-        f'<figure id="{key}"><figcaption><h3>{escape(title)}</h3><p>{escape(unit)}. {escape(about)}</p></figcaption>'
+        f'<figure id="{key}"><figcaption><h3>{_text(title)}</h3><p>{_text(unit)}. {_text(about)}</p></figcaption>'
         f"{pictures}{f'<ul class=legend>{legend}</ul>' if legend else ''}{_table(title, unit, drawn)}</figure>"
     )
 
@@ -101,6 +102,11 @@ def number(value: float) -> str:
     if value and abs(value) < 0.001:
         return f"{value:.2e}"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.4g}"
+
+
+def _text(text: str) -> str:
+    """A text as it stands in the page."""
+    return escape(legible(text))
 
 
 @dataclass(frozen=True)
@@ -148,10 +154,10 @@ def _picture(key: str, title: str, unit: str, axis: str, series: Sequence[Series
     x, y = _scales(axis, series)
     name, _, _ = axis.partition(":")
     return (
-        f'<svg class="chart by-{escape(name)}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="chart by-{_text(name)}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-labelledby="{key}-t {key}-d">'
-        f'<title id="{key}-t">{escape(title)} by {escape(_label(axis))}</title>'
-        f'<desc id="{key}-d">{escape(_told(unit, axis, series))}</desc>'
+        f'<title id="{key}-t">{_text(title)} by {_text(_label(axis))}</title>'
+        f'<desc id="{key}-d">{_text(_told(unit, axis, series))}</desc>'
         f"{''.join(_axes(axis, x, y))}{''.join(part for each in series for part in _line(each, axis, x, y))}</svg>"
     )
 
@@ -187,7 +193,7 @@ def _axes(axis: str, x: _Scale, y: _Scale) -> Iterator[str]:
         yield f'<path class="grid" d="M{at:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
         yield f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="{anchor}">{_short(value)}</text>'
     middle = (LEFT + WIDTH - RIGHT) / 2
-    yield f'<text class="soft" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(_label(axis))}</text>'
+    yield f'<text class="soft" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{_text(_label(axis))}</text>'
 
 
 def _line(series: Series, axis: str, x: _Scale, y: _Scale) -> Iterator[str]:
@@ -209,7 +215,7 @@ def _legend(series: Series) -> str:
     """A row of the legend."""
     return (
         f'<li><svg class="key c{series.colour % 6}" viewBox="0 0 28 10" aria-hidden="true">'
-        f'<path class="line" d="M0 5H28"{_dash(series)}/></svg>{escape(series.name)}</li>'
+        f'<path class="line" d="M0 5H28"{_dash(series)}/></svg>{_text(series.name)}</li>'
     )
 
 
@@ -243,10 +249,11 @@ def _table(title: str, unit: str, series: Sequence[Series]) -> str:
             if spans:
                 ends = (each.low[place], each.high[place]) if each.low and each.high else None
                 cells.append("" if ends is None else f"{number(ends[0])} to {number(ends[1])}")
-            body += f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+            body += f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
+    label = f"Values of {_text(title[:1].lower() + title[1:])}"
     return (
-        f"<details><summary>Values of {escape(title)}</summary>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Values of {escape(title)}"><table>'
-        f"<thead><tr>{''.join(f'<th scope=col>{escape(head)}</th>' for head in heads)}</tr></thead>"
+        f"<details><summary>{label}</summary>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f"<thead><tr>{''.join(f'<th scope=col>{_text(head)}</th>' for head in heads)}</tr></thead>"
         f"<tbody>{body}</tbody></table></div></details>"
     )

@@ -230,7 +230,7 @@ def paired(parts: Sequence[RunPart], seed: int) -> list[Paired]:
         if other.model is None:
             continue
         one, two = other.model, first.model
-        names = [f"{part.name}, {part.model.measured.report.reading}" for part in (other, first) if part.model]
+        names = (f"{other.name}, {one.measured.report.reading}", f"{first.name}, {two.measured.report.reading}")
         if not _same_text(one.sequences, two.sequences):
             why = "their texts, tokenizers or contexts differ, so that no token of one is one of the other"
             found.append(Paired(*names, None, why=why))

@@ -80,7 +80,7 @@ def _overview(parts: Sequence[RunPart], pairs: Sequence[Paired]) -> str:
             [
                 _text(part.name),
                 _text(part.state.state),
-                f"{last.step:,} of {part.config.train.steps:,}",
+                f"<span class=figure>{last.step:,} of {part.config.train.steps:,}</span>",
                 f"{last.tokens:,}",
                 _duration(part.history.seconds[-1]),
                 "-" if speed is None else f"{speed:,.0f}",
