@@ -13,8 +13,8 @@ from dlm.train.history import History
 from dlm.train.listing import list_runs, state_of
 from dlm.train.run import RunFolder
 from tests.support.commands import answer, dlm, refusal
+from tests.support.locks import another
 from tests.support.tiny_runs import STEPS, bounds, cut_after, describe, lines, train
-from tests.train.test_lock import another
 
 DAMAGE = {
     "without a configuration": lambda run: (run / "config.yaml").unlink(),
