@@ -252,7 +252,7 @@ def _axes(found: Frontier, scales: _Scales) -> Iterator[str]:
         x = scales.x(speed)
         yield f'<path class="grid" d="M{x:.1f} {inner.top}V{inner.bottom}"/>'
         yield f'<text class="soft" x="{x:.1f}" y="{inner.bottom + 16}" text-anchor="middle">{speed:,g}</text>'
-    step = _round_step((scales.nats[1] - scales.nats[0]) / 6)
+    step = round_step((scales.nats[1] - scales.nats[0]) / 6)
     for number in range(math.ceil(scales.nats[0] / step), math.floor(scales.nats[1] / step) + 1):
         y = scales.y(number * step)
         yield f'<path class="grid" d="M{inner.left} {y:.1f}H{inner.right}"/>'
@@ -279,7 +279,7 @@ def _decades(low: float, high: float) -> list[float]:
     return inside
 
 
-def _round_step(step: float) -> float:
+def round_step(step: float) -> float:
     """The next of 1, 2 and 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= step * 0.999)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, sample, score, selftest, train
+from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, quality, report, runs, sample, score, selftest, train
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import SamplerCommand
 from dlm.cli.streams import checked_stdout, open_closed_streams
@@ -171,6 +171,9 @@ for _name, _command in (
     ("chat", chat.chat),
     ("eval", evaluate.evaluate),
     ("score", score.score),
+    ("quality", quality.quality),
+    ("report", report.report),
+    ("runs", runs.runs),
     ("corrupt", corrupt.corrupt),
     ("merge", merge.merge),
     ("selftest", selftest.selftest),

@@ -4,19 +4,16 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlm.cli import options
 from dlm.cli.console import errors, is_first, quiet_libraries, write_data
-from dlm.errors import ConfigError, DataError
-from dlm.model.locate import CHECKPOINTS, resolve
+from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from dlm.config import Time
-    from dlm.data.batches import Sequences
     from dlm.data.documents import Documents
     from dlm.evaluate.bootstrap import Interval
     from dlm.evaluate.readings import ReadingsReport
@@ -96,6 +93,7 @@ def evaluate(
     from dlm.evaluate.chain_rule import evaluate_chain_rule
     from dlm.evaluate.readings import evaluate_readings
     from dlm.lm import DiffusionLM
+    from dlm.train.own_text import sequences_of
 
     options.check_device(device)
     team = process_state()
@@ -106,7 +104,7 @@ def evaluate(
     documents = _own_documents(lm, model, *named) if data is None else _documents(lm, data, *named)
     if max_documents:
         documents = documents.first(max_documents)
-    sequences = _sequences(lm, documents)
+    sequences = sequences_of(lm, documents)
     found = evaluate_readings(lm, sequences, reading or (), draws=draws, batch_size=batch_size, seed=seed, time=chain)
     exact = None
     if chain_rule:
@@ -163,13 +161,6 @@ def _time(asked: str | None) -> "Time | None":
     return Time(None if asked == "continuous" else int(asked))
 
 
-def _sequences(lm: "DiffusionLM", documents: "Documents") -> "Sequences":
-    from dlm.data.corpus import corpus
-
-    packing = lm.config.data.packing if lm.config else "pack"
-    return corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
-
-
 def _documents(
     lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
@@ -194,46 +185,12 @@ def _own_documents(
     lm: "DiffusionLM", model: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
     """The run's own documents, from where it reads them now, if they are what it read."""
-    from dlm.data.reading import read_splits
-    from dlm.data.streaming import open_stream
-    from dlm.settings import load_config
+    from dlm.train.own_text import own_documents
 
     for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
         if value is not None:
             raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
-    if lm.config is None:
-        raise ConfigError("this model has no validation text of its own: give one by --data FILE")
-    own = lm.config.data
-    folder = Path(resolve(model)).resolve().parent
-    if folder.name == CHECKPOINTS and (folder.parent / "config.yaml").is_file():
-        own = load_config(folder.parent / "config.yaml").data  # its text may have moved since the checkpoint
-    if own.streaming:
-        if split not in (None, "validation"):
-            raise ConfigError("--split of a run that streams its text is validation; give other text by --data FILE")
-        documents = open_stream(own).validation
-    else:
-        if split not in (None, "train", "validation"):
-            raise ConfigError(f"--split of a run is train or validation, got {split!r}")
-        splits = read_splits(own)
-        documents = splits.train if split == "train" else splits.validation
-    _check_same(model, _sequences(lm, documents), split)
-    return documents
-
-
-def _check_same(model: str, sequences: "Sequences", split: str | None) -> None:
-    """Refuses a run's own text where it is no longer what the run read, so that trained text may be in it."""
-    from dlm.train.run import PROGRESS, TRAINER, Progress
-
-    checkpoint = Path(resolve(model))
-    if not (checkpoint / TRAINER / PROGRESS).is_file():
-        return
-    progress, tokens = Progress.read(checkpoint), sequences.tokens
-    known = progress.train_checksum if split == "train" else progress.validation_checksum
-    if known not in (None, tokens.checksum, tokens.earlier_checksum):
-        raise DataError(
-            f"the {split or 'validation'} text of {model}, or what this version makes of it, "
-            "has changed since the run read it: put the old text back, or name the text to score by --data"
-        )
+    return own_documents(lm, model, split)
 
 
 def _dropped(report: "LikelihoodReport") -> str:

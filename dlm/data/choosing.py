@@ -67,7 +67,13 @@ def format_of(source: Source, key: str) -> AnyFormat:
 
 
 def source_of(
-    data: str, field: str | None = None, split: str | None = None, subset: str | None = None, format: str | None = None
+    data: str,
+    field: str | None = None,
+    split: str | None = None,
+    subset: str | None = None,
+    format: str | None = None,
+    *,
+    key: str = COMMAND_LINE,
 ) -> Source:
     """The source that a name on the command line means.
 
@@ -77,6 +83,7 @@ def source_of(
         split: Which split, where there are several.
         subset: Which subset of a dataset on the Hub, where it has several.
         format: The name of its format; by default the name of the data tells.
+        key: What the command line calls it, for messages.
 
     Returns:
         The source. It may still turn out not to be there.
@@ -85,14 +92,12 @@ def source_of(
         ConfigError: The name does not tell the format, is blank, or stands for stdin.
         DataError: A folder cannot be read.
     """
-    _check_named(data, FILES, COMMAND_LINE)
+    _check_named(data, FILES, key)
     if data == "-":
-        raise ConfigError(
-            f"{COMMAND_LINE} - would be stdin, which is not read here: write the text to a file and name it"
-        )
+        raise ConfigError(f"{key} - would be stdin, which is not read here: write the text to a file and name it")
     if format is None and data in FORMATS and not fields(FORMATS[data]):
         return Source(data, field="text" if field is None else field, split=split)
-    kind = _format_named(data) if format is None else format
+    kind = _format_named(data, key) if format is None else format
     return Source(kind, data, "text" if field is None else field, split, subset)
 
 
@@ -153,22 +158,22 @@ def _check_named(value: str | None, what: str, option: str) -> None:
         raise ConfigError(f"{option}: name {what}, got {value!r}")
 
 
-def _format_named(data: str) -> str:
+def _format_named(data: str, key: str) -> str:
     """The format that the name of a folder, of a file or of a dataset on the Hub tells."""
     path = expand(data)
     choices: Sequence[type[AnyFormat]] = get_args(AnyFormat)
     if path.is_dir():
         if marked := [choice.name for choice in choices if any((path / mark).exists() for mark in choice.marks)]:
             return marked[0]
-        return _format_held(files_in(path, COMMAND_LINE), f"{data} is a folder with")
+        return _format_held(files_in(path, key), f"{data} is a folder with")
     suffix = bare_suffix(path)
     by_suffix = [choice.name for choice in choices if suffix in (*choice.suffixes, *choice.alone)]
     if by_suffix:
         return by_suffix[0]
     if not path.exists() and any(sign in data for sign in "*?["):
-        files = matching(path, COMMAND_LINE)
+        files = matching(path, key)
         if not files:
-            raise ConfigError(f"{COMMAND_LINE}: there is no file {data}")
+            raise ConfigError(f"{key}: there is no file {data}")
         return Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means")
     if not path.exists() and not data.startswith((".", "/", "~")) and hub.is_name(data):
         return Hub.name

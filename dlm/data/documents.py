@@ -16,7 +16,7 @@ from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
 from dlm.data.derived import filtered, mapped
 from dlm.data.formats import FORMATS, check_columns
-from dlm.data.keys import COMMAND_LINE, option_of
+from dlm.data.keys import is_named_by_command, option_of
 from dlm.data.tokens import EncodePrompts, Skipped
 from dlm.errors import DataError
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
@@ -248,7 +248,7 @@ class Chats(Documents):
                 if not tokenizer.chat_template:
                     raise  # it is the tokenizer that is wrong, not the row
                 skipping = f", or leave such rows out by {self.key}.skip_invalid=true"
-                remedy = f"correct it{'' if self.key == COMMAND_LINE else skipping}"
+                remedy = f"correct it{'' if is_named_by_command(self.key) else skipping}"
                 raise DataError(f"{self._named(row)}: {error}; {remedy}") from error
 
         return lambda batch: [written(*each) for each in zip(batch["messages"], batch["row"], strict=True)]

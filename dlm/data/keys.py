@@ -3,10 +3,15 @@
 from collections.abc import Iterable
 
 COMMAND_LINE = "--data"
-"""The place of a source that the command line names; others have a key of the configuration, such as `data.train`."""
+"""The place of a source that `dlm eval` names; others have a key of the configuration, such as `data.train`."""
 
 OPTIONS = ("field", "format", "split", "subset")
 """The options of a source that the command line has."""
+
+
+def is_named_by_command(key: str) -> bool:
+    """Whether a source is named on the command line, by an option such as `--data` or by an argument such as `FILE`."""
+    return key.startswith("--") or key.isupper()
 
 
 def option_of(key: str, name: str) -> str:
@@ -20,7 +25,7 @@ def option_of(key: str, name: str) -> str:
         The option where it is given, such as `data.train.field` or `--field`. A source of the command line has its
         other options from the run of its model, and there they are `data.train.prompt` and so on.
     """
-    if key != COMMAND_LINE:
+    if not is_named_by_command(key):
         return f"{key}.{name}"
     if name == "path":
         return key

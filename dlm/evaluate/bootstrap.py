@@ -1,9 +1,11 @@
 """Ratios of sums over a corpus, with bootstrap errors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,3 +57,22 @@ class Ratio:
         if self.se is None or not math.isfinite(monte_carlo):
             return None if self.se is None else math.inf
         return math.sqrt(max(self.se**2 - monte_carlo**2, 0.0))
+
+
+def ratio_of(above: Sequence[float], below: Sequence[float], seed: int) -> Ratio:
+    """A ratio of two sums over units such as texts, with its bootstrap.
+
+    Args:
+        above: What each unit adds above, and
+        below: below.
+        seed: Decides the bootstrap.
+
+    Returns:
+        The ratio; not a number where there is nothing below. A unit that adds nothing below, and so nothing above, is
+        not resampled.
+    """
+    used = [(a, b) for a, b in zip(above, below, strict=True) if b]
+    if not used:
+        return Ratio(math.nan, None, None)
+    above_U, below_U = torch.tensor(used, dtype=torch.float64).unbind(1)
+    return Ratio.of(above_U, below_U, seed)

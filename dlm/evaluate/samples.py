@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Likelihood
+from dlm.diffusion.network import NetworkInput
+from dlm.diffusion.streams import Causal
 from dlm.lm import DiffusionLM
 from dlm.lm.canvas import Canvas, stack
 from dlm.model.loading import usable_positions
@@ -54,9 +57,14 @@ def repeated_share(texts: Rows, n: int = NGRAM) -> float:
     Returns:
         The share, from 0 to 1; nan where no text has n tokens.
     """
-    found = [list(_ngrams(ids, n)) for ids in texts]
-    total = sum(map(len, found))
-    return sum(len(each) - len(set(each)) for each in found) / total if total else math.nan
+    again, ngrams_of = repetitions(texts, n)
+    return sum(again) / sum(ngrams_of) if sum(ngrams_of) else math.nan
+
+
+def repetitions(texts: Rows, n: int = NGRAM) -> tuple[list[int], list[int]]:
+    """Of each text how many n-grams came before in it, and how many it has; see `repeated_share`."""
+    found = [list(ngrams(ids, n)) for ids in texts]
+    return [len(each) - len(set(each)) for each in found], [len(each) for each in found]
 
 
 def distinct_share(texts: Rows, n: int = NGRAM) -> float:
@@ -69,12 +77,26 @@ def distinct_share(texts: Rows, n: int = NGRAM) -> float:
     Returns:
         The share, above 0 and at most 1; nan where no text has n tokens.
     """
-    found = [ngram for ids in texts for ngram in _ngrams(ids, n)]
+    found = [ngram for ids in texts for ngram in ngrams(ids, n)]
     return len(set(found)) / len(found) if found else math.nan
 
 
-def _ngrams(ids: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
+def ngrams(ids: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
+    """All runs of n tokens of a text, from the first to the last."""
     return (tuple(ids[start : start + n]) for start in range(len(ids) - n + 1))
+
+
+def words(texts: Sequence[str]) -> list[list[int]]:
+    """Words and signs as tokens, where there is no tokenizer: runs of letters and digits, and each sign by itself.
+
+    Args:
+        texts: The texts.
+
+    Returns:
+        A row of ids a text, the same ids for the same words in all texts.
+    """
+    numbers: dict[str, int] = {}
+    return [[numbers.setdefault(word, len(numbers)) for word in re.findall(r"\w+|[^\w\s]", text)] for text in texts]
 
 
 def ratio_with_error(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float]:
@@ -134,6 +156,17 @@ class Judge(Protocol):
         """
         ...
 
+    def features(self, rows: Rows) -> Tensor:
+        """A hidden state of the last layer a row, such as MAUVE compares.
+
+        Args:
+            rows: As for `nats`.
+
+        Returns:
+            That of the last token where every token sees those before it alone, else the mean of all; shape (N, D).
+        """
+        ...
+
 
 class ReadingJudge:
     """A model of `dlm` as a judge, by its first reading: causal and exact where it has that, else by its bound."""
@@ -177,6 +210,20 @@ class ReadingJudge:
             found += nats_RBL.mean(0).sum(1).tolist()
         return found
 
+    @torch.inference_mode()
+    def features(self, rows: Rows) -> Tensor:
+        """States of clean rows, at the time 0; see `Judge`."""
+        lm, causal = self._lm, self.reading == "causal"
+        lm.model.eval()
+        found: list[Tensor] = []
+        for row in rows:
+            canvas = Canvas.after([], row, lm.sidecar.affixes)
+            x0_BL, wanted_BL = stack([canvas], special_ids(lm.tokenizer).pad)
+            inputs = NetworkInput(x0_BL, wanted_BL, torch.zeros(1), attention=Causal() if causal else None)
+            state_ND = lm.hidden(inputs)
+            found.append(state_ND[-1] if causal else state_ND.mean(0))
+        return torch.stack(found)
+
 
 class CausalJudge:
     """An autoregressive model of transformers as a judge; a row stands behind a begin of text, or the end of one."""
@@ -211,6 +258,15 @@ class CausalJudge:
         for start in range(0, len(rows), size):
             found += self._batch(rows[start : start + size])
         return found
+
+    @torch.inference_mode()
+    def features(self, rows: Rows) -> Tensor:
+        """The state of the last token; see `Judge`."""
+        first, found = before_id(self.tokenizer), list[Tensor]()
+        for row in rows:
+            ids_BL = torch.tensor([[first, *row][-(self.context or len(row) + 1) :]], device=self._model.device)
+            found.append(self._model.base_model(input_ids=ids_BL, use_cache=False).last_hidden_state[0, -1])
+        return torch.stack(found)
 
     def _batch(self, rows: Rows) -> list[float]:
         """The nats of rows that are read side by side; what fills up the shorter ones is behind them and not seen."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
@@ -13,6 +14,7 @@ from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Likelihood
+from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.readings import Masked
 from dlm.diffusion.unmask import LeftToRight, Margin, Random
 from dlm.errors import CheckpointError, ConfigError
@@ -198,6 +200,17 @@ class DiffusionLM:
         Each stood in a row of its own, or saw itself alone in a row of several.
         """
         return self.config is not None and (self.config.data.attend == "document" or self.config.data.packing == "pad")
+
+    def hidden(self, inputs: NetworkInput) -> Tensor:
+        """The network's last hidden states of the wanted positions.
+
+        Args:
+            inputs: The call; a network that takes no time ignores its time.
+
+        Returns:
+            States, in what the weights are held in, shape (N, D), where the network is.
+        """
+        return self._backbone.hidden(inputs.to(self.device))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes a folder that `from_pretrained` and plain transformers read.

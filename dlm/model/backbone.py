@@ -84,6 +84,10 @@ class Backbone(nn.Module):
         learned = {id(p): p for name in self._head for p in getattr(self.model, name).parameters()}
         return reduce_in_chunks(self._project, rows_ND, reducer, self.vocabulary, list(learned.values()))
 
+    def hidden(self, inputs: NetworkInput) -> Tensor:
+        """The last hidden states of the wanted positions, which the head makes logits of; shape (N, D)."""
+        return self._rows(inputs, self.time_embedding)
+
     def _rows(self, inputs: NetworkInput, time_embedding: TimeEmbedding | None) -> Tensor:
         """The last hidden states of the wanted positions, shape (N, D)."""
         read: dict[str, Any] = {"input_ids": inputs.ids_BL, "attention_mask": self._mask(inputs), **self._extra()}

@@ -173,8 +173,8 @@ class MetricsLog(Protocol):
         """Adds the line of a step."""
         ...
 
-    def validation(self, step: int, validation: Validation) -> None:
-        """Adds the line of a validation."""
+    def validation(self, step: int, validation: Validation, sample: str) -> None:
+        """Adds the line of a validation, with the text that the model wrote then; empty for none."""
         ...
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class Unwritten(MetricsLog):
         pass
 
     @override
-    def validation(self, step: int, validation: Validation) -> None:
+    def validation(self, step: int, validation: Validation, sample: str) -> None:
         pass
 
     @override
@@ -208,7 +208,7 @@ class MetricsFile(MetricsLog):
             path: The file; it is created if it does not exist.
             step: The last step that counts.
         """
-        kept = [line for line in _lines(path) if line["step"] <= step]
+        kept = [line for line in read_lines(path) if line["step"] <= step]
         draft = path.with_name(f".{path.name}.draft")
         draft.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
         draft.replace(path)
@@ -219,8 +219,8 @@ class MetricsFile(MetricsLog):
         self._write(metrics.to_dict())
 
     @override
-    def validation(self, step: int, validation: Validation) -> None:
-        self._write({"step": step, **validation.to_dict()})
+    def validation(self, step: int, validation: Validation, sample: str) -> None:
+        self._write({"step": step, **validation.to_dict(), **({"sample": sample} if sample else {})})
 
     @override
     def close(self) -> None:
@@ -230,8 +230,15 @@ class MetricsFile(MetricsLog):
         self._file.write(json.dumps(line) + "\n")
 
 
-def _lines(path: Path) -> Sequence[dict[str, Any]]:
-    """The complete lines of the file; a run that was killed may have left an incomplete one."""
+def read_lines(path: Path) -> Sequence[dict[str, Any]]:
+    """The complete lines of `metrics.jsonl`; a run that was killed may have left an incomplete one.
+
+    Args:
+        path: The file, which need not be there.
+
+    Returns:
+        The lines.
+    """
     if not path.exists():
         return []
     lines = []

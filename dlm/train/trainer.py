@@ -284,7 +284,7 @@ class Trainer:
             validation = Validation({name: measured(reading=name) for name in self.config.readings.all})
             text = _sampled(self, lm, step)  # on all processes: a sharded network needs them all
             reshard(self.network)
-        metrics.validation(step, validation)
+        metrics.validation(step, validation, text)
         self.accelerator.log(validation.tracked(), step=step)
         nats = validation.judged.nats_per_token
         best = self.progress.best is None or nats < self.progress.best

@@ -172,6 +172,9 @@ class Counting:
         self.asked = rows
         return [float(len(row)) for row in rows]
 
+    def features(self, rows: object) -> torch.Tensor:
+        raise AssertionError("judge_texts asks for no states")
+
 
 @pytest.fixture(scope="module")
 def characters() -> PreTrainedTokenizerBase:
@@ -239,3 +242,26 @@ def test_which_tokenizers_are_the_same(
     assert not same_tokens(byte_tokenizer, characters) and same_tokens(characters, characters)
     again.add_special_tokens({"additional_special_tokens": ["<|more|>"]})
     assert same_tokens(first, again)  # no text holds it
+
+
+# States
+
+
+@pytest.mark.parametrize("readings", ["masked", "joint"])
+def test_the_state_of_a_row_does_not_depend_on_the_rows_beside_it(
+    readings: str, make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    judge, rows = ReadingJudge(make_lm(byte_tokenizer, 16, readings={"name": readings})), encode(byte_tokenizer, TEXTS)
+    together = judge.features(rows)
+    assert together.shape[0] == len(rows) and len({tuple(row.tolist()) for row in together}) == len(rows)
+    for row, state in zip(rows, together, strict=True):
+        torch.testing.assert_close(judge.features([row])[0], state)
+
+
+def test_a_causal_state_is_that_of_plain_transformers(causal_lm: DiffusionLM, tmp_path: Path) -> None:
+    """Of the last token, which sees all before it: of rows that begin with the text itself."""
+    judge = ReadingJudge(causal_lm)
+    judge_of_plain = plain(causal_lm, tmp_path / "model")
+    (row,) = encode(causal_lm.tokenizer, ["for i in x:"])
+    first = before_id(causal_lm.tokenizer)
+    torch.testing.assert_close(judge.features([[first, *row]]), judge_of_plain.features([row]), rtol=1e-4, atol=1e-4)

@@ -7,8 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,17 +19,8 @@ from dlm.train.lock import LOCK, Holder, RunLock
 from dlm.train.run import RunFolder
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import Refused
+from tests.support.locks import another
 from tests.support.tiny_runs import describe, losses, train, write
-
-HOLDS = """
-import sys, time
-from pathlib import Path
-from dlm.train.lock import RunLock
-lock = RunLock(Path(sys.argv[1]))
-lock.acquire(print)
-print("held", flush=True)
-time.sleep(60)
-"""
 
 
 def unheard(text: str) -> None:
@@ -44,17 +33,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "PATIENCE", 0.1)
     monkeypatch.setattr(lock_module, "BEAT", 0.1)
     monkeypatch.setattr(lock_module, "STALE", 1.0)
-
-
-@contextmanager
-def another(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the lock."""
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(folder)], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None and process.stdout.readline() == "held\n"
-            yield process
-        finally:
-            process.kill()
 
 
 def leave(folder: Path, holder: Holder) -> Path:

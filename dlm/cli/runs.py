@@ -1,0 +1,94 @@
+"""`dlm runs`."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dlm.cli import options
+from dlm.cli.console import errors, quiet_libraries, write_data
+
+if TYPE_CHECKING:
+    from dlm.train.listing import RunState
+
+STYLES = {"training": "bold cyan", "finished": "green", "interrupted": "yellow", "broken": "bold red"}
+"""How a state looks in a terminal; its word says it all without."""
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="A folder of run folders, or a run folder.")] = Path("runs"),
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """List runs: where each stands, how good it is, and how to go on with it.
+
+    Example:  dlm runs
+    """
+    quiet_libraries()
+    from dlm.paths import expand
+    from dlm.train.listing import list_runs
+
+    found = list_runs(expand(folder))
+    if as_json:
+        write_data(json.dumps({"runs": [_finite(each) for each in found]}, allow_nan=False), None)
+    elif found:
+        _show(found)
+    else:
+        errors.print(f"no run in {folder}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _finite(run: "RunState") -> dict[str, object]:
+    """Plain values, None for what is not finite, as a bound may be."""
+    found = run.to_dict()
+    for name in ("best", "tokens_per_second"):
+        if found[name] is not None and not math.isfinite(found[name]):
+            found[name] = None
+    if found["best_ci95"] and not all(map(math.isfinite, found["best_ci95"])):
+        found["best_ci95"] = None
+    return found
+
+
+def _show(found: "list[RunState]") -> None:
+    """A table with a row a run, and below it what to type."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    for name in ("step", "best bound", "tokens/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("last change", no_wrap=True)
+    table.add_column("to go on", overflow="fold")
+    for run in found:
+        next_ = Text(run.problem or run.go_on)
+        state = Text(run.state if run.writer is None else f"{run.state}, {run.writer}", STYLES[run.state])
+        speed = "-" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
+        table.add_row(Text(run.path), state, _steps(run), _best(run), speed, run.changed or "-", next_)
+    terminal = Console()
+    if terminal.is_terminal:
+        terminal.print(table, highlight=False)
+        return
+    wide = Console(width=2000)  # a line a run, for programs that read lines
+    with wide.capture() as drawn:
+        wide.print(table, highlight=False)
+    write_data("\n".join(line.rstrip() for line in drawn.get().splitlines()), None)
+
+
+def _steps(run: "RunState") -> str:
+    """How far it is, and from where it goes on if that is another step."""
+    if run.steps is None:
+        return "-"
+    behind = run.state == "interrupted" and (run.saved or 0) < run.step
+    return f"{run.step:,} of {run.steps:,}" + (f" (saved {run.saved or 0:,})" if behind else "")
+
+
+def _best(run: "RunState") -> str:
+    """The bound, and half the width of its interval."""
+    if run.best is None:
+        return "-"
+    error = "" if run.best_ci95 is None else f" \u00b1 {(run.best_ci95[1] - run.best_ci95[0]) / 2:.4f}"
+    return f"{run.best:.4f}{error}"

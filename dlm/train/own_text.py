@@ -1,0 +1,76 @@
+"""A run's own text, read again from where it is now, if it is what the run read."""
+
+from pathlib import Path
+
+from dlm.data.batches import Sequences
+from dlm.data.corpus import corpus
+from dlm.data.documents import Documents
+from dlm.data.reading import read_splits
+from dlm.data.streaming import open_stream
+from dlm.errors import ConfigError, DataError
+from dlm.lm import DiffusionLM
+from dlm.model.locate import CHECKPOINTS, resolve
+from dlm.settings import load_config
+from dlm.train.run import PROGRESS, TRAINER, Progress
+
+
+def sequences_of(lm: DiffusionLM, documents: Documents) -> Sequences:
+    """Documents as the rows that a model was trained on.
+
+    Args:
+        lm: The model.
+        documents: The documents.
+
+    Returns:
+        Rows of its context, packed as its run packs them.
+    """
+    packing = lm.config.data.packing if lm.config else "pack"
+    return corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
+
+
+def own_documents(lm: DiffusionLM, model: str, split: str | None = None) -> Documents:
+    """The documents of a run.
+
+    Args:
+        lm: Its model.
+        model: What that was loaded from.
+        split: `train` or `validation`, the default; a run that streams its text has the latter alone.
+
+    Returns:
+        The documents.
+
+    Raises:
+        ConfigError: The model is of no run, or a run has no such split.
+        DataError: The text is gone, or is no longer what the run read, so that trained text may be in it.
+    """
+    if lm.config is None:
+        raise ConfigError("this model has no validation text of its own: give one by --data FILE")
+    own = lm.config.data
+    folder = Path(resolve(model)).resolve().parent
+    if folder.name == CHECKPOINTS and (folder.parent / "config.yaml").is_file():
+        own = load_config(folder.parent / "config.yaml").data  # its text may have moved since the checkpoint
+    if own.streaming:
+        if split not in (None, "validation"):
+            raise ConfigError("--split of a run that streams its text is validation; give other text by --data FILE")
+        documents = open_stream(own).validation
+    else:
+        if split not in (None, "train", "validation"):
+            raise ConfigError(f"--split of a run is train or validation, got {split!r}")
+        splits = read_splits(own)
+        documents = splits.train if split == "train" else splits.validation
+    _check_same(model, sequences_of(lm, documents), split)
+    return documents
+
+
+def _check_same(model: str, sequences: Sequences, split: str | None) -> None:
+    """Refuses a run's own text where it is no longer what the run read."""
+    checkpoint = Path(resolve(model))
+    if not (checkpoint / TRAINER / PROGRESS).is_file():
+        return
+    progress, tokens = Progress.read(checkpoint), sequences.tokens
+    known = progress.train_checksum if split == "train" else progress.validation_checksum
+    if known not in (None, tokens.checksum, tokens.earlier_checksum):
+        raise DataError(
+            f"the {split or 'validation'} text of {model}, or what this version makes of it, "
+            "has changed since the run read it: put the old text back, or name the text to score by --data"
+        )
