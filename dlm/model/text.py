@@ -92,8 +92,8 @@ def encode_chat(
     template = template or ChatTemplate()
     if not tokenizer.chat_template:
         raise DataError(
-            "this tokenizer has no chat template: continue a text by --prompt, train on prompts and responses, or "
-            "take another tokenizer"
+            "this tokenizer has no chat template: give a prompt of plain text in place of a chat, train on prompts and "
+            "responses, or take another tokenizer"
         )
     for message in messages:
         _check_whole(message.get("content"))

@@ -341,7 +341,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("score @model @s-only-answer.jsonl", "line 2: the assistant's last message must be a text that answers others"),
     ("score @model @s-answered-twice.jsonl", "line 2: messages must end with one that is to be answered"),
     ("score @model @s-no-chat.jsonl", "line 2: messages must hold lists of {role, content}"),
-    ("score @model @s-chat.jsonl", "line 2: this tokenizer has no chat template"),
+    ("score @model @s-chat.jsonl", "line 2: this tokenizer has no chat template: give a prompt of plain"),
     ("score @model @s-taken.jsonl", 'line 2: the field "bits" is where'),
     ("score @model @twice.jsonl", "line 1: 'n' stands there twice"),
     ("score @model @no-archive.jsonl.gz", "cannot be unpacked"),
