@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +16,20 @@ from dlm.lm.canvas import Canvas, stack
 from dlm.lm.layout import Layout, Prompt
 from dlm.lm.rows import in_batches
 from dlm.lm.scoring import Greedy, Score, score_rows
+
+
+class Rows(Protocol):
+    """What becomes rows that are scored under common random masks."""
+
+    def canvases(self, layout: Layout) -> list[Canvas]:
+        """The rows of a model.
+
+        Args:
+            layout: How texts become rows.
+
+        Returns:
+            One or several.
+        """
 
 
 @dataclass(frozen=True)
