@@ -22,6 +22,9 @@ KINDS = {
 }
 """What the harness's kinds of requests ask for."""
 
+LONG = 1e6
+"""From here on a number is written with its exponent."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -56,10 +59,8 @@ class Asked:
         Raises:
             ConfigError: There is none, or more than one reading is asked for.
         """
-        if len(self.readings or ()) > 1:
-            raise ConfigError(
-                f"--tasks is done by one --reading, got {', '.join(self.readings or ())}: give one of them"
-            )
+        if len(readings := {*(self.readings or ())}) > 1:
+            raise ConfigError(f"--tasks are done by one --reading, got {', '.join(sorted(readings))}: give one of them")
         names = [name for part in self.tasks.split(",") if (name := part.strip())]
         if not names:
             raise ConfigError("--tasks: name tasks, as in --tasks hellaswag,lambada_openai")
@@ -123,11 +124,15 @@ def _table(report: "TasksReport") -> Iterator[str]:
         yield "perplexities     upper bounds, marked by ≤"
 
 
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < LONG else f"{value:.4g}"
+
+
 def _row(result: "TaskResult") -> tuple[str, ...]:
     """The cells of a metric."""
     metric = result.metric if result.filter == "none" else f"{result.metric} ({result.filter})"
-    value = f"{result.value:.4f}" if isinstance(result.value, float) else str(result.value)
-    error = "" if result.standard_error is None else f"{result.standard_error:.4f}"
+    value = _number(result.value) if isinstance(result.value, float) else str(result.value)
+    error = "" if result.standard_error is None else _number(result.standard_error)
     counts = ("" if count is None else f"{count:,}" for count in (result.documents, result.few_shot))
     return result.task, metric, f"≤ {value}" if result.is_bound else value, error, *counts
 
@@ -135,7 +140,8 @@ def _row(result: "TaskResult") -> tuple[str, ...]:
 def _cautions(report: "TasksReport", limit: int | None) -> Iterator[str]:
     """What is to be known of the results."""
     for kind, count in report.shortened.items():
-        yield f"{count:,} requests {KINDS[kind]} were longer than the context: of what is given, the beginning was cut"
+        requests = "request" if count == 1 else "requests"
+        yield f"{count:,} {requests} {KINDS[kind]} did not fit the context: of what is given, the beginning was cut"
     if limit is not None:
         yield f"--limit {limit}: these are not the figures of the whole tasks"
     yield from report.cautions

@@ -102,6 +102,8 @@ class HarnessModel(LM):
         valid = own | {each.name for each in fields(How)} - {"sampler"}
         given = {**{name: value for name, value in (additional_config or {}).items() if value is not None}, **arg_dict}
         given.pop("max_batch_size", None)
+        if str(given.get("batch_size")).isdecimal():  # the harness has it as text, as it may be auto there
+            given["batch_size"] = int(given["batch_size"])
         device = given.pop("device", None)
         if unknown := [name for name in given if name not in valid]:
             raise ConfigError(f"model_args: there is no {unknown[0]!r}; valid: {', '.join(sorted(valid))}")
@@ -118,7 +120,11 @@ class HarnessModel(LM):
             "load": given.get("load"),
             "mask_token": given.get("mask_token"),
         }
-        return cls(DiffusionLM.from_pretrained(str(given["path"]), device=device, **weights), how)
+        found = cls(DiffusionLM.from_pretrained(str(given["path"]), device=device, **weights), how)
+        if not found.answering.exact:
+            reading = found.answering.reading
+            log.warning("log-likelihoods of the reading %s are lower bounds, so perplexities are upper bounds", reading)
+        return found
 
     @override
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -262,7 +268,7 @@ class HarnessModel(LM):
             "log_likelihoods": "exact" if answering.exact else "lower bounds, so that perplexities are upper bounds",
             "draws": None if answering.exact else answering.how.draws,
             "noise_seed": answering.how.seed,
-            "shortened_contexts": dict(answering.shortened),
+            "shortened_contexts": {kind: count for kind, count in answering.shortened.items() if count},
         }
 
     @override
