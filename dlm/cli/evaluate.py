@@ -465,6 +465,11 @@ def _table(found: "ReadingsReport", exact: "ChainRuleReport | None", per: Unit) 
             if report.attend == "document"
             else []
         ),
+        *(
+            [f"given            the {report.context} tokens or more before what each further window scores, clean"]
+            if report.context
+            else []
+        ),
         f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
         f"estimator        {_estimator(found)}, seed {report.seed}",
     ]

@@ -57,13 +57,17 @@ class Asked:
             At least one.
 
         Raises:
-            ConfigError: There is none, or more than one reading is asked for.
+            ConfigError: There is none, the folder is not there, or more is asked for than can be done.
         """
         if len(readings := {*(self.readings or ())}) > 1:
             raise ConfigError(f"--tasks are done by one --reading, got {', '.join(sorted(readings))}: give one of them")
         names = [name for part in self.tasks.split(",") if (name := part.strip())]
         if not names:
             raise ConfigError("--tasks: name tasks, as in --tasks hellaswag,lambada_openai")
+        if self.folder is not None and not self.folder.is_dir():
+            raise ConfigError(f"--task-path: {self.folder} is no folder; name one that holds task files (.yaml)")
+        if self.sampler.get("drafts") == "auto":
+            raise ConfigError("--drafts auto is measured for one prompt: with --tasks, give a number")
         return names
 
 
@@ -80,8 +84,6 @@ def run_tasks(load: Callable[[], "DiffusionLM"], asked: Asked, *, as_json: bool)
         DataError: A task cannot be loaded, or does not fit the model.
     """
     names, sampler = asked.names(), options.build_sampler(asked.sampler)
-    if asked.sampler.get("drafts") == "auto":
-        raise ConfigError("--drafts auto is measured for one prompt: give a number with --tasks")
     from dlm.evaluate.harness import HarnessModel
     from dlm.evaluate.requests import How
     from dlm.evaluate.tasks import evaluate_tasks, load_tasks

@@ -125,6 +125,11 @@ class Sequences:
         """How documents became rows, in words."""
         return self.packing
 
+    @property
+    def context(self) -> int:
+        """Of windows that overlap, how many tokens at least are given before what each further one scores."""
+        return 0
+
     def _given(self, row: int) -> int:
         """How many tokens at the beginning of a row are neither learned nor scored."""
         return int(self.tokens.given[self._rows[row]]) if self.packing == "pad" else 0

@@ -203,6 +203,12 @@ class Strided(Sequences):
         """In words."""
         return f"windows that move by {self.stride}"
 
+    @property
+    @override
+    def context(self) -> int:
+        """What a window holds, without what it scores."""
+        return self.room - self.stride
+
     @override
     def _given(self, row: int) -> int:
         start, scored, _ = self._windows[row].tolist()

@@ -301,6 +301,7 @@ def _report(
         seed=seed,
         length=sequences.length,
         packing=sequences.arrangement,
+        context=sequences.context,
         words=None if words_U is None else round(float(words_U.sum())),
         word_perplexity_bound=None if per_word is None else _exp(per_word.value),
         word_perplexity_bound_ci95=None if per_word is None else _each(_exp, per_word.interval),

@@ -55,6 +55,7 @@ class LikelihoodReport:
             conditional on where it ends, as it is with packing `pad`.
         impossible_tokens: The scored tokens that the model never predicts, each once, with how often it is there; with
             any of them, the bound is infinite.
+        context: Of windows that overlap, how many tokens at least are given before what each further one scores.
         words: Words of the scored text, split at white space; None where they were not counted.
         word_perplexity_bound: exp(nats a word), an upper bound of the perplexity a word; None as for `words`.
         word_perplexity_bound_ci95: Its interval.
@@ -96,6 +97,7 @@ class LikelihoodReport:
     given_tokens: int = 0
     attend: str = "row"
     impossible_tokens: Mapping[str, int] = field(default_factory=dict)
+    context: int = 0
     words: int | None = None
     word_perplexity_bound: float | None = None
     word_perplexity_bound_ci95: Interval | None = None

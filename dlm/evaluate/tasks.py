@@ -111,7 +111,7 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> Tasks:
 
     Args:
         names: Tasks, groups, tags, or patterns of them.
-        folder: Task files of the user.
+        folder: Task files of the user, which is there.
 
     Returns:
         The tasks.
@@ -120,8 +120,6 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> Tasks:
         ConfigError: There is no such task; or it runs what a model wrote, or shows pictures.
         DataError: Its documents cannot be loaded.
     """
-    if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--task-path: {folder} is no folder; name one that holds task files (.yaml)")
     with _quietly():
         manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else None
         if manager is None or not all(manager.match_tasks([name]) for name in names):
