@@ -175,7 +175,7 @@ for _name, _command in (
     ("merge", merge.merge),
     ("selftest", selftest.selftest),
 ):
-    _kind = SamplerCommand if _name in ("sample", "infill", "chat", "eval") else None
+    _kind = SamplerCommand if _name in ("sample", "infill", "chat") else None
     app.command(_name, cls=_kind)(_guarded(_command, shared=_name in ("train", "eval")))
 
 _bench = typer.Typer(help="Measure the speed of training and of sampling, and quality against speed.")

@@ -44,7 +44,7 @@ OF_TEXT = (
     *("data", "format", "split", "subset", "field", "max_documents", "per", "detokenize", "wrap", "time"),
     *("chain_rule", "chain_rule_sequences"),
 )
-OF_TASKS = ("task_path", "limit", "few_shot", "apply_chat_template", "length")
+OF_TASKS = ("task_path", "limit", "few_shot", "apply_chat_template", "length", "sampler")
 """The options that have a part in the one or in the other alone."""
 
 FEWEST_SEQUENCES = 4
@@ -158,6 +158,16 @@ Length = Annotated[
     int | None,
     typer.Option(min=1, help="The most tokens of an answer.", show_default="as each task says", rich_help_panel=TASKS),
 ]
+HowWritten = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="'OPTIONS'",
+        help="How answers are written: options of dlm sample in quotes, such as '--steps 64 --order confidence'.",
+        show_default="as by dlm sample, at the temperature of the task",
+        rich_help_panel=TASKS,
+    ),
+]
 Noise = Annotated[int, typer.Option(help="The noise follows from it.")]
 
 
@@ -186,6 +196,7 @@ def evaluate(
     few_shot: FewShot = None,
     apply_chat_template: ApplyChat = False,
     length: Length = None,
+    sampler: HowWritten = None,
     dtype: options.HeldIn = "fp32",
     quantised: options.Load = None,
     seed: Noise = 0,
@@ -206,7 +217,7 @@ def evaluate(
     if tasks is not None:
         quiet_libraries()
         how = {"draws": draws, "seed": seed, "batch_size": batch_size, "length": length, "stride": stride}
-        asked = Asked(tasks, task_path, limit, few_shot, apply_chat_template, reading, context.obj, how)
+        asked = Asked(tasks, task_path, limit, few_shot, apply_chat_template, reading, sampler, how)
         run_tasks(load, asked, as_json=as_json)
         return
     if chain_rule_sequences is not None and not chain_rule:
@@ -255,8 +266,7 @@ def _check_together(context: typer.Context, tasks: bool) -> None:
         raise ConfigError(
             f"{_option(of_text[0])} is of a text that is scored, and --tasks have their own: leave it out"
         )
-    of_tasks = [*(name for name in asked if name in OF_TASKS), *context.obj]
-    if not tasks and of_tasks:
+    if not tasks and (of_tasks := [name for name in asked if name in OF_TASKS]):
         raise ConfigError(f"{_option(of_tasks[0])} is of tasks that are done: give --tasks too, or leave it out")
 
 

@@ -1,6 +1,7 @@
 """Options that commands share, and the sampler that they describe."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import StrEnum
@@ -157,6 +158,29 @@ class SamplerCommand(TyperCommand):
         given = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
         ctx.obj = {name: value for name, value in given.items() if ctx.get_parameter_source(name).name != "DEFAULT"}
         return super().invoke(ctx)
+
+
+def read_sampler(text: str) -> Mapping[str, Any]:
+    """The options of a sampler that stand in one text, such as `--steps 64 --order confidence`.
+
+    Args:
+        text: The options as on the command line of `dlm sample`.
+
+    Returns:
+        Their values by name, for `build_sampler`.
+
+    Raises:
+        ConfigError: The text has a quote without its other.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--sampler: {str(error).lower()} in {text!r}") from error
+    described = typer.Typer(add_completion=False)
+    described.command()(_described_by_options())
+    context = get_command(described).make_context("dlm sample", words)
+    given = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: context.params[name] for name, source in given.items() if source and source.name != "DEFAULT"}
 
 
 def build_sampler(given: Mapping[str, Any]) -> "Sampler":

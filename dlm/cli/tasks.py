@@ -37,7 +37,7 @@ class Asked:
         few_shot: Examples before each question.
         chat: Whether the chat template writes the questions.
         readings: How the model is read; one at most.
-        sampler: The sampler's options, of those that were given.
+        sampler: The sampler's options as one text.
         how: The other fields of `How`.
     """
 
@@ -47,7 +47,7 @@ class Asked:
     few_shot: int | None
     chat: bool
     readings: list[str] | None
-    sampler: Mapping[str, Any]
+    sampler: str | None
     how: Mapping[str, Any]
 
     def names(self) -> list[str]:
@@ -66,8 +66,6 @@ class Asked:
             raise ConfigError("--tasks: name tasks, as in --tasks hellaswag,lambada_openai")
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"--task-path: {self.folder} is no folder; name one that holds task files (.yaml)")
-        if self.sampler.get("drafts") == "auto":
-            raise ConfigError("--drafts auto is measured for one prompt: with --tasks, give a number")
         return names
 
 
@@ -83,7 +81,10 @@ def run_tasks(load: Callable[[], "DiffusionLM"], asked: Asked, *, as_json: bool)
         ConfigError: There is no such task, or lm-evaluation-harness is not installed.
         DataError: A task cannot be loaded, or does not fit the model.
     """
-    names, sampler = asked.names(), options.build_sampler(asked.sampler)
+    names, given = asked.names(), options.read_sampler(asked.sampler or "")
+    if given.get("drafts") == "auto":
+        raise ConfigError("--drafts auto is measured for one prompt: give a number of them in --sampler")
+    sampler = options.build_sampler(given)
     from dlm.evaluate.harness import HarnessModel
     from dlm.evaluate.requests import How
     from dlm.evaluate.tasks import evaluate_tasks, load_tasks

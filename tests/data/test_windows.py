@@ -11,7 +11,7 @@ from dlm.data.tokens import Tokens
 from dlm.data.windows import Strided, Window, Wrapped, windows
 from dlm.errors import ConfigError, DataError
 from dlm.model.tokenizer import Affixes
-from tests.data.test_batches import PAD, counted
+from tests.support.corpora import PAD, counted
 from tests.support.fixtures import Refused
 
 

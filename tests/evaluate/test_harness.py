@@ -257,7 +257,7 @@ def test_the_command_prints_the_report(saved: Path, folder: Path) -> None:
         answer(*words, "--tasks", "own_rolling", *more)["results"][2]["value"] for more in ([], ["--stride", "8"])
     ]
     assert windows[0] != windows[1]
-    answer(*words, "--tasks", "own_answer", "--steps", "2", "--order", "confidence", "--length", "4")
+    answer(*words, "--tasks", "own_answer", "--sampler", "--steps 2 --order confidence", "--length", "4")
     answer(*words, "--tasks", "own_choice", "--apply-chat-template", "--reading", "any-order")
     blocks = ["eval", saved, "--task-path", folder, "--reading", "blocks:4", "--tasks"]
     assert answer(*blocks, "own_choice", "--draws", "4")["reading"] == "blocks:4"
