@@ -268,7 +268,7 @@ BAD: list[tuple[str | list[str], str]] = [
     (["eval", "@model", "--tasks", "a", "--sampler", "--drafts auto"], "--drafts auto is measured for one prompt"),
     (["eval", "@model", "--tasks", "a", "--sampler", "--steps 4 --threshold 0.5"], "are different budgets"),
     (["eval", "@model", "--tasks", "a", "--sampler", "--order best"], "--order: there is no order 'best'"),
-    (["eval", "@model", "--tasks", "a", "--sampler", "--step 4"], "no such option: --step"),
+    (["eval", "@model", "--tasks", "a", "--sampler", "--step 4"], "--sampler: no such option: --step"),
     (["eval", "@model", "--tasks", "a", "--sampler", "--order 'random"], "--sampler: no closing quotation"),
     ("eval @model --tasks a --task-path @text.txt", "text.txt is no folder; name one that holds task files"),
     ("eval @model --tasks ,", "--tasks: name tasks, as in --tasks hellaswag,lambada_openai"),

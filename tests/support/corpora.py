@@ -1,4 +1,4 @@
-"""Small corpora of odd documents or of counted tokens, cut as an evaluation cuts them, and whether two reports agree."""
+"""Small corpora, of odd documents or of counted tokens, cut as an evaluation cuts them, and whether reports agree."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
