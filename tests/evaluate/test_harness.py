@@ -19,11 +19,12 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from dlm.config import Bytes
+from dlm.diffusion.unmask import LeftToRight
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate.harness import NAME, HarnessModel, main
 from dlm.evaluate.requests import Answering, How
 from dlm.evaluate.tasks import TasksReport, evaluate_tasks, load_tasks
-from dlm.lm import DiffusionLM
+from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
 from tests.support.commands import answer, dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
@@ -156,6 +157,14 @@ def test_a_request_asked_again_gets_another_text(lm: DiffusionLM) -> None:
         [asked("generate_until", "a", {**sure, "max_gen_toks": None, "max_new_tokens": 8})]
     )
     assert len({one, *cold, *greedy}) == 3
+    in_order = HarnessModel(lm, How(reading="any-order", sampler=Sampler(order=LeftToRight())))
+    settings = [
+        {"temperature": 1e-6, "do_sample": True},
+        {"temperature": 1e-6},
+        {"temperature": 2.0, "do_sample": False},
+    ]
+    texts = in_order.generate_until([asked("generate_until", "a", {**sure, **each}) for each in (*settings, {})])
+    assert len(set(texts)) == 1
     assert model.ignored == set()
     model.generate_until([asked("generate_until", "a", {**sure, "num_beams": 4, "top_k": 0, "top_p": 1.0})])
     assert model.ignored == {"num_beams"}
@@ -166,7 +175,7 @@ def test_a_request_asked_again_gets_another_text(lm: DiffusionLM) -> None:
 def test_chats_are_asked_by_the_template(lm: DiffusionLM, folder: Path, tiny_lm: DiffusionLM, refused: Refused) -> None:
     model = HarnessModel(lm, How(reading="causal"))
     plain, chat = (
-        figures(evaluate_tasks(HarnessModel(lm, How(reading="causal")), load_tasks(NAMES[:2], folder), chat=chat))
+        figures(evaluate_tasks(HarnessModel(lm, How(reading="causal")), load_tasks(NAMES, folder), chat=chat))
         for chat in (False, True)
     )
     assert plain["own_last_word", "perplexity"] != pytest.approx(chat["own_last_word", "perplexity"])
@@ -187,12 +196,13 @@ def test_a_task_keeps_its_number_of_examples_where_it_is_none(lm: DiffusionLM, t
     assert report.cautions == ("own_choice fixes its number of examples at 0: --num-fewshot 2 has no part in it",)
     assert {(each.few_shot, each.documents) for each in report.results} == {(0, 1)}
     folder = write_tasks(tmp_path / "free", fewshot_split="test")
+    other = write_tasks(tmp_path / "other", fewshot_split="test", num_fewshot=2)
     found = [
-        evaluate_tasks(HarnessModel(lm, How(reading="causal")), load_tasks(["own_last_word"], folder), few_shot=shots)
-        for shots in (0, 1)
+        evaluate_tasks(HarnessModel(lm, How(reading="causal")), load_tasks(["own_last_word"], where), few_shot=shots)
+        for where, shots in ((folder, 0), (folder, 1), (other, 1), (other, None), (folder, None))
     ]
-    assert [{each.few_shot for each in report.results} for report in found if report] == [{0}, {1}]
-    assert figures(found[0]) != figures(found[1])
+    assert [{each.few_shot for each in report.results} for report in found if report] == [{0}, {1}, {1}, {2}, {0}]
+    assert figures(found[0]) == figures(found[4]) != figures(found[1]) == figures(found[2])
 
 
 def test_only_what_needs_it_asks_for_greedy_decoding(folder: Path, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def test_an_answer_is_cut_at_its_end(tiny_lm: DiffusionLM) -> None:
     for ends in ([one[3]], [one[5:7], one[3:5]], ["", "not there"]):
         cut = dict(answering(tiny_lm, batch_size=1).written(numbers, token, 12, ends))
         assert cut == {number: cut_at(text, ends) for number, text in whole.items()}
+    assert cut_at("an answer", ["s", "n ", ""]) == "a" and cut_at("an answer", []) == "an answer"
     assert cut_at(one, [one[3]]) == one[: one.index(one[3])] and cut_at(one, ["", "not there"]) == one
     with_own = answering(tiny_lm, sampler=Sampler(token=TokenChoice(0.0)))
     greedy = dict(answering(tiny_lm).written(numbers, TokenChoice(0.0), 12, []))
@@ -216,6 +217,11 @@ def test_a_chat_as_text_has_the_ids_of_the_chat(make_lm: MakeLM) -> None:
     given, ids = lm.layout.parted(written, "yes", chat=True)
     assert given.is_chat and [*given.ids] == prompt_ids(tokenizer, CHAT, lm.layout.chat_template)
     assert [*ids] == [id_ for id_, wanted in zip(*_row(lm), strict=True) if wanted][:-1]
+    model = answering(lm, greedy=False)
+    model.chats = True
+    number, token = 5, TokenChoice(0.0)
+    told = lm.generate_each({number: CHAT}, length=4, sampler=Sampler(token=token))
+    assert dict(model.written({number: written}, token, 4, []))[number] == next(told)[0].continuation
     plain, _ = lm.layout.parted(written, "yes")
     assert len(plain.ids) > len(given.ids)  # where the name of a special token is text
 
