@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from dlm.errors import ConfigError, DataError, DlmError, one_line
 from dlm.evaluate.requests import Answering, How, Pair, number_of
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import fingerprint
+from dlm.model.weights import Dtype, Quantization
 
 try:
     from lm_eval.api.model import LM
@@ -39,6 +40,9 @@ GENERATED = 256
 
 SAMPLED = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 """The settings of a task's generation that are heeded."""
+
+WEIGHTS = {"dtype": get_args(Dtype), "load": (None, *get_args(Quantization))}
+"""What weights may be held in."""
 
 log = logging.getLogger(__name__)
 
@@ -98,29 +102,8 @@ class HarnessModel(LM):
             ConfigError: There is no such argument, or it is not valid.
             CheckpointError: There is no such model, or it is damaged.
         """
-        own = {"path", "dtype", "load", "mask_token"}
-        valid = own | {each.name for each in fields(How)} - {"sampler"}
-        given = {**{name: value for name, value in (additional_config or {}).items() if value is not None}, **arg_dict}
-        given.pop("max_batch_size", None)
-        if str(given.get("batch_size")).isdecimal():  # the harness has it as text, as it may be auto there
-            given["batch_size"] = int(given["batch_size"])
-        device = given.pop("device", None)
-        if unknown := [name for name in given if name not in valid]:
-            raise ConfigError(f"model_args: there is no {unknown[0]!r}; valid: {', '.join(sorted(valid))}")
-        if not given.get("path"):
-            raise ConfigError("model_args: say which model by path=RUN: a run, a checkpoint folder or a Hub name")
-        team = process_state()
-        if team.num_processes > 1:
-            device = team.device
-        elif str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = None  # the harness asks for cuda:0 where nobody asked for anything
-        how = How(**{name: value for name, value in given.items() if name not in own})
-        weights = {
-            "dtype": given.get("dtype", "fp32"),
-            "load": given.get("load"),
-            "mask_token": given.get("mask_token"),
-        }
-        found = cls(DiffusionLM.from_pretrained(str(given["path"]), device=device, **weights), how)
+        given = {name: value for name, value in (additional_config or {}).items() if value is not None} | arg_dict
+        found = cls(*_described(given))
         if not found.answering.exact:
             reading = found.answering.reading
             log.warning("log-likelihoods of the reading %s are lower bounds, so perplexities are upper bounds", reading)
@@ -298,6 +281,33 @@ class HarnessModel(LM):
         if count := self.answering.shortened[kind]:
             log.warning("%d contexts of %s were longer than the model's: their beginnings were cut", count, kind)
         return answers
+
+
+def _described(given: dict[str, Any]) -> tuple[DiffusionLM, How]:
+    """The model that arguments describe, and how it is asked."""
+    own = {"path", "dtype", "load", "mask_token"}
+    valid = own | {each.name for each in fields(How)} - {"sampler"}
+    given.pop("max_batch_size", None)
+    if str(given.get("batch_size")).isdecimal():  # the harness has it as text, as it may be auto there
+        given["batch_size"] = int(given["batch_size"])
+    device = given.pop("device", None)
+    if unknown := [name for name in given if name not in valid]:
+        raise ConfigError(f"model_args: there is no {unknown[0]!r}; valid: {', '.join(sorted(valid))}")
+    if not given.get("path"):
+        raise ConfigError("model_args: say which model by path=RUN: a run, a checkpoint folder or a Hub name")
+    weights = {"dtype": given.get("dtype", "fp32"), "load": given.get("load")}
+    for name, choices in WEIGHTS.items():
+        if weights[name] not in choices:
+            listed = ", ".join(str(choice) for choice in choices if choice)
+            raise ConfigError(f"model_args: {name} is one of {listed}, got {weights[name]!r}")
+    how = How(**{name: value for name, value in given.items() if name not in own})
+    team = process_state()
+    if team.num_processes > 1:
+        device = team.device
+    elif str(device).startswith("cuda") and not torch.cuda.is_available():
+        device = None  # the harness asks for cuda:0 where nobody asked for anything
+    mask = given.get("mask_token")
+    return DiffusionLM.from_pretrained(str(given["path"]), device=device, mask_token=mask, **weights), how
 
 
 def _document(request: Any) -> Hashable:

@@ -243,6 +243,8 @@ def test_tasks_that_cannot_be_done_are_refused(
     [
         ({}, ("say which model by path=RUN",)),
         ({"path": "x", "pretrained": "y"}, ("there is no 'pretrained'", "valid: batch_size, draws, dtype, greedy")),
+        ({"path": "x", "dtype": "fp8"}, ("dtype is one of auto, bf16, fp16, fp32, got 'fp8'",)),
+        ({"path": "x", "load": "2bit"}, ("load is one of 4bit, 8bit, got '2bit'",)),
         ({"path": "x", "batch_size": "auto"}, ("batch_size must be a whole number from 1 on, got 'auto'",)),
     ],
 )
