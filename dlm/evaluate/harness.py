@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, Self, get_args
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,6 @@ from dlm.errors import ConfigError, DataError, DlmError, one_line
 from dlm.evaluate.requests import Answering, How, Pair, number_of
 from dlm.lm import DiffusionLM
 from dlm.model.tokenizer import fingerprint
-from dlm.model.weights import Dtype, Quantization
 
 try:
     from lm_eval.api.model import LM
@@ -41,7 +40,10 @@ GENERATED = 256
 SAMPLED = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 """The settings of a task's generation that are heeded."""
 
-WEIGHTS = {"dtype": get_args(Dtype), "load": (None, *get_args(Quantization))}
+WEIGHTS: Mapping[str, Sequence[str | None]] = {
+    "dtype": ("auto", "bf16", "fp16", "fp32"),
+    "load": (None, "4bit", "8bit"),
+}
 """What weights may be held in."""
 
 log = logging.getLogger(__name__)
