@@ -20,18 +20,20 @@ from dlm.lm import loading
 from dlm.lm.denoisers import Denoisers, arithmetic_device
 from dlm.lm.filler import Filler
 from dlm.lm.infillings import Infilling
+from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout, Prompt
 from dlm.lm.lengths import LengthSearch, Weigher
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
-from dlm.lm.scores import Answers, Row, Rows, Scorer
+from dlm.lm.scores import REPLICATES, Answers, Row, Rows, Scorer
 from dlm.lm.scoring import Greedy, Score
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_model
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, working_precisions
+from dlm.model.spelling import Spelling
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
@@ -50,6 +52,7 @@ class DiffusionLM:
         time_embedding: What tells the model the time; None for a model that takes no time.
         sidecar: The formulation, context and mask it was trained with, and the run that made it, where one did.
         process: The forward process.
+        languages: The texts that a hole may have, where it says an expression or choices.
         layout: How texts become rows, and how many tokens there is room for after a prompt.
         end_ids: The ids that end a text, that of the end of text first.
         precision: What texts are written in.
@@ -115,6 +118,9 @@ class DiffusionLM:
             writing=self.precision,
             scoring=scoring,
         )
+        forbidden = (*self.process.vocabulary.forbidden, *self._unknown, *self.end_ids)
+        spelling = Spelling(tokenizer, self.process.vocabulary.size, forbidden)
+        self.languages = Languages(self.layout, self.process, spelling)
         aligned = family is None or family.aligned
         self._writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id, aligned)
 
@@ -260,10 +266,23 @@ class DiffusionLM:
             DataError: The prompt, or the prompt and the length, do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
-        written = self.generate_each(
-            {0: prompt}, num=num, length=length, sampler=sampler, seed=seed, batch_size=batch_size, watch=watch
-        )
-        return next(written)
+        return [
+            *self.stream(prompt, num=num, length=length, sampler=sampler, seed=seed, batch_size=batch_size, watch=watch)
+        ]
+
+    def stream(
+        self,
+        prompt: Prompt = None,
+        *,
+        num: int = 1,
+        length: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        watch: Watch | None = None,
+    ) -> Iterator[Sample]:
+        """The texts of `generate`, of which this has the arguments and errors, each as soon as it is finished."""
+        return self._written({0: prompt}, num, length, sampler, seed, batch_size, watch)
 
     def generate_each(
         self,
@@ -297,22 +316,7 @@ class DiffusionLM:
             DataError: A prompt, or a prompt and the length, do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
-        self.model.eval()
-        family = self.sidecar.family
-        sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
-        asked: list[tuple[Prompt, Task]] = []
-        for place, prompt in prompts.items():
-            canvas = self.layout.canvas(prompt, length)
-            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
-            key = ("sample", place) if place else ("sample",)
-            stop_ids = self.end_ids if prompt or self.documents_apart else ()
-            asked += [(prompt, Task(canvas, rule, (seed, *key, number), stop_ids)) for number in range(num)]
-        batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
-        rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
-        samples = (
-            Sample.of_row(prompt, task, ids, calls, self.tokenizer)
-            for (prompt, task), (ids, calls) in zip(asked, rows, strict=True)
-        )
+        samples = self._written(prompts, num, length, sampler, seed, batch_size, watch)
         return in_groups(samples, len(prompts), num)
 
     def infill(
@@ -399,25 +403,35 @@ class DiffusionLM:
         self.model.eval()
         family = self.sidecar.family
         how, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
+        if how.guidance is not None and how.guidance.negative is not None:
+            raise ConfigError("--negative-prompt is for what continues a prompt, and spans have a text on both sides")
+        if how.guides and not all(any(isinstance(part, str) for part in each) for each in templates.values()):
+            raise ConfigError("--guidance leads towards the text around spans, and there is none: leave it out")
         weighing = PlacedDenoiser(self.denoisers.scoring, lambda: self.arithmetic_device)
         return Filler(
             self.layout,
+            self.languages,
             Weigher(self.layout, weighing, self.process, self._pad_id, batch_size),
             lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
             lambda tasks, watched: self._writer.write(
-                tasks, how, batch_size=batch_size, watch=watch if watched else None, inside=True
+                [replace(task, other=self.layout.hidden(task.canvas)) for task in tasks] if how.guides else tasks,
+                how,
+                batch_size=batch_size,
+                watch=watch if watched else None,
+                inside=True,
             ),
             watch is not None,
             lambda batch: self._ranked(batch, draws, seed),
             seed,
         ).fill(templates, num, search or LengthSearch())
 
-    def estimator(self, reading: str | None = None, draws: int = 16) -> Likelihood:
+    def estimator(self, reading: str | None = None, draws: int = 16, replicates: int = 2) -> Likelihood:
         """What computes or bounds the likelihood of a reading.
 
         Args:
             reading: `any-order`, `causal` or `blocks:S`; by default the one that its runs are judged by.
             draws: Noisy copies of each sequence, where there are any.
+            replicates: The most independent estimates that are made of them.
 
         Returns:
             The estimator.
@@ -426,7 +440,8 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         try:
-            return self.formulation.reading(reading or self.formulation.readings.all[0], draws, self.layout.before_id)
+            name = reading or self.formulation.readings.all[0]
+            return self.formulation.reading(name, draws, self.layout.before_id, replicates)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -490,7 +505,7 @@ class DiffusionLM:
             DataError: A response and its prompt do not fit the context.
         """
         self.model.eval()
-        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws))
+        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws, REPLICATES))
         if greedy:
             scorer = replace(scorer, greedy=self._greedy(reading))
         canvases = {number: answers.canvases(self.layout) for number, answers in asked.items()}
@@ -525,7 +540,7 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         self.model.eval()
-        estimator = self.estimator(reading, draws)
+        estimator = self.estimator(reading, draws, REPLICATES)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         self.layout.warn_of_unknown([piece for _, piece in pieces])
@@ -535,6 +550,38 @@ class DiffusionLM:
         for (text, _), score in zip(pieces, scores, strict=True):
             nats[text] -= score.log_likelihood
         return nats
+
+    def _written(
+        self,
+        prompts: Mapping[int, Prompt],
+        num: int,
+        length: int | None,
+        sampler: Sampler | None,
+        seed: int,
+        batch_size: int,
+        watch: Watch | None,
+    ) -> Iterator[Sample]:
+        """The texts of `generate_each`, after a check of all prompts, each as soon as its batch is finished."""
+        self.model.eval()
+        family = self.sidecar.family
+        sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
+        asked: list[tuple[Prompt, Task]] = []
+        for place, prompt in prompts.items():
+            canvas = self.layout.canvas(prompt, length)
+            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
+            key = ("sample", place) if place else ("sample",)
+            stop_ids = self.end_ids if prompt or self.documents_apart else ()
+            other = None
+            if sampler.guidance is not None and sampler.guides:
+                other = self.layout.unguided(prompt, canvas, sampler.guidance.negative)
+            tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
+            asked += [(prompt, task) for task in tasks]
+        batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
+        rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
+        return (
+            Sample.of_row(prompt, task, ids, calls, self.tokenizer)
+            for (prompt, task), (ids, calls) in zip(asked, rows, strict=True)
+        )
 
     def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
         """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""

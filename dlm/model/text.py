@@ -93,6 +93,8 @@ def encode_chat(
             character.
     """
     template = template or ChatTemplate()
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise DataError("a prompt is a text or a chat of {role, content}, and one alone; of several, name each")
     if not tokenizer.chat_template:
         raise DataError(
             "this tokenizer has no chat template: give a prompt of plain text in place of a chat, train on prompts and "
