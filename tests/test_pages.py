@@ -137,6 +137,8 @@ def check_command(page: Path, words: list[str], output: str) -> None:
         makefile = (ROOT / "Makefile").read_text()
         for word in rest:
             assert re.search(rf"^{word.partition('=')[0]}( \?=|:)", makefile, re.MULTILINE), word
+    elif rest[:2] == ["-m", "dlm.evaluate.harness"]:
+        assert rest[2:4] == ["--model", "dlm_model"]  # its options are those of lm_eval
     elif program == "python" and rest[0] == "-m":
         source = ROOT.joinpath(*rest[1].split(".")).with_suffix(".py").read_text()
         assert [word for word in rest[2:] if word.startswith("--") and f'"{word}"' not in source] == []

@@ -17,14 +17,11 @@ from typing_extensions import override
 
 from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, quality, report, runs, sample, score, selftest, train
 from dlm.cli.console import errors, is_first
-from dlm.cli.options import SamplerCommand
+from dlm.cli.options import USAGE, SamplerCommand, usage_message
 from dlm.cli.streams import checked_stdout, open_closed_streams
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
 from dlm.launcher import end_with_launcher
 from dlm.paths import expand
-
-USAGE: type[Any] = typer.BadParameter.__mro__[1]
-"""What typer raises where a command line is not one of a command; typer does not export it by itself."""
 
 
 class OneLineGroup(TyperGroup):
@@ -49,15 +46,8 @@ def _used_rightly() -> Iterator[None]:
     except USAGE as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
-        near = getattr(error, "possibilities", None)
-        message = f"{error.message}; did you mean {' or '.join(near)}?" if near else error.format_message()
         help_of = f"; see {error.ctx.command_path} --help" if error.ctx else ""
-        message = (
-            message.replace(". Did you mean", "; did you mean")
-            .replace(": Input should", ": it should")
-            .replace(": Value error,", ":")
-        )
-        _fail(f"{message[:1].lower()}{message[1:].removesuffix('.')}{help_of}", 2, debug=False)
+        _fail(f"{usage_message(error)}{help_of}", 2, debug=False)
 
 
 app = typer.Typer(

@@ -2,18 +2,27 @@
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlm.cli import options
 from dlm.cli.console import errors, is_first, quiet_libraries, write_data
+from dlm.cli.tasks import Asked, run_tasks
+from dlm.data.detokenize import DETOKENIZERS
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dlm.config import Time
+    from dlm.data.batches import Sequences
     from dlm.data.documents import Documents
     from dlm.evaluate.bootstrap import Interval
     from dlm.evaluate.readings import ReadingsReport
@@ -21,15 +30,85 @@ if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
 
 
+class Unit(StrEnum):
+    """What a perplexity is shared out to."""
+
+    TOKEN = "token"
+    WORD = "word"
+    BYTE = "byte"
+
+
+TEXT, TASKS = "A text that is scored", "Tasks of lm-evaluation-harness"
+OF_TEXT = (
+    *("data", "format", "split", "subset", "field", "max_documents", "per", "detokenize", "wrap", "time"),
+    *("chain_rule", "chain_rule_sequences"),
+)
+OF_TASKS = ("task_path", "limit", "few_shot", "apply_chat_template", "length", "sampler")
+"""The options that have a part in the one or in the other alone."""
+
 FEWEST_SEQUENCES = 4
 """Sequences from which on a bootstrap is not cautioned about."""
 
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="A file, folder, glob or dataset.", show_default="the run's own validation text", rich_help_panel=TEXT
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(help="The data's format.", show_default="the one that its name tells", rich_help_panel=TEXT),
+]
+Split = Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False, rich_help_panel=TEXT)]
+Subset = Annotated[
+    str | None, typer.Option(help="Which subset of a dataset on the Hub.", show_default=False, rich_help_panel=TEXT)
+]
+Field = Annotated[
+    str | None, typer.Option(help="The column that holds the text.", show_default=False, rich_help_panel=TEXT)
+]
+MaxDocuments = Annotated[
+    int | None,
+    typer.Option(min=1, help="Score only the first so many documents.", show_default=False, rich_help_panel=TEXT),
+]
+Per = Annotated[
+    Unit,
+    typer.Option(help="Whose perplexity comes first. Words are split at white space.", rich_help_panel=TEXT),
+]
+Detokenize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="|".join(DETOKENIZERS),
+        help="First undo the tokens in which this corpus was published; words and bytes are counted before.",
+        show_default=False,
+        rich_help_panel=TEXT,
+    ),
+]
+Wrap = Annotated[
+    bool,
+    typer.Option("--wrap", help="Join documents and score full rows of them, as MDLM does.", rich_help_panel=TEXT),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Score long documents in windows that move by so many tokens: each token once, after at least the others "
+        "of the context.",
+        show_default=False,
+    ),
+]
+ChainRule = Annotated[
+    bool,
+    typer.Option("--chain-rule", help="Also score a few sequences exactly, one token a call.", rich_help_panel=TEXT),
+]
+ChainRuleSequences = Annotated[
+    int | None, typer.Option(min=1, help="How many sequences that is.", show_default="16", rich_help_panel=TEXT)
+]
 Readings = Annotated[
     list[str] | None,
     typer.Option(
         metavar="causal|any-order|blocks:S",
         help="How the model is read; repeatable.",
-        show_default="every reading that it was trained for",
+        show_default="every reading that it was trained for; with --tasks, as its runs are judged",
     ),
 ]
 Chain = Annotated[
@@ -38,84 +117,212 @@ Chain = Annotated[
         metavar="T|continuous",
         help="Bound a chain of T steps, or continuous time.",
         show_default="as the model was trained",
+        rich_help_panel=TEXT,
     ),
 ]
+Draws = Annotated[int, typer.Option(min=4, help="Noisy copies of each sequence; even.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Sequences a forward.")]
+TaskNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Do these tasks of lm-evaluation-harness instead.",
+        show_default=False,
+        rich_help_panel=TASKS,
+    ),
+]
+TaskPath = Annotated[
+    Path | None,
+    typer.Option(help="A folder with task files of your own.", show_default=False, rich_help_panel=TASKS),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only the first so many documents of each.", show_default=False, rich_help_panel=TASKS),
+]
+FewShot = Annotated[
+    int | None,
+    typer.Option(
+        "--num-fewshot",
+        min=0,
+        help="Examples before each question.",
+        show_default="as each task says",
+        rich_help_panel=TASKS,
+    ),
+]
+ApplyChat = Annotated[
+    bool,
+    typer.Option("--apply-chat-template", help="Ask by the model's chat template.", rich_help_panel=TASKS),
+]
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="The most tokens of an answer.", show_default="as each task says", rich_help_panel=TASKS),
+]
+HowWritten = Annotated[
+    str | None,
+    typer.Option(
+        "--sampler",
+        metavar="'OPTIONS'",
+        help="How answers are written: options of dlm sample in quotes, such as '--steps 64 --order confidence'.",
+        show_default="as by dlm sample, at the temperature of the task",
+        rich_help_panel=TASKS,
+    ),
+]
+Noise = Annotated[int, typer.Option(help="The noise follows from it.")]
 
 
 def evaluate(
+    context: typer.Context,
     model: options.Model,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A file, folder, glob or dataset.", show_default="the run's own validation text"),
-    ] = None,
-    format: Annotated[
-        str | None, typer.Option(help="The data's format.", show_default="the one that its name tells")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
-    subset: Annotated[
-        str | None, typer.Option(help="Which subset of a dataset on the Hub.", show_default=False)
-    ] = None,
-    field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
+    data: Data = None,
+    format: Format = None,
+    split: Split = None,
+    subset: Subset = None,
+    field: Field = None,
+    max_documents: MaxDocuments = None,
+    per: Per = Unit.TOKEN,
+    detokenize: Detokenize = None,
+    wrap: Wrap = False,
+    stride: Stride = None,
     reading: Readings = None,
     time: Chain = None,
-    draws: Annotated[int, typer.Option(min=4, help="Noisy copies of each sequence; even.")] = 16,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences a forward.")] = 32,
-    max_documents: Annotated[
-        int | None, typer.Option(min=1, help="Score only the first so many documents.", show_default=False)
-    ] = None,
-    chain_rule: Annotated[
-        bool, typer.Option("--chain-rule", help="Also score a few sequences exactly, one token a call.")
-    ] = False,
-    chain_rule_sequences: Annotated[
-        int | None, typer.Option(min=1, help="How many sequences that is.", show_default="16")
-    ] = None,
+    draws: Draws = 16,
+    batch_size: BatchSize = 32,
+    chain_rule: ChainRule = False,
+    chain_rule_sequences: ChainRuleSequences = None,
+    tasks: TaskNames = None,
+    task_path: TaskPath = None,
+    limit: Limit = None,
+    few_shot: FewShot = None,
+    apply_chat_template: ApplyChat = False,
+    length: Length = None,
+    sampler: HowWritten = None,
     dtype: options.HeldIn = "fp32",
     quantised: options.Load = None,
-    seed: Annotated[int, typer.Option(help="The noise follows from it.")] = 0,
+    seed: Noise = 0,
     mask_token: options.MaskToken = None,
     device: options.Device = None,
     as_json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Bound the perplexity of a text, with error bars.
+    """Bound the perplexity of a text, with error bars; or do tasks of lm-evaluation-harness.
 
     Example:  dlm eval runs/tiny --data book.txt
     """
+    _check_together(context, tasks is not None)
     if draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
+    weights = options.check_weights(dtype, quantised)
+    load = partial(_load, model, device, mask_token, weights)
+    if tasks is not None:
+        quiet_libraries()
+        how = {"draws": draws, "seed": seed, "batch_size": batch_size, "length": length, "stride": stride}
+        asked = Asked(tasks, task_path, limit, few_shot, apply_chat_template, reading, sampler, how)
+        run_tasks(load, asked, as_json=as_json)
+        return
     if chain_rule_sequences is not None and not chain_rule:
         raise ConfigError("--chain-rule-sequences says how many --chain-rule scores: give that too, or leave it out")
-    weights = options.check_weights(dtype, quantised)
+    if wrap and stride is not None:
+        raise ConfigError("--wrap joins documents and --stride keeps them apart: leave one of them out")
+    if detokenize is not None and detokenize not in DETOKENIZERS:
+        raise ConfigError(f"--detokenize: there is no {detokenize!r}; valid: {', '.join(DETOKENIZERS)}")
     chain = _time(time)
     quiet_libraries()
-    from dlm.data.losses import altered_in, left_out
+    lm = load()
+    named = format, split, subset, field
+    documents = _own_documents(lm, model, *named) if data is None else _documents(lm, data, *named)
+    if max_documents:
+        documents = documents.first(max_documents)
+    text = _arranged(lm, documents, per, detokenize, wrap, stride)
+    estimate = {"draws": draws, "batch_size": batch_size, "seed": seed, "time": chain}
+    report = _measured(lm, text, reading or (), (chain_rule_sequences or 16) if chain_rule else 0, estimate)
+    if is_first():
+        _print(lm, text, report, per, as_json=as_json)
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """The text that is scored.
+
+    Attributes:
+        documents: The documents, as they are scored.
+        sequences: Their rows.
+        words_D: Words of each, where a perplexity a word is asked for.
+    """
+
+    documents: "Documents"
+    sequences: "Sequences"
+    words_D: "NDArray[np.int64] | None"
+
+
+Reports = tuple["ReadingsReport", "ChainRuleReport | None"]
+
+
+def _check_together(context: typer.Context, tasks: bool) -> None:
+    """Refuses options of a text with `--tasks`, and those of tasks without."""
+    given = {name: context.get_parameter_source(name) for name in context.params}
+    asked = [name for name, source in given.items() if source is not None and source.name != "DEFAULT"]
+    if tasks and (of_text := [name for name in asked if name in OF_TEXT]):
+        raise ConfigError(
+            f"{_option(of_text[0])} is of a text that is scored, and --tasks have their own: leave it out"
+        )
+    if not tasks and (of_tasks := [name for name in asked if name in OF_TASKS]):
+        raise ConfigError(f"{_option(of_tasks[0])} is of tasks that are done: give --tasks too, or leave it out")
+
+
+def _option(name: str) -> str:
+    return {"few_shot": "--num-fewshot"}.get(name, f"--{name.replace('_', '-')}")
+
+
+def _load(model: str, device: str | None, mask_token: str | None, weights: "options.Weights") -> "DiffusionLM":
+    """The model, each process's on its own device."""
     from dlm.distributed import process_state
-    from dlm.evaluate.chain_rule import evaluate_chain_rule
-    from dlm.evaluate.readings import evaluate_readings
     from dlm.lm import DiffusionLM
-    from dlm.train.own_text import sequences_of
 
     options.check_device(device)
     team = process_state()
     device = device or (str(team.device) if team.num_processes > 1 else None)
     mask = options.read_mask_token(mask_token)
-    lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
-    named = format, split, subset, field
-    documents = _own_documents(lm, model, *named) if data is None else _documents(lm, data, *named)
-    if max_documents:
-        documents = documents.first(max_documents)
-    sequences = sequences_of(lm, documents)
-    found = evaluate_readings(lm, sequences, reading or (), draws=draws, batch_size=batch_size, seed=seed, time=chain)
-    exact = None
-    if chain_rule:
-        exact = evaluate_chain_rule(
-            lm, sequences, count=chain_rule_sequences or 16, batch_size=batch_size, seed=seed, draws=draws, time=chain
-        )
-    if not is_first():
-        return
+    return DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
+
+
+def _arranged(
+    lm: "DiffusionLM", documents: "Documents", per: Unit, detokenize: str | None, wrap: bool, stride: int | None
+) -> Arranged:
+    """The documents in the rows that are asked for."""
+    from dlm.data.windows import Strided, Wrapped
+    from dlm.train.own_text import sequences_of
+
+    words = documents.words() if per == Unit.WORD else None
+    written = documents if detokenize is None else documents.detokenized(detokenize)
+    sequences = sequences_of(lm, written)
+    if detokenize is not None:  # bytes are those of the text as it was published, as the words are
+        sequences = replace(sequences, tokens=replace(sequences.tokens, sizes=documents.sizes()))
+    if wrap:
+        sequences = Wrapped.of(sequences)
+    if stride is not None:
+        sequences = Strided.of(sequences, stride)
+    return Arranged(written, sequences, words)
+
+
+def _measured(
+    lm: "DiffusionLM", text: Arranged, readings: Sequence[str], exactly: int, how: Mapping[str, Any]
+) -> Reports:
+    """What is found of the text, and of so many of its sequences exactly."""
+    from dlm.evaluate.chain_rule import evaluate_chain_rule
+    from dlm.evaluate.readings import evaluate_readings
+
+    found = evaluate_readings(lm, text.sequences, readings, words_D=text.words_D, **how)
+    return found, evaluate_chain_rule(lm, text.sequences, count=exactly, **how) if exactly else None
+
+
+def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as_json: bool) -> None:
+    """The report on stdout, and what is to be known of it on stderr."""
+    from dlm.data.losses import altered_in, left_out
+
+    found, exact = reports
     plain = json.dumps({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
-    write_data(plain if as_json else _table(found, exact), None)
-    lost = *left_out("scored", documents, sequences), *altered_in("scored", documents, lm.tokenizer)
+    write_data(plain if as_json else _table(found, exact, per), None)
+    lost = *left_out("scored", text.documents, text.sequences), *altered_in("scored", text.documents, lm.tokenizer)
     for line in (*lost, *_cautions(found.first)):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
@@ -195,7 +402,8 @@ def _own_documents(
 
 def _dropped(report: "LikelihoodReport") -> str:
     """Of how many documents something is dropped."""
-    parts = [f"{report.dropped_documents:,} whole documents, whose prompts fill a row"] * bool(report.dropped_documents)
+    why = "behind the last full row" if report.packing == "wrap" else "whose prompts fill a row"
+    parts = [f"{report.dropped_documents:,} whole documents, {why}"] * bool(report.dropped_documents)
     parts += [f"{report.cut_documents:,} documents cut"] * bool(report.cut_documents)
     return f": {', '.join(parts)}" if parts else ""
 
@@ -204,9 +412,9 @@ def _shown(interval: "Interval | None", sign: str = "") -> str:
     return "n.a." if interval is None else f"{interval[0]:{sign}.4f} to {interval[1]:{sign}.4f}"
 
 
-def _table(found: "ReadingsReport", exact: "ChainRuleReport | None") -> str:
+def _table(found: "ReadingsReport", exact: "ChainRuleReport | None", per: Unit) -> str:
     report = found.first
-    lines = [*(_values(report) if len(found.reports) == 1 else _readings(found))]
+    lines = [*(_values(report, per) if len(found.reports) == 1 else _readings(found, per))]
     terms = (("prior", report.prior_nats_per_token), ("reconstruction", report.reconstruction_nats_per_token))
     shown = [f"{nats:.6f} from the {name}" for name, nats in terms if nats and report.estimator != "exact"]
     if shown:
@@ -214,7 +422,7 @@ def _table(found: "ReadingsReport", exact: "ChainRuleReport | None") -> str:
     lines += [
         "",
         *_method(found),
-        f"scored           {report.tokens:,} tokens, {report.bytes:,} bytes, {report.documents:,} documents "
+        f"scored           {report.tokens:,} tokens, {_counted(report)}{report.documents:,} documents "
         f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
         *(
             [f"given            {report.given_tokens:,} tokens of prompts: the bound is of the responses alone"]
@@ -224,6 +432,11 @@ def _table(found: "ReadingsReport", exact: "ChainRuleReport | None") -> str:
         *(
             ["given            where each document ends: it is read alone, as in training"]
             if report.attend == "document"
+            else []
+        ),
+        *(
+            [f"given            the {report.context} tokens or more before what each further window scores, clean"]
+            if report.context
             else []
         ),
         f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
@@ -240,10 +453,27 @@ def _table(found: "ReadingsReport", exact: "ChainRuleReport | None") -> str:
     return "\n".join(lines)
 
 
-def _values(report: "LikelihoodReport") -> Iterator[str]:
-    """The lines of one reading."""
+def _counted(report: "LikelihoodReport") -> str:
+    """What is scored besides tokens."""
+    return f"{f'{report.words:,} words, ' if report.words else ''}{report.bytes:,} bytes, "
+
+
+def _perplexity(report: "LikelihoodReport", per: Unit) -> tuple[float, "Interval | None"]:
+    """The perplexity of a unit, and its interval."""
+    if per == Unit.WORD:
+        assert report.word_perplexity_bound is not None
+        return report.word_perplexity_bound, report.word_perplexity_bound_ci95
+    if per == Unit.BYTE:
+        return report.byte_perplexity_bound, report.byte_perplexity_bound_ci95
+    return report.perplexity_bound, report.perplexity_bound_ci95
+
+
+def _values(report: "LikelihoodReport", per: Unit) -> Iterator[str]:
+    """The lines of one reading; the perplexity of a unit that was asked for comes first."""
     yield f"{'exact value' if report.estimator == 'exact' else 'upper bound'}      value     95% interval"
+    first = () if per == Unit.TOKEN else ((f"ppl/{per}", *_perplexity(report, per)),)
     rows = (
+        *first,
         ("nats/token", report.nats_per_token, report.nats_per_token_ci95),
         ("bits/token", report.bits_per_token, report.bits_per_token_ci95),
         ("bits/byte", report.bits_per_byte, report.bits_per_byte_ci95),
@@ -253,16 +483,16 @@ def _values(report: "LikelihoodReport") -> Iterator[str]:
         yield f"{name:<12} {value:>9.4f}     {_shown(interval)}"
 
 
-def _readings(found: "ReadingsReport") -> Iterator[str]:
+def _readings(found: "ReadingsReport", per: Unit) -> Iterator[str]:
     """The lines of several readings, and of how they differ."""
-    first = found.first
-    yield "reading             nats/token  95% interval        bits/byte  perplexity  standard error"
+    first, perplexity = found.first, "perplexity" if per == Unit.TOKEN else f"ppl/{per}"
+    yield f"reading             nats/token  95% interval        bits/byte{perplexity:>12}  standard error"
     for name, report in found.reports.items():
         sign = "=" if report.estimator == "exact" else "≤"
         masks = "exact" if report.estimator == "exact" else f"{report.monte_carlo_se:.4f} from the masks"
         yield (
             f"{name:<16} {sign} {report.nats_per_token:>10.4f}  {_shown(report.nats_per_token_ci95):<18}"
-            f"{report.bits_per_byte:>11.4f}{report.perplexity_bound:>12.4f}  {masks}"
+            f"{report.bits_per_byte:>11.4f}{_perplexity(report, per)[0]:>12.4f}  {masks}"
         )
     yield ""
     yield f"{f'against {first.reading}':<18} {'nats/token':>10}  95% interval, paired by {first.resampled}"

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import StrEnum
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from dlm.lm import Sampler
     from dlm.model.weights import Dtype, Quantization
 
+
+USAGE: type[Any] = typer.BadParameter.__mro__[1]
+"""What typer raises where a command line is not one of a command; typer does not export it by itself."""
 
 HOW = "How it writes"
 VERIFY = "Write next tokens from left to right: masks draft several at once, and the causal reading verifies them."
@@ -164,6 +168,51 @@ class SamplerCommand(TyperCommand):
         given = {name: ctx.params.pop(name) for name in [*ctx.params] if name not in own}
         ctx.obj = {name: value for name, value in given.items() if ctx.get_parameter_source(name).name != "DEFAULT"}
         return super().invoke(ctx)
+
+
+def usage_message(error: Any) -> str:
+    """What typer says of a wrong use, on one line that goes on behind a colon.
+
+    Args:
+        error: A `USAGE`.
+
+    Returns:
+        The line, without a full stop.
+    """
+    near = getattr(error, "possibilities", None)
+    message = f"{error.message}; did you mean {' or '.join(near)}?" if near else error.format_message()
+    message = (
+        message.replace(". Did you mean", "; did you mean")
+        .replace(": Input should", ": it should")
+        .replace(": Value error,", ":")
+    )
+    return f"{message[:1].lower()}{message[1:].removesuffix('.')}"
+
+
+def read_sampler(text: str) -> Mapping[str, Any]:
+    """The options of a sampler that stand in one text, such as `--steps 64 --order confidence`.
+
+    Args:
+        text: The options as on the command line of `dlm sample`.
+
+    Returns:
+        Their values by name, for `build_sampler`.
+
+    Raises:
+        ConfigError: They are not options of a sampler, or the text has a quote without its other.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"--sampler: {str(error).lower()} in {text!r}") from error
+    described = typer.Typer(add_completion=False)
+    described.command()(_described_by_options())
+    try:
+        context = get_command(described).make_context("dlm sample", words)
+    except USAGE as error:
+        raise ConfigError(f"--sampler: {usage_message(error)}; see dlm sample --help") from error
+    given = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: context.params[name] for name, source in given.items() if source and source.name != "DEFAULT"}
 
 
 def build_sampler(given: Mapping[str, Any]) -> "Sampler":

@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,7 @@ from dlm.cli.records import (
 from dlm.cli.writing import load
 from dlm.data.records import parse_record
 from dlm.data.text import check_text
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, InterruptedRunError
 
 if TYPE_CHECKING:
     from dlm.lm import Answers, DiffusionLM, Score
@@ -123,7 +124,7 @@ def score(
     began = time.perf_counter()
     found = _scored(lm, wanted, kept.found, how)
     rest = [*wanted.values()][len(kept.found) :]
-    with line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
+    with _resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
         scores = _write_lines(rest, found, reading, lambda line: write(json_line(line, output)))
     _tell(scores, len(kept.found), reading if exact else f"{reading}, a bound", time.perf_counter() - began)
     report(records)
@@ -245,6 +246,19 @@ def _write_lines(
             _caution(f"{record.place}: an answer has the probability zero, or none: its log-likelihood is null")
         scores += each
     return scores
+
+
+@contextmanager
+def _resumable(output: Path | None) -> Iterator[None]:
+    """Says on Ctrl-C how to go on, where a file has what was scored."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if output is None or not output.is_file() or not output.stat().st_size:
+            raise
+        raise InterruptedRunError(
+            f"interrupted: {output} has what was scored; to score the rest, give --resume, without --overwrite"
+        ) from None
 
 
 def _plain(record: Record[Asked], scores: "Sequence[Score]", reading: str) -> dict[str, Any]:

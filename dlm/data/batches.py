@@ -107,6 +107,7 @@ class Sequences:
 
     def bare_batch(self, rows: Iterable[int], offset: int = 0) -> Batch:
         """The same without special tokens around the rows, which are `room` wide; see `batch`."""
+        rows = list(rows)
         spans = [self._span(row, offset) for row in rows]
         x0_BL = np.full((len(spans), self.room), self.pad_id, dtype=np.int64)
         document_BL = np.full((len(spans), self.room), -1, dtype=np.int64)
@@ -115,10 +116,23 @@ class Sequences:
             document_BL[row, : stop - start] = (
                 np.searchsorted(self.tokens.offsets, np.arange(start, stop), side="right") - 1
             )
-        loss_mask_BL = document_BL >= 0
-        if self.packing == "pad":
-            loss_mask_BL &= np.arange(self.room) >= self.tokens.given[document_BL[:, :1]]
+        given_B = np.array([self._given(row) for row in rows], dtype=np.int64)
+        loss_mask_BL = (document_BL >= 0) & (np.arange(self.room) >= given_B[:, None])
         return Batch(torch.from_numpy(x0_BL), torch.from_numpy(loss_mask_BL), torch.from_numpy(document_BL))
+
+    @property
+    def arrangement(self) -> str:
+        """How documents became rows, in words."""
+        return self.packing
+
+    @property
+    def context(self) -> int:
+        """Of windows that overlap, how many tokens at least are given before what each further one scores."""
+        return 0
+
+    def _given(self, row: int) -> int:
+        """How many tokens at the beginning of a row are neither learned nor scored."""
+        return int(self.tokens.given[self._rows[row]]) if self.packing == "pad" else 0
 
     def _span(self, row: int, offset: int) -> tuple[int, int]:
         if self.packing == "pad":

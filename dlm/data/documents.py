@@ -2,23 +2,27 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from datasets import Dataset, Features, Value
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
 from dlm.data.derived import filtered, mapped
+from dlm.data.detokenize import DETOKENIZERS, Rule, detokenized
 from dlm.data.formats import FORMATS, check_columns
 from dlm.data.keys import is_named_by_command, option_of
 from dlm.data.tokens import EncodePrompts, Skipped
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 
 
@@ -122,9 +126,34 @@ class Documents(ABC):
         for batch in self.rows.iter(batch_size=256):
             yield from batch["text"]
 
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each text."""
+        return np.array([len(text.encode()) for text in self.texts()], dtype=np.int64)
+
+    def words(self) -> NDArray[np.int64]:
+        r"""Words of each text as lm-evaluation-harness counts them: the parts that `\s+` splits it into."""
+        return np.array([len(re.split(r"\s+", text)) for text in self.texts()], dtype=np.int64)
+
     def first(self, count: int) -> Self:
         """The first so many documents, or all if there are fewer."""
         return replace(self, rows=self.rows.select(range(min(count, len(self)))))
+
+    def detokenized(self, name: str) -> Self:
+        """The documents as people write them, where their corpus was published in tokens.
+
+        Args:
+            name: One of `DETOKENIZERS`.
+
+        Returns:
+            The documents.
+
+        Raises:
+            ConfigError: They have prompts, which would stay in tokens.
+        """
+        if "prompt" in self.rows.column_names or "messages" in self.rows.column_names:
+            raise ConfigError("--detokenize is of plain texts, and these have prompts: leave it out")
+        undo = partial(_detokenized, rules=tuple(DETOKENIZERS[name].rules))
+        return replace(self, rows=mapped(self.rows, undo, input_columns="text"))
 
     def without_empty(self) -> Self:
         """The documents that have a text; the others are counted."""
@@ -292,6 +321,10 @@ def type_of(source: Source) -> type[Documents]:
     if source.messages is not None:
         return Chats
     return Plain if source.prompt is None else Pairs
+
+
+def _detokenized(texts: Sequence[str], rules: Sequence[Rule]) -> dict[str, list[str]]:
+    return {"text": [detokenized(text, rules) for text in texts]}
 
 
 def kept_back(*columns: Sequence[str | None], share: float, wanted: bool) -> list[bool]:

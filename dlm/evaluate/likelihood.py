@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from accelerate.utils import reduce
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlm.config import Time
@@ -90,6 +91,7 @@ def measure(
     seed: int,
     time: Time | None,
     reading: str,
+    words_D: NDArray[np.int64] | None = None,
 ) -> Measured:
     """What `evaluate_likelihood` reports, and the sums behind it, so that two readings can be compared text by text.
 
@@ -102,6 +104,7 @@ def measure(
         seed: Decides the noise and the bootstrap.
         time: The chain whose bound is estimated; None for the model's own.
         reading: How the model is read.
+        words_D: Words of each document, for the perplexity a word; None for none.
 
     Returns:
         Both.
@@ -117,7 +120,7 @@ def measure(
     lm.model.eval()
     estimator = estimator_of(lm, draws, time, reading)
     scores = _score(lm, sequences, rows, estimator, batch_size, seed)
-    return Measured(_report(lm, sequences, scores, estimator, reading, draws, seed), scores)
+    return Measured(_report(lm, sequences, scores, estimator, reading, draws, seed, words_D), scores)
 
 
 def _apart(lm: DiffusionLM, sequences: Sequences) -> bool:
@@ -195,6 +198,12 @@ class Scores:
         scored = self.tokens_D > 0
         return self.nats_RD.mean(0)[scored], self.tokens_D[scored]
 
+    def shared_out(self, counts_D: Tensor) -> Tensor:
+        """Bytes or words of what the bootstrap resamples, as they are counted by documents."""
+        if self.by_documents:
+            return counts_D[self.tokens_D > 0]
+        return self.tokens_S * (counts_D.sum() / self.tokens_D.sum())
+
 
 def _score(
     lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], estimator: Likelihood, batch_size: int, seed: int
@@ -244,15 +253,17 @@ def _report(
     reading: str,
     draws: int,
     seed: int,
+    words_D: NDArray[np.int64] | None,
 ) -> LikelihoodReport:
     """The bound and its intervals from the sums over a corpus."""
     scored = scores.tokens_D > 0
-    bytes_D = _scored_bytes(sequences, scores.tokens_D)
+    bytes_D = _scored_part(sequences.tokens.sizes, sequences, scores.tokens_D)
     tokens, documents = int(scores.tokens_D.sum()), int(scored.sum())
     nats_U, tokens_U = scores.units
-    bytes_U = bytes_D[scored] if scores.by_documents else tokens_U * (bytes_D.sum() / scores.tokens_D.sum())
     per_token = Ratio.of(nats_U, tokens_U, seed)
-    per_byte = Ratio.of(nats_U, bytes_U, seed)
+    per_byte = Ratio.of(nats_U, scores.shared_out(bytes_D), seed)
+    words_U = None if words_D is None else scores.shared_out(_scored_part(words_D, sequences, scores.tokens_D))
+    per_word = None if words_U is None else Ratio.of(nats_U, words_U, seed)
     monte_carlo = math.sqrt(float(scores.squares_S.sum())) / tokens
     bit, unknown_id = math.log(2.0), special_ids(lm.tokenizer).unknown
     return LikelihoodReport(
@@ -289,7 +300,13 @@ def _report(
         reading=reading,
         seed=seed,
         length=sequences.length,
-        packing=sequences.packing,
+        packing=sequences.arrangement,
+        context=sequences.context,
+        words=None if words_U is None else round(float(words_U.sum())),
+        word_perplexity_bound=None if per_word is None else _exp(per_word.value),
+        word_perplexity_bound_ci95=None if per_word is None else _each(_exp, per_word.interval),
+        byte_perplexity_bound=_exp(per_byte.value),
+        byte_perplexity_bound_ci95=_each(_exp, per_byte.interval),
         given_tokens=int(sequences.tokens.given[scored.numpy()].sum()),
         attend="document" if _apart(lm, sequences) else "row",
         impossible_tokens={
@@ -300,10 +317,10 @@ def _report(
     )
 
 
-def _scored_bytes(sequences: Sequences, tokens_D: Tensor) -> Tensor:
-    """Bytes of each document's scored part; if only a part was scored, in proportion to its tokens."""
+def _scored_part(counts_D: NDArray[np.int64], sequences: Sequences, tokens_D: Tensor) -> Tensor:
+    """Bytes or words of each document's scored part; if only a part was scored, in proportion to its tokens."""
     all_D = torch.from_numpy(np.diff(sequences.tokens.offsets) - sequences.tokens.given)
-    return torch.from_numpy(sequences.tokens.sizes.astype(np.float64)) * tokens_D / all_D
+    return torch.from_numpy(counts_D.astype(np.float64)) * tokens_D / all_D
 
 
 def _each(function: Callable[[float], float], interval: Interval | None) -> Interval | None:

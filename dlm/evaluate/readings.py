@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dlm.config import Time
 from dlm.data.batches import Sequences
 from dlm.evaluate.bootstrap import Interval, Ratio
@@ -86,6 +89,7 @@ def evaluate_readings(
     batch_size: int = 32,
     seed: int = 0,
     time: Time | None = None,
+    words_D: NDArray[np.int64] | None = None,
 ) -> ReadingsReport:
     """Measures a corpus in several readings, and compares them text by text.
 
@@ -100,6 +104,7 @@ def evaluate_readings(
         batch_size: Sequences a forward.
         seed: Decides the noise and the bootstrap.
         time: The chain whose bound is estimated; by default the model's own.
+        words_D: Words of each document, for the perplexity a word; None for none.
 
     Returns:
         The report of each, and the differences.
@@ -112,10 +117,8 @@ def evaluate_readings(
     names = list(dict.fromkeys(readings or lm.formulation.readings.all))
     for name in names:  # before the first takes its time
         estimator_of(lm, draws, time, name)
-    first, *others = (
-        measure(lm, sequences, rows=rows, draws=draws, batch_size=batch_size, seed=seed, time=time, reading=name)
-        for name in names
-    )
+    how: dict[str, Any] = {"rows": rows, "draws": draws, "batch_size": batch_size, "seed": seed}
+    first, *others = (measure(lm, sequences, time=time, reading=name, words_D=words_D, **how) for name in names)
     return ReadingsReport(
         {each.report.reading: each.report for each in (first, *others)},
         tuple(Difference.between(other, first, seed) for other in others),

@@ -28,6 +28,8 @@ class LikelihoodReport:
         bits_per_byte_ci95: Its interval.
         perplexity_bound: exp(nats_per_token), an upper bound of the perplexity a token.
         perplexity_bound_ci95: Its interval.
+        byte_perplexity_bound: exp(nats a byte), an upper bound of the perplexity a byte.
+        byte_perplexity_bound_ci95: Its interval.
         monte_carlo_se: Standard error, in nats a token, from the random masks at this fixed text.
         sampling_se: Standard error, in nats a token, from the choice of the texts in the corpus; None for one sequence.
         resampled: What the bootstrap resamples: documents, or sequences if there are few documents.
@@ -47,12 +49,16 @@ class LikelihoodReport:
         reading: How the model was read: `any-order`, `causal` or `blocks:S`.
         seed: Decides the masks and the bootstrap.
         length: Tokens a sequence.
-        packing: How documents became sequences.
+        packing: How documents became sequences: `pack`, `pad`, `wrap`, or windows that move by a stride.
         given_tokens: Tokens of prompts; the bound is conditional on them, and they are not scored.
         attend: What a token sees: its `row`, or its `document` alone. The bound of a document that stands alone is
             conditional on where it ends, as it is with packing `pad`.
         impossible_tokens: The scored tokens that the model never predicts, each once, with how often it is there; with
             any of them, the bound is infinite.
+        context: Of windows that overlap, how many tokens at least are given before what each further one scores.
+        words: Words of the scored text, split at white space; None where they were not counted.
+        word_perplexity_bound: exp(nats a word), an upper bound of the perplexity a word; None as for `words`.
+        word_perplexity_bound_ci95: Its interval.
     """
 
     process: str
@@ -68,6 +74,8 @@ class LikelihoodReport:
     bits_per_byte_ci95: Interval | None
     perplexity_bound: float
     perplexity_bound_ci95: Interval | None
+    byte_perplexity_bound: float
+    byte_perplexity_bound_ci95: Interval | None
     monte_carlo_se: float
     sampling_se: float | None
     resampled: str
@@ -89,6 +97,10 @@ class LikelihoodReport:
     given_tokens: int = 0
     attend: str = "row"
     impossible_tokens: Mapping[str, int] = field(default_factory=dict)
+    context: int = 0
+    words: int | None = None
+    word_perplexity_bound: float | None = None
+    word_perplexity_bound_ci95: Interval | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

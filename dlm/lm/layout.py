@@ -14,8 +14,29 @@ from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 from dlm.model.tokenizer import Affixes, memory_lead, special_ids
 from dlm.template import Template
 
-Prompt = str | Sequence[Mapping[str, Any]] | None
-"""A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or nothing."""
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt that is ids already, such as the end of one that was too long.
+
+    Attributes:
+        ids: The ids, without special tokens around them.
+        is_chat: Whether a chat template wrote it, with all special tokens that the row has.
+    """
+
+    ids: Sequence[int]
+    is_chat: bool = False
+
+
+Prompt = str | Sequence[Mapping[str, Any]] | Encoded | None
+"""A text, or a chat of messages `{role, content}` that the tokenizer's template writes down, or ids, or nothing."""
+
+
+def is_chat(prompt: Prompt) -> bool:
+    """Whether a chat template writes a prompt, and all special tokens that the row has with it."""
+    if isinstance(prompt, Encoded):
+        return prompt.is_chat
+    return not (prompt is None or isinstance(prompt, str))
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: ChatTemplate | None = None) -> list[int]:
@@ -32,6 +53,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Cha
     Raises:
         DataError: The tokenizer has no chat template and it is a chat, or the template refuses it.
     """
+    if isinstance(prompt, Encoded):
+        return [*prompt.ids]
     if prompt is None or isinstance(prompt, str):
         return encode(tokenizer, [prompt or ""])[0]
     return encode_chat(tokenizer, prompt, template)
@@ -39,7 +62,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: Cha
 
 def _instead(prompt: Prompt, negative: str) -> Prompt:
     """A text in the place of a prompt, or of the last message of a chat."""
-    if prompt is None or isinstance(prompt, str):
+    if prompt is None or isinstance(prompt, str | Encoded):
         return negative
     return [*prompt[:-1], {**prompt[-1], "content": negative}]
 
@@ -105,7 +128,7 @@ class Layout:
             The row, with as much to be written.
 
         Raises:
-            ConfigError: There is no prompt.
+            ConfigError: There is no prompt, or it is a chat whose messages are not known apart.
             DataError: What stands in its place does not fit the context.
         """
         (hole,) = canvas.holes
@@ -113,6 +136,10 @@ class Layout:
             raise ConfigError("--guidance leads towards a prompt, and there is none: give --prompt or --chat")
         if negative is None:
             return self.hidden(canvas)
+        if isinstance(prompt, Encoded) and prompt.is_chat:
+            raise ConfigError(
+                "--negative-prompt takes the place of a last message, and this chat is one text: leave it out"
+            )
         try:
             return self.canvas(_instead(prompt, negative), len(hole))
         except DataError as error:
@@ -168,15 +195,73 @@ class Layout:
             DataError: Both together do not fit the context.
         """
         given, affixes = self._given(prompt)
-        continues = bool(given) and (
-            prompt is None or isinstance(prompt, str) or chat_continues(self.tokenizer, self.chat_template)
-        )
+        continues = bool(given) and (not is_chat(prompt) or chat_continues(self.tokenizer, self.chat_template))
         ids = [*encode(self.tokenizer, [response], continues=continues)[0], special_ids(self.tokenizer).end]
         if len(ids) > (room := self._room(given, affixes)):
             raise DataError(
                 f"the response takes {len(ids)} tokens with its end, and the context has room for {room}: shorten it"
             )
         return Canvas.after(given, ids, affixes)
+
+    def parted(self, context: str, continuation: str, *, chat: bool = False) -> tuple[Encoded, list[int]]:
+        """The ids of a text in two parts, of which the second is scored, as lm-evaluation-harness parts them.
+
+        Blanks that end the context belong to the continuation. The ids of the continuation are those that it has in
+        the whole text, unless a token of the whole text crosses the border: then it is encoded alone.
+
+        Args:
+            context: What is given.
+            continuation: What is scored.
+            chat: Whether a chat template wrote the context, with the names of special tokens.
+
+        Returns:
+            The context, and the ids of the continuation.
+        """
+        if chat:
+            within = bool(context) and chat_continues(self.tokenizer, self.chat_template)
+            (given,) = encode(self.tokenizer, [context], marked=True)
+            given = given[1:] if given[:1] == [self.chat_template.first_id] else given
+            return Encoded(given, is_chat=True), encode(self.tokenizer, [continuation], continues=within)[0]
+        blanks = len(context) - len(context.rstrip())
+        context, continuation = context[: len(context) - blanks], context[len(context) - blanks :] + continuation
+        given, whole = encode(self.tokenizer, [context, context + continuation])
+        if whole[: len(given)] == given:
+            return Encoded(given), whole[len(given) :]
+        return Encoded(given), encode(self.tokenizer, [continuation], continues=True)[0]
+
+    def continued(self, prompt: Encoded, ids: Sequence[int]) -> Canvas:
+        """A prompt, and ids after it that are to be scored without an end of text.
+
+        Args:
+            prompt: What is given; of one that is too long, the end.
+            ids: The ids.
+
+        Returns:
+            The row.
+
+        Raises:
+            DataError: The ids alone do not fit the context.
+        """
+        kept = self.shortened(prompt, len(ids))
+        return Canvas.after(kept.ids, ids, Affixes() if kept.is_chat else self.sidecar.affixes)
+
+    def shortened(self, prompt: Encoded, tokens: int) -> Encoded:
+        """The end of a prompt, as much of it as the context has room for.
+
+        Args:
+            prompt: The prompt.
+            tokens: How many tokens are to stand behind it.
+
+        Returns:
+            The prompt, or its end.
+
+        Raises:
+            DataError: They alone do not fit the context.
+        """
+        room = self._room([], Affixes() if prompt.is_chat else self.sidecar.affixes)
+        if tokens > room:
+            raise DataError(f"{tokens} tokens are asked for, and the context of this model has room for {room}")
+        return replace(prompt, ids=prompt.ids[max(len(prompt.ids) - (room - tokens), 0) :])
 
     def holes(self, template: Template) -> Canvas:
         """A text with holes, whose masks are to be written; see `lay_out`.
@@ -227,9 +312,7 @@ class Layout:
     def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
         """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""
         given = prompt_ids(self.tokenizer, prompt, self.chat_template)
-        affixes, what = self.sidecar.affixes, "prompt"
-        if not (prompt is None or isinstance(prompt, str)):
-            affixes, what = Affixes(), "chat"
+        affixes, what = (Affixes(), "chat") if is_chat(prompt) else (self.sidecar.affixes, "prompt")
         if self._room(given, affixes) < 1:
             raise DataError(
                 f"the {what} takes {len(given) + len(affixes)} tokens and the context of this model is "

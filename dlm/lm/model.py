@@ -28,7 +28,7 @@ from dlm.lm.lengths import LengthSearch, Weigher
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
-from dlm.lm.scores import REPLICATES, Answers, Row, Scorer
+from dlm.lm.scores import REPLICATES, Answers, Row, Rows, Scorer
 from dlm.lm.scoring import Greedy, Score
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
@@ -483,7 +483,7 @@ class DiffusionLM:
 
     def score_each(
         self,
-        asked: Mapping[int, Answers],
+        asked: Mapping[int, Rows],
         *,
         draws: int = 16,
         seed: int = 0,
@@ -497,8 +497,9 @@ class DiffusionLM:
         All are checked before the first is scored.
 
         Args:
-            asked: The responses to each prompt, under the number that its noise follows from. Those to one prompt have
-                common random masks, so that `Score.less` of two of them has far less noise than each.
+            asked: The responses to each prompt, such as `Answers`, under the number that its noise follows from. Those
+                to one prompt have common random masks, so that `Score.less` of two of them has far less noise than
+                each.
             draws: As for `score`.
             seed: Scores depend on the seed, their prompt's number, and the responses to that prompt. That of a single
                 response to the prompt of number 0 is what `score` gives.

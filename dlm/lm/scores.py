@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,20 @@ from dlm.lm.scoring import Greedy, Score, score_rows
 
 REPLICATES = 8
 """The estimates that the error of a single text comes from: that of fewer is too often far too small."""
+
+
+class Rows(Protocol):
+    """What becomes rows that are scored under common random masks."""
+
+    def canvases(self, layout: Layout) -> list[Canvas]:
+        """The rows of a model.
+
+        Args:
+            layout: How texts become rows.
+
+        Returns:
+            One or several.
+        """
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ class ChatTemplate:
         return cls(family.chat if family else {}, first_id(tokenizer, family, shift=shift))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continues: bool = False) -> list[list[int]]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continues: bool = False, marked: bool = False
+) -> list[list[int]]:
     """Texts to ids, as text: nothing is added or cut, and `<|mask|>` written in a text is seven characters.
 
     Args:
@@ -41,6 +43,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
         texts: Texts.
         continues: Whether they are parts from within a text, which do not begin with the blank that some tokenizers put
             before a text.
+        marked: Whether the names of special tokens in a text stand for these tokens, as in what a chat template writes.
 
     Returns:
         A row of ids a text.
@@ -52,7 +55,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
         return []
     backend = tokenizer.backend_tokenizer
     before, steps = backend.encode_special_tokens, (backend.normalizer, backend.pre_tokenizer)
-    backend.encode_special_tokens = True
+    backend.encode_special_tokens = not marked
     try:
         if continues:
             backend.normalizer, backend.pre_tokenizer = (_without_prefix(step) for step in steps)
@@ -68,7 +71,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, continue
         backend.encode_special_tokens = before
         if continues:
             backend.normalizer, backend.pre_tokenizer = steps
-    return _spelled_out(tokenizer, texts, encodings)
+    return [encoding.ids for encoding in encodings] if marked else _spelled_out(tokenizer, texts, encodings)
 
 
 def encode_chat(
@@ -94,8 +97,8 @@ def encode_chat(
         raise DataError("a prompt is a text or a chat of {role, content}, and one alone; of several, name each")
     if not tokenizer.chat_template:
         raise DataError(
-            "this tokenizer has no chat template: continue a text by --prompt, train on prompts and responses, or "
-            "take another tokenizer"
+            "this tokenizer has no chat template: give a prompt of plain text in place of a chat, train on prompts and "
+            "responses, or take another tokenizer"
         )
     for message in messages:
         _check_whole(message.get("content"))

@@ -192,8 +192,13 @@ def test_what_is_finished_is_written_and_of_it_the_last_line_alone_is_scored_aga
     whole, out, stop = dlm(*words)[0], tmp_path / "out.jsonl", 4
     monkeypatch.setattr("dlm.lm.scores.score_rows", counted)
     found = invoke(*words, "--output", out)
-    assert found.exit_code == 130 and "interrupted" in found.stderr
+    told = f"dlm: interrupted: {out} has what was scored; to score the rest, give --resume, without --overwrite\n"
+    assert (found.exit_code, found.stderr) == (130, told)
     assert out.read_text(encoding="utf-8").splitlines() == whole.splitlines()[:4]  # six answers, the last of line 4
+    rows, stop = [], 1
+    nothing = tmp_path / "nothing.jsonl"
+    found = invoke(*words, "--output", nothing)
+    assert (found.exit_code, found.stderr, nothing.exists()) == (130, "dlm: interrupted\n", False)
     rows, stop = [], 0
     dlm(*words, "--output", out, "--resume")
     assert out.read_text(encoding="utf-8") == whole

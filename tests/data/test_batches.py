@@ -15,21 +15,11 @@ from dlm.data.tokens import Tokens
 from dlm.errors import DataError
 from dlm.model.text import decode, encode
 from dlm.model.tokenizer import fingerprint
+from tests.support.corpora import PAD, counted
 from tests.support.fixtures import Refused
 
-PAD, END = 999, 998
+END = 998
 DOCUMENTS = ["hello", "", "a", "caf\u00e9 \U0001f600", "x" * 23]
-
-
-def counted(sizes: list[int]) -> Tokens:
-    """Documents of these many tokens, the end included; every id of the stream is another one."""
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return Tokens(
-        np.arange(offsets[-1], dtype=np.uint16),
-        offsets,
-        np.array(sizes, dtype=np.int64),
-        np.zeros(len(sizes), dtype=np.int64),
-    )
 
 
 def of(documents: Dataset, tokenizer: PreTrainedTokenizerBase, calls: list[int]) -> Tokens:

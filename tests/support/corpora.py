@@ -1,9 +1,10 @@
-"""A corpus of a few odd documents, cut as an evaluation cuts it, and whether two reports of it agree."""
+"""Small corpora, of odd documents or of counted tokens, cut as an evaluation cuts them, and whether reports agree."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Literal
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -11,11 +12,24 @@ from transformers import PreTrainedTokenizerBase
 from dlm.data.batches import Sequences
 from dlm.data.corpus import corpus
 from dlm.data.documents import Plain
+from dlm.data.tokens import Tokens
 from dlm.evaluate.report import LikelihoodReport
 
 Packing = Literal["pack", "pad"]
 DOCUMENTS = ["first", "", "the second \U0001f600", "x" * 50, "caf\u00e9", "last of the documents"]
 LENGTH = 16
+PAD = 999
+
+
+def counted(sizes: list[int]) -> Tokens:
+    """Documents of these many tokens, the end included; every id of the stream is another one."""
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    return Tokens(
+        np.arange(offsets[-1], dtype=np.uint16),
+        offsets,
+        np.array(sizes, dtype=np.int64),
+        np.zeros(len(sizes), dtype=np.int64),
+    )
 
 
 def cut(
