@@ -25,6 +25,8 @@ WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives", "lengths"
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
+EFFORT = 32
+"""The effort of a search where none is asked for."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -63,8 +65,13 @@ def infill(
     ] = LONGEST,
     length_prior: Prior = None,
     effort: Annotated[
-        int, typer.Option(min=1, help="Lengths that are weighed, and fillings tried, where the length is not given.")
-    ] = 32,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Lengths that are weighed, and fillings tried, where the length is not given.",
+            show_default=str(EFFORT),
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
@@ -99,10 +106,13 @@ def infill(
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
-    wanted = usable(records, lm.layout.holes, keep_going=keep_going)
+    wanted = usable(records, lm.check_holes, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = _search(length_prior, counted, effort, lm)
-    _tell_cost([*templates.values()], effort, num)
+    if lm.fills_in_the_middle:
+        _note("this model fills in the middle: one span after the other, from left to right")
+    else:
+        _tell_cost([*templates.values()], search.effort, num)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -142,15 +152,20 @@ def _text_of(length_prior: str | None) -> str:
         raise ConfigError(f"--length-prior is {', '.join(PRIORS)} or a text: {error}") from error
 
 
-def _search(length_prior: str | None, text: str, effort: int, lm: "DiffusionLM") -> "LengthSearch":
+def _search(length_prior: str | None, text: str, effort: int | None, lm: "DiffusionLM") -> "LengthSearch":
     """How lengths are searched: by the model's own prior, where it has one, or the one that is asked for."""
     from dlm.lm.lengths import LengthSearch
     from dlm.model.spans import LengthPrior
 
+    if lm.fills_in_the_middle and (length_prior is not None or effort is not None):
+        raise ConfigError(
+            "--length-prior and --effort are for a search of lengths, and this model, which fills in the middle, ends "
+            "a span by itself: leave them out"
+        )
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")
-    return LengthSearch(None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort)
+    return LengthSearch(None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort or EFFORT)
 
 
 def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
@@ -165,6 +180,10 @@ def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
     told = (
         f"{texts}{what} are weighed by {REACH} tokens behind, and at most {max(num, effort)} fillings tried (--effort)"
     )
+    _note(told)
+
+
+def _note(told: str) -> None:
     errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -217,10 +236,4 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
             score = (
                 f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the length {lengths}"
             )
-        errors.print(
-            f"{rank}. {score}: {shortened(repr(found.spans), 100)}",
-            style="dim",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        _note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")
