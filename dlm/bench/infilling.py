@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dlm.bench.methods import METHODS, How, Method
-from dlm.bench.passages import NAMED, TOKENS, Kind, Passage, Text
+from dlm.bench.passages import NAMED, TOKENS, Kind, Passage, Texts
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate.bootstrap import Interval, Ratio
 from dlm.evaluate.matching import character_accuracy, chrf
@@ -184,7 +184,7 @@ def entries_of(models: dict[str, DiffusionLM], methods: Sequence[Method] | None,
 
 def bench_infilling(
     entries: Sequence[Entry],
-    text: str,
+    texts: Sequence[str],
     *,
     kinds: Sequence[Kind],
     lengths: Sequence[bool],
@@ -196,7 +196,7 @@ def bench_infilling(
 
     Args:
         entries: The models and methods; differences are taken from the first.
-        text: The text that the holes are cut from; no model should have been trained on it.
+        texts: The documents that the holes are cut from; no model should have been trained on them.
         kinds: What the holes are.
         lengths: Whether lengths are given: one or both.
         num: Passages of each kind.
@@ -211,12 +211,12 @@ def bench_infilling(
     """
     models = {name: lm for name, lm, _ in entries}
     context = min(lm.context - len(lm.sidecar.affixes) for lm in models.values())
-    source = Text(text, entries[0][1].tokenizer, context)
+    source = Texts(texts, entries[0][1].tokenizer, context)
     chosen = {kind: found for kind in kinds if (found := source.passages(kind, num, how.seed))}
     if not chosen:
         raise DataError(
-            f"none of these spans fit: a passage needs {3 * context // 4 + 2} tokens of text, got "
-            f"{len(source.ends) - 1}, and its holes at most half of the context of {context}"
+            f"none of these spans fit: a passage needs a document of {3 * context // 4 + 2} tokens, and its holes take "
+            f"at most half of the context of {context}; give longer text, or other spans by --spans"
         )
     parts = [
         (kind, known)

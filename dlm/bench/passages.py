@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dlm.diffusion.draws import generator
+from dlm.diffusion.draws import generator, inverse_cdf_
 from dlm.model.text import encode, token_ends
 from dlm.template import Hole, Template
 
@@ -75,23 +75,18 @@ class Passage:
 
 
 @dataclass
-class Text:
-    """A text that passages are taken from.
+class Texts:
+    """Documents that passages are taken from, each as often as it is long.
 
     Attributes:
-        text: The text.
+        texts: The documents.
         tokenizer: The first model's, in whose tokens lengths are.
         context: The shortest context of the models.
     """
 
-    text: str
+    texts: Sequence[str]
     tokenizer: PreTrainedTokenizerBase
     context: int
-
-    @cached_property
-    def ends(self) -> list[int]:
-        """Where each token ends, in characters; the first entry is where the first begins."""
-        return [0, *token_ends(self.tokenizer, self.text)]
 
     def passages(self, kind: Kind, count: int, seed: int) -> list[Passage]:
         """Passages with holes of one kind.
@@ -102,21 +97,44 @@ class Text:
             seed: Decides which; a passage depends on the seed, the kind and its own number alone.
 
         Returns:
-            The passages; none where no such holes fit the context or the text.
+            The passages; none where no such holes fit the context or the documents.
         """
         if isinstance(kind.span, int) and kind.span * kind.holes > self.context // 2:
             return []
         found = []
         for number in range(count):
             stream = generator(seed, "passage", str(kind.span), kind.holes, number)
-            passage = next((one for _ in range(TRIES) if (one := self._passage(kind, stream)) is not None), None)
+            tries = (self._at_random(stream).passage(kind, stream) for _ in range(TRIES))
+            passage = next((one for one in tries if one is not None), None)
             if passage is None:
                 return []
             found.append(passage)
         return found
 
-    def _passage(self, kind: Kind, stream: torch.Generator) -> Passage | None:
-        """A passage at a random place; None where there is none."""
+    @cached_property
+    def _read(self) -> list["_Text"]:
+        return [_Text(text, self.tokenizer, self.context) for text in self.texts]
+
+    def _at_random(self, stream: torch.Generator) -> "_Text":
+        weights_1V = torch.tensor([[len(text) for text in self.texts]], dtype=torch.float64)
+        return self._read[int(inverse_cdf_(weights_1V, torch.rand(1, generator=stream, dtype=torch.float64)))]
+
+
+@dataclass
+class _Text:
+    """One document; its tokens are found when they are first asked for."""
+
+    text: str
+    tokenizer: PreTrainedTokenizerBase
+    context: int
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Where each token ends, in characters; the first entry is where the first begins."""
+        return [0, *token_ends(self.tokenizer, self.text)]
+
+    def passage(self, kind: Kind, stream: torch.Generator) -> Passage | None:
+        """A passage at a random place; None where it has no such holes."""
         tokens, width = len(self.ends) - 1, 3 * self.context // 4
         if tokens < width + 2:
             return None

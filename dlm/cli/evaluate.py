@@ -103,7 +103,7 @@ def evaluate(
     mask = options.read_mask_token(mask_token)
     lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
     named = format, split, subset, field
-    documents = _own_documents(lm, model, *named) if data is None else _documents(lm, data, *named)
+    documents = own_documents(lm, model, *named) if data is None else named_documents(lm, data, *named)
     if max_documents:
         documents = documents.first(max_documents)
     sequences = _sequences(lm, documents)
@@ -170,7 +170,7 @@ def _sequences(lm: "DiffusionLM", documents: "Documents") -> "Sequences":
     return corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
 
 
-def _documents(
+def named_documents(
     lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
     """The documents of `--data`."""
@@ -190,7 +190,7 @@ def _documents(
     return read(source, "--data")
 
 
-def _own_documents(
+def own_documents(
     lm: "DiffusionLM", model: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
     """The run's own documents, from where it reads them now, if they are what it read."""
