@@ -111,7 +111,7 @@ def test_every_place_is_as_likely() -> None:
     """Chi-square against the uniform distribution, away from the ends, which a window may not reach as often."""
     text, context, count = "abcdefghij" * 20, 16, 1000
     tokenizer = build_tokenizer(Characters(), lambda: [text])
-    places = Counter()
+    places: Counter[str] = Counter()
     for passage in Texts([text], tokenizer, context).passages(Kind(4), count, 3):
         places[passage.spans[0]] += 1
     assert sum((seen - count / 10) ** 2 / (count / 10) for seen in places.values()) < 33.7  # 9 degrees, p = 1e-4
@@ -134,7 +134,7 @@ def test_the_same_spans_for_every_model_and_run_and_others_for_another_seed() ->
     assert first == again == longer[:20] and first != other
 
 
-@pytest.mark.parametrize("spec", [Bytes(), Bpe(300), Characters()], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [Bytes(), Bpe(size=300), Characters()], ids=lambda spec: spec.name)
 def test_the_ends_of_tokens_cut_a_text_into_the_text_of_each(spec: Bytes | Bpe | Characters) -> None:
     text = "Für the rain,\n in  Spain — 雨.\n"
     tokenizer = build_tokenizer(spec, lambda: [PROSE, text])
@@ -159,14 +159,14 @@ def test_points_of_every_method(models: dict[str, DiffusionLM]) -> None:
     found = bench_infilling(
         entries,
         [PROSE],
-        kinds=[Kind(2), Kind(2, 2), Kind(64)],
+        kinds=[Kind(2), Kind(64)],
         lengths=[True, False],
-        num=3,
+        num=2,
         how=QUICK,
         told=lambda *what: told.append(what),
     )
-    assert found.skipped == ("64 tokens",) and found.finished and len(found.points) == 4 * len(entries)
-    assert [done for done, _, _ in told] == list(range(28)) and {total for _, total, _ in told} == {28}
+    assert found.skipped == ("64 tokens",) and found.finished and len(found.points) == 2 * len(entries)
+    assert [done for done, _, _ in told] == list(range(14)) and {total for _, total, _ in told} == {14}
     for point in found.points:
         assert 0 <= point.exact_match.value <= point.chrf.value <= 1 and point.calls > 0
         assert (point.bits is not None) == (point.known and "rerank" not in point.method)

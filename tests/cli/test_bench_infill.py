@@ -27,14 +27,16 @@ def shelf(make_lm: MakeLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer(Bytes(), lambda: ())
     sentinels = add_sentinels(tokenizer, "psm")
     lm = make_lm(tokenizer, 32, readings={"name": "autoregressive"})
-    DiffusionLM(lm.model, tokenizer, sidecar=replace(lm.sidecar, sentinels=sentinels)).save_pretrained(folder / "fim")
+    DiffusionLM(lm.model, tokenizer, sidecar=replace(lm.sidecar, sentinels=sentinels)).save_pretrained(
+        folder / "middle"
+    )
     (folder / "text.txt").write_text("some words of a text, again and again, " * 20)
     (folder / "short.txt").write_text("too short")
     return folder
 
 
 def test_a_table_for_each_kind(shelf: Path) -> None:
-    words = ("bench", "infill", shelf / "masked", shelf / "fim", "--data", shelf / "text.txt", *QUICK)
+    words = ("bench", "infill", shelf / "masked", shelf / "middle", "--data", shelf / "text.txt", *QUICK)
     table, told = dlm(*words, "--methods", "diffusion,fim,left")
     heads = [line for line in table.splitlines() if line.endswith("known length")]
     assert heads == [f"{kind}, {length} length" for kind in ("2 tokens", "words") for length in ("known", "unknown")]
@@ -44,7 +46,7 @@ def test_a_table_for_each_kind(shelf: Path) -> None:
 
 
 def test_json_has_every_figure_and_is_the_same_again(shelf: Path) -> None:
-    words = ("bench", "infill", shelf / "fim", "--data", shelf / "text.txt", *QUICK, "--lengths", "known", "--json")
+    words = ("bench", "infill", shelf / "middle", "--data", shelf / "text.txt", *QUICK, "--lengths", "known", "--json")
     one, again = answer(*words), answer(*words)
     assert [(point["kind"], point["method"]) for point in one["points"]] == [
         (kind, method) for kind in ("2 tokens", "words") for method in ("fim", "fim+rerank", "left", "left+rerank")
@@ -52,7 +54,7 @@ def test_json_has_every_figure_and_is_the_same_again(shelf: Path) -> None:
     for tree in (one, again):
         for point in tree["points"]:
             del point["milliseconds"]
-    assert one == again and one["finished"] and one["contexts"] == {str(shelf / "fim"): 32}
+    assert one == again and one["finished"] and one["contexts"] == {str(shelf / "middle"): 32}
     assert one["points"][0]["exact_match"]["difference_interval"] == [0.0, 0.0]
 
 
@@ -66,7 +68,7 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         return _measure(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(infilling, "_measure", measure)
-    words = ("bench", "infill", shelf / "fim", "--data", shelf / "text.txt", *QUICK, "--methods", "fim", "--json")
+    words = ("bench", "infill", shelf / "middle", "--data", shelf / "text.txt", *QUICK, "--methods", "fim", "--json")
     found = commands.invoke(*map(str, words))
     tree = json.loads(found.stdout)
     assert found.exit_code == 130 and "interrupted" in found.stderr
@@ -85,8 +87,8 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         (("masked", "--draws", "3"), "--draws must be even, got 3"),
         (("masked", "--methods", "best"), "--methods: there is no method 'best'; valid: diffusion, fim, fim+rerank"),
         (("masked", "--methods", "fim"), "--methods: fim suits none of these models: leave it out"),
-        (("masked", "fim", "--methods", "fim"), "{0}/masked fills no holes by any of these methods"),
-        (("fim", "--methods", "fim+rerank", "--temperature", "0"), "which are all the same at temperature 0"),
+        (("masked", "middle", "--methods", "fim"), "{0}/masked fills no holes by any of these methods"),
+        (("middle", "--methods", "fim+rerank", "--temperature", "0"), "which are all the same at temperature 0"),
         (("masked", "--spans", "64", "--holes", "3"), "none of these spans fit: a passage needs a document of"),
         (("masked", "--data", "short.txt"), "none of these spans fit: a passage needs a document of 26 tokens"),
     ],
@@ -102,10 +104,10 @@ def test_a_model_without_a_text_of_its_own_needs_one(shelf: Path) -> None:
 
 
 def test_infill_says_that_holes_are_filled_from_left_to_right(shelf: Path) -> None:
-    text, told = dlm("infill", shelf / "fim", "a [MASK:2] b [MASK] c", "--num", "2")
+    text, told = dlm("infill", shelf / "middle", "a [MASK:2] b [MASK] c", "--num", "2")
     assert told.startswith("this model fills in the middle: one span after the other, from left to right\n")
     assert all(part.startswith("a ") and part.rstrip("\n").endswith(" c") for part in text.split("\n---\n"))
-    (found,) = [answer("infill", shelf / "fim", "a [MASK:2] b", "--json")]
+    found = json.loads(dlm("infill", shelf / "middle", "a [MASK:2] b", "--json")[0])
     assert found["lengths"] == [2] and found["log_likelihood"] == found["log_joint"] < 0
 
 
@@ -120,11 +122,11 @@ def test_infill_says_that_holes_are_filled_from_left_to_right(shelf: Path) -> No
 )
 def test_flags_of_masks_are_refused(words: tuple[str, ...], told: str, shelf: Path, tmp_path: Path) -> None:
     here = [str(tmp_path / word) if word.endswith(".html") else word for word in words]
-    assert told in refusal("infill", shelf / "fim", "a [MASK:2] b", *here)
+    assert told in refusal("infill", shelf / "middle", "a [MASK:2] b", *here)
     assert not (tmp_path / "film.html").exists()
 
 
 def test_a_batch_names_the_hole_that_does_not_fit(shelf: Path, tmp_path: Path) -> None:
     (tmp_path / "batch.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:29] b"}\n')
-    told = refusal("infill", shelf / "fim", "--file", tmp_path / "batch.jsonl")
+    told = refusal("infill", shelf / "middle", "--file", tmp_path / "batch.jsonl")
     assert "line 2" in told and "room for 28" in told

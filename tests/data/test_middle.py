@@ -38,7 +38,8 @@ def streams(count: int, key: str = "rows") -> list[torch.Generator]:
 
 def texts_of(ids: Tensor, made: FillInTheMiddle) -> list[int]:
     """A row with every rearranged text in it put back, and without its padding."""
-    row, found = [id_ for id_ in ids.tolist() if id_ != PAD], []
+    row = [id_ for id_ in ids.tolist() if id_ != PAD]
+    found: list[int] = []
     while row:
         stop = row.index(END) + 1 if END in row else len(row)
         part, row = row[:stop], row[stop:]
@@ -88,7 +89,7 @@ def test_a_full_row_loses_no_more_than_four_tokens_at_its_end_and_keeps_its_leng
     made, letters = fim(order=order), "abcdefghijklmnopqrstuvwx"
     found = made.rearranged(batch(*[letters] * 200), streams(200))
     assert found.x0_BL.shape == (200, 24) and (found.x0_BL != PAD).all()
-    lasts = Counter()
+    lasts: Counter[int] = Counter()
     for row in found.x0_BL:
         ids = texts_of(row, made)
         lasts[row.tolist().index(END)] += 1
