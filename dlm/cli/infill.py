@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from dlm.lm import DiffusionLM, Infilling
     from dlm.lm.lengths import LengthSearch
 
-WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives", "lengths", "log_joint", "length_posterior")
+WRITTEN = (
+    "spans",
+    "log_likelihood",
+    "network_calls",
+    "alternatives",
+    "lengths",
+    "log_joint",
+    "length_posterior",
+    "log_whole",
+)
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
@@ -72,6 +81,14 @@ def infill(
             show_default=str(EFFORT),
         ),
     ] = None,
+    reread: Annotated[
+        bool | None,
+        typer.Option(
+            "--reread/--no-reread",
+            help="Rank fillings of unknown length by the causal reading of the whole text.",
+            show_default="where the model has one",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
@@ -108,7 +125,7 @@ def infill(
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.check_holes, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = _search(length_prior, counted, effort, lm)
+    search = _search(length_prior, counted, effort, reread, lm)
     if lm.fills_in_the_middle:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
@@ -152,20 +169,24 @@ def _text_of(length_prior: str | None) -> str:
         raise ConfigError(f"--length-prior is {', '.join(PRIORS)} or a text: {error}") from error
 
 
-def _search(length_prior: str | None, text: str, effort: int | None, lm: "DiffusionLM") -> "LengthSearch":
+def _search(
+    length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM"
+) -> "LengthSearch":
     """How lengths are searched: by the model's own prior, where it has one, or the one that is asked for."""
     from dlm.lm.lengths import LengthSearch
     from dlm.model.spans import LengthPrior
 
-    if lm.fills_in_the_middle and (length_prior is not None or effort is not None):
+    if lm.fills_in_the_middle and (length_prior, effort, reread) != (None, None, None):
         raise ConfigError(
-            "--length-prior and --effort are for a search of lengths, and this model, which fills in the middle, ends "
-            "a span by itself: leave them out"
+            "--length-prior, --effort and --reread are for a search of lengths, and this model, which fills in the "
+            "middle, ends a span by itself: leave them out"
         )
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")
-    return LengthSearch(None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort or EFFORT)
+    return LengthSearch(
+        None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort or EFFORT, reread
+    )
 
 
 def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
@@ -218,6 +239,7 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
             "network_calls": found.calls,
             "lengths": list(found.lengths),
             "log_joint": found.log_joint,
+            **({} if found.log_whole is None else {"log_whole": found.log_whole}),
         }
         for found in alternatives
     ]
@@ -236,4 +258,6 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
             score = (
                 f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the length {lengths}"
             )
+        if found.log_whole is not None:
+            score += f"; read with what stands behind, {found.log_whole:.2f} nats"
         _note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")

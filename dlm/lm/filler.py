@@ -12,6 +12,7 @@ from dlm.lm.canvas import Canvas
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import Lengths, LengthSearch, Weigher, exact, is_open
+from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.template import Template
 
@@ -27,6 +28,7 @@ class Filler:
         write: (tasks, whether it is watched) -> rows written in batches.
         watched: Whether anyone watches; of a search they see the best filling.
         ranked: The ids, the log-likelihood and the calls of each row of a batch.
+        rereader: Reads whole texts by the causal reading of the model; None where it has none.
         seed: An alternative depends on the seed, its text's number, its lengths and its own number alone.
     """
 
@@ -36,6 +38,7 @@ class Filler:
     write: Callable[[Sequence[Task], bool], Iterator[Written]]
     watched: bool
     ranked: Callable[[Written], Iterator[tuple[list[int], float, int]]]
+    rereader: Rereader | None
     seed: int
 
     def fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
@@ -51,8 +54,11 @@ class Filler:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
-            ConfigError: The length of a hole is not given, and the model's noise has no masks.
+            ConfigError: The length of a hole is not given, and the model's noise has no masks; or texts are to be
+                reread, and the model has no causal reading.
         """
+        if search.reread and self.rereader is None:
+            raise ConfigError("--reread is for a model with a causal reading, with readings joint: leave it out")
         for template in templates.values():
             self.rule(self.layout.holes(template))
             if is_open(template) and not self.weigher.process.noise.masks:
@@ -97,11 +103,26 @@ class Filler:
                 better = replace(better, log_likelihood=better.log_likelihood + more)
             best[one.text] = better, task if before is None else best[one.text][1]
             ids_of.setdefault(one.text, set()).add(one.ids)
-        ranked = sorted(best.values(), key=lambda each: -each[0].log_joint)[:num]
+        found_texts = self._reread(template, best, search)
+        ranked = sorted(found_texts.values(), key=lambda each: -each[0].rank)[:num]
         if self.watched and any(ranked[0][1].canvas.editable):
             for _ in self.write([ranked[0][1]], True):  # the same again
                 pass
         return [one for one, _ in ranked]
+
+    def _reread(
+        self, template: Template, found: dict[str, tuple[Infilling, Task]], search: LengthSearch
+    ) -> dict[str, tuple[Infilling, Task]]:
+        """The alternatives as the causal reading finds them, where they are ranked by it."""
+        # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
+        wanted = isinstance(template[-1], str) if search.reread is None else search.reread
+        if self.rereader is None or not wanted:
+            return found
+        nats = self.rereader.nats(template, [one.ids for one, _ in found.values()])
+        return {
+            text: (replace(one, log_whole=each), task)
+            for (text, (one, task)), each in zip(found.items(), nats, strict=True)
+        }
 
     def _task(self, template: Template, place: int, number: int, lengths: Lengths = ()) -> Task:
         canvas = self.layout.holes(template)

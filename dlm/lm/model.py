@@ -421,6 +421,7 @@ class DiffusionLM:
             ),
             watch is not None,
             lambda batch: self._ranked(batch, draws, seed),
+            self.rereader() if self.formulation.readings.causal else None,
             seed,
         ).fill(templates, num, search or LengthSearch())
 

@@ -62,7 +62,8 @@ def knowing(lm: DiffusionLM, seen: list[tuple[str, str]]) -> MiddleFiller:
             assert task.stop_ids == (lm.end_ids if ends else ())
             before, behind, inside = parted(task.canvas.ids[: hole.start])
             seen.append((before, behind))
-            last, new = (before + inside)[-1], []
+            last = (before + inside)[-1]
+            new: list[int] = []
             for _ in hole:
                 following = CYCLE[(CYCLE.index(last) + 1) % len(CYCLE)]
                 if ends and following == behind[0]:
