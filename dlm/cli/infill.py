@@ -173,7 +173,7 @@ def _search(
     length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM"
 ) -> "LengthSearch":
     """How lengths are searched: by the model's own prior, where it has one, or the one that is asked for."""
-    from dlm.lm.lengths import LengthSearch
+    from dlm.lm.lengths import NOT_REREAD, LengthSearch
     from dlm.model.spans import LengthPrior
 
     if lm.fills_in_the_middle and (length_prior, effort, reread) != (None, None, None):
@@ -181,6 +181,8 @@ def _search(
             "--length-prior, --effort and --reread are for a search of lengths, and this model, which fills in the "
             "middle, ends a span by itself: leave them out"
         )
+    if reread and not lm.formulation.readings.causal:
+        raise ConfigError(NOT_REREAD)
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")

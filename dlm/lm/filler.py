@@ -11,7 +11,7 @@ from dlm.errors import ConfigError
 from dlm.lm.canvas import Canvas
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout
-from dlm.lm.lengths import Lengths, LengthSearch, Weigher, exact, is_open
+from dlm.lm.lengths import NOT_REREAD, Lengths, LengthSearch, Weigher, exact, is_open
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.template import Template
@@ -58,7 +58,7 @@ class Filler:
                 reread, and the model has no causal reading.
         """
         if search.reread and self.rereader is None:
-            raise ConfigError("--reread is for a model with a causal reading, with readings joint: leave it out")
+            raise ConfigError(NOT_REREAD)
         for template in templates.values():
             self.rule(self.layout.holes(template))
             if is_open(template) and not self.weigher.process.noise.masks:

@@ -27,6 +27,8 @@ Lengths = tuple[int, ...]
 REACH, BEFORE = 16, 128
 """The tokens behind a hole that are asked how long it is, and the most before it that are read for that."""
 
+NOT_REREAD = "--reread is for a model with a causal reading, with readings joint: leave it out"
+
 
 @dataclass(frozen=True)
 class LengthSearch:
