@@ -108,6 +108,9 @@ def test_a_hole_is_shown_what_stands_behind_it_up_to_the_next_and_what_was_writt
     seen: list[tuple[str, str]] = []
     next(knowing(lm, seen).fill({0: parse_template("abc[MASK:4]hijk[MASK:2]nop")}, 1))
     assert seen == [("abc", "hijk"), ("abcdefghijk", "nop")]
+    seen.clear()
+    next(knowing(lm, seen).fill({0: parse_template("abc[MASK:2][MASK:3]ijk")}, 1))
+    assert seen == [("abc", ""), ("abcde", "ijk")]
 
 
 def test_a_long_text_is_seen_through_a_window_that_leaves_room_for_the_middle(lm: DiffusionLM) -> None:
@@ -115,6 +118,13 @@ def test_a_long_text_is_seen_through_a_window_that_leaves_room_for_the_middle(lm
     next(knowing(lm, seen).fill({0: parse_template(LETTERS[:60] + "[MASK:8]" + LETTERS[68:])}, 1))
     ((before, behind),) = seen
     assert len(before) + len(behind) + 8 + 4 == 48 and before == LETTERS[42:60] and behind == LETTERS[68:86]
+    for text, sides in (
+        (LETTERS[:60] + "[MASK:8]" + LETTERS[68:72], (LETTERS[28:60], LETTERS[68:72])),  # a short side leaves room
+        (LETTERS[56:60] + "[MASK:8]" + LETTERS[68:], (LETTERS[56:60], LETTERS[68:100])),
+    ):
+        seen.clear()
+        next(knowing(lm, seen).fill({0: parse_template(text)}, 1))
+        assert seen == [sides]
 
 
 @pytest.mark.parametrize("text", ["ab[MASK:3]cd", "[MASK:2-5]cd", "ab[MASK:1]c[MASK]", "[MASK][MASK:2]"])
