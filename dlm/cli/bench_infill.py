@@ -13,7 +13,7 @@ from rich.text import Text
 
 from dlm.cli import options
 from dlm.cli.bench import check_once, counted, names, passes
-from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.evaluate import named_documents, own_documents
 from dlm.errors import ConfigError
 from dlm.template import LONGEST
@@ -120,8 +120,7 @@ def infill(
         )
     write_data(json.dumps(found.to_dict(), allow_nan=False) if as_json else _report(found), None)
     if not found.finished:
-        errors.print("[bold red]dlm:[/] interrupted; the rest was not measured", highlight=False)
-        raise typer.Exit(130)
+        raise KeyboardInterrupt
 
 
 def _spans(text: str | None) -> list[int | str]:

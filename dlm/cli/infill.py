@@ -106,7 +106,7 @@ def infill(
     r"""Fill masked spans anywhere in a text and leave the rest as it is.
 
     [MASK:12] is twelve tokens, [MASK:3-12] three to twelve, and [MASK] any number that fits. A backslash makes a
-    marker literal: \[MASK:3] stands for the text [MASK:3].
+    marker literal: \\[MASK:3] stands for the text [MASK:3].
 
     Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
     """

@@ -69,7 +69,11 @@ def sample(
     if keep_going and prompts is None:
         raise ConfigError("--keep-going leaves out bad lines of a file: give --prompts FILE too")
     check_outputs(output, export, overwrite, {"--prompts": prompts})
-    records = [] if prompts is None else read_batch(file_lines(prompts), _prompt_of, name=prompts)
+    records = (
+        []
+        if prompts is None
+        else read_batch(file_lines(prompts), _prompt_of, name="stdin" if str(prompts) == "-" else prompts)
+    )
     usable(records, lambda asked: None, keep_going=keep_going)
     quiet_libraries()
     how = options.build_sampler(context.obj)
@@ -93,13 +97,28 @@ def sample(
         how = asked["sampler"] = calibrated(lm, how, context.obj, single, min(batch_size or 16, num), quiet=as_json)
         began = time.perf_counter()
         with recording(lm, title, watch, export) as take:
-            texts = lm.generate(single, watch=take, **asked)
+            texts = _finished(lm.stream(single, watch=take, **asked), num)
             facts = _facts(texts, time.perf_counter() - began, seed)
         measured = {"drafts": how.drafts} if context.obj.get("drafts") == "auto" else {}
         _write_texts(texts, {**facts, **measured} if as_json else None, output, overwrite)
     if texts and not as_json:
         _tell(len(texts), facts)
     report(records)
+    if prompts is None and len(texts) < num:
+        raise KeyboardInterrupt
+
+
+def _finished(texts: "Iterator[Sample]", num: int) -> "list[Sample]":
+    """The texts; after Ctrl-C, those that were finished by then."""
+    found: list[Sample] = []
+    try:
+        found.extend(texts)  # those before a Ctrl-C are in it
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        told = f"{len(found)} of {num} texts were finished"
+        errors.print(told, style="dim", highlight=False, soft_wrap=True)
+    return found
 
 
 def _single(prompt: str | None, chat: str | None, prompts: Path | None) -> "Prompt":

@@ -7,13 +7,20 @@ from typing import Any
 from dlm.data.text import check_text
 from dlm.errors import DataError, shortened
 
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+CALL = "function_call"
+"""Who says a call of a tool in ShareGPT's chats; in other messages, the older key of one."""
+
+SHAREGPT_ROLES = {
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", CALL), "assistant"),
+    "human": "user",
+    "observation": "tool",
+}
 """The roles of ShareGPT's chats that have another name elsewhere."""
 
 RESULTS = ("tool", "function")
 """The roles that tell what a call of a tool gave; chat templates read a `name` of theirs alone."""
 
-CHATS = 1
+CHATS = 2
 """The version of what is kept of a message: chats in a cache are read anew when it changes."""
 
 
@@ -23,8 +30,8 @@ def messages_of(chat: Any) -> list[dict[str, Any]]:
     Args:
         chat: A list of `{role, content}` or of ShareGPT's `{from, value}`, or JSON of such a list. A content is a text,
             a list of parts such as `{type: text, text: ...}`, or null where there is none, as in a call of a tool.
-            Calls are lists of `{function: {name, arguments}}`, their arguments an object or JSON of one. What else a
-            message holds is not read, except for its `weight`.
+            Calls are lists of `{function: {name, arguments}}`, their arguments an object or JSON of one; in ShareGPT's
+            chats, the JSON that `function_call` says. What else a message holds is not read, except for its `weight`.
 
     Returns:
         `{role, content}` of each, both of them text, and `weight: 0` where a message is not to be learned. A message
@@ -50,6 +57,8 @@ def _message(message: Any) -> dict[str, Any]:
         speaker = said["from"]
         role, content = SHAREGPT_ROLES.get(speaker, speaker) if isinstance(speaker, str) else speaker, said.get("value")
         there = "value" in said
+        if speaker == CALL and isinstance(calls := _read(content), dict | list):
+            said, content = {"tool_calls": calls if isinstance(calls, list) else [calls]}, ""
     else:
         role, content = said.get("role"), said.get("content")
         there = "content" in said or bool(_given_calls(said))
@@ -69,7 +78,7 @@ def _message(message: Any) -> dict[str, Any]:
 
 def _given_calls(said: Mapping[str, Any]) -> Any:
     """The calls of a message as they are given; the older key holds a single one."""
-    calls, older = said.get("tool_calls"), said.get("function_call")
+    calls, older = said.get("tool_calls"), said.get(CALL)
     return calls if calls or not older else [{"type": "function", "function": older}]
 
 

@@ -353,7 +353,8 @@ class Hub(Format):
             return load_dataset(self.path, self.subset, split=self.split or "train")
         except Exception as error:  # datasets and huggingface_hub each raise their own
             raise DataError(
-                f"{key}: the dataset {self.path} cannot be had from the Hub: {one_line(error, 160)}"
+                f"{key}: there is no file or folder {self.path}, and no such dataset could be had from the Hub: "
+                f"{one_line(error, 160)}"
             ) from error
 
     @override

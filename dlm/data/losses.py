@@ -109,6 +109,6 @@ def left_out(which: str, documents: Documents, sequences: Sequences) -> Iterator
     if documents.calls:
         messages, calls = ("message", "calls") if documents.calls == 1 else ("messages", "call")
         yield (
-            f"{documents.calls:,} {which} {messages} {calls} tools: the chat template is given the calls, and they are "
-            "not learned or scored, as they are no text"
+            f"{documents.calls:,} {which} {messages} {calls} tools: the chat template is given the calls, and not the "
+            "definitions of tools; calls are not learned or scored, as they are no text"
         )

@@ -128,22 +128,23 @@ def count_weights(schedule: NoiseSchedule, length: int, steps: int | None) -> Te
     return count * sum(reveal @ _binomial(length, masked) for reveal, masked in parts)
 
 
-def count_weights_of(schedule: NoiseSchedule, length: Tensor, count: Tensor) -> Tensor:
-    """The w_l of `count_weights` in continuous time for many texts, or blocks of them, at once.
+def count_weights_of(schedule: NoiseSchedule, length: Tensor, count: Tensor, steps: int | None = None) -> Tensor:
+    """The w_l of `count_weights` for many texts, or blocks of them, at once.
 
     Args:
         schedule: alpha(t).
         length: L of each, any shape.
         count: l of each, the same shape.
+        steps: T; None for continuous time.
 
     Returns:
         Float64, the same shape.
     """
     start, end = noise_levels(schedule)
-    if start == 0.0 and end == 1.0:
+    if steps is None and start == 0.0 and end == 1.0:
         return torch.ones_like(length, dtype=torch.float64)
     lengths, which = length.long().unique(return_inverse=True)
-    table = [count_weights(schedule, each, None) for each in lengths.tolist()]
+    table = [count_weights(schedule, each, steps) for each in lengths.tolist()]
     wide = torch.nn.utils.rnn.pad_sequence(table, batch_first=True).to(length.device)
     return wide[which, count.long()]
 

@@ -127,11 +127,11 @@ class Formulation:
         kind = MaskedObjective if self.counts else TimedObjective
         return kind(weighting, levels, self.steps)
 
-    def estimator(self, draws: int) -> Estimator:
+    def estimator(self, draws: int, replicates: int = 2) -> Estimator:
         """The estimator of the bound of this model's own chain."""
-        return Estimator(draws, self.steps, self.timed)
+        return Estimator(draws, self.steps, self.timed, replicates)
 
-    def reading(self, name: str, draws: int, before_id: int | None) -> Likelihood:
+    def reading(self, name: str, draws: int, before_id: int | None, replicates: int = 2) -> Likelihood:
         """The likelihood of one reading.
 
         Args:
@@ -139,6 +139,7 @@ class Formulation:
                 the very likelihood of the sampler that fills masks one at a time in that order.
             draws: Noisy copies of each sequence, where there are any.
             before_id: The id that stands before every text that is memory; None for nothing, without next tokens.
+            replicates: The most independent estimates that are made of them.
 
         Returns:
             What computes or bounds it.
@@ -148,7 +149,7 @@ class Formulation:
         """
         readings, (kind, _, size) = self.readings, name.partition(":")
         if kind == "any-order" and not size and readings.any_order:
-            return self.estimator(draws)
+            return self.estimator(draws, replicates)
         if name == LeftToRight().name:
             self._check_chain_rule()
             return ChainRule(LeftToRight())
@@ -158,7 +159,7 @@ class Formulation:
         if kind == "blocks" and size.isdecimal() and int(size) and readings.remembers:
             causal = not isinstance(readings, Blocks) or readings.memory == "causal"
             if causal or name in readings.all:
-                return BlocksEstimator(int(size), before_id, draws, causal)
+                return BlocksEstimator(int(size), before_id, draws, causal, replicates)
         raise ValueError(f"this model has no reading {name!r}; it has {', '.join(readings.all)}")
 
     def _check_chain_rule(self) -> None:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from dlm.diffusion.bound import (
     LEVEL_POWER,
-    count_weights,
     cross_entropy,
     nats_per_level,
     prior_and_reconstruction_nats,
     step_nats,
 )
+from dlm.diffusion.counts import Blocked, Copies, count_nelbo
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.draws import largest, random_subset, uniforms
+from dlm.diffusion.draws import largest
 from dlm.diffusion.network import NetworkInput, Reduced
 from dlm.diffusion.noise import counts_suffice
 from dlm.diffusion.process import Process
@@ -59,8 +59,8 @@ class Likelihood(Protocol):
 
         Returns:
             Contributions of each token to each of R independent estimates, in nats, float64, shape (R, B, L), zero
-            outside `scored_BL`. R is 2 where there are at least 4 draws, so that their difference shows the
-            Monte-Carlo error, else 1. The bound is the mean over R of the sum over L.
+            outside `scored_BL`. Where R is above 1, their differences show the Monte-Carlo error; they are all the
+            same where there is none. The bound is the mean over R of the sum over L.
         """
         ...
 
@@ -73,14 +73,16 @@ class Estimator:
         draws: How many noisy copies of each sequence, an even number; exact counts add the fully masked one.
         steps: T, for the bound of a chain of that many steps; None for continuous time.
         timed: Whether the denoiser takes the time, so that it cannot be integrated out.
+        replicates: The most independent estimates; each has at least two of the copies.
     """
 
     draws: int = 16
     steps: int | None = None
     timed: bool = False
+    replicates: int = 2
 
     def __post_init__(self) -> None:
-        check_draws(self.draws)
+        Copies(self.draws, self.replicates)
 
     def method(self, process: Process) -> Literal["counts", "times"]:
         """Counts of masks where they suffice; see `Likelihood`."""
@@ -97,7 +99,7 @@ class Estimator:
         """Upper bounds, by the estimator of least variance that process and denoiser allow; see `Likelihood`."""
         scored_BL = torch.ones_like(x0_BL, dtype=torch.bool) if scored_BL is None else scored_BL
         estimate = exact_count_nelbo if self.method(process) == "counts" else timed_nelbo
-        inner_RBL = estimate(denoiser, process, x0_BL, self.draws, generators, scored_BL, self.steps)
+        inner_RBL = estimate(denoiser, process, x0_BL, self.draws, generators, scored_BL, self.steps, self.replicates)
         return inner_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL
 
 
@@ -109,15 +111,9 @@ def exact_count_nelbo(
     generators: Sequence[torch.Generator],
     scored_BL: Tensor,
     steps: int | None = None,
+    replicates: int = 2,
 ) -> Tensor:
-    """The any-order bound of absorbing noise, with stratified counts and complements.
-
-    The prior and reconstruction terms are not in it.
-
-    NELBO = E_{l~U{1..L}} (w_l L/l) E[sum of the cross-entropy over a uniform subset of l tokens], with w_l = 1
-    in continuous time, else as in `count_weights`. The l = L term, all masks, is taken exactly. The others come
-    in pairs: l on an even grid of {1..L-1} with one random shift, and for each l a subset together with its
-    complement of size L - l.
+    """The any-order bound of absorbing noise; see `count_nelbo`. The prior and reconstruction terms are not in it.
 
     Args:
         denoiser: Predicts the clean tokens; must not depend on time.
@@ -127,35 +123,18 @@ def exact_count_nelbo(
         generators: One stream a sequence.
         scored_BL: The tokens that are scored.
         steps: T; None for continuous time.
+        replicates: R, the most independent estimates.
 
     Returns:
-        As `Estimator`.
+        As `Likelihood`.
     """
-    length_B = scored_BL.sum(1).double()
-    weight_B = [count_weights(process.schedule, int(length), steps).to(x0_BL.device) for length in length_B.tolist()]
 
-    def weights(count_B: Tensor) -> Tensor:
-        """The w of each row's count."""
-        return torch.stack([w[int(c)] for w, c in zip(weight_B, count_B.tolist(), strict=True)])
+    def nats(masked_BL: Tensor) -> Tensor:
+        inputs = NetworkInput(x0_BL.masked_fill(masked_BL, process.mask_id), masked_BL, masked_BL.double().mean(1))
+        return predicted_nats(denoiser, inputs, x0_BL, masked_BL)
 
-    shift_RB = replicate_shifts(draws, generators).to(x0_BL.device)
-    replicates, pairs = len(shift_RB), draws // 2
-    # Replicate r has every R-th pair of the grid, and a shift of its own.
-    sizes = [len(range(r, pairs, replicates)) for r in range(replicates)]
-
-    everything_BL = _masked_nats(denoiser, process, x0_BL, scored_BL)
-    whole_B = weights(length_B) / length_B.clamp(min=1.0)
-    total_RBL = (everything_BL * whole_B[:, None]).repeat(replicates, 1, 1)
-    share_B = (length_B - 1.0).clamp(min=0.0) / length_B.clamp(min=1.0)
-    for r, size in enumerate(sizes):
-        for j in range(size):
-            u_B = (j + shift_RB[r]) / size
-            count_B = ((u_B * (length_B - 1.0)).floor().clamp(min=0.0) + 1.0).minimum(length_B)  # 1 .. L-1
-            subset_BL = random_subset(generators, scored_BL, count_B)
-            for half_BL, size_B in ((subset_BL, count_B), (scored_BL & ~subset_BL, length_B - count_B)):
-                scale_B = 0.5 * share_B / size * weights(size_B) * length_B / size_B.clamp(min=1.0)
-                total_RBL[r] += scale_B[:, None] * _masked_nats(denoiser, process, x0_BL, half_BL)
-    return total_RBL
+    whole = Blocked(torch.zeros_like(x0_BL), scored_BL)
+    return count_nelbo(nats, whole, process.schedule, Copies(draws, replicates), generators, steps)
 
 
 def timed_nelbo(
@@ -166,6 +145,7 @@ def timed_nelbo(
     generators: Sequence[torch.Generator],
     scored_BL: Tensor,
     steps: int | None = None,
+    replicates: int = 2,
 ) -> Tensor:
     """The bound of any noise, at stratified times; the prior and reconstruction terms are not in it.
 
@@ -181,11 +161,12 @@ def timed_nelbo(
         generators: One stream a sequence.
         scored_BL: The tokens that are scored.
         steps: T; None for continuous time.
+        replicates: R, the most independent estimates.
 
     Returns:
-        As `Estimator`.
+        As `Likelihood`.
     """
-    shift_RB = replicate_shifts(draws, generators)
+    shift_RB = Copies(draws, replicates).shifts(generators)
     start, end = noise_levels(process.schedule)
     total_RBL = torch.zeros((len(shift_RB), *x0_BL.shape), dtype=torch.float64, device=x0_BL.device)
     for r, shift_B in enumerate(shift_RB):
@@ -368,25 +349,6 @@ def chain_rule_nats(
     return nats_BL
 
 
-def check_draws(draws: int) -> None:
-    """Refuses a number of noisy copies that makes no pairs.
-
-    Args:
-        draws: How many.
-
-    Raises:
-        ValueError: It is odd, or below 2.
-    """
-    if draws < 2 or draws % 2:
-        raise ValueError(f"draws must be even and at least 2, got {draws}")
-
-
-def replicate_shifts(draws: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """A shift in [0, 1) for each of R replicates and each sequence, shape (R, B): two replicates from 4 draws on."""
-    replicates = 2 if draws >= 4 else 1
-    return torch.stack(uniforms(generators, [replicates] * len(generators)), dim=1)
-
-
 def predicted_nats(denoiser: Denoiser, inputs: NetworkInput, x0_BL: Tensor, predicted_BL: Tensor) -> Tensor:
     """-log p of the tokens that a call predicts.
 
@@ -408,9 +370,3 @@ def predicted_nats(denoiser: Denoiser, inputs: NetworkInput, x0_BL: Tensor, pred
 
     nats_BL[predicted_BL] = denoiser.reduce(inputs, reducer).values_N.double()
     return nats_BL
-
-
-def _masked_nats(denoiser: Denoiser, process: Process, x0_BL: Tensor, masked_BL: Tensor) -> Tensor:
-    """-log p of every masked token given the rest, float64, zero elsewhere, shape (B, L)."""
-    xt_BL, t_B = x0_BL.masked_fill(masked_BL, process.mask_id), masked_BL.double().mean(1)
-    return predicted_nats(denoiser, NetworkInput(xt_BL, masked_BL, t_B), x0_BL, masked_BL)

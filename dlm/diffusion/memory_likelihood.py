@@ -7,12 +7,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dlm.diffusion.bound import count_weights_of, prior_and_reconstruction_nats
+from dlm.diffusion.bound import prior_and_reconstruction_nats
+from dlm.diffusion.counts import Blocked, Copies, count_nelbo
 from dlm.diffusion.denoiser import Denoiser
-from dlm.diffusion.likelihood import check_draws, predicted_nats, replicate_shifts
+from dlm.diffusion.likelihood import predicted_nats
 from dlm.diffusion.memory import causal_input, two_stream_input
 from dlm.diffusion.process import Process
-from dlm.diffusion.streams import TwoStreams, block_lengths, block_numbers, random_block_subset, spread_over_blocks
+from dlm.diffusion.streams import TwoStreams, block_numbers
 
 
 @dataclass(frozen=True)
@@ -47,25 +48,26 @@ class CausalEstimator:
 class BlocksEstimator:
     """The bound of diffusion in blocks, each given the clean text before it (BD3-LM, 2503.09573, eq. 8).
 
-    A sum over blocks of what `exact_count_nelbo` estimates for one: all masks exactly, and pairs of a subset and its
-    complement. Each draw masks all blocks of a row at once, each at a level of its own. Blocks of one token make it
-    the exact -log p of that reading.
+    A sum over blocks of the bound of each; see `count_nelbo`. Blocks of one token make it the exact -log p of that
+    reading.
 
     Attributes:
         size: Tokens a block; None for the whole text.
         before_id: The id that stands before every text; None for nothing.
         draws: Masked copies of each sequence besides the one of masks alone, an even number.
         causal: Whether a clean token sees those before it alone, or all of its block too.
+        replicates: The most independent estimates; each has at least two of the copies.
     """
 
     size: int | None
     before_id: int | None
     draws: int = 16
     causal: bool = True
+    replicates: int = 2
     steps: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
-        check_draws(self.draws)
+        Copies(self.draws, self.replicates)
 
     def method(self, process: Process) -> Literal["exact", "counts"]:
         """Exact for blocks of one token; see `Likelihood`."""
@@ -84,31 +86,13 @@ class BlocksEstimator:
         length = x0_BL.shape[1]
         size = min(self.size or length, length)
         block_1L = block_numbers(length, size).to(x0_BL.device)
-        block_BL = block_1L.expand_as(x0_BL)
         pattern = TwoStreams(block_1L, self.causal, whole=size == length, led=self.before_id is not None)
-        length_BK = block_lengths(block_BL, scored_BL)
 
-        def weights(count_BK: Tensor) -> Tensor:
-            return count_weights_of(process.schedule, length_BK, count_BK)
-
-        def nats(masked_BL: Tensor, scale_BK: Tensor) -> Tensor:
-            xt_BL = x0_BL.masked_fill(masked_BL, process.mask_id)
-            nothing_BL = torch.zeros_like(masked_BL)
+        def nats(masked_BL: Tensor) -> Tensor:
+            xt_BL, nothing_BL = x0_BL.masked_fill(masked_BL, process.mask_id), torch.zeros_like(masked_BL)
             inputs = two_stream_input(x0_BL, xt_BL, nothing_BL, masked_BL, self.before_id, pattern)
-            return scale_BK.gather(1, block_BL) * predicted_nats(denoiser, inputs, x0_BL, masked_BL)
+            return predicted_nats(denoiser, inputs, x0_BL, masked_BL)
 
-        shift_RB = replicate_shifts(self.draws, generators).to(x0_BL.device)
-        replicates, pairs = len(shift_RB), self.draws // 2
-        every_BK = length_BK.clamp(min=1.0)
-        total_RBL = nats(scored_BL, weights(length_BK) / every_BK).repeat(replicates, 1, 1)
-        share_BK = (length_BK - 1.0).clamp(min=0.0) / every_BK
-        sizes = [len(range(r, pairs, replicates)) for r in range(replicates)]
-        for r, number in enumerate(sizes) if size > 1 else ():
-            for j in range(number):
-                u_BK = spread_over_blocks((j + shift_RB[r]) / number, length_BK)
-                count_BK = ((u_BK * (length_BK - 1.0)).floor().clamp(min=0.0) + 1.0).minimum(length_BK)
-                subset_BL = random_block_subset(generators, block_BL, scored_BL, count_BK)
-                for half_BL, size_BK in ((subset_BL, count_BK), (scored_BL & ~subset_BL, length_BK - count_BK)):
-                    scale_BK = 0.5 * share_BK / number * weights(size_BK) * length_BK / size_BK.clamp(min=1.0)
-                    total_RBL[r] += nats(half_BL, scale_BK)
-        return total_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL
+        blocks, copies = Blocked(block_1L.expand_as(x0_BL), scored_BL), Copies(self.draws, self.replicates)
+        inner_RBL = count_nelbo(nats, blocks, process.schedule, copies, generators)
+        return inner_RBL + prior_and_reconstruction_nats(process, x0_BL) * scored_BL

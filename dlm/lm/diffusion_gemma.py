@@ -130,6 +130,22 @@ class DiffusionGemma:
             DataError: The prompt and the length do not fit the model.
             ConfigError: The length or the sampler is one that the generation of transformers would ignore.
         """
+        return [
+            *self.stream(prompt, num=num, length=length, sampler=sampler, seed=seed, batch_size=batch_size, watch=watch)
+        ]
+
+    def stream(
+        self,
+        prompt: Prompt = None,
+        *,
+        num: int = 1,
+        length: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        watch: Watch | None = None,
+    ) -> Iterator[Sample]:
+        """The texts of `generate`, of which this has the arguments and errors, each as soon as it is finished."""
         check_sampler(sampler or Sampler(), batch_size)
         tokens, ends = self._length(length), self._end_ids()
         options = {
@@ -139,14 +155,12 @@ class DiffusionGemma:
             "pad_token_id": special_ids(self.tokenizer).end,  # what fills a canvas after an end
         }
         given = self._given(prompt, tokens)
-        samples = []
         for number in range(num):
             drafts = _Drafts(len(given), tokens, self.tokenizer, watch if number == 0 else None)
             x_1L = torch.tensor([given], device=self.model.device)
             with _seeded(generator(seed, "sample", number).initial_seed(), self.model.device):
                 self.model.generate(x_1L, streamer=drafts, **options)
-            samples.append(Sample.of(prompt, given, drafts.written, ends, drafts.calls, self.tokenizer))
-        return samples
+            yield Sample.of(prompt, given, drafts.written, ends, drafts.calls, self.tokenizer)
 
     def _length(self, length: int | None) -> int:
         """The number of tokens to write, in whole canvases."""

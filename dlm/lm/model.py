@@ -28,7 +28,7 @@ from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
-from dlm.lm.scores import Answers, Row, Scorer
+from dlm.lm.scores import REPLICATES, Answers, Row, Scorer
 from dlm.lm.scoring import Greedy, Score
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
@@ -264,10 +264,23 @@ class DiffusionLM:
             DataError: The prompt, or the prompt and the length, do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
-        written = self.generate_each(
-            {0: prompt}, num=num, length=length, sampler=sampler, seed=seed, batch_size=batch_size, watch=watch
-        )
-        return next(written)
+        return [
+            *self.stream(prompt, num=num, length=length, sampler=sampler, seed=seed, batch_size=batch_size, watch=watch)
+        ]
+
+    def stream(
+        self,
+        prompt: Prompt = None,
+        *,
+        num: int = 1,
+        length: int | None = None,
+        sampler: Sampler | None = None,
+        seed: int = 0,
+        batch_size: int = 16,
+        watch: Watch | None = None,
+    ) -> Iterator[Sample]:
+        """The texts of `generate`, of which this has the arguments and errors, each as soon as it is finished."""
+        return self._written({0: prompt}, num, length, sampler, seed, batch_size, watch)
 
     def generate_each(
         self,
@@ -301,22 +314,7 @@ class DiffusionLM:
             DataError: A prompt, or a prompt and the length, do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another.
         """
-        self.model.eval()
-        family = self.sidecar.family
-        sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
-        asked: list[tuple[Prompt, Task]] = []
-        for place, prompt in prompts.items():
-            canvas = self.layout.canvas(prompt, length)
-            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
-            key = ("sample", place) if place else ("sample",)
-            stop_ids = self.end_ids if prompt or self.documents_apart else ()
-            asked += [(prompt, Task(canvas, rule, (seed, *key, number), stop_ids)) for number in range(num)]
-        batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
-        rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
-        samples = (
-            Sample.of_row(prompt, task, ids, calls, self.tokenizer)
-            for (prompt, task), (ids, calls) in zip(asked, rows, strict=True)
-        )
+        samples = self._written(prompts, num, length, sampler, seed, batch_size, watch)
         return in_groups(samples, len(prompts), num)
 
     def infill(
@@ -498,12 +496,13 @@ class DiffusionLM:
             lambda canvases: scorer.of_rows([Row.alone(canvas, ("reread",)) for canvas in canvases], batch_size),
         )
 
-    def estimator(self, reading: str | None = None, draws: int = 16) -> Likelihood:
+    def estimator(self, reading: str | None = None, draws: int = 16, replicates: int = 2) -> Likelihood:
         """What computes or bounds the likelihood of a reading.
 
         Args:
             reading: `any-order`, `causal` or `blocks:S`; by default the one that its runs are judged by.
             draws: Noisy copies of each sequence, where there are any.
+            replicates: The most independent estimates that are made of them.
 
         Returns:
             The estimator.
@@ -512,7 +511,8 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         try:
-            return self.formulation.reading(reading or self.formulation.readings.all[0], draws, self.layout.before_id)
+            name = reading or self.formulation.readings.all[0]
+            return self.formulation.reading(name, draws, self.layout.before_id, replicates)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -575,7 +575,7 @@ class DiffusionLM:
             DataError: A response and its prompt do not fit the context.
         """
         self.model.eval()
-        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws))
+        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws, REPLICATES))
         if greedy:
             scorer = replace(scorer, greedy=self._greedy(reading))
         canvases = {number: answers.canvases(self.layout) for number, answers in asked.items()}
@@ -610,7 +610,7 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         self.model.eval()
-        estimator = self.estimator(reading, draws)
+        estimator = self.estimator(reading, draws, REPLICATES)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         self.layout.warn_of_unknown([piece for _, piece in pieces])
@@ -620,6 +620,34 @@ class DiffusionLM:
         for (text, _), score in zip(pieces, scores, strict=True):
             nats[text] -= score.log_likelihood
         return nats
+
+    def _written(
+        self,
+        prompts: Mapping[int, Prompt],
+        num: int,
+        length: int | None,
+        sampler: Sampler | None,
+        seed: int,
+        batch_size: int,
+        watch: Watch | None,
+    ) -> Iterator[Sample]:
+        """The texts of `generate_each`, after a check of all prompts, each as soon as its batch is finished."""
+        self.model.eval()
+        family = self.sidecar.family
+        sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
+        asked: list[tuple[Prompt, Task]] = []
+        for place, prompt in prompts.items():
+            canvas = self.layout.canvas(prompt, length)
+            rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
+            key = ("sample", place) if place else ("sample",)
+            stop_ids = self.end_ids if prompt or self.documents_apart else ()
+            asked += [(prompt, Task(canvas, rule, (seed, *key, number), stop_ids)) for number in range(num)]
+        batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
+        rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
+        return (
+            Sample.of_row(prompt, task, ids, calls, self.tokenizer)
+            for (prompt, task), (ids, calls) in zip(asked, rows, strict=True)
+        )
 
     def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
         """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""

@@ -17,6 +17,9 @@ from dlm.lm.layout import Layout, Prompt
 from dlm.lm.rows import in_batches
 from dlm.lm.scoring import Greedy, Score, score_rows
 
+REPLICATES = 8
+"""The estimates that the error of a single text comes from: that of fewer is too often far too small."""
+
 
 @dataclass(frozen=True)
 class Answers:

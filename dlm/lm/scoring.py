@@ -1,6 +1,7 @@
 """Likelihoods of what stands on a canvas, given the rest of it."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,10 +20,10 @@ class Score:
     Attributes:
         log_likelihood: An estimate, in nats, of a lower bound of its log-probability, or its very value.
         monte_carlo_se: The standard error of the estimate, in nats, from the random masks; nan with 2 draws, and 0 of
-            an exact value.
+            an exact value and of a bound that has no more masks than there were draws.
         tokens: How many tokens were scored.
-        estimates: The independent estimates that `log_likelihood` is the mean of: two, or one with 2 draws and of an
-            exact value.
+        estimates: The independent estimates that `log_likelihood` is the mean of: one with 2 draws and of an exact
+            value, else several.
         greedy: Whether greedy decoding writes exactly these tokens; None where that was not asked.
     """
 
@@ -45,8 +46,14 @@ class Score:
         difference = self.log_likelihood - other.log_likelihood
         if len(self.estimates) < 2:
             return difference, self.monte_carlo_se + other.monte_carlo_se
-        one, two = (a - b for a, b in zip(self.estimates, other.estimates, strict=True))
-        return difference, abs(one - two) / 2
+        return difference, standard_error([a - b for a, b in zip(self.estimates, other.estimates, strict=True)])
+
+
+def standard_error(estimates: Sequence[float]) -> float:
+    """That of the mean of independent estimates; nan of a single one, and where one is not finite."""
+    if len(estimates) < 2 or not all(map(math.isfinite, estimates)):
+        return math.nan
+    return statistics.stdev(estimates) / math.sqrt(len(estimates))
 
 
 @dataclass(frozen=True)
@@ -96,12 +103,9 @@ def score_rows(
     nats_RBL = estimator(asked, process, x0_BL, generators, editable_BL)
     if greedy is not None:
         written_B = ((noting.likeliest_BL == x0_BL) | ~editable_BL).all(1).tolist()
-    estimates_RB = -nats_RBL.sum(2)
-    one_B, *other_B = estimates_RB
-    if estimator.method(process) == "exact":
-        error_B = torch.zeros_like(one_B)
-    else:
-        error_B = (one_B - other_B[0]).abs() / 2 if other_B else torch.full_like(one_B, math.nan)
-    columns = (-nats_RBL.mean(0).sum(1)).tolist(), error_B.tolist(), editable_BL.sum(1).tolist()
-    rows = zip(*columns, estimates_RB.T.tolist(), written_B or [None] * len(x0_BL), strict=True)
-    return [Score(nats, error, tokens, tuple(each), found) for nats, error, tokens, each, found in rows]
+    estimates_BR, exact = (-nats_RBL.sum(2)).T.tolist(), estimator.method(process) == "exact"
+    columns = (-nats_RBL.mean(0).sum(1)).tolist(), editable_BL.sum(1).tolist(), estimates_BR
+    return [
+        Score(nats, 0.0 if exact else standard_error(each), tokens, tuple(each), found)
+        for nats, tokens, each, found in zip(*columns, written_B or [None] * len(x0_BL), strict=True)
+    ]

@@ -1,6 +1,8 @@
 """What commands write: exactly the text, where there is a place for it, and else a line about it."""
 
 import errno
+import itertools
+import json
 import os
 import resource
 import subprocess
@@ -13,9 +15,10 @@ from typing import Any
 import pytest
 
 from dlm.cli.console import line_writer, write_text
+from dlm.diffusion.rules import Unmasking
 from dlm.errors import CheckpointError, ConfigError, DlmError, WriteError, unwritten
 from dlm.lm import DiffusionLM
-from tests.support.commands import answer, dlm, refusal
+from tests.support.commands import answer, dlm, invoke, refusal
 from tests.support.launchers import ENVIRONMENT
 
 
@@ -266,3 +269,27 @@ def test_a_closed_stdin_is_one_line() -> None:
 def test_a_reader_that_has_enough_is_no_error_to_speak_of() -> None:
     found = shell("--version | true")
     assert found.stderr == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_texts_that_were_finished_before_ctrl_c_are_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    words = ["sample", model, "--length", "3", "--num", "5", "--batch-size", "1", "--seed", "4", "--json"]
+    whole = answer(*words)["samples"]
+    calls = itertools.count()
+    step = Unmasking.step
+
+    def stopped(*given: Any, **named: Any) -> Any:
+        if next(calls) == 7:  # in the third text
+            raise KeyboardInterrupt
+        return step(*given, **named)
+
+    monkeypatch.setattr(Unmasking, "step", stopped)
+    found = invoke(*words[: len(words) - (not as_json)], "--output", tmp_path / "texts")
+    assert found.exit_code == 130 and "2 of 5 texts were finished" in found.stderr and "interrupted" in found.stderr
+    text = (tmp_path / "texts").read_text(encoding="utf-8")
+    if as_json:
+        assert json.loads(text)["samples"] == whole[:2] and json.loads(text)["network_calls"] == 6
+    else:
+        assert text == "\n---\n".join(one["text"] for one in whole[:2])

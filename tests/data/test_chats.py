@@ -128,6 +128,24 @@ def called(**call: Any) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.parametrize("calls", [CALL["function"], [CALL, CALL]])
+def test_a_call_in_a_chat_of_sharegpt_is_one(calls: Any) -> None:
+    said = [
+        {"from": "human", "value": "q"},
+        {"from": "function_call", "value": json.dumps(calls)},
+        {"from": "observation", "value": "rain"},
+        {"from": "function_call", "value": "no JSON of a call"},
+    ]
+    assert messages_of(said) == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": calls if isinstance(calls, list) else [calls]},
+        {"role": "tool", "content": "rain"},
+        {"role": "assistant", "content": "no JSON of a call"},
+    ]
+    with pytest.raises(DataError, match="must name the tool of each call"):
+        messages_of([{"from": "function_call", "value": "{}"}])
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     "call",

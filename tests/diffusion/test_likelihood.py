@@ -10,7 +10,7 @@ from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.likelihood import Estimator, chain_rule_nll, grid_nelbo
 from dlm.diffusion.network import NetworkInput
-from dlm.diffusion.schedule import Linear
+from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.unmask import Confidence, LeftToRight, Order, Random
 from tests.support.choices import FIXED_ORDERS, named
 from tests.support.joints import (
@@ -18,6 +18,7 @@ from tests.support.joints import (
     Chain,
     Joint,
     Narrow,
+    Straight,
     Wrong,
     absorbing,
     count_nelbo,
@@ -64,6 +65,41 @@ def test_replicates_are_independent_and_their_difference_shows_the_error() -> No
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 4 / math.sqrt(rows)
     claimed = float(((first - second) ** 2 / 4).mean())
     assert claimed == pytest.approx(float(((first + second) / 2).var()), rel=0.15)
+
+
+@pytest.mark.parametrize("replicates", [1, 3, 8])
+def test_more_replicates_are_independent_and_show_the_error(replicates: int) -> None:
+    rows, x0_L = 1500, torch.tensor([0, 2, 1, 1, 0])
+    streams = [generator("more", b) for b in range(rows)]
+    found_RB = Estimator(16, replicates=replicates)(Wrong(K, 5), PROCESS, x0_L.expand(rows, 5), streams).sum(2)
+    assert len(found_RB) == replicates
+    error = float(found_RB.mean(0).std()) / math.sqrt(rows)
+    assert abs(float(found_RB.mean()) - exact_nelbo(Wrong(K, 5), x0_L, K)) < 4 * error
+    if replicates > 1:
+        apart = torch.corrcoef(found_RB) - torch.eye(replicates)
+        assert float(apart.abs().max()) < 4.5 / math.sqrt(rows)
+        assert float((found_RB.var(0) / replicates).mean()) == pytest.approx(float(found_RB.mean(0).var()), rel=0.15)
+
+
+@pytest.mark.parametrize("schedule", [Linear(), Straight(0.9, 0.2)], ids=named)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_the_bound_of_few_tokens_is_enumerated(schedule: Schedule, steps: int | None) -> None:
+    process, x0_BL = absorbing(schedule, K), torch.tensor([[0, 2, 1, 1, 0, 2]]).expand(4, 6)
+    scored_BL = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    streams = [generator("few", b) for b in range(4)]
+    found_RB = Estimator(14, steps, replicates=4)(Wrong(K, 6), process, x0_BL, streams, scored_BL).sum(2)
+    assert float(found_RB[:, :3].std(0).max()) < 1e-12 < 1e-3 < float(found_RB[:, 3].std(0))
+    # With fewer draws than subsets, those of the first row are drawn at random.
+    rows, apart = 2000, [generator("few", b) for b in range(2000)]
+    first = x0_BL[:1].expand(rows, 6), apart, scored_BL[:1].expand(rows, 6)
+    drawn = Estimator(12, steps)(Wrong(K, 6), process, *first).sum(2).mean(0)
+    assert abs(float(drawn.mean() - found_RB[0, 0])) < 4 * float(drawn.std()) / math.sqrt(rows)
+
+
+def test_enumeration_is_that_of_every_subset() -> None:
+    x0_L = torch.tensor([0, 2, 1, 1])
+    found_RB = count_nelbo(Wrong(K, 4), PROCESS, x0_L[None], 14, [generator(0)]).sum(2)
+    assert found_RB[:, 0].tolist() == pytest.approx([exact_nelbo(Wrong(K, 4), x0_L, K)] * 2, abs=1e-12)
 
 
 def test_a_single_token_is_scored_exactly() -> None:

@@ -117,6 +117,14 @@ def test_the_estimate_of_blocks_is_unbiased_even_for_a_denoiser_of_no_joint(size
     assert (float(found.std()) < 1e-9) == (size <= 2)  # a pair of masks and its complement is all there is of two
 
 
+@pytest.mark.parametrize("size", range(1, L + 1))
+def test_the_bound_of_small_blocks_is_enumerated(size: int) -> None:
+    x0_L = torch.tensor([0, 2, 1, 1, 0])
+    enough = max(2, 2**size - 2)
+    found_R = BlocksEstimator(size, BEFORE, enough)(wrong(), PROCESS, x0_L[None], [generator("few")]).sum((1, 2))
+    assert found_R.tolist() == pytest.approx([blocks_nelbo(Wrong(K, L), x0_L, size)] * len(found_R), abs=1e-9)
+
+
 @pytest.mark.parametrize("size", range(1, L))
 def test_blocks_of_an_exact_denoiser_bound_exactly(size: int) -> None:
     joint = random_joint(L - 1, K)
