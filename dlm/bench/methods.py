@@ -10,7 +10,7 @@ from dlm.diffusion.unmask import LeftToRight, TokenChoice
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.lm.canvas import stack, written_text
-from dlm.lm.lengths import is_open
+from dlm.lm.lengths import LengthSearch, is_open
 from dlm.lm.rows import in_batches
 from dlm.lm.scoring import score_rows
 from dlm.model.sentinels import Sentinels
@@ -27,6 +27,7 @@ class How:
         candidates: The fillings of a passage that are re-ranked.
         longest: The most tokens of a hole of unknown length.
         draws: Masked copies of a passage that a bound is estimated from.
+        reread: Whether diffusion ranks fillings of unknown length by the causal reading; see `LengthSearch`.
         chain_rule: Whether the likelihood of masks is exact, by the chain rule from left to right.
         seed: Texts and masks follow from it.
         batch_size: Passages filled side by side.
@@ -36,6 +37,7 @@ class How:
     candidates: int = 8
     longest: int = 32
     draws: int = 16
+    reread: bool | None = None
     chain_rule: bool = False
     seed: int = 0
     batch_size: int = 16
@@ -86,7 +88,10 @@ class Method:
 
 def _diffusion(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
     """All holes at once, by the default of `dlm infill`."""
-    found = lm.infill_each(templates, sampler=how.sampler, seed=how.seed, batch_size=how.batch_size, draws=how.draws)
+    search = LengthSearch(reread=how.reread)
+    found = lm.infill_each(
+        templates, sampler=how.sampler, seed=how.seed, batch_size=how.batch_size, draws=how.draws, search=search
+    )
     return (alternatives[0].spans for alternatives in found)
 
 

@@ -15,6 +15,7 @@ from dlm.cli import options
 from dlm.cli.bench import check_once, counted, names, passes
 from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.evaluate import named_documents, own_documents
+from dlm.cli.infill import Reread
 from dlm.errors import ConfigError
 from dlm.template import LONGEST
 
@@ -37,6 +38,18 @@ Spans = Annotated[
         show_default="4,8,16,32,64,words,lines",
     ),
 ]
+Format = Annotated[str | None, typer.Option(help="The data's format.", show_default="the one that its name tells")]
+Lengths = Annotated[
+    str, typer.Option(metavar="known|unknown,...", help="Whether the models are told how long a span is.")
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="diffusion, fim, fim+rerank, left, left+rerank.",
+        show_default="those that suit each model",
+    ),
+]
 
 
 def infill(
@@ -45,30 +58,20 @@ def infill(
         typer.Argument(metavar="MODEL", help="Run folders, checkpoint folders or Hub names.", show_default=False),
     ],
     data: Documents = None,
-    format: Annotated[
-        str | None, typer.Option(help="The data's format.", show_default="the one that its name tells")
-    ] = None,
+    format: Format = None,
     split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
     field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
     spans: Spans = None,
     holes: Annotated[str, typer.Option(metavar="N,...", help="Spans that are cut out of a passage.")] = "1,3",
-    lengths: Annotated[
-        str, typer.Option(metavar="known|unknown,...", help="Whether the models are told how long a span is.")
-    ] = "known,unknown",
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="diffusion, fim, fim+rerank, left, left+rerank.",
-            show_default="those that suit each model",
-        ),
-    ] = None,
+    lengths: Lengths = "known,unknown",
+    methods: Methods = None,
     num: Annotated[int, typer.Option(min=1, help="Passages of each kind.")] = 1000,
     candidates: Annotated[int, typer.Option(min=2, help="Fillings that +rerank takes the likeliest of.")] = 8,
     max_length: Annotated[int, typer.Option(min=1, help="The most tokens of a span of unknown length.")] = LONGEST,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Divides the log-probabilities; 0 takes the likeliest token.")
     ] = 1.0,
+    reread: Reread = None,
     draws: Annotated[int, typer.Option(min=2, help="Masked copies that a bound is estimated from; even.")] = 16,
     chain_rule: Annotated[
         bool, typer.Option("--chain-rule", help="Exact likelihoods of diffusion, one token a call, instead of bounds.")
@@ -103,7 +106,7 @@ def infill(
     check_once("--methods", [each.name for each in asked or ()])
     options.check_device(device)
     opened = {name: DiffusionLM.from_pretrained(name, device=device, **weights) for name in models}
-    how = How(temperature, candidates, max_length, draws, chain_rule, seed, batch_size)
+    how = How(temperature, candidates, max_length, draws, reread, chain_rule, seed, batch_size)
     entries = entries_of(opened, asked, how)
     first = opened[models[0]]
     named = format, split, None, field

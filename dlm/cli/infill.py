@@ -49,6 +49,22 @@ Prior = Annotated[
         show_default="run, where the model has it",
     ),
 ]
+Effort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Lengths that are weighed, and fillings tried, where the length is not given.",
+        show_default=str(EFFORT),
+    ),
+]
+Reread = Annotated[
+    bool | None,
+    typer.Option(
+        "--reread/--no-reread",
+        help="Rank fillings of unknown length by the causal reading of the whole text.",
+        show_default="where the model has one",
+    ),
+]
 
 
 def infill(
@@ -73,22 +89,8 @@ def infill(
         int, typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.")
     ] = LONGEST,
     length_prior: Prior = None,
-    effort: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Lengths that are weighed, and fillings tried, where the length is not given.",
-            show_default=str(EFFORT),
-        ),
-    ] = None,
-    reread: Annotated[
-        bool | None,
-        typer.Option(
-            "--reread/--no-reread",
-            help="Rank fillings of unknown length by the causal reading of the whole text.",
-            show_default="where the model has one",
-        ),
-    ] = None,
+    effort: Effort = None,
+    reread: Reread = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,

@@ -239,6 +239,16 @@ def test_a_continuation_of_unknown_length_is_cut_where_what_stands_behind_is_lik
     assert whole.spans[0].startswith(span) and len(cuts[nats.index(max(nats))]) == len(span.encode())
 
 
+def test_rereading_is_refused_where_there_is_no_causal_reading(
+    models: dict[str, DiffusionLM], refused: Refused
+) -> None:
+    template = {0: parse_template("the [MASK] in")}
+    how = replace(QUICK, reread=True)
+    assert [*METHODS["diffusion"].fill(models["joint"], template, how)]
+    with refused(ConfigError, "--reread"):
+        METHODS["diffusion"].fill(models["masked"], template, how)
+
+
 def test_what_was_measured_before_an_interrupt_is_kept(
     models: dict[str, DiffusionLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
