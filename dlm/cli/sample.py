@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from dlm.lm import Sample
     from dlm.lm.layout import Prompt
 
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help='Continue the "prompt", or answer the "messages", on each line of a .jsonl file.', show_default=False
+    ),
+]
+
 
 def sample(
     context: typer.Context,
@@ -36,12 +43,7 @@ def sample(
     chat: Annotated[
         str | None, typer.Option(help="Answer this message, by the tokenizer's chat template.", show_default=False)
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help='Continue the "prompt", or answer the "messages", on each line of a .jsonl file.', show_default=False
-        ),
-    ] = None,
+    prompts: Prompts = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out bad lines of --prompts, and report them at the end.")
     ] = False,
