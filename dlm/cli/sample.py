@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dlm.lm import Sample
     from dlm.lm.layout import Prompt
 
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens to write.", show_default=f"what the context has room for; {options.PUBLISHED}"),
+]
 Prompts = Annotated[
     Path | None,
     typer.Option(
@@ -31,14 +35,7 @@ def sample(
     context: typer.Context,
     model: options.Model,
     num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens to write.",
-            show_default=f"what the context has room for; {options.PUBLISHED}",
-        ),
-    ] = None,
+    length: Length = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
     chat: Annotated[
         str | None, typer.Option(help="Answer this message, by the tokenizer's chat template.", show_default=False)

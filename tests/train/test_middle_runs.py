@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from dlm.config import Config
+from dlm.data.batches import rearranging_streams
 from dlm.diffusion.readings import Autoregressive
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM
@@ -65,6 +66,15 @@ def test_without_it_texts_losses_and_the_vocabulary_are_as_before(tmp_path: Path
     assert torch.equal(*all_rows)
     trained = [losses(train(tmp_path / name, config)) for name, config in (("a", plain), ("b", none.config))]
     assert trained[0] == trained[1]
+
+
+def test_cuts_follow_from_the_seed_the_step_and_the_place_in_the_batch() -> None:
+    keys = [(seed, step, place) for seed in (0, 1) for step in (1, 2) for place in (0, 1)]
+    drawn, again = (
+        [torch.rand((), generator=rearranging_streams(seed, step, [place])[0]).item() for seed, step, place in keys]
+        for _ in range(2)
+    )
+    assert drawn == again and len({*drawn}) == len(keys)
 
 
 def test_a_step_with_rearranged_texts_has_no_bound_of_its_own(tmp_path: Path) -> None:
