@@ -1,6 +1,10 @@
-"""Text with holes: `[MASK:12]` is a span of twelve tokens, `[MASK:3-12]` of three to twelve, `[MASK]` of any length."""
+"""Text with holes: `[MASK:12]` is a span of twelve tokens, `[MASK:3-12]` of three to twelve, `[MASK]` of any length.
+
+`[MASK:/[0-9]{4}/]` is a span that an expression matches, `[MASK:2-4:/[0-9]{4}/]` one of two to four tokens.
+"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dlm.errors import DataError
@@ -16,64 +20,101 @@ class Hole:
     Attributes:
         tokens: How many tokens it has, or how many at least.
         most: How many at most; None for exactly `tokens`.
+        expression: What matches it, all of it, as Python's `re.fullmatch` does; None for any text.
+        choices: The texts of which it is one; none for any text.
+        among: The only lengths from `tokens` to `most` that it may have; None for all of them.
     """
 
     tokens: int
     most: int | None = None
+    expression: str | None = None
+    choices: tuple[str, ...] = ()
+    among: tuple[int, ...] | None = None
 
     @property
-    def lengths(self) -> range:
+    def lengths(self) -> Sequence[int]:
         """How many tokens it may have."""
-        return range(self.tokens, (self.tokens if self.most is None else self.most) + 1)
+        return self.among or range(self.tokens, (self.tokens if self.most is None else self.most) + 1)
+
+    @property
+    def pattern(self) -> str | None:
+        """The expression of its language: its own, or one of its choices; None for any text."""
+        return "|".join(map(re.escape, self.choices)) if self.choices else self.expression
 
 
 Template = tuple[str | Hole, ...]
 """Texts and holes in reading order; the texts are never changed."""
 
 
-def parse_template(text: str, marker: str = "MASK", longest: int = LONGEST) -> Template:
+def parse_template(
+    text: str, marker: str = "MASK", longest: int = LONGEST, choices: Sequence[str] | None = None
+) -> Template:
     r"""Splits a text at its holes.
 
     A backslash before a hole makes it literal: `\[MASK:3]` stands for the text `[MASK:3]`, and `\\[MASK:3]`
-    for one backslash and a hole.
+    for one backslash and a hole. A slash within an expression is written `\/`.
 
     Args:
         text: Text with at least one hole.
         marker: The word before the colon.
         longest: The most tokens of a hole that says no length.
+        choices: The texts that a hole which says nothing may have; None for any.
 
     Returns:
         The parts; putting them together again gives `text` with its escapes resolved.
 
     Raises:
-        DataError: There is no hole, or the length of one is no number of tokens and no range.
+        DataError: There is no hole; the length of one is no number of tokens and no range, or its expression has no
+            end; or there are choices, and no hole that says nothing, or a choice is empty.
     """
     parts: list[str | Hole] = []
     literal, end = "", 0
-    for found in re.finditer(rf"(\\*)\[{re.escape(marker)}(?::([^\]\n]*))?\]", text):
-        slashes, size = found.groups()
+    for found in re.finditer(rf"(\\*)\[{re.escape(marker)}(?::{_EXPRESSION}|:(?P<size>[^\]\n]*))?\]", text):
+        slashes = found[1]
         literal += text[end : found.start()] + "\\" * (len(slashes) // 2)
         end = found.end()
         if len(slashes) % 2:
             literal += found.group(0).lstrip("\\")
             continue
-        parts += [literal, _hole(size, marker, longest)]
+        size, expression = found["lengths"] or found["size"], found["expression"]
+        parts += [literal, _hole(size, expression, marker, longest)]
         literal = ""
     parts.append(literal + text[end:])
     if len(parts) == 1:
         raise DataError(f"nothing to fill: the text has no span such as [{marker}:12] or [{marker}]")
+    if choices is not None:
+        parts = _with_choices(parts, choices, marker, longest)
     return tuple(part for part in parts if part != "")
 
 
-def _hole(size: str | None, marker: str, longest: int) -> Hole:
-    """The hole of a marker that says so many tokens, a range of them, or nothing."""
+_EXPRESSION = r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])*)/"
+"""A length, or none, and an expression between slashes; a backslash keeps what follows it within the expression."""
+
+
+def _hole(size: str | None, expression: str | None, marker: str, longest: int) -> Hole:
+    """The hole of a marker that says so many tokens, a range of them, or nothing; and what matches it."""
     if size is None:
-        return Hole(1, longest)
+        return Hole(1, longest) if expression is None else Hole(0, longest, expression)
     found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", size)
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if most < max(least, 1):
+        if expression is None and "/" in size:
+            raise DataError(
+                f"[{marker}:{size}] begins an expression that does not end: close it by /], as in [{marker}:/[0-9]+/], "
+                r"and write a slash within it as \/"
+            )
         raise DataError(
             f"[{marker}:{size}] is no span: write a number of tokens of at least 1, as in [{marker}:12], a range, as "
             f"in [{marker}:3-12], or [{marker}] for any length"
         )
-    return Hole(least) if least == most else Hole(least, most)
+    return Hole(least, None if least == most else most, expression)
+
+
+def _with_choices(parts: Sequence[str | Hole], choices: Sequence[str], marker: str, longest: int) -> list[str | Hole]:
+    """The parts with these choices for every hole that says nothing."""
+    if not choices or "" in choices:
+        raise DataError(f"choices are texts such as yes,no and none of them is empty, got {','.join(choices)!r}")
+    plain, one_of = Hole(1, longest), Hole(1, longest, choices=tuple(dict.fromkeys(choices)))
+    if plain not in parts:
+        raise DataError(f"choices are for spans that say nothing else: the text has no plain [{marker}]")
+    return [one_of if part == plain else part for part in parts]

@@ -264,7 +264,7 @@ def test_every_configuration_is_in_the_table() -> None:
     assert {str(path.relative_to(page.parent)) for path in page.parent.rglob("*.yaml")} <= set(linked)
 
 
-KINDS = ("order", "budget", "token", "reopen", "blocks", "cache", "next")
+KINDS = ("order", "budget", "token", "reopen", "blocks", "guidance", "cache", "next")
 """The choices of a sampler, by the first words of the front page's table."""
 
 

@@ -99,3 +99,33 @@ def escaped(text: str) -> str:
 def doubled(text: str) -> str:
     """The same text, to stand before a hole: the backslashes at its end doubled."""
     return text + "\\" * (len(text) - len(text.rstrip("\\")))
+
+
+@pytest.mark.parametrize(
+    ("text", "hole"),
+    [
+        ("[MASK:/[0-9]{4}/]", Hole(0, 32, "[0-9]{4}")),
+        ("[MASK:3:/[^]]+/]", Hole(3, None, "[^]]+")),
+        ("[MASK:3-8:/a|b:c/]", Hole(3, 8, "a|b:c")),
+        (r"[MASK:/a\/]\\/]", Hole(0, 32, r"a\/]\\")),
+        ("[MASK://]", Hole(0, 32, "")),
+    ],
+)
+def test_expressions(text: str, hole: Hole) -> None:
+    assert parse_template(f"a {text} b") == ("a ", hole, " b")
+    assert parse_template(f"\\{text} [MASK:1]") == (f"{text} ", Hole(1))
+
+
+@pytest.mark.parametrize("text", ["[MASK:/a]", "[MASK:/[0-9]]", "[MASK:2:/a]", "[MASK:/a\\/]"])
+def test_an_expression_without_an_end_is_refused(text: str) -> None:
+    with pytest.raises(DataError, match="begins an expression that does not end"):
+        parse_template(f"a {text} b")
+
+
+def test_choices_are_for_holes_that_say_nothing() -> None:
+    one, other = parse_template("a [MASK] [MASK:2]", choices=["x.y", "(", "x.y"])[1::2]
+    assert one == Hole(1, 32, choices=("x.y", "(")) and other == Hole(2)
+    assert isinstance(one, Hole) and one.pattern == r"x\.y|\("
+    for text, choices, told in (("a [MASK:2]", ["x"], "no plain"), ("[MASK]", ["x", ""], "none of them is empty")):
+        with pytest.raises(DataError, match=told):
+            parse_template(text, choices=choices)

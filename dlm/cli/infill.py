@@ -1,6 +1,7 @@
 """`dlm infill`."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, json_line, line_writer, quiet_libraries, read_text, write_text
+from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, read_text, write_text
 from dlm.cli.records import Record, file_lines, free_of, is_batch, read_batch, report, usable
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
@@ -67,6 +68,17 @@ Reread = Annotated[
 ]
 
 
+Choices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B,...",
+        help=r"The texts that each span such as [MASK] may have; \, is a comma within one.",
+        show_default=False,
+    ),
+]
+Marker = Annotated[str, typer.Option(help="The word that marks a span.")]
+
+
 def infill(
     context: typer.Context,
     model: options.Model,
@@ -84,10 +96,11 @@ def infill(
         bool, typer.Option("--keep-going", help="Fill what can be filled of a batch, and name the rest at the end.")
     ] = False,
     num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
-    marker: Annotated[str, typer.Option(help="The word that marks a span.")] = "MASK",
+    marker: Marker = "MASK",
     max_length: Annotated[
         int, typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.")
     ] = LONGEST,
+    choices: Choices = None,
     length_prior: Prior = None,
     effort: Effort = None,
     reread: Reread = None,
@@ -107,8 +120,8 @@ def infill(
 ) -> None:
     r"""Fill masked spans anywhere in a text and leave the rest as it is.
 
-    [MASK:12] is twelve tokens, [MASK:3-12] three to twelve, and [MASK] any number that fits. A backslash makes a
-    marker literal: \\[MASK:3] stands for the text [MASK:3].
+    [MASK:12] is twelve tokens, [MASK:3-12] three to twelve, and [MASK] any number that fits. [MASK:/[0-9]{4}/] is
+    what the expression matches. A backslash makes a marker literal: \\[MASK:3] stands for the text [MASK:3].
 
     Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
     """
@@ -118,7 +131,7 @@ def infill(
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
     counted = _text_of(length_prior)
-    ask = partial(_template_of, marker=marker, longest=max_length)
+    ask = partial(_template_of, marker=marker, longest=max_length, choices=_choices(choices))
     records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
     quiet_libraries()
@@ -131,7 +144,8 @@ def infill(
     if lm.fills_in_the_middle:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
-        _tell_cost([*templates.values()], search.effort, num)
+        drawn = [each for each in templates.values() if not lm.languages.enumerated(each, search.effort)]
+        _tell_cost(drawn, search.effort, num)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -212,7 +226,14 @@ def _note(told: str) -> None:
     errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def _template_of(fields: Mapping[str, Any], marker: str, longest: int) -> Template:
+def _choices(given: str | None) -> Sequence[str] | None:
+    """The texts of `--choices`, which commas part."""
+    if given is None:
+        return None
+    return [part.replace(r"\,", ",") for part in re.split(r"(?<!\\),", check_given(given, "--choices"))]
+
+
+def _template_of(fields: Mapping[str, Any], marker: str, longest: int, choices: Sequence[str] | None) -> Template:
     """The text and the spans of a record."""
     free_of(WRITTEN, fields)
     if "text" not in fields:
@@ -221,7 +242,7 @@ def _template_of(fields: Mapping[str, Any], marker: str, longest: int) -> Templa
         text = check_text(fields["text"])
     except DataError as error:
         raise DataError(f'no field "text" with a text in it: {error}') from error
-    return parse_template(text, marker, longest)
+    return parse_template(text, marker, longest, choices)
 
 
 def _write_lines(

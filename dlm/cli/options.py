@@ -1,6 +1,7 @@
 """Options that commands share, and the sampler that they describe."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import StrEnum
@@ -12,10 +13,11 @@ from typer.core import TyperCommand
 from typer.main import get_command
 from typing_extensions import override
 
-from dlm.cli.console import errors
+from dlm.cli.console import check_given, errors
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dlm.diffusion.guide import Guidance
     from dlm.diffusion.remask import AnyRemasker
     from dlm.diffusion.unmask import Budget
     from dlm.lm import Sampler
@@ -29,6 +31,11 @@ CACHE = (
     "Approximate, for models in which every token sees every other: compute what is asked for and what has changed "
     "(dual), or all from the first of that on (prefix), and use the keys and values of earlier calls for the rest."
 )
+GUIDANCE = (
+    "Towards the prompt, or the text around spans: (1+W) log p given it - W log p with masks in its place. With :late, "
+    "W grows from 0 as tokens are revealed."
+)
+NEGATIVE = "With --guidance: away from this prompt, or this message, and not from masks."
 OWN_STEPS = "one token a step; of a reverse chain the model's own, or 64 and more"
 
 PUBLISHED = "of a published model its publisher's"
@@ -180,6 +187,9 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
     drafts = asked.pop("drafts", None)
     remask = asked.pop("remask", None)
     others = {name: asked.pop(name) for name in ("block_length", "accept", "verify") if name in asked}
+    guided, negative = asked.pop("guidance", None), asked.pop("negative_prompt", None)
+    if negative is not None and guided is None:
+        raise ConfigError("--negative-prompt alone says nothing: give --guidance W too")
     reuse = {to: asked.pop(name) for name, to in (("cache", "reach"), ("refresh", "refresh")) if name in asked}
     if "refresh" in reuse and "reach" not in reuse:
         raise ConfigError("--refresh alone says nothing: give --cache prefix or --cache dual too")
@@ -192,6 +202,7 @@ def build_sampler(given: Mapping[str, Any]) -> "Sampler":
             token=TokenChoice(**token) if token else None,
             drafts=None if drafts is None else _drafts(drafts),
             reuse=Reuse(**reuse) if reuse else None,
+            guidance=None if guided is None else _guidance(guided, negative),
             **others,
         )
     except ValueError as error:  # it begins with the field's name
@@ -232,6 +243,22 @@ def remasker(given: str) -> "AnyRemasker":
     except ValueError as error:
         raise ConfigError(f"--remask {name}: {error}") from error
     return found
+
+
+def _guidance(given: str, negative: str | None) -> "Guidance":
+    """What `--guidance` and `--negative-prompt` describe, such as 2 or 2:late."""
+    from dlm.diffusion.guide import Guidance
+
+    number, colon, schedule = given.partition(":")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if (colon and schedule != "late") or not 0.0 <= weight < math.inf:
+        raise ConfigError(f"--guidance is a number from 0 on, or one with :late, as in 2:late, got {given!r}")
+    return Guidance(
+        weight, schedule == "late", None if negative is None else check_given(negative, "--negative-prompt")
+    )
 
 
 def _drafts(given: str) -> int:
@@ -310,6 +337,10 @@ def _described_by_options() -> Callable[..., None]:
         _option("verify", bool, help=VERIFY, show_default="where a model has next tokens and nothing else is asked"),
         _option("drafts", str, help=DRAFTS, metavar="K|auto"),
         _option("accept", float, help="With --verify: below 1 accept more drafts; the text is no longer exact."),
+    ]
+    options += [
+        _option("guidance", str, help=GUIDANCE, metavar="W[:late]"),
+        _option("negative_prompt", str, help=NEGATIVE, metavar="TEXT"),
     ]
     for f in fields(TokenChoice):
         least = 1 if f.name == "top_k" else None

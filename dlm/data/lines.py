@@ -33,7 +33,7 @@ MARK = "\ufeff"
 """The byte-order mark."""
 
 KINDS: Mapping[bytes, tuple[str, str]] = {
-    b"PAR1": ("a Parquet file", "give the format parquet"),
+    b"PAR1": ("a Parquet file", "train and eval read it by the format parquet; elsewhere give its texts as .jsonl"),
     b"PK\x03\x04": ("a zip archive, or a document that is one, such as .docx", "unpack it, or save it as text"),
     b"%PDF": ("a PDF", "write its text into a file, as pdftotext does"),
     b"\x1f\x8b": ("packed by gzip", "let its name end in .gz"),
@@ -41,7 +41,7 @@ KINDS: Mapping[bytes, tuple[str, str]] = {
     b"\xfd7zXZ": ("packed by xz", "let its name end in .xz"),
     b"\x28\xb5\x2f\xfd": ("packed by Zstandard", "let its name end in .zst"),
     b"SQLite format 3": ("a database of SQLite", "write its texts into a .jsonl or .csv file"),
-    b"ARROW1": ("an Arrow file", "write it as Parquet, and give the format parquet"),
+    b"ARROW1": ("an Arrow file", "write its texts into a .jsonl file"),
 }
 """Files that are no text, by their first bytes: what each is, and how it can be read."""
 

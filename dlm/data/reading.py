@@ -81,7 +81,7 @@ def read_splits(data: Data) -> Splits:
         change = "lower the share" if not len(train) else "raise the share"
         by_tail = "hold out by tail, " if data.held_out.by != "tail" and share else ""
         parted = data.held_out.by == "documents" and share and len(documents) > 1
-        equal = ", as equal documents stay on the same side" if parted else ""
+        equal = ", as a hash of its text says the side of each, and equal ones stay together" if parted else ""
         raise DataError(
             f"data.held_out: a share of {share} of {len(documents)} documents by {data.held_out.by} "
             f"leaves {len(train)} to train on and {len(validation)} to validate on{equal}; {by_tail}{change}, "

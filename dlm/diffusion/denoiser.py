@@ -10,6 +10,7 @@ from torch import Tensor
 from dlm.diffusion.devices import copied
 from dlm.diffusion.network import Network, NetworkInput, Reduced, Reducer
 from dlm.diffusion.process import Process
+from dlm.diffusion.unmask import TokenChoice
 
 
 class Denoiser(ABC):
@@ -37,6 +38,20 @@ class Denoiser(ABC):
             The sum of its totals, and its values, shape (N,).
         """
         return reducer(self(inputs), slice(None))
+
+    def draw_tokens(self, token: TokenChoice, inputs: NetworkInput, log_p_NV: Tensor, u_N: Tensor) -> Tensor:
+        """Draws tokens for positions that are revealed in one step: each on its own, if nothing is known of them all.
+
+        Args:
+            token: How they are drawn.
+            inputs: The call that they were predicted in, with no other positions wanted than these.
+            log_p_NV: What was predicted for them.
+            u_N: A float64 number in [0, 1) for each.
+
+        Returns:
+            Ids, shape (N,).
+        """
+        return token.draw(log_p_NV, u_N)
 
 
 class FunctionDenoiser(Denoiser):

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -78,8 +78,8 @@ class Remasking(_Reopening):
         rows = reveal_BL.any(1).nonzero()[:, 0]
         if rows.numel():
             time_R = torch.full((len(rows),), time, dtype=torch.float64, device=x_BL.device)
-            log_p_NV = denoiser(NetworkInput(x_BL[rows], reveal_BL[rows], time_R, rows_B=rows))
-            token_N, log_p_N = draw_tokens(self.token, log_p_NV, reveal_BL, generators)
+            inputs = NetworkInput(x_BL[rows], reveal_BL[rows], time_R, rows_B=rows)
+            token_N, log_p_N = draw_tokens(self.token, denoiser, inputs, denoiser(inputs), generators)
             new_BL = new_BL.masked_scatter(reveal_BL, token_N)
             drawn_BL = drawn_BL.masked_scatter(reveal_BL, log_p_N.exp())
         return Changes(new_BL, reveal_BL | remask_BL, reveal_BL.any(1).cpu(), drawn_BL)
@@ -140,7 +140,8 @@ class Planned(_Reopening):
         share_R = (x_BL[rows] == self.process.mask_id).double().mean(1)
         inputs = NetworkInput(x_BL[rows], asked_BL[rows], time_of_share(self.process, share_R), rows_B=rows)
         predictions = Predictions(denoiser(inputs), asked_BL)
-        token_N, new_log_p_N = draw_tokens(self.token, predictions.at(new_BL), new_BL, generators)
+        new = replace(inputs, wanted_BL=new_BL[rows])
+        token_N, new_log_p_N = draw_tokens(self.token, denoiser, new, predictions.at(new_BL), generators)
         x0_BL = x_BL.masked_scatter(new_BL, token_N)
         old_log_p_N = log_p_of(predictions.at(old_BL), x_BL[old_BL]).clamp(min=torch.finfo(torch.float64).min)
         score_BL = torch.full(x_BL.shape, -torch.inf, dtype=torch.float64, device=x_BL.device)
@@ -194,21 +195,28 @@ def remasking_rule(
 
 
 def draw_tokens(
-    token: TokenChoice, log_p_NV: Tensor, where_BL: Tensor, generators: Sequence[torch.Generator]
+    token: TokenChoice,
+    denoiser: Denoiser,
+    inputs: NetworkInput,
+    log_p_NV: Tensor,
+    generators: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
-    """Draws a token for each position, every row from its own stream.
+    """Draws a token for each wanted position, every row from its own stream.
 
     Args:
         token: How they are drawn.
+        denoiser: What predicted them.
+        inputs: The call that they were predicted in; some rows of the canvas, and the N positions.
         log_p_NV: Log-probabilities, a row a position.
-        where_BL: The N positions, counted row by row.
-        generators: One stream a row.
+        generators: One stream a row of the canvas.
 
     Returns:
-        The ids, and their log-probabilities before temperature and cuts, float64; both where `where_BL` is.
+        The ids, and their log-probabilities before temperature and cuts, float64; both where the ids are.
     """
-    u_N = torch.cat(uniforms(generators, where_BL.sum(1).tolist()))
-    token_N = token.draw(log_p_NV, u_N).to(where_BL.device)
+    assert inputs.rows_B is not None
+    streams = [generators[row] for row in inputs.rows_B.tolist()]
+    u_N = torch.cat(uniforms(streams, inputs.wanted_BL.sum(1).tolist()))
+    token_N = denoiser.draw_tokens(token, inputs, log_p_NV, u_N).to(inputs.ids_BL.device)
     return token_N, log_p_of(log_p_NV, token_N)
 
 

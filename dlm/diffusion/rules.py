@@ -149,9 +149,8 @@ class Unmasking:
         u_N = torch.cat(uniforms(streams, count_R.tolist()))
 
         changed_BL = torch.zeros_like(active_BL).index_copy(0, rows, chosen_RL)
-        new_BL = x_BL.index_copy(
-            0, rows, x_RL.masked_scatter(chosen_RL, self.token.draw(log_p_NV, u_N).to(x_RL.device))
-        )
+        token_N = denoiser.draw_tokens(self.token, replace(inputs, wanted_BL=chosen_RL), log_p_NV, u_N)
+        new_BL = x_BL.index_copy(0, rows, x_RL.masked_scatter(chosen_RL, token_N.to(x_RL.device)))
         called_B = torch.zeros(len(x_BL), dtype=torch.bool).index_fill(0, rows.cpu(), True)
         return Changes(new_BL, changed_BL, called_B)
 
@@ -211,9 +210,11 @@ class ReverseChain:
         s_B, t_B = (
             torch.full((len(x_BL),), i / self.steps, dtype=torch.float64, device=x_BL.device) for i in (k - 1, k)
         )
-        log_p_NV = denoiser(NetworkInput(x_BL, active_BL, t_B))
+        inputs = NetworkInput(x_BL, active_BL, t_B)
+        log_p_NV = denoiser(inputs)
         u_N = torch.cat(uniforms(generators, active_BL.sum(1).tolist()))
-        x0_BL = x_BL.masked_scatter(active_BL, self.token.draw(log_p_NV, u_N).to(x_BL.device))
+        token_N = denoiser.draw_tokens(self.token, inputs, log_p_NV, u_N)
+        x0_BL = x_BL.masked_scatter(active_BL, token_N.to(x_BL.device))
         xs_BL = x0_BL if k == 1 else self.process.sample_posterior(x_BL, x0_BL, s_B, t_B, generators, active_BL)
         if self.redrawn > 0.0 and k > 1:
             redrawn_BL = active_BL & (random_scores(generators, active_BL) < self.redrawn)

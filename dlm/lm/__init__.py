@@ -1,5 +1,6 @@
 """A language model in one object: what a notebook imports and every command calls."""
 
+from dlm.diffusion.guide import Guidance
 from dlm.lm.infillings import Infilling
 from dlm.lm.model import DiffusionLM
 from dlm.lm.sampler import Sampler
@@ -7,4 +8,4 @@ from dlm.lm.samples import Sample
 from dlm.lm.scores import Answers
 from dlm.lm.scoring import Score
 
-__all__ = ["Answers", "DiffusionLM", "Infilling", "Sample", "Sampler", "Score"]
+__all__ = ["Answers", "DiffusionLM", "Guidance", "Infilling", "Sample", "Sampler", "Score"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError
-from dlm.model.text import drops_blanks, encode, pieces
+from dlm.model.text import decode, drops_blanks, encode, pieces
 from dlm.model.tokenizer import Affixes
 from dlm.template import Hole, Template
 
@@ -137,11 +137,22 @@ def written_spans(
     for number, part in enumerate(template):
         if isinstance(part, Hole):
             hole = next(holes)
-            beside = (*template[max(number - 1, 0) : number], ""), (*template[number + 1 :], "")
-            before, behind = (side[0] if isinstance(side[0], str) else "" for side in beside)
+            before, behind = beside(template, number)
             place = range(hole.start - canvas.start, hole.stop - canvas.start)
             spans.append(written_text(tokenizer, ids[canvas.start :], place, before, behind))
     return tuple(spans)
+
+
+def beside(template: Template, place: int) -> tuple[str, str]:
+    """The texts before and behind a part of a template; empty where another hole stands there, or nothing."""
+    sides = (*template[max(place - 1, 0) : place], ""), (*template[place + 1 :], "")
+    before, behind = (side[0] if isinstance(side[0], str) else "" for side in sides)
+    return before, behind
+
+
+def given_text(tokenizer: PreTrainedTokenizerBase, canvas: Canvas, hole: range) -> str:
+    """What the ids of a row before a hole say."""
+    return "".join(pieces(tokenizer, canvas.ids[canvas.start : hole.start]))
 
 
 def written_text(
@@ -162,6 +173,9 @@ def written_text(
     """
     parts = pieces(tokenizer, list(ids[: hole.stop]))
     seen, added = "".join(parts[: hole.start]), "".join(parts[hole.start :])
+    alone = decode(tokenizer, ids[: hole.start])
+    if alone != seen and (seen + added).startswith(alone):  # what ends before the hole is no whole character
+        added = (seen + added)[len(alone) :]
     if before[-1:].isspace() and not seen[-1:].isspace():
         added = added.removeprefix(" ")
     if drops_blanks(tokenizer) and _grow_together(tokenizer, added, behind):

@@ -224,6 +224,7 @@ def check_sampler(sampler: Sampler, batch_size: int | None) -> None:
         "--block-length": sampler.block_length,
         "--cache": sampler.reuse,
         "--remask": sampler.remask,
+        "--guidance": sampler.guidance,
     }
     for flag, asked in ignored.items():
         if asked is not None:

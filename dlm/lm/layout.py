@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
 from dlm.lm.canvas import Canvas, lay_out
 from dlm.model.checkpoint import Sidecar
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
@@ -85,6 +85,49 @@ class Layout:
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
         return Canvas.after(given, [self.sidecar.mask_id] * length, affixes)
+
+    def unguided(self, prompt: Prompt, canvas: Canvas, negative: str | None) -> Canvas:
+        """The row that a text is guided away from.
+
+        Args:
+            prompt: What it begins with.
+            canvas: Its row.
+            negative: A text in the place of the prompt, or of a chat's last message; None for masks.
+
+        Returns:
+            The row, with as much to be written.
+
+        Raises:
+            ConfigError: There is no prompt.
+            DataError: What stands in its place does not fit the context.
+        """
+        (hole,) = canvas.holes
+        if hole.start == canvas.start:
+            raise ConfigError("--guidance leads towards a prompt, and there is none: give --prompt or --chat")
+        if negative is None:
+            return self.hidden(canvas)
+        chat = (
+            None if prompt is None or isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": negative}]
+        )
+        try:
+            return self.canvas(negative if chat is None else chat, len(hole))
+        except DataError as error:
+            raise DataError(f"--negative-prompt: {error}") from error
+
+    def hidden(self, canvas: Canvas) -> Canvas:
+        """A row whose given text is masks; special tokens around it stay.
+
+        Args:
+            canvas: The row.
+
+        Returns:
+            The same with as much to be written.
+        """
+        suffix = canvas.ids[max(hole.stop for hole in canvas.holes) :]
+        affix = self.sidecar.affixes.suffix
+        stop = len(canvas.ids) - (len(affix) if affix and tuple(suffix[-len(affix) :]) == affix else 0)
+        ids = [self.sidecar.mask_id if canvas.start <= i < stop else id_ for i, id_ in enumerate(canvas.ids)]
+        return replace(canvas, ids=ids)
 
     def room(self, prompt: Prompt) -> int:
         """The number of tokens that the context has room for after a prompt.

@@ -7,7 +7,7 @@ chain rule, token by token away from the hole. It has no noise, so that lengths 
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -203,7 +203,10 @@ def _stands_alone(template: Template, place: int) -> bool:
 def exact(template: Template, lengths: Iterable[int]) -> Template:
     """A template whose holes have these lengths."""
     following = iter(lengths)
-    return tuple(Hole(next(following)) if isinstance(part, Hole) else part for part in template)
+    return tuple(
+        replace(part, tokens=next(following), most=None, among=None) if isinstance(part, Hole) else part
+        for part in template
+    )
 
 
 def is_open(template: Template) -> bool:

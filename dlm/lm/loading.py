@@ -1,5 +1,6 @@
 """Loads a model with its tokenizer and all that it was trained with."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,12 @@ def load(model: str | Path, held: Held, attention: str, mask_token: str | int | 
     check_rows(tokenizer, size)
     if sidecar is None and ids.mask < size <= ids.pad:  # the padding is no part of what the model was trained with
         init_new_token_rows(network, [ids.pad], ids.pad + 1)
+    if sidecar is None and family is None and mask_token is None and type(network).__name__.endswith("ForCausalLM"):
+        warnings.warn(
+            f"{path} is a causal language model whose tokenizer has a mask, and nothing in it says that it was trained "
+            "to fill masks: what it writes and its likelihoods may mean nothing",
+            stacklevel=2,
+        )
     if family is not None:
         sidecar = _sidecar_of(family, home, network, tokenizer)
     timed = sidecar is not None and sidecar.formulation.timed

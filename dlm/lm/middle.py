@@ -122,14 +122,19 @@ class MiddleFiller:
         return self._fill(templates, num)
 
     def check(self, template: Template) -> None:
-        """Refuses a text with a hole that does not fit the context.
+        """Refuses a text with a hole that does not fit the context, or that next tokens do not fill.
 
         Args:
             template: Texts and holes.
 
         Raises:
-            DataError: There is one.
+            DataError: There is one, or one that is held to an expression or to choices.
         """
+        if any(isinstance(part, Hole) and part.pattern is not None for part in template):
+            raise DataError(
+                "a span is held to an expression or to choices by its masks, and this model fills in the middle by "
+                "next tokens: leave them out"
+            )
         for part in template:
             if isinstance(part, Hole) and part.tokens > self._room:
                 raise DataError(

@@ -21,6 +21,7 @@ from dlm.lm.canvas import Canvas
 from dlm.lm.denoisers import Denoisers, arithmetic_device
 from dlm.lm.filler import Filler
 from dlm.lm.infillings import Infilling
+from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout, Prompt
 from dlm.lm.lengths import LengthSearch, Weigher
 from dlm.lm.middle import MiddleFiller
@@ -36,6 +37,7 @@ from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_mode
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, working_precisions
 from dlm.model.sentinels import Sentinels
+from dlm.model.spelling import Spelling
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
@@ -54,6 +56,7 @@ class DiffusionLM:
         time_embedding: What tells the model the time; None for a model that takes no time.
         sidecar: The formulation, context and mask it was trained with, and the run that made it, where one did.
         process: The forward process.
+        languages: The texts that a hole may have, where it says an expression or choices.
         layout: How texts become rows, and how many tokens there is room for after a prompt.
         end_ids: The ids that end a text, that of the end of text first.
         precision: What texts are written in.
@@ -119,6 +122,9 @@ class DiffusionLM:
             writing=self.precision,
             scoring=scoring,
         )
+        forbidden = (*self.process.vocabulary.forbidden, *self._unknown, *self.end_ids)
+        spelling = Spelling(tokenizer, self.process.vocabulary.size, forbidden)
+        self.languages = Languages(self.layout, self.process, spelling)
         aligned = family is None or family.aligned
         self._writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id, aligned)
 
@@ -409,13 +415,22 @@ class DiffusionLM:
         self.model.eval()
         family = self.sidecar.family
         how, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
+        if how.guidance is not None and how.guidance.negative is not None:
+            raise ConfigError("--negative-prompt is for what continues a prompt, and spans have a text on both sides")
+        if how.guides and not all(any(isinstance(part, str) for part in each) for each in templates.values()):
+            raise ConfigError("--guidance leads towards the text around spans, and there is none: leave it out")
         weighing = PlacedDenoiser(self.denoisers.scoring, lambda: self.arithmetic_device)
         return Filler(
             self.layout,
+            self.languages,
             Weigher(self.layout, weighing, self.process, self._pad_id, batch_size),
             lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
             lambda tasks, watched: self._writer.write(
-                tasks, how, batch_size=batch_size, watch=watch if watched else None, inside=True
+                [replace(task, other=self.layout.hidden(task.canvas)) for task in tasks] if how.guides else tasks,
+                how,
+                batch_size=batch_size,
+                watch=watch if watched else None,
+                inside=True,
             ),
             watch is not None,
             lambda batch: self._ranked(batch, draws, seed),
@@ -440,7 +455,7 @@ class DiffusionLM:
         if self.fills_in_the_middle:
             self.next_token_filler(None, self.sidecar.sentinels).check(template)
         else:
-            self.layout.holes(template)
+            self.languages.resolved(template)
 
     def next_token_filler(
         self, sampler: Sampler | None, sentinels: Sentinels | None, seed: int = 0, batch_size: int = 16
@@ -641,7 +656,11 @@ class DiffusionLM:
             rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
             key = ("sample", place) if place else ("sample",)
             stop_ids = self.end_ids if prompt or self.documents_apart else ()
-            asked += [(prompt, Task(canvas, rule, (seed, *key, number), stop_ids)) for number in range(num)]
+            other = None
+            if sampler.guidance is not None and sampler.guides:
+                other = self.layout.unguided(prompt, canvas, sampler.guidance.negative)
+            tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
+            asked += [(prompt, task) for task in tasks]
         batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
         rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
         return (

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Generator, Tensor
 
+from dlm.diffusion.constrain import Held
 from dlm.diffusion.draws import generator
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.sample import State
@@ -26,12 +27,16 @@ class Task:
         rule: How a step is taken.
         key: What its random numbers follow from.
         stop_ids: The ids that end the text; none for a text that fills its canvas.
+        held: The spans that are held to a language.
+        other: The row that it is guided away from; None without guidance.
     """
 
     canvas: Canvas
     rule: Rule | Verified
     key: tuple[int | str, ...]
     stop_ids: tuple[int, ...] = ()
+    held: tuple[Held, ...] = ()
+    other: Canvas | None = None
 
     def kind(self, timed: bool) -> Hashable:
         """What rows must have in common to be written side by side.
@@ -64,8 +69,8 @@ class Written:
     calls: Sequence[int]
 
 
-Write = Callable[[Task, Tensor, Tensor, Sequence[Generator]], Iterator[State]]
-"""(task, canvas_BL, editable_BL, one stream a row) -> the states of rows that are of one kind with the task."""
+Write = Callable[[Sequence[Task], Tensor, Tensor, Sequence[Generator]], Iterator[State]]
+"""(tasks of one kind, canvas_BL, editable_BL, one stream a row) -> the states of their rows."""
 
 
 def write_rows(
@@ -93,7 +98,7 @@ def write_rows(
     for _, alike in groupby(tasks, lambda task: task.kind(timed)):
         for batch in in_batches(list(alike), batch_size):
             x_BL, editable_BL = stack([task.canvas for task in batch], pad_id)
-            for final in write(batch[0], x_BL, editable_BL, [generator(*task.key) for task in batch]):
+            for final in write(batch, x_BL, editable_BL, [generator(*task.key) for task in batch]):
                 if watch:
                     watch(final)
             yield Written(batch, final.x_BL, editable_BL, final.calls_B.tolist())

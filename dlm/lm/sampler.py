@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from dlm.diffusion.formulation import NO_ORDER, Formulation
+from dlm.diffusion.guide import Guidance
 from dlm.diffusion.process import Process
 from dlm.diffusion.readings import Blocks
 from dlm.diffusion.remask import AnyRemasker
@@ -40,6 +41,7 @@ class Sampler:
         reuse: Which keys and values are used again, where every token sees every other: fewer are computed, and the
             text is approximate. None for none.
         remask: Which revealed tokens become masks again; None for none. See `dlm/diffusion/remask.py`.
+        guidance: How far predictions are guided towards the prompt, or the text around holes; None for not at all.
     """
 
     order: Order | None = None
@@ -51,6 +53,7 @@ class Sampler:
     verify: bool | None = None
     reuse: Reuse | None = None
     remask: AnyRemasker | None = None
+    guidance: Guidance | None = None
 
     def __post_init__(self) -> None:
         Verified(self.drafts or 0, accept=self.accept)
@@ -116,6 +119,7 @@ class Sampler:
                 "leave one of them out"
             )
         self._check_reuse(formulation, process, inside)
+        self._check_guidance(formulation, process, inside)
         return rule
 
     def _check_reuse(self, formulation: Formulation, process: Process, inside: bool) -> None:
@@ -129,10 +133,34 @@ class Sampler:
         if formulation.timed:
             raise ConfigError("--cache: this network takes the time, which changes every key and value at each step")
 
+    @property
+    def guides(self) -> bool:
+        """Whether predictions are guided; a weight of 0 is none."""
+        return self.guidance is not None and self.guidance.weight > 0.0
+
+    def _check_guidance(self, formulation: Formulation, process: Process, inside: bool) -> None:
+        """Refuses guidance where there is nothing to be hidden by masks, or what is given is read but once."""
+        if not self.guides:
+            return
+        if not process.absorbing:
+            raise ConfigError(
+                f"--guidance hides the prompt by masks, and this model's noise is {process.noise.name}; leave it out"
+            )
+        if formulation.timed:
+            raise ConfigError(
+                "--guidance: this network takes the time, which says how many tokens are masks, and guidance has a "
+                "second text with more of them; leave it out"
+            )
+        if formulation.readings.remembers and not inside and self.blocks(formulation) is not None:
+            raise ConfigError(
+                "--guidance reads the prompt twice, and this model remembers it once for all blocks; leave "
+                "--block-length out, or --guidance"
+            )
+
     def _verifies(self, formulation: Formulation, inside: bool) -> bool:
         """Whether the causal reading writes."""
         readings = formulation.readings
-        any_order = [self.order, self.budget, self.block_length, self.remask] != [None] * 4
+        any_order = self.guides or [self.order, self.budget, self.block_length, self.remask] != [None] * 4
         asked = self.drafts is not None or self.accept < 1.0 or self.verify is True
         if asked and not readings.causal:
             raise ConfigError(
@@ -142,14 +170,14 @@ class Sampler:
         if asked and (any_order or self.verify is False):
             raise ConfigError(
                 "--verify, --drafts and --accept write from left to right: leave them out, or leave out --no-verify, "
-                "--order, --block-length, --remask and what says how many tokens a step"
+                "--order, --block-length, --remask, --guidance and what says how many tokens a step"
             )
         if self.drafts and not readings.remembers:
             raise ConfigError(f"--drafts: masks draft, and this model, {readings.name}, was not trained to fill them")
         if not readings.any_order and readings.causal and (any_order or self.verify is False):
             raise ConfigError(
                 f"this model, {readings.name}, writes from left to right alone: leave --no-verify, --order, "
-                "--block-length, --remask and what says how many tokens a step out"
+                "--block-length, --remask, --guidance and what says how many tokens a step out"
             )
         if asked and inside:
             raise ConfigError(

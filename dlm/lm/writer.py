@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 
 from torch import Generator, Tensor
 
+from dlm.diffusion.constrain import ConstrainedDenoiser
 from dlm.diffusion.formulation import Formulation
+from dlm.diffusion.guide import GuidedDenoiser
 from dlm.diffusion.remember import sample_remembering
 from dlm.diffusion.sample import State, sample
 from dlm.diffusion.verify import Verified, sample_verified
+from dlm.lm.canvas import stack
 from dlm.lm.denoisers import Denoisers
 from dlm.lm.rows import Task, Written, write_rows
 from dlm.lm.sampler import Sampler, Watch
@@ -63,12 +66,22 @@ class Writer:
         blocks = sampler.blocks(self.formulation)
         remembers = not inside and blocks is not None and self.formulation.readings.remembers
 
-        def states(task: Task, x_BL: Tensor, editable_BL: Tensor, streams: Sequence[Generator]) -> Iterator[State]:
-            rule, stops = task.rule, task.stop_ids
+        def states(
+            batch: Sequence[Task], x_BL: Tensor, editable_BL: Tensor, streams: Sequence[Generator]
+        ) -> Iterator[State]:
+            rule, stops = batch[0].rule, batch[0].stop_ids
             if not isinstance(rule, Verified) and not remembers:
                 plain = denoiser
+                others = [task.other for task in batch if task.other is not None]
+                other_BM, other_editable_BM = stack(others, self.pad_id) if others else (x_BL[:0], editable_BL[:0])
                 if sampler.reuse is not None:
-                    plain = self.denoisers.reusing(sampler.reuse, inside, (x_BL.shape[0], x_BL.shape[1]))
+                    size = len(x_BL) + len(other_BM), max(x_BL.shape[1], other_BM.shape[1])
+                    plain = self.denoisers.reusing(sampler.reuse, inside, size)
+                if sampler.guidance is not None and others:
+                    second = other_BM, other_editable_BM, self.mask_id, self.pad_id
+                    plain = GuidedDenoiser(plain, sampler.guidance, editable_BL, *second)
+                if any(task.held for task in batch):
+                    plain = ConstrainedDenoiser(plain, [task.held for task in batch], self.mask_id)
                 return sample(rule, plain, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops)
             width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
             remembering = self.denoisers.remembering if ends else self.denoisers.within

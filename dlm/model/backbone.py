@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from dlm.diffusion.network import NetworkInput, Reduced, Reducer
 from dlm.diffusion.streams import Pattern, TwoStreams
-from dlm.errors import ConfigError
+from dlm.errors import CheckpointError, ConfigError
 from dlm.model.chunks import reduce_in_chunks
 from dlm.model.patterns import check_patterns, use_patterns
 from dlm.model.time_embedding import TimeEmbedding
@@ -231,6 +231,10 @@ class Backbone(nn.Module):
         whole_BLV = self.model(input_ids=x_BL, attention_mask=every_BL.long(), **self._extra()).logits
         rows_NV = self._project(self._rows(NetworkInput(x_BL, every_BL, torch.zeros(2, device=x_BL.device)), None))
         self.model.train(training)
+        if whole_BLV.isnan().any():
+            raise CheckpointError(
+                f"this {kind} network computes no numbers (NaN): its weights are damaged, or too large for their type"
+            )
         if not torch.allclose(whole_BLV.flatten(0, 1), rows_NV, rtol=1e-2, atol=1e-3, equal_nan=True):
             raise ConfigError(
                 f"model.architecture {kind}: its logits are not its head's alone, which dlm does not support"

@@ -111,6 +111,8 @@ def encode_chat(
             character.
     """
     template = template or ChatTemplate()
+    if not all(isinstance(message, Mapping) for message in messages):
+        raise DataError("a prompt is a text or a chat of {role, content}, and one alone; of several, name each")
     if not tokenizer.chat_template:
         raise DataError(
             "this tokenizer has no chat template: continue a text by --prompt, train on prompts and responses, or "

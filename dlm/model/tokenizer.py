@@ -116,7 +116,7 @@ def build_tokenizer(
                 )
             return _complete(tokenizer)
         case Bytes():
-            alphabet = {character: byte for byte, character in enumerate(_byte_alphabet())}
+            alphabet = {character: byte for byte, character in enumerate(byte_alphabet())}
             backend = _byte_level(models.BPE(vocab=alphabet, merges=[]))
             specials = [END, PAD, MASK]
         case Bpe():
@@ -126,7 +126,7 @@ def build_tokenizer(
                 (part for text in texts() for part in _in_short_words(text)),
                 trainers.BpeTrainer(
                     vocab_size=spec.size - len(specials),
-                    initial_alphabet=_byte_alphabet(),
+                    initial_alphabet=byte_alphabet(),
                     show_progress=sys.stderr.isatty() and process_state().is_main_process,
                 ),
             )
@@ -391,7 +391,7 @@ def _in_short_words(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The character that stands for each byte: itself if it is printable, else the next free one from 256 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))

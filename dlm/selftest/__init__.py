@@ -7,7 +7,7 @@ within `SIGMAS` standard errors.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from dlm.selftest import bounds, forward, readings, samplers
+from dlm.selftest import bounds, forward, readings, samplers, wrapped
 from dlm.selftest.check import Check
 
 TRUTHS: tuple[tuple[int, Callable[[], Iterator[Check]]], ...] = (
@@ -23,6 +23,8 @@ TRUTHS: tuple[tuple[int, Callable[[], Iterator[Check]]], ...] = (
     (9, readings.blocks),
     (10, readings.two_streams),
     (11, samplers.remasking),
+    (12, wrapped.languages),
+    (13, wrapped.guidance),
 )
 """The number of each truth, and a function that checks it or a part of it."""
 

@@ -305,6 +305,31 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample @model --prompt a --chat a", "give one of them"),
     ("sample @model --prompts @prompts.jsonl --output @taken.txt", "exists already"),
     ("sample @model --keep-going", "give --prompts FILE"),
+    # spans held to expressions and choices
+    (["infill", "@model", "a [MASK:/b"], "nothing to fill"),
+    (["infill", "@model", "a [MASK:/[0-9]+]"], "begins an expression that does not end"),
+    (["infill", "@model", "a [MASK:2-:/b/]"], "[MASK:2-] is no span"),
+    (["infill", "@model", "a [MASK:/(/]"], "/(/ is no regular expression"),
+    (["infill", "@model", "a [MASK:/a(?=b)/]"], "lookahead and lookbehind"),
+    (["infill", "@model", r"a [MASK:/(a)\1/]"], "references to groups"),
+    (["infill", "@model", "a [MASK:/^a$/]"], "anchors"),
+    (["infill", "@model", "a [MASK:/.{0,4000}/]"], "more than 2000 states"),
+    (["infill", "@model", "a [MASK:2:/[0-9]{3}/]"], "no text of 2 tokens matches /[0-9]{3}/, which takes 3 at least"),
+    (["infill", "@model", "a [MASK:/[0-9]{40}/]"], "which takes more than the 32 of the context"),
+    (["infill", "@model", "a [MASK:2]", "--choices", "yes,no"], "the text has no plain [MASK]"),
+    (["infill", "@model", "a [MASK]", "--choices", "yes,,no"], "none of them is empty"),
+    (["infill", "@model", "a [MASK]", "--choices", "x" * 40], "which takes more than the 32 of the context"),
+    # guidance
+    (["sample", "@model", "--guidance", "1"], "--guidance leads towards a prompt, and there is none"),
+    (["sample", "@model", "--prompt", "a", "--guidance", "strong"], "--guidance is a number from 0 on"),
+    (["sample", "@model", "--prompt", "a", "--guidance", "2:early"], "as in 2:late, got '2:early'"),
+    (["sample", "@model", "--prompt", "a", "--negative-prompt", "b"], "give --guidance W too"),
+    (["sample", "@model", "--prompt", "a", "--guidance", "1", "--negative-prompt", "b" * 32], "--negative-prompt: "),
+    (["infill", "@model", "[MASK:2]", "--guidance", "1"], "--guidance leads towards the text around spans"),
+    (
+        ["infill", "@model", "a [MASK:2]", "--guidance", "1", "--negative-prompt", "b"],
+        "--negative-prompt is for what continues a prompt",
+    ),
     # infilling
     ("infill @model", "give the text, or --file FILE"),
     (["infill", "@model", "a [MASK:2] b", "--file", "@text.txt"], "give the text, or --file FILE"),
@@ -473,11 +498,11 @@ def test_a_bug_says_how_to_see_it(shelf: Path, monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("two\nlines [bold]")
 
-    monkeypatch.setattr(DiffusionLM, "generate_each", broken)
+    monkeypatch.setattr(DiffusionLM, "stream", broken)
     code, out, err = invoke(shelf, "sample @model")
     expected = "dlm: RuntimeError: two lines [bold]; run it again with --debug for the traceback\n"
     assert (code, out, err) == (1, "", expected)
-    monkeypatch.setattr(DiffusionLM, "generate_each", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(DiffusionLM, "stream", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     assert invoke(shelf, "sample @model") == (130, "", "dlm: interrupted\n")
 
 

@@ -1076,5 +1076,5 @@ def test_columns_that_something_else_parts(
 def test_equal_documents_cannot_be_parted(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "t.txt").write_text("the same\n" * 100)
     data = parse_config({"data": {"train": {"format": "text", "path": str(tmp_path / "t.txt"), "documents": "line"}}})
-    with refused(DataError, "data.held_out", "100 documents", "equal documents stay on the same side"):
+    with refused(DataError, "data.held_out", "100 documents", "equal ones stay together"):
         read_splits(data.data)

@@ -199,3 +199,11 @@ def test_temperature_zero_takes_the_likeliest_token(lm: DiffusionLM) -> None:
     (greedy,) = lm.infill("abc[MASK:1]XY", sampler=Sampler(token=TokenChoice(0.0)))
     drawn = lm.infill("abc[MASK:1]XY", num=60)
     assert greedy.log_likelihood >= max(one.log_likelihood for one in drawn) - 1e-5
+
+
+@pytest.mark.parametrize("text", ["a[MASK:/[a-c]+/]b", "a[MASK:2:/[a-c]+/]b"])
+def test_a_span_that_is_held_to_an_expression_is_refused(text: str, lm: DiffusionLM, refused: Refused) -> None:
+    with refused(DataError, "expression", "leave them out"):
+        lm.infill(text)
+    with refused(DataError, "expression"):
+        lm.infill(parse_template("a[MASK]b", choices=["c", "d"]))

@@ -1,5 +1,7 @@
 """A model writes what it was asked to, changes nothing else, and says the same whatever it is batched with."""
 
+import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -448,6 +451,28 @@ def test_a_mask_that_is_not_registered_can_be_named(padded_decoder: Path, named:
     lm.save_pretrained(padded_decoder / "saved")
     again = DiffusionLM.from_pretrained(padded_decoder / "saved", device="cpu")
     assert again.process.mask_id == 267 and again.nelbo("you") == pytest.approx(lm.nelbo("you"), rel=1e-5)
+
+
+def test_a_causal_model_that_has_a_mask_for_unknown_reasons_is_told(padded_decoder: Path) -> None:
+    config = json.loads((padded_decoder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["mask_token"] = "<mask>"
+    (padded_decoder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.warns(UserWarning, match="nothing in it says that it was trained to fill masks"):
+        DiffusionLM.from_pretrained(padded_decoder, device="cpu")
+
+
+def test_weights_that_are_no_numbers_are_damaged(tiny_lm: DiffusionLM, tmp_path: Path, refused: Refused) -> None:
+    tiny_lm.save_pretrained(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    next(w for name, w in weights.items() if name.endswith("norm.weight")).flatten()[0] = math.nan
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    with refused(CheckpointError, "computes no numbers", "damaged"):
+        DiffusionLM.from_pretrained(tmp_path / "model", device="cpu")
+
+
+def test_a_list_of_prompts_is_no_chat(tiny_lm: DiffusionLM, refused: Refused) -> None:
+    with refused(DataError, "a prompt is a text or a chat"):
+        tiny_lm.generate(["a", "b"])  # type: ignore[list-item]
 
 
 def test_a_model_that_knows_its_mask_is_not_given_another(

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dlm.model.tokenizer import _byte_alphabet
+from dlm.model.tokenizer import byte_alphabet
 
 TEMPLATE = (
     "{{ bos_token or '' }}{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -68,7 +68,7 @@ LLADA: dict[str, Any] = {
 
 def tokenizer(tokens: tuple[str, ...], **roles: str) -> PreTrainedTokenizerFast:
     """One token a byte, and special tokens from 256 on."""
-    return _wrapped(Backend(models.BPE(vocab={c: i for i, c in enumerate(_byte_alphabet())}, merges=[])), tokens, roles)
+    return _wrapped(Backend(models.BPE(vocab={c: i for i, c in enumerate(byte_alphabet())}, merges=[])), tokens, roles)
 
 
 def _wrapped(backend: Backend, tokens: tuple[str, ...], roles: dict[str, str]) -> PreTrainedTokenizerFast:
@@ -134,7 +134,7 @@ def dream(folder: Path, **changes: Any) -> Path:
     torch.manual_seed(2)
     Qwen2ForCausalLM(Qwen2Config(vocab_size=272, tie_word_embeddings=False, **SIZES)).save_pretrained(folder)
     _rename(folder, "Dream", "DreamModel", mask_token_id=259, **changes)
-    (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(_byte_alphabet())}))
+    (folder / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(byte_alphabet())}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     added = {
         str(256 + i): {
@@ -197,7 +197,7 @@ def diffugpt(folder: Path) -> Path:
     plain.config.architectures = ["DiscreteDiffusionModel"]
     plain.config.save_pretrained(folder)
     save_file(renamed, folder / "model.safetensors", {"format": "pt"})
-    vocabulary = {c: i for i, c in enumerate([*_byte_alphabet(), "un", "ma", "mas", "mask"])}
+    vocabulary = {c: i for i, c in enumerate([*byte_alphabet(), "un", "ma", "mas", "mask"])}
     merges = [("u", "n"), ("m", "a"), ("ma", "s"), ("mas", "k")]
     roles = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "mask_token": "mask"}
     _wrapped(Backend(models.BPE(vocab=vocabulary, merges=merges)), ("<|endoftext|>",), roles).save_pretrained(folder)

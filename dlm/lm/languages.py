@@ -1,0 +1,165 @@
+"""The texts that a hole may have: expressions and choices as languages of a model's tokens."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from dlm.diffusion.automaton import Automaton
+from dlm.diffusion.constrain import Held
+from dlm.diffusion.process import Process
+from dlm.errors import ConfigError, DataError, shortened
+from dlm.lm.canvas import Canvas, beside, given_text, written_spans
+from dlm.lm.layout import Layout
+from dlm.model.spelling import Spelling
+from dlm.model.text import encode
+from dlm.template import Hole, Template
+
+
+@dataclass(frozen=True)
+class Languages:
+    """The languages of holes, in the tokens of one model.
+
+    Attributes:
+        layout: How texts become rows.
+        process: The forward process.
+        spelling: What the tokens spell that holes are written with.
+    """
+
+    layout: Layout
+    process: Process
+    spelling: Spelling
+
+    def resolved(self, template: Template) -> Template:
+        """A template whose holes have no length that their languages do not.
+
+        Args:
+            template: Texts and holes.
+
+        Returns:
+            The same for holes of any text.
+
+        Raises:
+            DataError: A hole has no text of its language, or the holes and what stands between them do not fit the
+                context.
+            ConfigError: The model's noise is not masks alone, or what its tokens spell is not known.
+        """
+        if all(isinstance(part, str) or part.pattern is None for part in template):
+            self.layout.holes(template)
+            return template
+        if not self.process.absorbing:
+            raise ConfigError(
+                f"an expression or choices say what masks may become, and this model's noise is "
+                f"{self.process.noise.name}: give the spans their tokens alone, as in [MASK:12]"
+            )
+        shortest = [part if isinstance(part, str) else replace(part, most=None) for part in template]
+        canvas = self.layout.holes(tuple(shortest))
+        number, found = 0, list[str | Hole]()
+        for part in template:
+            if isinstance(part, Hole):
+                if part.pattern is not None:
+                    part = self._possible(part, self._automaton(part, template, canvas, number))
+                number += 1
+            found.append(part)
+        self.layout.holes(tuple(found))
+        return tuple(found)
+
+    def held(self, template: Template, canvas: Canvas) -> tuple[Held, ...] | None:
+        """The spans of a row that are held to languages.
+
+        Args:
+            template: The text with holes of known length.
+            canvas: What was made of it.
+
+        Returns:
+            Its spans; None where a language has no string of as many tokens in its place.
+        """
+        held = []
+        for number, (part, places) in enumerate(zip(_holes(template), canvas.holes, strict=True)):
+            if part.pattern is None:
+                continue
+            automaton = self._automaton(part, template, canvas, number)
+            if len(places) not in automaton.lengths(len(places)):
+                return None
+            held.append(Held(places, automaton))
+        return tuple(held)
+
+    def enumerated(self, template: Template, most: int) -> Sequence[tuple[Template, Canvas]] | None:
+        """All ways of filling the holes of a text with their choices, each by the tokens that its text has.
+
+        Args:
+            template: Texts and holes.
+            most: How many ways are enumerated at most.
+
+        Returns:
+            The text with its chosen holes, and the row with their ids; None where a hole is no choice, where there are
+            too many ways, or where a choice would be written otherwise.
+        """
+        ways = 1
+        for hole in _holes(template):
+            ways *= len(hole.choices)
+        if not 1 <= ways <= most:
+            return None
+        found = []
+        for chosen in itertools.product(*(hole.choices for hole in _holes(template))):
+            row = next(self._rows(template, chosen), None)
+            if row is None:
+                return None
+            found.append(row)
+        return found
+
+    def _rows(self, template: Template, chosen: Sequence[str]) -> Iterator[tuple[Template, Canvas]]:
+        """The rows whose holes are written as they should: with a blank before them where the decoder takes it."""
+        tokenizer = self.layout.tokenizer
+        first = isinstance(template[0], Hole)
+        for blank in itertools.product(("", " "), repeat=len(chosen)):
+            spelled = [
+                encode(tokenizer, [before + text], continues=number > 0 or not first)[0]
+                for number, (before, text) in enumerate(zip(blank, chosen, strict=True))
+            ]
+            if any(set(ids) - self.spelling.bytes_of.keys() for ids in spelled):
+                continue
+            following = iter(zip(spelled, chosen, strict=True))
+            whole: Template = tuple(part if isinstance(part, str) else _chosen(*next(following)) for part in template)
+            canvas = self.layout.holes(tuple(whole))
+            ids = list(canvas.ids)
+            for places, written in zip(canvas.holes, spelled, strict=True):
+                ids[places.start : places.stop] = written
+            if written_spans(whole, tokenizer, canvas, ids) == tuple(chosen):
+                yield whole, replace(canvas, ids=ids)
+
+    def _automaton(self, hole: Hole, template: Template, canvas: Canvas, number: int) -> Automaton:
+        """The language of a hole, by number, where it stands."""
+        assert hole.pattern is not None
+        place = [at for at, part in enumerate(template) if isinstance(part, Hole)][number]
+        before, _ = beside(template, place)
+        begins = canvas.holes[number].start == canvas.start
+        seen = given_text(self.layout.tokenizer, canvas, canvas.holes[number])
+        taken = before[-1:].isspace() and not seen[-1:].isspace()
+        return self.spelling.automaton(hole.pattern, stripped=taken or (begins and self.spelling.strips))
+
+    def _possible(self, hole: Hole, automaton: Automaton) -> Hole:
+        """The hole with the lengths that its language has."""
+        possible = automaton.lengths(max(hole.lengths))
+        lengths = tuple(length for length in possible if length in hole.lengths)
+        if not lengths:
+            known = automaton.lengths(self.layout.sidecar.context)
+            said = f"{known[0]} at least" if known else f"more than the {self.layout.sidecar.context} of the context"
+            raise DataError(
+                f"no text of {_range(hole)} matches /{shortened(hole.pattern or '', 60)}/, which takes {said}"
+            )
+        return replace(hole, tokens=lengths[0], most=lengths[-1] if len(lengths) > 1 else None, among=lengths)
+
+
+def _chosen(ids: Sequence[int], text: str) -> Hole:
+    """A hole of one text."""
+    return Hole(len(ids), choices=(text,))
+
+
+def _holes(template: Template) -> Sequence[Hole]:
+    return [part for part in template if isinstance(part, Hole)]
+
+
+def _range(hole: Hole) -> str:
+    """How many tokens a hole may have, in words."""
+    least, most = min(hole.lengths), max(hole.lengths)
+    return f"{most} tokens" if least == most else f"{least} to {most} tokens"

@@ -1,0 +1,87 @@
+"""What tokens spell: the bytes of a text, and languages that accept strings of tokens by their texts."""
+
+import random
+import re
+from collections.abc import Callable
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from dlm.config import Bpe, Bytes, Characters
+from dlm.errors import ConfigError, DataError
+from dlm.model.spelling import Spelling
+from dlm.model.text import decode
+from dlm.model.tokenizer import all_special_ids, build_tokenizer, id_count, is_byte
+from tests.support.fixtures import Refused
+from tests.support.tokenizers import like_bert, like_llama, like_roberta
+
+TEXT = "the cat saw the mat 0123 4567 1234 h\u00e9\u00e9\n"
+TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerBase]] = {
+    "bytes": lambda: build_tokenizer(Bytes(), lambda: ()),
+    "characters": lambda: build_tokenizer(Characters(), lambda: [TEXT]),
+    "bpe": lambda: build_tokenizer(Bpe(size=320), lambda: [TEXT] * 20),
+    "roberta": like_roberta,
+    "llama": like_llama,
+    "unigram": lambda: like_llama(unigram=True),
+}
+
+
+@pytest.fixture(params=TOKENIZERS, scope="module")
+def spelling(request: pytest.FixtureRequest) -> Spelling:
+    tokenizer = TOKENIZERS[request.param]()
+    return Spelling(tokenizer, id_count(tokenizer), all_special_ids(tokenizer) | {tokenizer.unk_token_id})
+
+
+def strings(spelling: Spelling, seed: int, count: int = 1500) -> list[list[int]]:
+    chance, ids = random.Random(seed), [*spelling.bytes_of]
+    return [chance.choices(ids, k=chance.randint(0, 5)) for _ in range(count)]
+
+
+def test_the_bytes_of_tokens_are_those_of_the_decoded_text(spelling: Spelling) -> None:
+    name_of = spelling.tokenizer.backend_tokenizer.id_to_token
+    for ids in strings(spelling, 0):
+        if ids and is_byte(name_of(ids[0])) and spelling.strips:
+            continue  # whether a blank of a byte token is taken from the beginning, decoders do not agree on
+        text = b"".join(map(spelling.bytes_of.__getitem__, ids)).decode("utf-8", "replace")
+        found = decode(spelling.tokenizer, ids)
+        assert found == (text.removeprefix(" ") if spelling.strips else text) or "\ufffd" in found
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+@pytest.mark.parametrize("expression", ["[0-9]{1,4}", "(a|the| cat)?", ".{0,3}", r"\w+ \w+", "[^a]*"])
+def test_a_language_of_tokens_is_that_of_their_texts(spelling: Spelling, expression: str, *, stripped: bool) -> None:
+    automaton = spelling.automaton(expression, stripped=stripped)
+    name_of, longest = spelling.tokenizer.backend_tokenizer.id_to_token, 0
+    for ids in strings(spelling, 1):
+        spelled = [spelling.bytes_of[id_] for id_ in ids]
+        if stripped and any(each == b" " and is_byte(name_of(id_)) for each, id_ in zip(spelled, ids, strict=True)):
+            continue
+        whole = b"".join(spelled)
+        try:
+            text = (whole.removeprefix(b" ") if stripped else whole).decode()
+            matches = re.fullmatch(expression, text) is not None
+        except UnicodeDecodeError:
+            matches = False
+        assert automaton.accepts(ids) == matches, (ids, whole)
+        longest = max(longest, len(ids) if matches else 0)
+        assert not matches or len(ids) in automaton.lengths(5)
+
+
+def test_tokens_that_may_stand_for_each_other_are_one_class() -> None:
+    tokenizer = build_tokenizer(Bytes(), lambda: ())
+    found = Spelling(tokenizer, id_count(tokenizer), all_special_ids(tokenizer)).automaton("[0-9]{4}")
+    assert found.classes == 1 and int((found.class_V == 0).sum()) == 10
+
+
+def test_without_the_tokens_for_it_a_language_is_empty(refused: Refused) -> None:
+    tokenizer = build_tokenizer(Characters(), lambda: ["abc"])
+    spelling = Spelling(tokenizer, id_count(tokenizer), all_special_ids(tokenizer))
+    assert spelling.automaton("[a-z]").accepts([0])
+    with refused(DataError, "no tokens of this model's tokenizer spell a text that /[0-9]/ matches"):
+        spelling.automaton("[0-9]")
+
+
+def test_tokens_without_blanks_are_refused(refused: Refused) -> None:
+    tokenizer = like_bert()
+    with refused(ConfigError, "has no blanks in its tokens"):
+        Spelling(tokenizer, id_count(tokenizer), all_special_ids(tokenizer)).automaton("a")
