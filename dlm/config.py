@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.levels import AnyLevels, Clip
 from dlm.diffusion.noise import Absorbing, AnyNoise
-from dlm.diffusion.readings import AnyReadings, Joint, Masked
+from dlm.diffusion.readings import AnyReadings, Autoregressive, Joint, Masked
 from dlm.diffusion.schedule import Linear, Schedule
 from dlm.diffusion.weighting import AnyWeighting, CrossEntropy
 
@@ -20,6 +20,10 @@ Positive = Annotated[int, Field(gt=0)]
 
 LONGEST_CHAIN = 1_000_000
 """The most steps of a chain; for more there is continuous time."""
+FimOrder = Literal["psm", "spm"]
+"""The order of a text that is rearranged for fill-in-the-middle."""
+SHORTEST_REARRANGED = 8
+"""The fewest tokens of a row whose texts are rearranged for fill-in-the-middle."""
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -134,6 +138,9 @@ class Data:
             bound.
         context: The share of training sequences that keep a random prefix, suffix or both clean, outside the loss;
             for prompts and infilling. Validation and evaluation always bound the whole text.
+        fim: The share of training texts that are rearranged for fill-in-the-middle, for autoregressive readings alone:
+            their model then fills holes. Validation and evaluation read every text as it stands.
+        fim_order: The order of a rearranged text: prefix, suffix, middle (`psm`), or suffix, prefix, middle (`spm`).
         tail: Whether a response is followed, in training, by a random number of end-of-text tokens that are learned,
             so that a text may end anywhere on a longer canvas.
         streaming: Read, tokenise and pack the training documents during training, for data that does not fit on the
@@ -148,6 +155,8 @@ class Data:
     packing: Literal["pack", "pad"] = "pack"
     attend: Literal["row", "document"] = "row"
     context: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    fim: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    fim_order: FimOrder = "psm"
     tail: bool = True
     streaming: bool = False
     buffer: Positive = 4096
@@ -159,8 +168,15 @@ class Data:
             )
         if self.attend == "document" and self.packing == "pad":
             raise ValueError("attend: with packing pad a row holds one document already; set row, or packing to pack")
+        if self.fim and self.length < SHORTEST_REARRANGED:
+            raise ValueError(
+                f"fim: a rearranged text has four tokens more, and length {self.length} leaves too few for the text; "
+                f"set length to {SHORTEST_REARRANGED} or more"
+            )
         if not self.train.supervised:
             return
+        if self.fim:
+            raise ValueError("fim: it is for plain text, and responses stay behind their prompts; set it to 0")
         if self.streaming:
             raise ValueError("streaming: prompts and responses are read whole, one a row; set it to false")
         if self.packing != "pad":
@@ -434,6 +450,11 @@ class Config:
                 raise ValueError(
                     f"data.attend: document needs model.attention auto, eager or sdpa, got {model.attention}"
                 )
+        if self.data.fim and not isinstance(self.readings, Autoregressive):
+            raise ValueError(
+                f"data.fim: it is for readings autoregressive, whose model does not see what stands behind a hole; got "
+                f"readings {self.readings.name}; set it to 0"
+            )
         self._check_readings()
         self.formulation.check()
 

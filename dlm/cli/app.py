@@ -15,7 +15,22 @@ import typer
 from typer.core import TyperGroup
 from typing_extensions import override
 
-from dlm.cli import bench, chat, corrupt, evaluate, infill, merge, quality, report, runs, sample, score, selftest, train
+from dlm.cli import (
+    bench,
+    bench_infill,
+    chat,
+    corrupt,
+    evaluate,
+    infill,
+    merge,
+    quality,
+    report,
+    runs,
+    sample,
+    score,
+    selftest,
+    train,
+)
 from dlm.cli.console import errors, is_first
 from dlm.cli.options import USAGE, SamplerCommand, usage_message
 from dlm.cli.streams import checked_stdout, open_closed_streams
@@ -171,8 +186,9 @@ for _name, _command in (
     _kind = SamplerCommand if _name in ("sample", "infill", "chat") else None
     app.command(_name, cls=_kind)(_guarded(_command, shared=_name in ("train", "eval")))
 
-_bench = typer.Typer(help="Measure the speed of training and of sampling, and quality against speed.")
+_bench = typer.Typer(help="Measure the speed of training and sampling, quality against speed, and infilling.")
 _bench.command("train")(_guarded(bench.train))
 _bench.command("sample", cls=SamplerCommand)(_guarded(bench.sample))
 _bench.command("frontier")(_guarded(bench.frontier))
+_bench.command("infill")(_guarded(bench_infill.infill))
 app.add_typer(_bench, name="bench", no_args_is_help=True)

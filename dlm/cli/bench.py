@@ -137,8 +137,8 @@ def frontier(
 
     Example:  dlm bench frontier runs/joint runs/autoregressive --output frontier.svg
     """
-    asked_temperatures = _numbers("--temperatures", temperatures, float, 0.0)
-    asked_sizes = _numbers("--batch-sizes", batch_sizes, int, 1) if batch_sizes is not None else [min(8, num)]
+    asked_temperatures = numbers("--temperatures", temperatures, float, 0.0)
+    asked_sizes = numbers("--batch-sizes", batch_sizes, int, 1) if batch_sizes is not None else [min(8, num)]
     if (most := max(asked_sizes)) > num:
         raise ConfigError(f"--batch-sizes: {most} is more than the {num} texts of --num")
     if output is not None and output.suffix != ".svg":
@@ -150,11 +150,11 @@ def frontier(
     from dlm.bench.kinds import kind
     from dlm.bench.plot import to_svg
 
-    asked = [kind(name) for name in _names("--samplers", samplers)] if samplers is not None else None
-    _check_once("--samplers", [each.name for each in asked or ()])
+    asked = [kind(name) for name in names("--samplers", samplers)] if samplers is not None else None
+    check_once("--samplers", [each.name for each in asked or ()])
     options.check_device(device)
     opened, judging = open_models(models, judge, samplers=asked, device=device, **weights)
-    with _passes(shown=not as_json) as told:
+    with passes(shown=not as_json) as told:
         found = bench_frontier(
             opened,
             judging,
@@ -172,7 +172,7 @@ def frontier(
         write_text(to_svg(found), output, overwrite=overwrite)
 
 
-def _names(option: str, text: str) -> list[str]:
+def names(option: str, text: str) -> list[str]:
     """Names or numbers with commas between them."""
     names = [name.strip() for name in text.split(",")]
     if "" in names:
@@ -180,21 +180,21 @@ def _names(option: str, text: str) -> list[str]:
     return names
 
 
-def _numbers(option: str, text: str, read: Callable[[str], Number], least: Number) -> list[Number]:
+def numbers(option: str, text: str, read: Callable[[str], Number], least: Number) -> list[Number]:
     """Numbers with commas between them, each once."""
     whole = "whole numbers" if read is int else "finite numbers"
     try:
-        numbers = [read(name) for name in _names(option, text)]
+        numbers = [read(name) for name in names(option, text)]
     except ValueError:
         raise ConfigError(f"{option} takes {whole} with commas between them, got {text!r}") from None
     for number in numbers:
         if not least <= number < math.inf:
             raise ConfigError(f"{option} takes {whole} from {least:g} on, got {number}")
-    _check_once(option, numbers)
+    check_once(option, numbers)
     return numbers
 
 
-def _check_once(option: str, values: Sequence[object]) -> None:
+def check_once(option: str, values: Sequence[object]) -> None:
     """Refuses what is given twice: its points would be the same."""
     for value in values:
         if values.count(value) > 1:
@@ -202,7 +202,7 @@ def _check_once(option: str, values: Sequence[object]) -> None:
 
 
 @contextmanager
-def _passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
+def passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
     """Shows how many passes are done: a bar in a terminal, a line elsewhere; nothing beside JSON."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
@@ -259,13 +259,13 @@ def _frontier(found: "Frontier") -> str:
 
 def _notes(found: "Frontier") -> Iterator[str]:
     """What was done, and what is to be known of the figures."""
-    settings = [f"{_counted(found.num, 'text')} of {_counted(found.length, 'token')}"]
+    settings = [f"{counted(found.num, 'text')} of {counted(found.length, 'token')}"]
     settings += [f"temperature {found.points[0].temperature:g}"] * (len({p.temperature for p in found.points}) == 1)
     settings += [f"batches of {found.points[0].batch_size}"] * (len({p.batch_size for p in found.points}) == 1)
-    threads = f", {_counted(found.threads, 'thread')}" if found.device == "cpu" else ""
+    threads = f", {counted(found.threads, 'thread')}" if found.device == "cpu" else ""
     passes = "the median of" if found.repeats > 1 else "that of"
     yield (
-        f"{', '.join(settings)}, seed {found.seed}; tokens/s is {passes} {_counted(found.repeats, 'pass')} in turns; "
+        f"{', '.join(settings)}, seed {found.seed}; tokens/s is {passes} {counted(found.repeats, 'pass')} in turns; "
         f"{found.device}{threads}"
     )
     exact = "exactly" if found.judge_exact else "an upper bound alone"
@@ -283,7 +283,8 @@ def _notes(found: "Frontier") -> Iterator[str]:
         yield f"{cut:,} texts are longer than the judge's context: it read them in pieces that do not see each other"
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """A number of things, in words."""
     plural = f"{what}es" if what.endswith("s") else f"{what}s"
     return f"{number:,} {what if number == 1 else plural}"
 

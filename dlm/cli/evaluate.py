@@ -229,7 +229,7 @@ def evaluate(
     quiet_libraries()
     lm = load()
     named = format, split, subset, field
-    documents = _own_documents(lm, model, *named) if data is None else _documents(lm, data, *named)
+    documents = own_documents(lm, model, *named) if data is None else named_documents(lm, data, *named)
     if max_documents:
         documents = documents.first(max_documents)
     text = _arranged(lm, documents, per, detokenize, wrap, stride)
@@ -368,7 +368,7 @@ def _time(asked: str | None) -> "Time | None":
     return Time(None if asked == "continuous" else int(asked))
 
 
-def _documents(
+def named_documents(
     lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
     """The documents of `--data`."""
@@ -388,16 +388,16 @@ def _documents(
     return read(source, "--data")
 
 
-def _own_documents(
+def own_documents(
     lm: "DiffusionLM", model: str, format: str | None, split: str | None, subset: str | None, field: str | None
 ) -> "Documents":
     """The run's own documents, from where it reads them now, if they are what it read."""
-    from dlm.train.own_text import own_documents
+    from dlm.train import own_text
 
     for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
         if value is not None:
             raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
-    return own_documents(lm, model, split)
+    return own_text.own_documents(lm, model, split)
 
 
 def _dropped(report: "LikelihoodReport") -> str:

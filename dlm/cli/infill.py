@@ -22,10 +22,21 @@ if TYPE_CHECKING:
     from dlm.lm import DiffusionLM, Infilling
     from dlm.lm.lengths import LengthSearch
 
-WRITTEN = ("spans", "log_likelihood", "network_calls", "alternatives", "lengths", "log_joint", "length_posterior")
+WRITTEN = (
+    "spans",
+    "log_likelihood",
+    "network_calls",
+    "alternatives",
+    "lengths",
+    "log_joint",
+    "length_posterior",
+    "log_whole",
+)
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
+EFFORT = 32
+"""The effort of a search where none is asked for."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -37,6 +48,22 @@ Prior = Annotated[
         help="How likely each length of a span is by itself: as of words and lines in the model's training text, all "
         "alike, or as in a text.",
         show_default="run, where the model has it",
+    ),
+]
+Effort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Lengths that are weighed, and fillings tried, where the length is not given.",
+        show_default=str(EFFORT),
+    ),
+]
+Reread = Annotated[
+    bool | None,
+    typer.Option(
+        "--reread/--no-reread",
+        help="Rank fillings of unknown length by the causal reading of the whole text.",
+        show_default="where the model has one",
     ),
 ]
 
@@ -75,9 +102,8 @@ def infill(
     ] = LONGEST,
     choices: Choices = None,
     length_prior: Prior = None,
-    effort: Annotated[
-        int, typer.Option(min=1, help="Lengths that are weighed, and fillings tried, where the length is not given.")
-    ] = 32,
+    effort: Effort = None,
+    reread: Reread = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
@@ -112,11 +138,14 @@ def infill(
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
-    wanted = usable(records, lm.languages.resolved, keep_going=keep_going)
+    wanted = usable(records, lm.check_holes, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = _search(length_prior, counted, effort, lm)
-    drawn = [each for each in templates.values() if not lm.languages.enumerated(each, effort)]
-    _tell_cost(drawn, effort, num)
+    search = _search(length_prior, counted, effort, reread, lm)
+    if lm.fills_in_the_middle:
+        _note("this model fills in the middle: one span after the other, from left to right")
+    else:
+        drawn = [each for each in templates.values() if not lm.languages.enumerated(each, search.effort)]
+        _tell_cost(drawn, search.effort, num)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -156,15 +185,26 @@ def _text_of(length_prior: str | None) -> str:
         raise ConfigError(f"--length-prior is {', '.join(PRIORS)} or a text: {error}") from error
 
 
-def _search(length_prior: str | None, text: str, effort: int, lm: "DiffusionLM") -> "LengthSearch":
+def _search(
+    length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM"
+) -> "LengthSearch":
     """How lengths are searched: by the model's own prior, where it has one, or the one that is asked for."""
-    from dlm.lm.lengths import LengthSearch
+    from dlm.lm.lengths import NOT_REREAD, LengthSearch
     from dlm.model.spans import LengthPrior
 
+    if lm.fills_in_the_middle and (length_prior, effort, reread) != (None, None, None):
+        raise ConfigError(
+            "--length-prior, --effort and --reread are for a search of lengths, and this model, which fills in the "
+            "middle, ends a span by itself: leave them out"
+        )
+    if reread and not lm.formulation.readings.causal:
+        raise ConfigError(NOT_REREAD)
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")
-    return LengthSearch(None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort)
+    return LengthSearch(
+        None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort or EFFORT, reread
+    )
 
 
 def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
@@ -179,6 +219,10 @@ def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
     told = (
         f"{texts}{what} are weighed by {REACH} tokens behind, and at most {max(num, effort)} fillings tried (--effort)"
     )
+    _note(told)
+
+
+def _note(told: str) -> None:
     errors.print(told, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -220,6 +264,7 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
             "network_calls": found.calls,
             "lengths": list(found.lengths),
             "log_joint": found.log_joint,
+            **({} if found.log_whole is None else {"log_whole": found.log_whole}),
         }
         for found in alternatives
     ]
@@ -238,10 +283,6 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
             score = (
                 f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the length {lengths}"
             )
-        errors.print(
-            f"{rank}. {score}: {shortened(repr(found.spans), 100)}",
-            style="dim",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        if found.log_whole is not None:
+            score += f"; read with what stands behind, {found.log_whole:.2f} nats"
+        _note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")

@@ -1,6 +1,6 @@
 """Rows of tokens, and the batches that a run trains on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Literal
@@ -29,6 +29,10 @@ class Batch:
     x0_BL: Tensor
     loss_mask_BL: Tensor
     document_BL: Tensor
+
+
+Rearrange = Callable[[Batch, Sequence[torch.Generator]], Batch]
+"""(rows without special tokens around them, one stream a row) -> rows of the same length; see `dlm.data.middle`."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,14 @@ class TrainingBatches:
 
     ahead = 1
 
-    def __init__(self, sequences: Sequences, batch_size: int, seed: int, tail_id: int | None = None) -> None:
+    def __init__(
+        self,
+        sequences: Sequences,
+        batch_size: int,
+        seed: int,
+        tail_id: int | None = None,
+        rearrange: Rearrange | None = None,
+    ) -> None:
         """Prepares the order.
 
         Args:
@@ -162,11 +173,13 @@ class TrainingBatches:
             seed: The order follows from it.
             tail_id: An id that is put behind each text in its row and learned, a random number of times (uniform from
                 none to as often as there is room); None to leave the padding.
+            rearrange: Rearranges the texts of the rows; None to leave them as they are.
 
         Raises:
             DataError: There is less text than one sequence.
         """
         self._sequences, self._batch_size, self._seed, self._tail_id = sequences, batch_size, seed, tail_id
+        self._rearrange = rearrange
         # Every epoch begins to cut a packed stream at another place, so the last row is not always full.
         tokens, length = len(sequences.tokens), sequences.room
         self.rows = len(sequences) if sequences.packing == "pad" else (tokens + 1) // length - 1
@@ -202,6 +215,8 @@ class TrainingBatches:
         batch = Batch(*(torch.cat(field) for field in fields))
         if self._tail_id is not None:
             _add_tails(batch, self._tail_id, [generator(self._seed, "tail", step, position) for position in positions])
+        if self._rearrange is not None:
+            batch = self._rearrange(batch, rearranging_streams(self._seed, step, positions))
         return with_affixes(batch, self._sequences.affixes, self._sequences.pad_id)
 
     def state(self) -> None:
@@ -216,6 +231,11 @@ class TrainingBatches:
         stream = generator(self._seed, "epoch", epoch)
         order: list[int] = torch.randperm(self.rows, generator=stream).tolist()
         return order, int(torch.randint(self._slack + 1, (), generator=stream))
+
+
+def rearranging_streams(seed: int, step: int, positions: Sequence[int]) -> list[torch.Generator]:
+    """What the cuts of rows follow from: the seed, the step, and each row's position in the global batch."""
+    return [generator(seed, "fim", step, position) for position in positions]
 
 
 def with_affixes(batch: Batch, affixes: Affixes, pad_id: int) -> Batch:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
@@ -13,11 +13,13 @@ from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
 from dlm.data.losses import altered_in, losses_of, unknown_in
+from dlm.data.middle import FillInTheMiddle
 from dlm.data.reading import Splits, read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.streaming_batches import StreamingBatches
 from dlm.errors import ConfigError, DataError
 from dlm.model.public import Family
+from dlm.model.sentinels import Sentinels, add_sentinels
 from dlm.model.spans import LengthPrior
 from dlm.model.text import ChatTemplate, encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
@@ -42,6 +44,7 @@ class RunData:
             stream.
         losses: What is left out and cut, and what may be misread, a line each.
         lengths: How long spans of the training text are; of a stream, of the text to validate on.
+        sentinels: Those of fill-in-the-middle, where texts are rearranged for it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -54,6 +57,7 @@ class RunData:
     losses: tuple[str, ...] = ()
     earlier_checksum: int | None = None
     lengths: LengthPrior | None = None
+    sentinels: Sentinels | None = None
 
 
 def read_run_data(
@@ -85,6 +89,7 @@ def read_run_data(
         return _streamed(config, spec, process, processes, affixes)
     splits = read_splits(data)
     tokenizer = build_tokenizer(spec, splits.train.texts)
+    middle = _middle(config, tokenizer)
     around = affixes_of(tokenizer) if affixes is None else affixes
     template = ChatTemplate.of(tokenizer, family, shift=config.model.shift)
     training, validation = (
@@ -93,7 +98,8 @@ def read_run_data(
     )
     _check_apart(config, tokenizer, validation)
     tail_id = special_ids(tokenizer).end if data.train.supervised and data.tail else None
-    batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id)
+    rearrange = middle.rearranged if middle else None
+    batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id, rearrange)
     if not len(validation):
         raise DataError(
             f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
@@ -112,6 +118,7 @@ def read_run_data(
         tuple(chain(_misread(data), _endless(data, len(splits.train)), lost)),
         tokens.earlier_checksum,
         LengthPrior.of_texts(splits.train.texts(), tokenizer),
+        middle.sentinels if middle else None,
     )
 
 
@@ -120,6 +127,7 @@ def _streamed(config: Config, spec: Tokenizer, process: int, processes: int, aff
     data = config.data
     opened = open_stream(data)
     tokenizer = build_tokenizer(spec, opened.beginning)
+    middle = _middle(config, tokenizer)
     ids, around = special_ids(tokenizer), affixes_of(tokenizer) if affixes is None else affixes
     validation = corpus(tokenizer, opened.validation, data.length, data.packing, around)
     stream = StreamingBatches(
@@ -134,6 +142,7 @@ def _streamed(config: Config, spec: Tokenizer, process: int, processes: int, aff
         process=process,
         processes=processes,
         affixes=around,
+        rearrange=middle.rearranged if middle else None,
     )
     _check_apart(config, tokenizer, validation)
     losses = (
@@ -147,7 +156,16 @@ def _streamed(config: Config, spec: Tokenizer, process: int, processes: int, aff
             *losses,
         )
     counted = LengthPrior.of_texts(opened.validation.texts(), tokenizer)  # no more of the stream is read for it
-    return RunData(tokenizer, stream, validation, affixes=around, losses=losses, lengths=counted)
+    found = RunData(tokenizer, stream, validation, affixes=around, losses=losses, lengths=counted)
+    return replace(found, sentinels=middle.sentinels if middle else None)
+
+
+def _middle(config: Config, tokenizer: PreTrainedTokenizerBase) -> FillInTheMiddle | None:
+    """How texts are rearranged, with sentinels added to the tokenizer; None where none are."""
+    if not config.data.fim:
+        return None
+    ids = special_ids(tokenizer)
+    return FillInTheMiddle(config.data.fim, add_sentinels(tokenizer, config.data.fim_order), ids.end, ids.pad)
 
 
 def _lost(

@@ -8,7 +8,7 @@ import torch
 from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
-from dlm.data.batches import Batch, with_affixes
+from dlm.data.batches import Batch, Rearrange, rearranging_streams, with_affixes
 from dlm.data.streaming import Stream, texts_in
 from dlm.data.tokens import Encode
 from dlm.diffusion.draws import generator
@@ -40,6 +40,7 @@ class StreamingBatches:
         process: int = 0,
         processes: int = 1,
         affixes: Affixes | None = None,
+        rearrange: Rearrange | None = None,
     ) -> None:
         """Prepares; no document is read yet.
 
@@ -55,8 +56,9 @@ class StreamingBatches:
             process: Which process this is.
             processes: How many there are.
             affixes: The special tokens around every row.
+            rearrange: Rearranges the texts of the rows; None to leave them as they are.
         """
-        self._affixes = affixes or Affixes()
+        self._affixes, self._rearrange = affixes or Affixes(), rearrange
         length -= len(self._affixes)
         self._name = stream.name
         self._documents = split_dataset_by_node(stream.train, process, processes)
@@ -74,7 +76,7 @@ class StreamingBatches:
         """The next rows of the stream.
 
         Args:
-            step: Not used: rows come in the order of the stream.
+            step: Decides how rows are rearranged; which they are follows from the order of the stream.
             positions: The wanted positions in the global batch; one row is taken for each.
 
         Returns:
@@ -89,6 +91,8 @@ class StreamingBatches:
         document_BL = ends_BL.cumsum(1) - ends_BL.long() + torch.arange(len(rows))[:, None] * self._length
         loss_mask_BL = x0_BL != self._pad_id
         batch = Batch(x0_BL, loss_mask_BL, document_BL.masked_fill(~loss_mask_BL, -1))
+        if self._rearrange is not None:
+            batch = self._rearrange(batch, rearranging_streams(self._seed, step, positions))
         return with_affixes(batch, self._affixes, self._pad_id)
 
     def state(self) -> dict[str, Any]:

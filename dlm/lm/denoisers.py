@@ -25,6 +25,7 @@ class Denoisers:
         scoring: For likelihoods: predicts every token that a text may hold.
         sampling: Writes texts, which may end: never the unknown character.
         remembering: The same for calls behind a cache.
+        within: The same again, inside of a text: never its end.
         infilling: Writes the inside of a text: never its end either.
         ranking: For the likelihoods of what `infilling` wrote.
         reusing: (how, whether inside of a text, rows and length of a canvas) -> what writes that canvas and uses keys
@@ -34,6 +35,7 @@ class Denoisers:
     scoring: Denoiser
     sampling: Denoiser
     remembering: Denoiser
+    within: Denoiser
     infilling: Denoiser
     ranking: Denoiser
     reusing: Callable[[Reuse, bool, tuple[int, int]], Denoiser]
@@ -99,6 +101,7 @@ class Denoisers:
             scoring=denoiser((), scoring),
             sampling=placed(unknown, writing),
             remembering=placed(unknown, behind_cache),
+            within=placed((*unknown, *ends), behind_cache),
             infilling=placed((*unknown, *ends), writing),
             ranking=denoiser((*unknown, *ends), scoring),
             reusing=reusing,

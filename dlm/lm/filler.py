@@ -12,7 +12,8 @@ from dlm.lm.canvas import Canvas, stack
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
-from dlm.lm.lengths import Lengths, LengthSearch, Weigher, exact, is_open
+from dlm.lm.lengths import NOT_REREAD, Lengths, LengthSearch, Weigher, exact, is_open
+from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.template import Hole, Template
 
@@ -29,6 +30,7 @@ class Filler:
         write: (tasks, whether it is watched) -> rows written in batches.
         watched: Whether anyone watches; of a search they see the best filling.
         ranked: The ids, the log-likelihood and the calls of each row of a batch.
+        rereader: Reads whole texts by the causal reading of the model; None where it has none.
         seed: An alternative depends on the seed, its text's number, its lengths and its own number alone.
     """
 
@@ -39,6 +41,7 @@ class Filler:
     write: Callable[[Sequence[Task], bool], Iterator[Written]]
     watched: bool
     ranked: Callable[[Written], Iterator[tuple[list[int], float, int]]]
+    rereader: Rereader | None
     seed: int
 
     def fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
@@ -54,8 +57,11 @@ class Filler:
 
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context, or a hole has no text.
-            ConfigError: The length of a hole is not given, and the model's noise has no masks.
+            ConfigError: The length of a hole is not given, and the model's noise has no masks; or texts are to be
+                reread, and the model has no causal reading.
         """
+        if search.reread and self.rereader is None:
+            raise ConfigError(NOT_REREAD)
         templates = {place: self.languages.resolved(template) for place, template in templates.items()}
         for template in templates.values():
             self.rule(self.layout.holes(template))
@@ -107,11 +113,22 @@ class Filler:
                 better = replace(better, log_likelihood=better.log_likelihood + more)
             best[one.text] = better, task if before is None else best[one.text][1]
             ids_of.setdefault(one.text, set()).add(one.ids)
-        ranked = sorted(best.values(), key=lambda each: -each[0].log_joint)[:num]
+        # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
+        wanted = isinstance(template[-1], str) if search.reread is None else search.reread
+        ones = self._reread(template, [one for one, _ in best.values()], wanted=wanted)
+        tasks = [task for _, task in best.values()]
+        ranked = sorted(zip(ones, tasks, strict=True), key=lambda each: -each[0].rank)[:num]
         if self.watched and any(ranked[0][1].canvas.editable):
             for _ in self.write([ranked[0][1]], True):  # the same again
                 pass
         return [one for one, _ in ranked]
+
+    def _reread(self, template: Template, found: Sequence[Infilling], *, wanted: bool) -> list[Infilling]:
+        """The alternatives as the causal reading finds them, where they are ranked by it."""
+        if self.rereader is None or not wanted:
+            return [*found]
+        nats = self.rereader.nats(template, [one.ids for one in found])
+        return [replace(one, log_whole=each) for one, each in zip(found, nats, strict=True)]
 
     def _weighed(
         self, place: int, template: Template, ways: Sequence[tuple[Template, Canvas]], num: int, search: LengthSearch
@@ -134,7 +151,9 @@ class Filler:
                 one = Infilling.of(whole, task, ids, nats, calls, self.layout.tokenizer)
                 log_length = posterior[one.lengths] if posterior else 0.0
                 found.append((replace(one, log_length=log_length, length_posterior=posterior), whole))
-        found = sorted(found, key=lambda each: -each[0].log_joint)[:num]
+        ones = self._reread(template, [one for one, _ in found], wanted=bool(search.reread))
+        found = [(one, whole) for one, (_, whole) in zip(ones, found, strict=True)]
+        found = sorted(found, key=lambda each: -each[0].rank)[:num]
         if self.watched:
             for _ in self.write([self._task(found[0][1], place, 0)], True):  # the likeliest, as it would be written
                 pass

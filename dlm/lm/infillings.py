@@ -25,6 +25,8 @@ class Infilling:
         log_length: The log-probability of the holes' lengths given the rest; 0 where they were given.
         length_posterior: The log-probability of all lengths that were weighed, the likeliest first; empty where they
             were given.
+        log_whole: Log p(the spans and what stands between and behind them | what stands before), in nats, by the
+            causal reading; None where fillings were not ranked by it. See `dlm.lm.rereading`.
     """
 
     text: str
@@ -34,6 +36,7 @@ class Infilling:
     calls: int
     log_length: float = 0.0
     length_posterior: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+    log_whole: float | None = None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -42,8 +45,13 @@ class Infilling:
 
     @property
     def log_joint(self) -> float:
-        """The log-probability of lengths and spans together, given the rest; alternatives are ranked by it."""
+        """The log-probability of lengths and spans together, given the rest."""
         return self.log_length + self.log_likelihood
+
+    @property
+    def rank(self) -> float:
+        """What alternatives are ranked by: `log_whole` where there is one, else `log_joint`."""
+        return self.log_joint if self.log_whole is None else self.log_whole
 
     @classmethod
     def of(

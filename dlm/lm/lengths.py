@@ -27,6 +27,8 @@ Lengths = tuple[int, ...]
 REACH, BEFORE = 16, 128
 """The tokens behind a hole that are asked how long it is, and the most before it that are read for that."""
 
+NOT_REREAD = "--reread is for a model with a causal reading, with readings joint: leave it out"
+
 
 @dataclass(frozen=True)
 class LengthSearch:
@@ -35,10 +37,13 @@ class LengthSearch:
     Attributes:
         prior: How likely each length is by itself; None for what the model's run counted, or else all alike.
         effort: The most lengths of a hole that are weighed, and the fillings that are tried.
+        reread: Whether fillings are ranked by the causal reading of the whole text, rather than by the log-probability
+            of length and span; None for where the model has one and a text stands behind the last hole.
     """
 
     prior: LengthPrior | None = None
     effort: int = 32
+    reread: bool | None = None
 
     def __post_init__(self) -> None:
         if self.effort < 1:

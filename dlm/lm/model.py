@@ -19,12 +19,15 @@ from dlm.diffusion.readings import Masked
 from dlm.diffusion.unmask import LeftToRight, Margin, Random
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import loading
+from dlm.lm.canvas import Canvas
 from dlm.lm.denoisers import Denoisers, arithmetic_device
 from dlm.lm.filler import Filler
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout, Prompt
 from dlm.lm.lengths import LengthSearch, Weigher
+from dlm.lm.middle import MiddleFiller
+from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
@@ -35,6 +38,7 @@ from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_model
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, working_precisions
+from dlm.model.sentinels import Sentinels
 from dlm.model.spelling import Spelling
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
@@ -408,10 +412,18 @@ class DiffusionLM:
             ConfigError: The sampler needs absorbing noise, and the model's noise is another; or the model is not read
                 in any order.
         """
+        if self.fills_in_the_middle:
+            if watch is not None:
+                raise ConfigError(
+                    "--watch and --export show masks in their places, and this model writes a middle behind what "
+                    "stands before and behind it: leave them out"
+                )
+            return self.next_token_filler(sampler, self.sidecar.sentinels, seed, batch_size).fill(templates, num)
         if not self.formulation.readings.any_order:
             raise ConfigError(
                 f"this model was trained with readings {self.formulation.readings.name} and does not see what stands "
-                "behind a hole: train one with readings joint or masked, or write on from its beginning by dlm sample"
+                "behind a hole: train one with readings joint or masked, or with data.fim, or write on from its "
+                "beginning by dlm sample"
             )
         self.model.eval()
         family = self.sidecar.family
@@ -435,8 +447,82 @@ class DiffusionLM:
             ),
             watch is not None,
             lambda batch: self._ranked(batch, draws, seed),
+            self.rereader() if self.formulation.readings.causal else None,
             seed,
         ).fill(templates, num, search or LengthSearch())
+
+    @property
+    def fills_in_the_middle(self) -> bool:
+        """Whether it fills holes by next tokens, one after the other."""
+        return self.sidecar.sentinels is not None and not self.formulation.readings.any_order
+
+    def check_holes(self, template: Template) -> None:
+        """Refuses a text whose holes do not fit the context.
+
+        Args:
+            template: Texts and holes.
+
+        Raises:
+            DataError: They do not.
+        """
+        if self.fills_in_the_middle:
+            self.next_token_filler(None, self.sidecar.sentinels).check(template)
+        else:
+            self.languages.resolved(template)
+
+    def next_token_filler(
+        self, sampler: Sampler | None, sentinels: Sentinels | None, seed: int = 0, batch_size: int = 16
+    ) -> MiddleFiller:
+        """What fills holes by the causal reading, one after the other.
+
+        Args:
+            sampler: The temperature and the cuts; by default every token is drawn from all.
+            sentinels: The model's own, to read what stands behind a hole too; None for what stands before it alone.
+            seed: As for `infill_each`.
+            batch_size: Texts written side by side.
+
+        Returns:
+            The filler.
+
+        Raises:
+            ConfigError: The model has no causal reading.
+        """
+        self.model.eval()
+        how, estimator = sampler or Sampler(), self.estimator("causal")
+
+        def score(canvases: Sequence[Canvas], ends: bool) -> Iterator[Score]:
+            scorer = self._scorer(self.denoisers.scoring if ends else self.denoisers.ranking, estimator)
+            return scorer.of_rows([Row.alone(canvas, (seed, "middle")) for canvas in canvases], batch_size)
+
+        return MiddleFiller(
+            self.layout,
+            sentinels,
+            lambda tokens: how.rule(self.formulation, self.process, LeftToRight(), tokens),
+            lambda tasks, ends: self._writer.write(tasks, how, batch_size=batch_size, watch=None, ends=ends),
+            score,
+            self.end_ids,
+            seed,
+            batch_size,
+        )
+
+    def rereader(self, batch_size: int = 64) -> Rereader:
+        """What tells by the causal reading how likely texts are whose holes are filled.
+
+        Args:
+            batch_size: Texts read side by side.
+
+        Returns:
+            The reader.
+
+        Raises:
+            ConfigError: The model has no causal reading.
+        """
+        self.model.eval()
+        scorer = self._scorer(self.denoisers.scoring, self.estimator("causal"))
+        return Rereader(
+            self.layout,
+            lambda canvases: scorer.of_rows([Row.alone(canvas, ("reread",)) for canvas in canvases], batch_size),
+        )
 
     def estimator(self, reading: str | None = None, draws: int = 16, replicates: int = 2) -> Likelihood:
         """What computes or bounds the likelihood of a reading.

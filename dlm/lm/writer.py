@@ -39,7 +39,14 @@ class Writer:
     aligned: bool = True
 
     def write(
-        self, tasks: Sequence[Task], sampler: Sampler, *, batch_size: int, watch: Watch | None, inside: bool = False
+        self,
+        tasks: Sequence[Task],
+        sampler: Sampler,
+        *,
+        batch_size: int,
+        watch: Watch | None,
+        inside: bool = False,
+        ends: bool = True,
     ) -> Iterator[Written]:
         """Writes rows in batches of one kind; see `write_rows`.
 
@@ -50,6 +57,7 @@ class Writer:
             watch: Called with every state.
             inside: Whether texts stand behind what is written. Where none does, what is written is memory for the
                 rest, if the model has a memory.
+            ends: Whether next tokens may end a text.
 
         Returns:
             Each batch as soon as it is finished.
@@ -76,7 +84,8 @@ class Writer:
                     plain = ConstrainedDenoiser(plain, [task.held for task in batch], self.mask_id)
                 return sample(rule, plain, x_BL, editable_BL, generators=streams, block_length=blocks, stop_ids=stops)
             width = rule.width if isinstance(rule, Verified) else 2 * (blocks or 0)
-            row = self.denoisers.remembering, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
+            remembering = self.denoisers.remembering if ends else self.denoisers.within
+            row = remembering, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
             if isinstance(rule, Verified):
                 assert self.before_id is not None
                 return sample_verified(rule, *row, self.mask_id, self.before_id, generators=streams, stop_ids=stops)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from dlm.model.causal import causal_on_disk
 from dlm.model.locate import SIDECAR, file_of
 from dlm.model.lora import write_adapter
 from dlm.model.public import Family, by_name, read_config
+from dlm.model.sentinels import Sentinels
 from dlm.model.spans import LengthPrior
 from dlm.model.time_embedding import TIMED, TimeEmbedding, write_time_embedding
 from dlm.model.tokenizer import Affixes
@@ -55,6 +56,7 @@ class Sidecar:
         family: The family of published models that it is one of.
         base_checksum: For adapters: the `weights_checksum` of the model that they belong to, where one is known.
         lengths: How long spans of its training text are, where its run counted them.
+        sentinels: Those of a model that fills in the middle.
     """
 
     formulation: Formulation
@@ -66,6 +68,7 @@ class Sidecar:
     family: Family | None = None
     base_checksum: str | None = None
     lengths: LengthPrior | None = None
+    sentinels: Sentinels | None = None
 
     @classmethod
     def of_run(
@@ -97,6 +100,8 @@ class Sidecar:
             tree["base_checksum"] = self.base_checksum
         if self.lengths is not None:
             tree["lengths"] = {"inside": dict(self.lengths.inside), "lines": dict(self.lengths.lines)}
+        if self.sentinels is not None:
+            tree["fim"] = asdict(self.sentinels)
         if self.formulation.timed:
             tree["needs"] = "dlm: this network takes the time, which plain transformers would leave out"
         if self.config is not None:
@@ -127,7 +132,10 @@ class Sidecar:
         base = tree.get("base_checksum")
         counted = tree.get("lengths")
         lengths = LengthPrior(*(_counts(counted[side]) for side in ("inside", "lines"))) if counted else None
-        return cls(formulation, int(context), int(mask_id), tree.get("step"), config, affixes, family, base, lengths)
+        fim = tree.get("fim")
+        sentinels = Sentinels(int(fim["prefix"]), int(fim["suffix"]), int(fim["middle"]), fim["order"]) if fim else None
+        own = tree.get("step"), config, affixes, family, base, lengths, sentinels
+        return cls(formulation, int(context), int(mask_id), *own)
 
 
 def _counts(tree: Mapping[Any, Any]) -> dict[int, int]:

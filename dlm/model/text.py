@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
@@ -72,6 +72,27 @@ def encode(
         if continues:
             backend.normalizer, backend.pre_tokenizer = steps
     return [encoding.ids for encoding in encodings] if marked else _spelled_out(tokenizer, texts, encodings)
+
+
+def token_ends(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Where each token of a text ends, in characters of the text itself.
+
+    Args:
+        tokenizer: The tokenizer.
+        text: The text.
+
+    Returns:
+        One place a token, none before that of the token before it. Blanks between two tokens belong to the later one.
+    """
+    backend = tokenizer.backend_tokenizer
+    before, backend.encode_special_tokens = backend.encode_special_tokens, True
+    try:
+        backend.no_truncation()
+        backend.no_padding()
+        offsets = backend.encode(text, add_special_tokens=False).offsets
+    finally:
+        backend.encode_special_tokens = before
+    return [*accumulate((stop for _, stop in offsets), max)]
 
 
 def encode_chat(

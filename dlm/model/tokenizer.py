@@ -173,6 +173,24 @@ def new_ids(tokenizer: PreTrainedTokenizerBase, path: str) -> list[int]:
     return sorted(id_ for token, id_ in now.items() if token not in before)
 
 
+def special_token(tokenizer: PreTrainedTokenizerBase, name: str) -> int:
+    """The id of a special token without a role; it is added where the tokenizer has none of that name.
+
+    Args:
+        tokenizer: Changed in place.
+        name: Such as `<|fim_prefix|>`; where that is text in the vocabulary, a variant of it.
+
+    Returns:
+        The id.
+    """
+    vocabulary, special = tokenizer.get_vocab(), all_special_ids(tokenizer)
+    while name in vocabulary and vocabulary[name] not in special:
+        name = _variant(name)
+    if name not in vocabulary:
+        tokenizer.add_tokens([_special(name)], special_tokens=True)
+    return tokenizer.get_vocab()[name]
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialIds:
     """The ids of the mask, the padding and the end of text.
 
@@ -445,8 +463,12 @@ def _free_name(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     """`name`, or a variant of it that the vocabulary does not have."""
     vocabulary = tokenizer.get_vocab()
     while name in vocabulary:
-        name = name.replace("|>", "_|>")
+        name = _variant(name)
     return name
+
+
+def _variant(name: str) -> str:
+    return name.replace("|>", "_|>")
 
 
 def _special(name: str) -> AddedToken:

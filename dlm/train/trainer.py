@@ -108,7 +108,8 @@ class Trainer:
         self.process = formulation.process(vocabulary_of(self.tokenizer, self.backbone.vocabulary, allowed=ends))
         self._first_id = first_id(self.tokenizer, family, shift=formulation.shift)
         known = Sidecar.of_run(self.config, ids.mask, 0, self.affixes, family)
-        self._sidecar = replace(known, base_checksum=base_checksum(self.config, origin), lengths=data.lengths)
+        checksum = base_checksum(self.config, origin)
+        self._sidecar = replace(known, base_checksum=checksum, lengths=data.lengths, sentinels=data.sentinels)
         # Set here, because Accelerate sets it only where weights are not sharded.
         network = in_precision(self.network, self.precision)
         self.micros = micro_batches(self.config, self.accelerator)
@@ -350,6 +351,8 @@ def _is_comparable(config: Config) -> bool:
     """Whether a step's bound is comparable with that of the validation text: not with clean context or a tail."""
     data = config.data
     if isinstance(config.readings, Joint):  # its steps have blocks of many sizes, each with a bound of its own
+        return False
+    if data.fim:  # nor with rearranged texts
         return False
     return config.objective.levels.complete and not data.context and not (data.train.supervised and data.tail)
 

@@ -120,7 +120,24 @@ def invoke(shelf: Path, words: str | list[str]) -> tuple[int, str, str]:
 
 
 TRAIN = "train @good.yaml --run-dir @new --set "
+COMPARE = "bench infill @model --data @text.txt "
 BAD: list[tuple[str | list[str], str]] = [
+    # fill-in-the-middle, and infilling compared
+    (TRAIN + "data.fim=0.5", "data.fim: it is for readings autoregressive"),
+    (TRAIN + "data.fim=0.5 --set readings=joint", "got readings joint; set it to 0"),
+    (TRAIN + "data.fim=2 --set readings=autoregressive", "data.fim"),
+    (TRAIN + "data.fim=0.5 --set readings=autoregressive --set data.length=6", "set length to 8 or more"),
+    ("bench infill @none --data @text.txt", "no model at"),
+    ("bench infill @model --data @none.txt", "--data: there is no file"),
+    ("bench infill @model", "data.train"),
+    (COMPARE + "--methods left", "--methods: left suits none of these models"),
+    (COMPARE + "--methods ,", "--methods takes one or more, with commas between them"),
+    (COMPARE + "--spans 1.5", "--spans takes whole numbers from 1 on, or words or lines"),
+    (COMPARE + "--spans 64", "none of these spans fit"),
+    (COMPARE + "--holes many", "--holes takes whole numbers"),
+    (COMPARE + "--lengths any", "--lengths is known, unknown, or both"),
+    (COMPARE + "--draws 7", "--draws must be even, got 7"),
+    (["infill", "@model", "a [MASK] b", "--reread"], "--reread is for a model with a causal reading"),
     # configurations
     ("train @none.yaml", "cannot read the configuration"),
     ("train @folder", "cannot read the configuration"),

@@ -29,13 +29,20 @@ def test_on_a_cpu_calls_behind_a_cache_compute_as_scores_do(
     make_lm(byte_tokenizer, 16, readings={"name": "joint"}).save_pretrained(tmp_path / "made")
     told.clear()
     DiffusionLM.from_pretrained(tmp_path / "made")
-    assert told == ["fp32", "bf16", "fp32", "bf16", "fp32"]  # scoring, sampling, remembering, infilling, ranking
+    # scoring, sampling, remembering, within, infilling, ranking
+    assert told == ["fp32", "bf16", "fp32", "fp32", "bf16", "fp32"]
 
 
 def test_the_inside_of_a_text_has_no_end_and_a_text_may(tiny_lm: DiffusionLM) -> None:
     x_BL = torch.full((1, 2), tiny_lm.process.mask_id)
     wanted_BL = torch.ones_like(x_BL, dtype=torch.bool)
-    for name, ends in (("scoring", True), ("sampling", True), ("remembering", True), ("infilling", False)):
+    for name, ends in (
+        ("scoring", True),
+        ("sampling", True),
+        ("remembering", True),
+        ("within", False),
+        ("infilling", False),
+    ):
         with torch.inference_mode():
             log_p_NV = ask(getattr(tiny_lm.denoisers, name), x_BL, torch.ones(1), wanted_BL)
         assert bool((log_p_NV[:, tiny_lm.end_ids[0]] > -torch.inf).all()) is ends

@@ -302,3 +302,36 @@ def test_the_command_searches(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     assert "nothing was counted" in refusal(*words, "--length-prior", "run")
     for wrong in ("[MASK:3-1]", "[MASK:0-0]", "[MASK:-3]", "[MASK:3-]"):
         assert "a range, as in [MASK:3-12]" in refusal("infill", model, wrong)
+
+
+def test_a_model_with_a_causal_reading_ranks_by_the_whole_text(make_lm: MakeLM) -> None:
+    """By log p(span, what stands behind | what stands before), so that the lengths compete on the same text."""
+    joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
+    template = parse_template("abc[MASK:1-3]dab")
+    found = joint.infill(template, num=12, search=LengthSearch(effort=24))
+    assert len(found) > 4 and len({one.lengths for one in found}) > 1
+    ends = {text: joint.score(text, "").log_likelihood for text in ("abc", *(one.text for one in found))}
+    whole = dict(zip(ends, joint.nelbo([*ends]), strict=True))
+    for one in found:
+        nats = ends["abc"] + whole["abc"] - ends[one.text] - whole[one.text]
+        assert one.log_whole == pytest.approx(nats, abs=1e-3) and one.rank == one.log_whole
+    assert [one.rank for one in found] == sorted((one.rank for one in found), reverse=True)
+    assert [one.log_joint for one in found] != sorted((one.log_joint for one in found), reverse=True)
+
+    other = joint.infill(template, num=12, search=LengthSearch(effort=24, reread=False))
+    assert all(one.log_whole is None and one.rank == one.log_joint for one in other)
+    assert [one.rank for one in other] == sorted((one.rank for one in other), reverse=True)
+
+
+@pytest.mark.parametrize("text", ["abc[MASK:0-3]", "[MASK:0-2]", "abc[MASK:1]d[MASK:0-2]"])
+def test_where_nothing_stands_behind_the_last_hole_length_and_span_are_ranked(text: str, make_lm: MakeLM) -> None:
+    joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
+    assert all(one.log_whole is None for one in joint.infill(text, num=4))
+    asked = joint.infill(text, num=4, search=LengthSearch(reread=True))
+    assert all(one.log_whole is not None for one in asked)
+
+
+def test_without_a_causal_reading_there_is_no_rereading(lm: DiffusionLM, refused: Refused) -> None:
+    assert all(one.log_whole is None for one in lm.infill("ab[MASK:0-2]c", num=3))
+    with refused(ConfigError, "--reread", "causal reading", "leave it out"):
+        lm.infill("ab[MASK:0-2]c", search=LengthSearch(reread=True))

@@ -1,0 +1,213 @@
+"""The methods of infilling that are compared, by name. A new one is one function here, and its row in `METHODS`."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dlm.bench.passages import Passage
+from dlm.diffusion.draws import generator
+from dlm.diffusion.readings import AnyReadings
+from dlm.diffusion.unmask import LeftToRight, TokenChoice
+from dlm.errors import ConfigError
+from dlm.lm import DiffusionLM, Infilling, Sampler
+from dlm.lm.canvas import stack, written_text
+from dlm.lm.lengths import LengthSearch, is_open
+from dlm.lm.rows import in_batches
+from dlm.lm.scoring import score_rows
+from dlm.model.sentinels import Sentinels
+from dlm.model.text import encode
+from dlm.template import Hole, Template
+
+
+@dataclass(frozen=True)
+class How:
+    """How a method fills holes.
+
+    Attributes:
+        temperature: Divides the log-probabilities; 0 takes the likeliest token.
+        candidates: The fillings of a passage that are re-ranked.
+        longest: The most tokens of a hole of unknown length.
+        draws: Masked copies of a passage that a bound is estimated from.
+        reread: Whether diffusion ranks fillings of unknown length by the causal reading; see `LengthSearch`.
+        chain_rule: Whether the likelihood of masks is exact, by the chain rule from left to right.
+        seed: Texts and masks follow from it.
+        batch_size: Passages filled side by side.
+    """
+
+    temperature: float = 1.0
+    candidates: int = 8
+    longest: int = 32
+    draws: int = 16
+    reread: bool | None = None
+    chain_rule: bool = False
+    seed: int = 0
+    batch_size: int = 16
+
+    @property
+    def sampler(self) -> Sampler:
+        """The default sampler of a model, at this temperature."""
+        return Sampler(token=TokenChoice(self.temperature))
+
+
+Fill = Callable[[DiffusionLM, Mapping[int, Template], How], Iterator[tuple[str, ...]]]
+"""(model, passages with holes by number, how) -> what is written into the holes of each."""
+
+Nats = Callable[[DiffusionLM, Sequence[Passage], How], list[float]]
+"""(model, passages, how) -> -log p of the spans that stood there, their lengths known."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of filling holes.
+
+    Attributes:
+        name: As it is asked for.
+        fill: Fills the holes of passages.
+        nats: How likely what stood there is; None for a method that has no likelihood of its own.
+        draws: Whether it needs several candidates that differ.
+    """
+
+    name: str
+    fill: Fill
+    nats: Nats | None
+    draws: bool = False
+
+    def suits(self, readings: AnyReadings, *, middle: bool) -> bool:
+        """Whether a model can fill by it.
+
+        Args:
+            readings: The model's.
+            middle: Whether it was trained for fill-in-the-middle.
+
+        Returns:
+            Whether it can.
+        """
+        if self.name == "diffusion":
+            return readings.any_order
+        return middle if self.name.startswith("fim") else readings.causal
+
+
+def _diffusion(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
+    """All holes at once, by the default of `dlm infill`."""
+    search = LengthSearch(reread=how.reread)
+    found = lm.infill_each(
+        templates, sampler=how.sampler, seed=how.seed, batch_size=how.batch_size, draws=how.draws, search=search
+    )
+    return (alternatives[0].spans for alternatives in found)
+
+
+def _diffusion_nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> list[float]:
+    estimator = lm.estimator(LeftToRight().name if how.chain_rule else "any-order", how.draws)
+    nats: list[float] = []
+    for batch in in_batches([*enumerate(passages)], how.batch_size):
+        canvases = []
+        for _, passage in batch:
+            spans = passage.ids(lm.tokenizer)
+            canvas = lm.layout.holes(passage.template([*map(len, spans)], how.longest))
+            ids = [*canvas.ids]
+            for hole, span in zip(canvas.holes, spans, strict=True):
+                ids[hole.start : hole.stop] = span
+            canvases.append(replace(canvas, ids=ids))
+        x0_BL, editable_BL = (x_BL.to(lm.arithmetic_device) for x_BL in stack(canvases, lm.tokenizer.pad_token_id))
+        streams = [generator(how.seed, "infilling", number) for number, _ in batch]
+        scores = score_rows(lm.denoisers.scoring, lm.process, estimator, x0_BL, editable_BL, streams)
+        nats += [-score.log_likelihood for score in scores]
+    return nats
+
+
+def _by_next_tokens(*, middle: bool, ranked: bool) -> Fill:
+    """Hole after hole, behind both sides or the left one; the likeliest of several candidates, or the only one."""
+
+    def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
+        filler = lm.next_token_filler(how.sampler, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
+        num = how.candidates if ranked else 1
+        parts = {number: [*template] for number, template in templates.items()}
+        spans: dict[int, list[str]] = {number: [] for number in templates}
+        while asked := {number: one for number, each in parts.items() if (one := _next_hole(each)) is not None}:
+            # Only what stands behind says where a continuation ends: it is written as long as may be, and cut.
+            filled = asked if middle else {number: _longest(template) for number, template in asked.items()}
+            for (number, template), found in zip(asked.items(), filler.fill(filled, num), strict=True):
+                cut = is_open(template) and not middle
+                span = _likeliest(lm, template, found, how, cut=cut) if ranked or cut else found[0].spans[0]
+                spans[number].append(span)
+                place = next(i for i, part in enumerate(parts[number]) if isinstance(part, Hole))
+                parts[number][place] = span
+        return (tuple(each) for each in spans.values())
+
+    return written
+
+
+def _nats_of_next_tokens(*, middle: bool) -> Nats:
+    """The exact likelihood of each hole, after those before it."""
+
+    def nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> list[float]:
+        filler = lm.next_token_filler(None, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
+        spans = [passage.ids(lm.tokenizer) for passage in passages]
+        known = [passage.template([*map(len, ids)], how.longest) for passage, ids in zip(passages, spans, strict=True)]
+        return [-each for each in filler.nats(known, spans)]
+
+    return nats
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("diffusion", _diffusion, _diffusion_nats),
+        Method("fim", _by_next_tokens(middle=True, ranked=False), _nats_of_next_tokens(middle=True)),
+        Method("fim+rerank", _by_next_tokens(middle=True, ranked=True), None, draws=True),
+        Method("left", _by_next_tokens(middle=False, ranked=False), _nats_of_next_tokens(middle=False)),
+        Method("left+rerank", _by_next_tokens(middle=False, ranked=True), None, draws=True),
+    )
+}
+"""Every method: all holes at once by diffusion, by fill-in-the-middle, or from the left alone."""
+
+
+def method(name: str) -> Method:
+    """The method of a name.
+
+    Args:
+        name: As in `METHODS`.
+
+    Returns:
+        The method.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in METHODS:
+        raise ConfigError(f"--methods: there is no method {name!r}; valid: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def sentinels_of(lm: DiffusionLM, *, middle: bool) -> Sentinels | None:
+    """The sentinels of a model, where it is to read what stands behind a hole."""
+    return lm.sidecar.sentinels if middle else None
+
+
+def _next_hole(parts: Sequence[str | Hole]) -> Template | None:
+    """The first hole, with what stands before it and what stands behind it up to the next; None where none is left."""
+    place = next((i for i, part in enumerate(parts) if isinstance(part, Hole)), None)
+    if place is None:
+        return None
+    before = "".join(part for part in parts[:place] if isinstance(part, str))
+    return tuple(part for part in (before, *parts[place : place + 2]) if part)
+
+
+def _longest(template: Template) -> Template:
+    """A template whose holes of unknown length have the most tokens that they may have."""
+    return tuple(Hole(part.lengths[-1]) if isinstance(part, Hole) else part for part in template)
+
+
+def _likeliest(lm: DiffusionLM, template: Template, found: Sequence[Infilling], how: How, *, cut: bool) -> str:
+    """The candidate that the causal reading finds likeliest together with what stands behind it.
+
+    Where candidates may be cut, each of their beginnings is one.
+    """
+    whole = {each.ids[0]: None for each in found}
+    ids = [*{each[:n]: None for each in whole for n in range(1, len(each) + 1)}] if cut else [*whole]
+    nats = lm.rereader(4 * how.batch_size).nats(template, [[each] for each in ids])
+    best = ids[max(range(len(ids)), key=nats.__getitem__)]
+    before, behind = (template[0], template[-1])
+    assert isinstance(before, str) and isinstance(behind, str)
+    given = encode(lm.tokenizer, [before])[0]
+    place = range(len(given), len(given) + len(best))
+    return written_text(lm.tokenizer, [*given, *best], place, before, behind)

@@ -1,0 +1,222 @@
+"""`dlm bench infill`."""
+
+import json
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dlm.cli import options
+from dlm.cli.bench import check_once, counted, names, passes
+from dlm.cli.console import quiet_libraries, write_data
+from dlm.cli.evaluate import named_documents, own_documents
+from dlm.cli.infill import Reread
+from dlm.errors import ConfigError
+from dlm.template import LONGEST
+
+if TYPE_CHECKING:
+    from dlm.bench.infilling import Figure, Infillings, Point
+
+Documents = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="A file, folder, glob or dataset that no model was trained on.",
+        show_default="the validation text of the first model's run",
+    ),
+]
+Spans = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|words|lines,...",
+        help="What is cut out: so many tokens of the first model, whole words, whole lines.",
+        show_default="4,8,16,32,64,words,lines",
+    ),
+]
+Format = Annotated[str | None, typer.Option(help="The data's format.", show_default="the one that its name tells")]
+Lengths = Annotated[
+    str, typer.Option(metavar="known|unknown,...", help="Whether the models are told how long a span is.")
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="diffusion, fim, fim+rerank, left, left+rerank.",
+        show_default="those that suit each model",
+    ),
+]
+
+
+def infill(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL", help="Run folders, checkpoint folders or Hub names.", show_default=False),
+    ],
+    data: Documents = None,
+    format: Format = None,
+    split: Annotated[str | None, typer.Option(help="Which split of the data.", show_default=False)] = None,
+    field: Annotated[str | None, typer.Option(help="The column that holds the text.", show_default=False)] = None,
+    spans: Spans = None,
+    holes: Annotated[str, typer.Option(metavar="N,...", help="Spans that are cut out of a passage.")] = "1,3",
+    lengths: Lengths = "known,unknown",
+    methods: Methods = None,
+    num: Annotated[int, typer.Option(min=1, help="Passages of each kind.")] = 1000,
+    candidates: Annotated[int, typer.Option(min=2, help="Fillings that +rerank takes the likeliest of.")] = 8,
+    max_length: Annotated[int, typer.Option(min=1, help="The most tokens of a span of unknown length.")] = LONGEST,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Divides the log-probabilities; 0 takes the likeliest token.")
+    ] = 1.0,
+    reread: Reread = None,
+    draws: Annotated[int, typer.Option(min=2, help="Masked copies that a bound is estimated from; even.")] = 16,
+    chain_rule: Annotated[
+        bool, typer.Option("--chain-rule", help="Exact likelihoods of diffusion, one token a call, instead of bounds.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Passages filled side by side.")] = 32,
+    seed: Annotated[int, typer.Option(help="Passages, texts and masks follow from it.")] = 0,
+    *,
+    dtype: options.HeldIn = "fp32",
+    quantised: options.Load = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare how models fill holes: all at once, in the middle, or from the left alone.
+
+    Example:  dlm bench infill runs/masked runs/fim --num 200
+    """
+    check_once("MODEL", models)
+    asked_spans = _spans(spans)
+    asked_holes = [_whole("--holes", each) for each in names("--holes", holes)]
+    known = _lengths(lengths)
+    check_once("--holes", asked_holes)
+    if draws % 2:
+        raise ConfigError(f"--draws must be even, got {draws}")
+    weights = options.check_weights(dtype, quantised)
+    quiet_libraries()
+    from dlm.bench.infilling import all_kinds, bench_infilling, entries_of
+    from dlm.bench.methods import How, method
+    from dlm.lm import DiffusionLM
+
+    asked = [method(name) for name in names("--methods", methods)] if methods is not None else None
+    check_once("--methods", [each.name for each in asked or ()])
+    options.check_device(device)
+    opened = {name: DiffusionLM.from_pretrained(name, device=device, **weights) for name in models}
+    how = How(temperature, candidates, max_length, draws, reread, chain_rule, seed, batch_size)
+    entries = entries_of(opened, asked, how)
+    first = opened[models[0]]
+    named = format, split, None, field
+    documents = own_documents(first, models[0], *named) if data is None else named_documents(first, data, *named)
+    with passes(shown=not as_json) as told:
+        found = bench_infilling(
+            entries,
+            [*documents.texts()],
+            kinds=all_kinds(asked_spans, asked_holes),
+            lengths=known,
+            num=num,
+            how=how,
+            told=told,
+        )
+    write_data(json.dumps(found.to_dict(), allow_nan=False) if as_json else _report(found), None)
+    if not found.finished:
+        raise KeyboardInterrupt
+
+
+def _spans(text: str | None) -> list[int | str]:
+    """The spans that are asked for."""
+    from dlm.bench.passages import NAMED, TOKENS
+
+    if text is None:
+        return [*TOKENS, *NAMED]
+    found: list[int | str] = [
+        each if each in NAMED else _whole("--spans", each, f", or {' or '.join(NAMED)}")
+        for each in names("--spans", text)
+    ]
+    check_once("--spans", found)
+    return found
+
+
+def _whole(option: str, text: str, more: str = "") -> int:
+    """A whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**6):
+        raise ConfigError(f"{option} takes whole numbers from 1 on{more}, with commas between them, got {text!r}")
+    return int(text)
+
+
+def _lengths(text: str) -> list[bool]:
+    """Whether lengths are given, not, or both."""
+    found = names("--lengths", text)
+    for each in found:
+        if each not in ("known", "unknown"):
+            raise ConfigError(f"--lengths is known, unknown, or both with a comma between them, got {each!r}")
+    check_once("--lengths", found)
+    return [each == "known" for each in found]
+
+
+def _report(found: "Infillings") -> str:
+    """A table for each kind of passages, and what is to be known of the figures."""
+    columns: list[tuple[str, Callable[[Point], str]]] = [
+        ("method", lambda p: p.method),
+        ("exact match", lambda p: _figure(p.exact_match, 100, 1)),
+        ("chrF", lambda p: _figure(p.chrf, 100, 1)),
+        ("characters", lambda p: _figure(p.accuracy, 100, 1)),
+        ("length error", lambda p: f"{p.length_error.value:.2f}"),
+        ("bits/character", lambda p: _bits(p)),
+        ("rows/hole", lambda p: f"{p.calls:,.0f}"),
+        ("ms/hole", lambda p: f"{p.milliseconds:,.1f}"),
+    ]
+    console = Console(width=400)  # a narrow terminal wraps lines; rich would cut figures off
+    with console.capture() as drawn:
+        for (kind, known), group in groupby(found.points, lambda p: (p.kind, p.known)):
+            console.print(f"{kind}, {'known' if known else 'unknown'} length", highlight=False)
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+            table.add_column("model", overflow="fold")
+            for name, _ in columns:
+                table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+            last = None
+            for point in group:
+                table.add_row(Text(point.model if point.model != last else ""), *(show(point) for _, show in columns))
+                last = point.model
+            console.print(table, highlight=False)
+            console.print()
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    return "\n".join([*lines, *_notes(found)])
+
+
+def _notes(found: "Infillings") -> Iterator[str]:
+    """What was done, and what is to be known of the figures."""
+    yield (
+        f"{counted(found.num, 'passage')} of each kind, temperature {found.temperature:g}, seed {found.seed}, "
+        f"{found.device}; spans of unknown length have at most {found.longest} tokens"
+    )
+    yield (
+        "in brackets: the difference from the first line of a table, with its 95% interval over passages; exact match, "
+        "chrF and characters in their places are in %, the length error is in characters"
+    )
+    if any(p.method.endswith("+rerank") for p in found.points):
+        yield f"+rerank takes the likeliest of {found.candidates} candidates, read as a whole with what stands behind"
+    if any(p.bits is not None and not p.bits_exact for p in found.points):
+        yield "bits/character of diffusion are an upper bound, of the others exact; --chain-rule makes all exact"
+    if len({*found.contexts.values()}) > 1:
+        contexts = ", ".join(f"{name} {context:,}" for name, context in found.contexts.items())
+        yield f"the contexts differ, and a longer one sees more of the text beside a hole: {contexts}"
+    if found.skipped:
+        yield f"left out, as the text or half of the shortest context has no room: {', '.join(found.skipped)}"
+
+
+def _figure(figure: "Figure", scale: float, digits: int) -> str:
+    shown = f"{scale * figure.value:.{digits}f}"
+    if figure.difference is None or figure.difference_interval in (None, (0.0, 0.0)):
+        return shown
+    low, high = figure.difference_interval
+    return f"{shown} ({scale * figure.difference:+.{digits}f}: {scale * low:+.{digits}f} to {scale * high:+.{digits}f})"
+
+
+def _bits(point: "Point") -> str:
+    if point.bits is None:
+        return "-"
+    return ("" if point.bits_exact else "\u2264 ") + _figure(point.bits, 1, 3)

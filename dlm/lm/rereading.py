@@ -1,0 +1,64 @@
+"""How likely a causal reading finds texts whose holes are filled, each read as a whole from its first hole on."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dlm.lm.canvas import Canvas, encoded_parts
+from dlm.lm.layout import Layout
+from dlm.lm.lengths import REACH
+from dlm.lm.scoring import Score
+from dlm.template import Hole, Template
+
+Filling = Sequence[Sequence[int]]
+"""The ids of each hole of a text."""
+
+
+@dataclass(frozen=True)
+class Rereader:
+    """Reads filled texts by the causal reading of a model.
+
+    Attributes:
+        layout: How texts become rows.
+        score: The exact log-likelihood of what is to be scored of each row, given what stands before it.
+    """
+
+    layout: Layout
+    score: Callable[[Sequence[Canvas]], Iterator[Score]]
+
+    def nats(self, template: Template, fillings: Sequence[Filling]) -> list[float]:
+        """Log p(the spans, what stands between them and behind them | what stands before the first).
+
+        Fillings of different lengths are compared by the same text behind them: `REACH` tokens, or as many as the
+        longest leaves room for.
+
+        Args:
+            template: Texts and holes.
+            fillings: What may stand in the holes.
+
+        Returns:
+            Nats a filling.
+        """
+        parts = encoded_parts(template, self.layout.tokenizer, self.layout.sidecar.mask_id)
+        holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        before = [id_ for part in parts[: holes[0]] for id_ in part]
+        behind = [id_ for part in parts[holes[-1] + 1 :] for id_ in part]
+        middles = [self._middle(template, parts, holes, filling) for filling in fillings]
+        prefix = self.layout.sidecar.affixes.prefix
+        room = self.layout.sidecar.context - len(prefix) - max(map(len, middles))
+        reach = max(0, min(REACH, len(behind), room))
+        kept = max(0, min(len(before), room - reach))
+        given = [*prefix, *before[len(before) - kept :]]
+        canvases = []
+        for middle in middles:
+            row = [*given, *middle, *behind[:reach]]
+            canvases.append(Canvas(row, [i >= len(given) for i in range(len(row))], []))
+        return [score.log_likelihood for score in self.score(canvases)]
+
+    @staticmethod
+    def _middle(
+        template: Template, parts: Sequence[Sequence[int]], holes: Sequence[int], filling: Filling
+    ) -> list[int]:
+        """The ids from the first hole to the last."""
+        written = dict(zip(holes, filling, strict=True))
+        places = range(holes[0], holes[-1] + 1)
+        return [id_ for place in places for id_ in written.get(place, parts[place])]

@@ -1,0 +1,283 @@
+"""Infilling compared: the same holes for every model, a known best filling, and intervals that are paired."""
+
+import math
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from dlm.bench.infilling import Figure, all_kinds, bench_infilling, entries_of
+from dlm.bench.methods import METHODS, How, method
+from dlm.bench.passages import Kind, Texts
+from dlm.config import Bpe, Bytes, Characters
+from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.network import NetworkInput
+from dlm.errors import ConfigError, DataError
+from dlm.lm import DiffusionLM
+from dlm.lm.rereading import Rereader
+from dlm.model.sentinels import add_sentinels
+from dlm.model.text import token_ends
+from dlm.model.tokenizer import build_tokenizer
+from dlm.template import parse_template
+from tests.support.fixtures import MakeLM, Refused
+
+CYCLE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
+PROSE = "\n".join(f"{'the rain in spain'[: 5 + i % 12]} falls {'mainly ' * (i % 3)}on it" for i in range(60)) + "\n"
+QUICK = How(candidates=2, longest=6, draws=2, batch_size=8)
+
+
+class Cycle(Denoiser):
+    """The exact denoiser of a text that repeats `CYCLE`: each symbol follows from the nearest before it."""
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        rows = []
+        for place in inputs.index_N.tolist():
+            row, at = divmod(place, inputs.ids_BL.shape[1])
+            ids = inputs.ids_BL[row].tolist()
+            seen = next(i for i in range(at - 1, -1, -1) if ids[i] < len(CYCLE))
+            log_p = torch.full((self.vocabulary,), -50.0, dtype=torch.float64)
+            log_p[(ids[seen] + at - seen) % len(CYCLE)] = 0.0
+            rows.append(log_p.log_softmax(0))
+        return torch.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def knowing(make_lm: MakeLM) -> DiffusionLM:
+    """A masked model that knows the cycle."""
+    lm = make_lm(build_tokenizer(Characters(), lambda: [CYCLE]), 32)
+    assert lm.tokenizer.convert_tokens_to_ids(sorted(CYCLE)) == list(range(len(CYCLE)))
+    for name in ("scoring", "infilling", "ranking"):
+        setattr(lm.denoisers, name, Cycle(len(lm.tokenizer)))
+    return lm
+
+
+@pytest.fixture(scope="module")
+def models(make_lm: MakeLM) -> dict[str, DiffusionLM]:
+    """Random models of every kind, with one tokenizer but for the last."""
+    found = {}
+    for name in ("masked", "joint", "autoregressive"):
+        found[name] = make_lm(build_tokenizer(Bytes(), lambda: ()), 32, readings={"name": name})
+    tokenizer = build_tokenizer(Bytes(), lambda: ())
+    sentinels = add_sentinels(tokenizer, "psm")
+    lm = make_lm(tokenizer, 32, readings={"name": "autoregressive"})
+    found["fim"] = DiffusionLM(lm.model, tokenizer, sidecar=replace(lm.sidecar, sentinels=sentinels), precision="fp32")
+    return found
+
+
+def cycle_text() -> str:
+    """The symbols in the order of their ids, again and again."""
+    return "".join(sorted(CYCLE)) * 8
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("kind", [Kind(4), Kind(4, 2)], ids=lambda kind: kind.name)
+def test_a_known_best_filling_is_always_found(kind: Kind, known: bool, knowing: DiffusionLM) -> None:
+    """Each hole has fewer tokens than the text's period, so that what stands beside it tells its one filling."""
+    entries = entries_of({"exact": knowing}, None, QUICK)
+    found = bench_infilling(entries, [cycle_text()], kinds=[kind], lengths=[known], num=6, how=QUICK)
+    (point,) = found.points
+    assert point.method == "diffusion" and found.finished
+    assert point.exact_match.value == point.chrf.value == point.accuracy.value == 1.0
+    assert point.length_error.value == 0.0
+    assert (point.bits is None) == (not known) and (point.bits is None or abs(point.bits.value) < 1e-9)
+
+
+@pytest.mark.parametrize("kind", all_kinds((4, 8, "words", "lines"), (1, 3)), ids=lambda kind: kind.name)
+def test_passages_are_parts_of_the_text_and_their_spans_what_is_asked_for(kind: Kind) -> None:
+    tokenizer = build_tokenizer(Bytes(), lambda: ())
+    passages = Texts([PROSE], tokenizer, 200).passages(kind, 25, 0)
+    assert len(passages) == 25
+    words, lines = Counter(PROSE.split()), PROSE.splitlines()
+    for passage in passages:
+        assert "".join(passage.parts) in PROSE and len(passage.spans) == kind.holes and all(passage.parts)
+        assert sum(map(len, passage.ids(tokenizer))) <= 100
+        for before, span, behind in zip(passage.parts[:-1:2], passage.spans, passage.parts[2::2], strict=True):
+            if kind.span == "words":
+                assert span in words and before[-1].isspace() and behind[0].isspace()
+            elif kind.span == "lines":
+                assert span in lines and before[-1] == behind[0] == "\n"
+            else:
+                assert len(span) == kind.span
+
+
+def test_every_place_is_as_likely() -> None:
+    """Chi-square against the uniform distribution, away from the ends, which a window may not reach as often."""
+    text, context, count = "abcdefghij" * 20, 16, 1000
+    tokenizer = build_tokenizer(Characters(), lambda: [text])
+    places: Counter[str] = Counter()
+    for passage in Texts([text], tokenizer, context).passages(Kind(4), count, 3):
+        places[passage.spans[0]] += 1
+    assert sum((seen - count / 10) ** 2 / (count / 10) for seen in places.values()) < 33.7  # 9 degrees, p = 1e-4
+    assert len(places) == 10
+
+
+def test_documents_are_chosen_by_their_length() -> None:
+    tokenizer = build_tokenizer(Bytes(), lambda: ())
+    passages = Texts(["a" * 300, "b" * 100, "c"], tokenizer, 16).passages(Kind(4), 400, 0)
+    share = sum(passage.spans == ("aaaa",) for passage in passages) / 400
+    assert share == pytest.approx(0.75, abs=0.09)
+
+
+def test_the_same_spans_for_every_model_and_run_and_others_for_another_seed() -> None:
+    tokenizer = build_tokenizer(Bytes(), lambda: ())
+    first, again, longer, other = (
+        Texts([PROSE], tokenizer, 64).passages(Kind("words"), count, seed)
+        for count, seed in ((20, 0), (20, 0), (30, 0), (20, 1))
+    )
+    assert first == again == longer[:20] and first != other
+
+
+@pytest.mark.parametrize("spec", [Bytes(), Bpe(size=300), Characters()], ids=lambda spec: spec.name)
+def test_the_ends_of_tokens_cut_a_text_into_the_text_of_each(spec: Bytes | Bpe | Characters) -> None:
+    text = "Für the rain,\n in  Spain — 雨.\n"
+    tokenizer = build_tokenizer(spec, lambda: [PROSE, text])
+    ends = token_ends(tokenizer, text)
+    assert ends == sorted(ends) and ends[-1] == len(text)
+    assert "".join(text[a:b] for a, b in pairwise([0, *ends])) == text
+
+
+def test_every_model_is_asked_by_every_method_that_suits_it(models: dict[str, DiffusionLM]) -> None:
+    found = [(name, each.name) for name, _, each in entries_of(models, None, QUICK)]
+    assert found == [
+        ("masked", "diffusion"),
+        *(("joint", name) for name in ("diffusion", "left", "left+rerank")),
+        *(("autoregressive", name) for name in ("left", "left+rerank")),
+        *(("fim", name) for name in ("fim", "fim+rerank", "left", "left+rerank")),
+    ]
+
+
+def test_points_of_every_method(models: dict[str, DiffusionLM]) -> None:
+    entries = entries_of({name: models[name] for name in ("joint", "fim")}, None, QUICK)
+    told: list[tuple[int, int, str]] = []
+    found = bench_infilling(
+        entries,
+        [PROSE],
+        kinds=[Kind(2), Kind(64)],
+        lengths=[True, False],
+        num=2,
+        how=QUICK,
+        told=lambda *what: told.append(what),
+    )
+    assert found.skipped == ("64 tokens",) and found.finished and len(found.points) == 2 * len(entries)
+    assert [done for done, _, _ in told] == list(range(14)) and {total for _, total, _ in told} == {14}
+    for point in found.points:
+        assert 0 <= point.exact_match.value <= point.chrf.value <= 1 and point.calls > 0
+        assert (point.bits is not None) == (point.known and "rerank" not in point.method)
+        assert point.bits_exact == (point.method != "diffusion")
+
+
+def test_a_model_beside_itself_differs_by_exactly_zero(models: dict[str, DiffusionLM]) -> None:
+    entries = entries_of({"one": models["fim"], "other": models["fim"]}, [METHODS["fim"]], QUICK)
+    found = bench_infilling(entries, [PROSE], kinds=[Kind(3)], lengths=[True, False], num=5, how=QUICK)
+    for point in found.points:
+        figures = [
+            point.exact_match,
+            point.chrf,
+            point.accuracy,
+            point.length_error,
+            *([point.bits] if point.bits else []),
+        ]
+        assert all((figure.difference, figure.difference_interval) == (0.0, (0.0, 0.0)) for figure in figures)
+
+
+def test_a_paired_difference_has_less_error_than_two_figures() -> None:
+    hard_U = torch.rand(400, dtype=torch.float64)
+    figure = Figure.of(hard_U + 0.01, torch.ones_like(hard_U), hard_U, 0)
+    assert figure.interval is not None and figure.difference_interval is not None
+    assert figure.difference == pytest.approx(0.01)
+    assert figure.interval[1] - figure.interval[0] > 0.03
+    assert figure.difference_interval[1] - figure.difference_interval[0] < 1e-9
+
+
+def test_the_chain_rule_is_no_more_than_the_bound(models: dict[str, DiffusionLM]) -> None:
+    passages = Texts([PROSE], models["masked"].tokenizer, 32).passages(Kind(3), 24, 0)
+    bound, exact = (
+        sum(METHODS["diffusion"].nats(models["masked"], passages, replace(QUICK, draws=64, chain_rule=exact)))  # type: ignore[misc]
+        for exact in (False, True)
+    )
+    # A random network's bound is of all orders together, the exact one of one order: they agree but for some percent.
+    assert exact == pytest.approx(bound, rel=0.1) and exact != bound
+
+
+def test_a_whole_text_is_read_from_its_first_hole_on(models: dict[str, DiffusionLM]) -> None:
+    """Fillings are compared by p(span, what is behind | before), which is the text's own less that of its beginning."""
+    lm = models["autoregressive"]
+    template = parse_template("the [MASK:4] in [MASK:2] falls")
+    fillings = [[list(b"rain"), list(b"it")], [list(b"r"), list(b"bombay")]]
+    found = lm.rereader().nats(template, fillings)
+    assert isinstance(lm.rereader(), Rereader)
+    for nats, one, other in zip(found, ("rain", "r"), ("it", "bombay"), strict=True):
+        whole, begun = lm.nelbo([f"the {one} in {other} falls", "the "])
+        end = [lm.score(text, "").log_likelihood for text in (f"the {one} in {other} falls", "the ")]
+        assert nats == pytest.approx(-(whole + end[0]) + (begun + end[1]), abs=1e-3)
+
+
+def test_reranking_takes_the_likeliest_candidate(models: dict[str, DiffusionLM]) -> None:
+    lm, template = models["autoregressive"], parse_template("the ra[MASK:2] in")
+    how = replace(QUICK, candidates=8)
+    ((span,),) = METHODS["left+rerank"].fill(lm, {0: template}, how)
+    tried = next(lm.next_token_filler(how.sampler, None, 0, 8).fill({0: template}, 8))
+    best = max(tried, key=lambda one: lm.rereader().nats(template, [one.ids])[0])
+    assert span == best.spans[0] and len({one.spans for one in tried}) > 1
+
+
+def test_a_continuation_of_unknown_length_is_cut_where_what_stands_behind_is_likeliest(
+    models: dict[str, DiffusionLM],
+) -> None:
+    lm, template = models["autoregressive"], parse_template("the [MASK:1-6] in")
+    ((span,),) = METHODS["left"].fill(lm, {0: template}, QUICK)
+    (whole,) = next(lm.next_token_filler(QUICK.sampler, None, 0, 8).fill({0: parse_template("the [MASK:6] in")}, 1))
+    cuts = [whole.ids[0][:n] for n in range(1, 7)]
+    nats = lm.rereader().nats(template, [[cut] for cut in cuts])
+    assert whole.spans[0].startswith(span) and len(cuts[nats.index(max(nats))]) == len(span.encode())
+
+
+def test_rereading_is_refused_where_there_is_no_causal_reading(
+    models: dict[str, DiffusionLM], refused: Refused
+) -> None:
+    template = {0: parse_template("the [MASK] in")}
+    how = replace(QUICK, reread=True)
+    assert [*METHODS["diffusion"].fill(models["joint"], template, how)]
+    with refused(ConfigError, "--reread"):
+        METHODS["diffusion"].fill(models["masked"], template, how)
+
+
+def test_what_was_measured_before_an_interrupt_is_kept(
+    models: dict[str, DiffusionLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = entries_of({"fim": models["fim"]}, [METHODS["fim"]], QUICK)
+
+    def told(done: int, total: int, what: str) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    found = bench_infilling(entries, [PROSE], kinds=[Kind(2)], lengths=[True, False], num=2, how=QUICK, told=told)
+    assert not found.finished and [point.known for point in found.points] == [True]
+
+
+def test_what_cannot_be_compared_is_refused(models: dict[str, DiffusionLM], refused: Refused) -> None:
+    with refused(ConfigError, "middle", "diffusion", "left+rerank"):
+        method("middle")
+    with refused(ConfigError, "fim", "none of these models"):
+        entries_of({"masked": models["masked"]}, [METHODS["diffusion"], METHODS["fim"]], QUICK)
+    with refused(ConfigError, "masked", "--methods"):
+        entries_of({name: models[name] for name in ("masked", "fim")}, [METHODS["fim"]], QUICK)
+    with refused(ConfigError, "temperature 0"):
+        entries_of(models, [METHODS["left+rerank"]], replace(QUICK, temperature=0.0))
+    greedy = {each.name for _, _, each in entries_of(models, None, replace(QUICK, temperature=0.0))}
+    assert greedy == {"diffusion", "fim", "left"}
+    with refused(DataError, "26 tokens", "--spans"):
+        entries = entries_of({"masked": models["masked"]}, None, QUICK)
+        bench_infilling(entries, ["short"], kinds=[Kind(2)], lengths=[True], num=2, how=QUICK)
+
+
+def test_the_words_of_kinds() -> None:
+    assert [kind.name for kind in all_kinds((4, "words"), (1, 3))] == ["4 tokens", "words", "3 x 4 tokens", "3 x words"]
+    assert re.fullmatch(r"\w+( tokens)?", Kind(16).name) and math.isfinite(len(all_kinds()))
