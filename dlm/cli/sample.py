@@ -19,29 +19,28 @@ if TYPE_CHECKING:
     from dlm.lm import Sample
     from dlm.lm.layout import Prompt
 
+Length = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens to write.", show_default=f"what the context has room for; {options.PUBLISHED}"),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help='Continue the "prompt", or answer the "messages", on each line of a .jsonl file.', show_default=False
+    ),
+]
+
 
 def sample(
     context: typer.Context,
     model: options.Model,
     num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
-    length: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Tokens to write.",
-            show_default=f"what the context has room for; {options.PUBLISHED}",
-        ),
-    ] = None,
+    length: Length = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
     chat: Annotated[
         str | None, typer.Option(help="Answer this message, by the tokenizer's chat template.", show_default=False)
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help='Continue the "prompt", or answer the "messages", on each line of a .jsonl file.', show_default=False
-        ),
-    ] = None,
+    prompts: Prompts = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out bad lines of --prompts, and report them at the end.")
     ] = False,
