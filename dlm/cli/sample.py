@@ -31,12 +31,6 @@ Prompts = Annotated[
 ]
 
 
-Length = Annotated[
-    int | None,
-    typer.Option(min=1, help="Tokens to write.", show_default=f"what the context has room for; {options.PUBLISHED}"),
-]
-
-
 def sample(
     context: typer.Context,
     model: options.Model,
