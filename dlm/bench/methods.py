@@ -118,7 +118,7 @@ def _by_next_tokens(*, middle: bool, ranked: bool) -> Fill:
     """Hole after hole, behind both sides or the left one; the likeliest of several candidates, or the only one."""
 
     def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
-        filler = lm.next_token_filler(how.sampler, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
+        filler = lm.filling.by_next_tokens(how.sampler, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
         num = how.candidates if ranked else 1
         parts = {number: [*template] for number, template in templates.items()}
         spans: dict[int, list[str]] = {number: [] for number in templates}
@@ -140,7 +140,7 @@ def _nats_of_next_tokens(*, middle: bool) -> Nats:
     """The exact likelihood of each hole, after those before it."""
 
     def nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> list[float]:
-        filler = lm.next_token_filler(None, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
+        filler = lm.filling.by_next_tokens(None, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
         spans = [passage.ids(lm.tokenizer) for passage in passages]
         known = [passage.template([*map(len, ids)], how.longest) for passage, ids in zip(passages, spans, strict=True)]
         return [-each for each in filler.nats(known, spans)]
@@ -204,7 +204,7 @@ def _likeliest(lm: DiffusionLM, template: Template, found: Sequence[Infilling], 
     """
     whole = {each.ids[0]: None for each in found}
     ids = [*{each[:n]: None for each in whole for n in range(1, len(each) + 1)}] if cut else [*whole]
-    nats = lm.rereader(4 * how.batch_size).nats(template, [[each] for each in ids])
+    nats = lm.filling.rereader(4 * how.batch_size).nats(template, [[each] for each in ids])
     best = ids[max(range(len(ids)), key=nats.__getitem__)]
     before, behind = (template[0], template[-1])
     assert isinstance(before, str) and isinstance(behind, str)

@@ -138,10 +138,10 @@ def infill(
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
-    wanted = usable(records, lm.check_holes, keep_going=keep_going)
+    wanted = usable(records, lm.filling.check, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = _search(length_prior, counted, effort, reread, lm)
-    if lm.fills_in_the_middle:
+    if lm.filling.in_the_middle:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
         drawn = [each for each in templates.values() if not lm.languages.enumerated(each, search.effort)]
@@ -192,7 +192,7 @@ def _search(
     from dlm.lm.lengths import NOT_REREAD, LengthSearch
     from dlm.model.spans import LengthPrior
 
-    if lm.fills_in_the_middle and (length_prior, effort, reread) != (None, None, None):
+    if lm.filling.in_the_middle and (length_prior, effort, reread) != (None, None, None):
         raise ConfigError(
             "--length-prior, --effort and --reread are for a search of lengths, and this model, which fills in the "
             "middle, ends a span by itself: leave them out"

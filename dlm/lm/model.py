@@ -10,35 +10,30 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dlm.config import Config
-from dlm.diffusion.denoiser import Denoiser, PlacedDenoiser
-from dlm.diffusion.draws import generator
+from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.formulation import Formulation
 from dlm.diffusion.likelihood import Likelihood
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.readings import Masked
-from dlm.diffusion.unmask import LeftToRight, Margin, Random
+from dlm.diffusion.unmask import Random
 from dlm.errors import CheckpointError, ConfigError
 from dlm.lm import loading
-from dlm.lm.canvas import Canvas
 from dlm.lm.denoisers import Denoisers, arithmetic_device
-from dlm.lm.filler import Filler
+from dlm.lm.filling import Filling
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout, Prompt
-from dlm.lm.lengths import LengthSearch, Weigher
-from dlm.lm.middle import MiddleFiller
-from dlm.lm.rereading import Rereader
-from dlm.lm.rows import Task, Written, in_groups
+from dlm.lm.lengths import LengthSearch
+from dlm.lm.rows import Task, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
-from dlm.lm.scores import REPLICATES, Answers, Row, Rows, Scorer
-from dlm.lm.scoring import Greedy, Score
+from dlm.lm.scores import REPLICATES, Answers, Row, Rows, Scorer, greedy_by
+from dlm.lm.scoring import Score
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_model
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, working_precisions
-from dlm.model.sentinels import Sentinels
 from dlm.model.spelling import Spelling
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
@@ -61,8 +56,11 @@ class DiffusionLM:
         languages: The texts that a hole may have, where it says an expression or choices.
         layout: How texts become rows, and how many tokens there is room for after a prompt.
         end_ids: The ids that end a text, that of the end of text first.
+        pad_id: The id that fills up the shorter rows of a batch.
+        unknown: The id of unknown characters, which is never written, where there is one.
         precision: What texts are written in.
         denoisers: Predict clean tokens: to score texts, to write them, and to fill their holes.
+        writer: Writes rows side by side.
     """
 
     def __init__(
@@ -110,25 +108,25 @@ class DiffusionLM:
         family = self.sidecar.family
         ends = family.end_ids(tokenizer) if family else []
         self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
-        self.end_ids, self._pad_id = (ids.end, *ends), ids.pad
+        self.end_ids, self.pad_id = (ids.end, *ends), ids.pad
         self.layout = Layout(tokenizer, sidecar)
-        self._unknown = () if ids.unknown is None or ids.unknown in ends else (ids.unknown,)
+        self.unknown = () if ids.unknown is None or ids.unknown in ends else (ids.unknown,)
         self.precision, scoring = working_precisions(precision, model.dtype, self.device)
         self.denoisers = Denoisers.of(
             self._backbone,
             self.formulation,
             self.process,
-            unknown=self._unknown,
+            unknown=self.unknown,
             ends=self.end_ids,
             first_id=self.layout.first_id,
             writing=self.precision,
             scoring=scoring,
         )
-        forbidden = (*self.process.vocabulary.forbidden, *self._unknown, *self.end_ids)
+        forbidden = (*self.process.vocabulary.forbidden, *self.unknown, *self.end_ids)
         spelling = Spelling(tokenizer, self.process.vocabulary.size, forbidden)
         self.languages = Languages(self.layout, self.process, spelling)
         aligned = family is None or family.aligned
-        self._writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id, aligned)
+        self.writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id, aligned)
 
     @classmethod
     def from_pretrained(
@@ -412,117 +410,22 @@ class DiffusionLM:
             ConfigError: The sampler needs absorbing noise, and the model's noise is another; or the model is not read
                 in any order.
         """
-        if self.fills_in_the_middle:
+        self.model.eval()
+        if self.filling.in_the_middle:
             if watch is not None:
                 raise ConfigError(
                     "--watch and --export show masks in their places, and this model writes a middle behind what "
                     "stands before and behind it: leave them out"
                 )
-            return self.next_token_filler(sampler, self.sidecar.sentinels, seed, batch_size).fill(templates, num)
-        if not self.formulation.readings.any_order:
-            raise ConfigError(
-                f"this model was trained with readings {self.formulation.readings.name} and does not see what stands "
-                "behind a hole: train one with readings joint or masked, or with data.fim, or write on from its "
-                "beginning by dlm sample"
-            )
-        self.model.eval()
-        family = self.sidecar.family
-        how, order = (sampler or Sampler()).completed(family, inside=True), family.order if family else Margin()
-        if how.guidance is not None and how.guidance.negative is not None:
-            raise ConfigError("--negative-prompt is for what continues a prompt, and spans have a text on both sides")
-        if how.guides and not all(any(isinstance(part, str) for part in each) for each in templates.values()):
-            raise ConfigError("--guidance leads towards the text around spans, and there is none: leave it out")
-        weighing = PlacedDenoiser(self.denoisers.scoring, lambda: self.arithmetic_device)
-        return Filler(
-            self.layout,
-            self.languages,
-            Weigher(self.layout, weighing, self.process, self._pad_id, batch_size),
-            lambda canvas: how.rule(self.formulation, self.process, order, sum(canvas.editable), inside=True),
-            lambda tasks, watched: self._writer.write(
-                [replace(task, other=self.layout.hidden(task.canvas)) for task in tasks] if how.guides else tasks,
-                how,
-                batch_size=batch_size,
-                watch=watch if watched else None,
-                inside=True,
-            ),
-            watch is not None,
-            lambda batch: self._ranked(batch, draws, seed),
-            self.rereader() if self.formulation.readings.causal else None,
-            seed,
-        ).fill(templates, num, search or LengthSearch())
+            filler = self.filling.by_next_tokens(sampler, self.sidecar.sentinels, seed, batch_size)
+            return filler.fill(templates, num)
+        by_masks = self.filling.by_masks(templates, sampler, draws, seed, batch_size, watch)
+        return by_masks.fill(templates, num, search or LengthSearch())
 
     @property
-    def fills_in_the_middle(self) -> bool:
-        """Whether it fills holes by next tokens, one after the other."""
-        return self.sidecar.sentinels is not None and not self.formulation.readings.any_order
-
-    def check_holes(self, template: Template) -> None:
-        """Refuses a text whose holes do not fit the context.
-
-        Args:
-            template: Texts and holes.
-
-        Raises:
-            DataError: They do not.
-        """
-        if self.fills_in_the_middle:
-            self.next_token_filler(None, self.sidecar.sentinels).check(template)
-        else:
-            self.languages.resolved(template)
-
-    def next_token_filler(
-        self, sampler: Sampler | None, sentinels: Sentinels | None, seed: int = 0, batch_size: int = 16
-    ) -> MiddleFiller:
-        """What fills holes by the causal reading, one after the other.
-
-        Args:
-            sampler: The temperature and the cuts; by default every token is drawn from all.
-            sentinels: The model's own, to read what stands behind a hole too; None for what stands before it alone.
-            seed: As for `infill_each`.
-            batch_size: Texts written side by side.
-
-        Returns:
-            The filler.
-
-        Raises:
-            ConfigError: The model has no causal reading.
-        """
-        self.model.eval()
-        how, estimator = sampler or Sampler(), self.estimator("causal")
-
-        def score(canvases: Sequence[Canvas], ends: bool) -> Iterator[Score]:
-            scorer = self._scorer(self.denoisers.scoring if ends else self.denoisers.ranking, estimator)
-            return scorer.of_rows([Row.alone(canvas, (seed, "middle")) for canvas in canvases], batch_size)
-
-        return MiddleFiller(
-            self.layout,
-            sentinels,
-            lambda tokens: how.rule(self.formulation, self.process, LeftToRight(), tokens),
-            lambda tasks, ends: self._writer.write(tasks, how, batch_size=batch_size, watch=None, ends=ends),
-            score,
-            self.end_ids,
-            seed,
-            batch_size,
-        )
-
-    def rereader(self, batch_size: int = 64) -> Rereader:
-        """What tells by the causal reading how likely texts are whose holes are filled.
-
-        Args:
-            batch_size: Texts read side by side.
-
-        Returns:
-            The reader.
-
-        Raises:
-            ConfigError: The model has no causal reading.
-        """
-        self.model.eval()
-        scorer = self._scorer(self.denoisers.scoring, self.estimator("causal"))
-        return Rereader(
-            self.layout,
-            lambda canvases: scorer.of_rows([Row.alone(canvas, ("reread",)) for canvas in canvases], batch_size),
-        )
+    def filling(self) -> Filling:
+        """What fills the holes of texts."""
+        return Filling(self)
 
     def estimator(self, reading: str | None = None, draws: int = 16, replicates: int = 2) -> Likelihood:
         """What computes or bounds the likelihood of a reading.
@@ -604,9 +507,9 @@ class DiffusionLM:
             DataError: A response and its prompt do not fit the context.
         """
         self.model.eval()
-        scorer = self._scorer(self.denoisers.scoring, self.estimator(reading, draws, REPLICATES))
+        scorer = self.scorer(self.denoisers.scoring, self.estimator(reading, draws, REPLICATES))
         if greedy:
-            scorer = replace(scorer, greedy=self._greedy(reading))
+            scorer = replace(scorer, greedy=greedy_by(self, reading))
         canvases = {number: answers.canvases(self.layout) for number, answers in asked.items()}
         self.layout.warn_of_unknown([canvas for group in canvases.values() for canvas in group])
         return scorer.of_answers(canvases, (seed, "score"), batch_size, begin)
@@ -644,11 +547,15 @@ class DiffusionLM:
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         self.layout.warn_of_unknown([piece for _, piece in pieces])
         rows = [Row.alone(piece, (seed, "nelbo", number)) for number, (_, piece) in enumerate(pieces)]
-        scores = self._scorer(self.denoisers.scoring, estimator).of_rows(rows, batch_size)
+        scores = self.scorer(self.denoisers.scoring, estimator).of_rows(rows, batch_size)
         nats = [0.0] * len(whole)
         for (text, _), score in zip(pieces, scores, strict=True):
             nats[text] -= score.log_likelihood
         return nats
+
+    def scorer(self, denoiser: Denoiser, estimator: Likelihood) -> Scorer:
+        """What scores rows by a reading: its likelihood, and the denoiser that predicts what may stand there."""
+        return Scorer(denoiser, self.process, self.pad_id, self.arithmetic_device, estimator)
 
     def _written(
         self,
@@ -678,31 +585,9 @@ class DiffusionLM:
                 other = self.layout.unguided(prompt, canvas, sampler.negative)
             tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
             asked += [(prompt, task) for task in tasks]
-        batches = self._writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
+        batches = self.writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
         rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))
         return (
             Sample.of_row(prompt, task, ids, calls, self.tokenizer)
             for (prompt, task), (ids, calls) in zip(asked, rows, strict=True)
         )
-
-    def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
-        """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""
-        streams = [generator(seed, "rank") for _ in batch.tasks]
-        scorer = self._scorer(self.denoisers.ranking, self.formulation.estimator(draws))
-        scores = scorer.of_batch(batch.x_BL, batch.editable_BL, streams)
-        return zip(batch.x_BL.tolist(), (score.log_likelihood for score in scores), batch.calls, strict=True)
-
-    def _scorer(self, denoiser: Denoiser, estimator: Likelihood) -> Scorer:
-        return Scorer(denoiser, self.process, self._pad_id, self.arithmetic_device, estimator)
-
-    def _greedy(self, reading: str | None) -> Greedy:
-        """What tells whether greedy decoding by a reading writes a response."""
-        reading = reading or self.formulation.readings.all[0]
-        if reading != "causal" and (reading.startswith("blocks") or not self.formulation.counts):
-            raise ConfigError(
-                "greedy decoding one token at a time is of next tokens, or of masks from left to right by a network "
-                f"that takes no time; this model is read as {reading}, with {self.process.noise.name} noise: leave "
-                "--greedy out, or choose another --reading"
-            )
-        likelihood = self.estimator(reading if reading == "causal" else LeftToRight().name)
-        return Greedy(likelihood, self._unknown)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,10 +12,15 @@ from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import Aligned
 from dlm.diffusion.likelihood import Likelihood
 from dlm.diffusion.process import Process
+from dlm.diffusion.unmask import LeftToRight
+from dlm.errors import ConfigError
 from dlm.lm.canvas import Canvas, stack
 from dlm.lm.layout import Layout, Prompt
 from dlm.lm.rows import in_batches
 from dlm.lm.scoring import Greedy, Score, score_rows
+
+if TYPE_CHECKING:
+    from dlm.lm.model import DiffusionLM
 
 REPLICATES = 8
 """The estimates that the error of a single text comes from: that of fewer is too often far too small."""
@@ -211,3 +216,26 @@ class Comparison:
         per_byte = [each / len(text.encode()) for each, text in zip(nats, responses, strict=True)]
         best, best_per_byte = (max(range(len(scores)), key=values.__getitem__) for values in (nats, per_byte))
         return cls(best, best_per_byte, [score.less(scores[best]) for score in scores])
+
+
+def greedy_by(lm: "DiffusionLM", reading: str | None) -> Greedy:
+    """What tells whether greedy decoding by a reading writes a response.
+
+    Args:
+        lm: The model.
+        reading: Which; by default as its runs are judged.
+
+    Returns:
+        The likelihood that predicts each token once, and the ids that are never written.
+
+    Raises:
+        ConfigError: The reading decodes nothing one token at a time.
+    """
+    reading = reading or lm.formulation.readings.all[0]
+    if reading != "causal" and (reading.startswith("blocks") or not lm.formulation.counts):
+        raise ConfigError(
+            "greedy decoding one token at a time is of next tokens, or of masks from left to right by a network "
+            f"that takes no time; this model is read as {reading}, with {lm.process.noise.name} noise: leave "
+            "--greedy out, or choose another --reading"
+        )
+    return Greedy(lm.estimator(reading if reading == "causal" else LeftToRight().name), lm.unknown)

@@ -211,8 +211,8 @@ def test_a_whole_text_is_read_from_its_first_hole_on(models: dict[str, Diffusion
     lm = models["autoregressive"]
     template = parse_template("the [MASK:4] in [MASK:2] falls")
     fillings = [[list(b"rain"), list(b"it")], [list(b"r"), list(b"bombay")]]
-    found = lm.rereader().nats(template, fillings)
-    assert isinstance(lm.rereader(), Rereader)
+    found = lm.filling.rereader().nats(template, fillings)
+    assert isinstance(lm.filling.rereader(), Rereader)
     for nats, one, other in zip(found, ("rain", "r"), ("it", "bombay"), strict=True):
         whole, begun = lm.nelbo([f"the {one} in {other} falls", "the "])
         end = [lm.score(text, "").log_likelihood for text in (f"the {one} in {other} falls", "the ")]
@@ -223,8 +223,8 @@ def test_reranking_takes_the_likeliest_candidate(models: dict[str, DiffusionLM])
     lm, template = models["autoregressive"], parse_template("the ra[MASK:2] in")
     how = replace(QUICK, candidates=8)
     ((span,),) = METHODS["left+rerank"].fill(lm, {0: template}, how)
-    tried = next(lm.next_token_filler(how.sampler, None, 0, 8).fill({0: template}, 8))
-    best = max(tried, key=lambda one: lm.rereader().nats(template, [one.ids])[0])
+    tried = next(lm.filling.by_next_tokens(how.sampler, None, 0, 8).fill({0: template}, 8))
+    best = max(tried, key=lambda one: lm.filling.rereader().nats(template, [one.ids])[0])
     assert span == best.spans[0] and len({one.spans for one in tried}) > 1
 
 
@@ -233,9 +233,11 @@ def test_a_continuation_of_unknown_length_is_cut_where_what_stands_behind_is_lik
 ) -> None:
     lm, template = models["autoregressive"], parse_template("the [MASK:1-6] in")
     ((span,),) = METHODS["left"].fill(lm, {0: template}, QUICK)
-    (whole,) = next(lm.next_token_filler(QUICK.sampler, None, 0, 8).fill({0: parse_template("the [MASK:6] in")}, 1))
+    (whole,) = next(
+        lm.filling.by_next_tokens(QUICK.sampler, None, 0, 8).fill({0: parse_template("the [MASK:6] in")}, 1)
+    )
     cuts = [whole.ids[0][:n] for n in range(1, 7)]
-    nats = lm.rereader().nats(template, [[cut] for cut in cuts])
+    nats = lm.filling.rereader().nats(template, [[cut] for cut in cuts])
     assert whole.spans[0].startswith(span) and len(cuts[nats.index(max(nats))]) == len(span.encode())
 
 

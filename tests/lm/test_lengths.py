@@ -128,7 +128,7 @@ def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: 
     exact_lm = DiffusionLM(lm.model, lm.tokenizer, sidecar=lm.sidecar, precision="fp32")
     own = weigher.denoiser
     vars(exact_lm)["denoisers"] = replace(lm.denoisers, infilling=own, ranking=own, scoring=own)
-    vars(exact_lm)["_writer"] = replace(lm._writer, denoisers=exact_lm.denoisers)
+    vars(exact_lm)["writer"] = replace(lm.writer, denoisers=exact_lm.denoisers)
     text, search = "ab[MASK:0-2]bc", LengthSearch(effort=200)
     found = exact_lm.infill(text, num=10, search=search, draws=64, sampler=Sampler())
     template = parse_template(text)

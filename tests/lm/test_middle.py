@@ -77,7 +77,7 @@ def knowing(lm: DiffusionLM, seen: list[tuple[str, str]]) -> MiddleFiller:
     def score(canvases: Sequence[Canvas], ends: bool) -> Iterator[Score]:
         return (Score(0.0, 0.0, sum(canvas.editable)) for canvas in canvases)
 
-    return replace(lm.next_token_filler(None, sentinels), write=write, score=score)
+    return replace(lm.filling.by_next_tokens(None, sentinels), write=write, score=score)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_likelihoods_of_all_middles_sum_to_one(make_lm: MakeLM) -> None:
     """Of one token, known or followed by the end; and of one or two of unknown length, with what is longer."""
     lm = middle_lm(make_lm, 16, letters="ab")
     template = parse_template("a[MASK:1]b")
-    filler = lm.next_token_filler(None, lm.sidecar.sentinels)
+    filler = lm.filling.by_next_tokens(None, lm.sidecar.sentinels)
     letters = [encode(lm.tokenizer, [letter])[0] for letter in "ab"]
     nats = filler.nats([template] * 2, [[ids] for ids in letters])
     assert sum(map(math.exp, nats)) == pytest.approx(1.0, abs=1e-5)
@@ -175,17 +175,17 @@ def test_what_is_drawn_has_the_frequency_of_its_likelihood(make_lm: MakeLM) -> N
 
 
 def test_from_the_left_alone_what_stands_behind_changes_nothing(lm: DiffusionLM) -> None:
-    filler = lm.next_token_filler(None, None)
+    filler = lm.filling.by_next_tokens(None, None)
     (one,), (other,) = (next(filler.fill({0: parse_template(f"abc[MASK:5]{behind}")}, 1)) for behind in ("d", "XYZ"))
     assert one.spans == other.spans and one.log_likelihood == pytest.approx(other.log_likelihood)
-    (seen,) = next(lm.next_token_filler(None, lm.sidecar.sentinels).fill({0: parse_template("abc[MASK:5]XYZ")}, 1))
+    (seen,) = next(lm.filling.by_next_tokens(None, lm.sidecar.sentinels).fill({0: parse_template("abc[MASK:5]XYZ")}, 1))
     assert seen.log_likelihood != pytest.approx(one.log_likelihood)
 
 
 def test_what_cannot_be_is_refused(lm: DiffusionLM, make_lm: MakeLM, refused: Refused) -> None:
     with refused(DataError, "45 tokens", "room for 44"):
-        lm.check_holes((Hole(45), "a"))
-    lm.check_holes((Hole(44), "a"))
+        lm.filling.check((Hole(45), "a"))
+    lm.filling.check((Hole(44), "a"))
     with refused(ConfigError, "left to right alone"):
         next(lm.infill_each({0: parse_template("a[MASK:2]b")}, sampler=Sampler(order=Confidence())))
     with refused(ConfigError, "--watch"):

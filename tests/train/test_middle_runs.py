@@ -32,7 +32,7 @@ def test_a_run_leaves_a_model_that_fills_in_the_middle_and_resumes_exactly(tmp_p
     ids = [lm.tokenizer.get_vocab()[token] for token in (PREFIX, SUFFIX, MIDDLE)]
     assert lm.sidecar.sentinels == Sentinels(ids[0], ids[1], ids[2], "spm") and len({*ids}) == 3
     assert written["fim"] == {"prefix": ids[0], "suffix": ids[1], "middle": ids[2], "order": "spm"}
-    assert lm.fills_in_the_middle and lm.infill("ab[MASK:2]c")[0].text.startswith("ab")
+    assert lm.filling.in_the_middle and lm.infill("ab[MASK:2]c")[0].text.startswith("ab")
     lm.save_pretrained(tmp_path / "again")
     assert DiffusionLM.from_pretrained(tmp_path / "again").sidecar.sentinels == lm.sidecar.sentinels
 
