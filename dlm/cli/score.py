@@ -25,6 +25,7 @@ from dlm.cli.records import (
     usable,
 )
 from dlm.cli.writing import load
+from dlm.data.lines import bare_suffix
 from dlm.data.records import parse_record
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, InterruptedRunError
@@ -37,6 +38,9 @@ Asked = tuple["Prompt", list[str]]
 """A prompt and the responses to it."""
 
 CHAIN_RULE = "left-to-right"
+TABLES = (".json", ".csv", ".tsv", ".parquet", ".arrow")
+"""Suffixes of files whose lines are no texts."""
+
 DRAWS = 16
 FOUND = ("log_likelihood", "nats", "bits", "tokens", "bytes", "standard_error", "greedy")
 WRITTEN = (*FOUND, "scores", "best", "best_per_byte", "reading")
@@ -108,8 +112,14 @@ def score(
         raise ConfigError("--resume goes on with the file of --output: give that, without --overwrite")
     check_apart({"FILE": file}, {"--output": output})
     check_free(output, overwrite or resume)
+    lines = file_lines(file)
     parse = parse_record if jsonl or is_batch(file) else _plain_line
-    records = read_batch(file_lines(file), _asked_of, name="stdin" if str(file) == "-" else file, parse=parse)
+    if parse is _plain_line and (suffix := bare_suffix(file)) in TABLES:
+        raise ConfigError(
+            f"{file}: {suffix} holds records, and plain lines would be scored with their signs and all: write them as "
+            ".jsonl, or give --jsonl if each line is an object of JSON"
+        )
+    records = read_batch(lines, _asked_of, name="stdin" if str(file) == "-" else file, parse=parse)
     usable(records, lambda asked: None, keep_going=keep_going)
     quiet_libraries()
 

@@ -63,8 +63,10 @@ class Filler:
         if search.reread and self.rereader is None:
             raise ConfigError(NOT_REREAD)
         templates = {place: self.languages.resolved(template) for place, template in templates.items()}
-        for template in templates.values():
-            self.rule(self.layout.holes(template))
+        canvases = {place: self.layout.holes(template) for place, template in templates.items()}
+        self.layout.warn_of_unseen([*canvases.values()])
+        for place, template in templates.items():
+            self.rule(canvases[place])
             if is_open(template) and not self.weigher.process.noise.masks:
                 raise ConfigError(
                     "a hole of unknown length is a number of masks, which this model's noise "

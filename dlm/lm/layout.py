@@ -296,18 +296,36 @@ class Layout:
         Args:
             canvases: Rows that are to be scored.
         """
-        unknown = special_ids(self.tokenizer).unknown
-        count = sum(
-            id_ == unknown and scored
-            for canvas in canvases
-            for id_, scored in zip(canvas.ids, canvas.editable, strict=True)
-        )
-        if count:
+        if count := self._unknown(canvases, editable=True):
             warnings.warn(
                 f"{count} of the tokens stand for characters that the tokenizer does not know: the likelihood is not "
                 "that of this very text",
                 stacklevel=3,
             )
+
+    def warn_of_unseen(self, canvases: Sequence[Canvas]) -> None:
+        """Warns where what is given has characters that the tokenizer does not know.
+
+        Args:
+            canvases: Rows that are to be written on.
+        """
+        if count := self._unknown(canvases, editable=False):
+            warnings.warn(
+                f"{count} of the tokens that are given stand for characters that the tokenizer does not know: the "
+                "model does not see what they are",
+                stacklevel=3,
+            )
+
+    def _unknown(self, canvases: Sequence[Canvas], *, editable: bool) -> int:
+        """How many tokens stand for unknown characters, of those that are scored or written, or of the others."""
+        ids = special_ids(self.tokenizer)
+        if ids.unknown in (None, ids.end, ids.pad):
+            return 0
+        return sum(
+            id_ == ids.unknown and open_ == editable
+            for canvas in canvases
+            for id_, open_ in zip(canvas.ids, canvas.editable, strict=True)
+        )
 
     def _given(self, prompt: Prompt) -> tuple[list[int], Affixes]:
         """The ids of a prompt, and the special tokens around the row; a chat has those that its template writes."""

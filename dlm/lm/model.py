@@ -583,6 +583,7 @@ class DiffusionLM:
             other = None
             if sampler.guides:
                 other = self.layout.unguided(prompt, canvas, sampler.negative)
+            self.layout.warn_of_unseen([canvas])
             tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
             asked += [(prompt, task) for task in tasks]
         batches = self.writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)

@@ -1,5 +1,6 @@
 """Answers scored many side by side, those to one prompt under common random masks."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -191,14 +192,15 @@ class Comparison:
     """Which of several answers a model finds the likeliest.
 
     Attributes:
-        best: The number of that of the highest log-likelihood; the first of equals.
+        best: The number of that of the highest log-likelihood; the first of equals, and None where a log-likelihood is
+            no number.
         best_per_byte: The same of log-likelihoods divided by the responses' bytes in UTF-8.
         differences: How much less likely than the best each answer is, in nats and never above zero, and the standard
             error of that; see `Score.less`.
     """
 
-    best: int
-    best_per_byte: int
+    best: int | None
+    best_per_byte: int | None
     differences: Sequence[tuple[float, float]]
 
     @classmethod
@@ -213,6 +215,8 @@ class Comparison:
             The comparison.
         """
         nats = [score.log_likelihood for score in scores]
+        if any(map(math.isnan, nats)):
+            return cls(None, None, [(math.nan, math.nan)] * len(nats))
         per_byte = [each / len(text.encode()) for each, text in zip(nats, responses, strict=True)]
         best, best_per_byte = (max(range(len(scores)), key=values.__getitem__) for values in (nats, per_byte))
         return cls(best, best_per_byte, [score.less(scores[best]) for score in scores])

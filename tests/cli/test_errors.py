@@ -90,6 +90,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
         (folder / f"{name}.jsonl").write_bytes(b'{"prompt": "a"}\n' + line + b'\n{"prompt": "b"}\n')
     for name, text in BAD_ANSWERS.items():
         (folder / f"{name}.jsonl").write_text(f'{{"text": "a"}}\n{text}\n')
+    (folder / "table.csv").write_text("text\na\n")
+    (folder / "object.json").write_text('{"text": "a"}\n')
     (folder / "answers.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     (folder / "long.jsonl").write_text('{"text": "a [MASK:2] b"}\n{"text": "a [MASK:33] b"}\n')
     for name in ("spans", "log_likelihood", "network_calls", "alternatives"):
@@ -382,6 +384,9 @@ BAD: list[tuple[str | list[str], str]] = [
     (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: surrogates not allowed at 0"),
     # scoring
     ("score @model @none.jsonl", "cannot read"),
+    ("score @model @none.json", "cannot read"),
+    ("score @model @table.csv", "table.csv: .csv holds records"),
+    ("score @model @object.json", "object.json: .json holds records"),
     ("score @model @folder", "cannot read"),
     ("score @none @answers.jsonl", "no model at"),
     ("score @model @empty.txt", "holds no line with a record"),

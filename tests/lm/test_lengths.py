@@ -180,6 +180,7 @@ def test_a_search_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
             assert one.log_joint == pytest.approx(other.log_joint, rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*the model does not see what they are")
 def test_what_no_model_predicts_behind_a_hole_weighs_nothing(make_lm: MakeLM) -> None:
     """A character that the tokenizer does not know."""
     lm = make_lm(build_tokenizer(Characters(), lambda: ["abcd"]), 24)

@@ -101,6 +101,7 @@ def around(template: Template, found: Infilling) -> str:
     ],
 )
 @pytest.mark.parametrize("kind", ["tiny_lm", "bpe_lm", "character_lm"])
+@pytest.mark.filterwarnings("ignore:.*the model does not see what they are")
 def test_nothing_changes_outside_the_holes(kind: str, text: str, request: pytest.FixtureRequest) -> None:
     lm: DiffusionLM = request.getfixturevalue(kind)
     template = parse_template(text)
@@ -112,6 +113,7 @@ def test_nothing_changes_outside_the_holes(kind: str, text: str, request: pytest
         assert found.log_likelihood < 0.0
 
 
+@pytest.mark.filterwarnings("ignore:.*the model does not see what they are")
 def test_a_span_is_what_its_tokens_say(character_lm: DiffusionLM) -> None:
     for found in character_lm.infill("the [MASK:3] and [MASK:2].", num=4):
         assert [decode(character_lm.tokenizer, ids) for ids in found.ids] == list(found.spans)
@@ -451,6 +453,17 @@ def test_a_mask_that_is_not_registered_can_be_named(padded_decoder: Path, named:
     lm.save_pretrained(padded_decoder / "saved")
     again = DiffusionLM.from_pretrained(padded_decoder / "saved", device="cpu")
     assert again.process.mask_id == 267 and again.nelbo("you") == pytest.approx(lm.nelbo("you"), rel=1e-5)
+
+
+def test_characters_that_the_model_does_not_see_are_told(make_lm: MakeLM) -> None:
+    lm = make_lm(build_tokenizer(Characters(), lambda: ["abc "]), 16)
+    with pytest.warns(UserWarning, match="2 of the tokens that are given stand for characters"):
+        lm.generate("ab\u00e9\u4e2d", length=2, num=3, sampler=FIXED)
+    with pytest.warns(UserWarning, match="1 of the tokens that are given stand for characters"):
+        lm.infill("a\u4e2d[MASK:2]c", sampler=FIXED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm.generate("abc", length=2, sampler=FIXED)
 
 
 def test_a_causal_model_that_has_a_mask_for_unknown_reasons_is_told(padded_decoder: Path) -> None:

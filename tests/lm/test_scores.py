@@ -202,6 +202,8 @@ def test_the_likeliest_is_found_by_nats_and_by_byte() -> None:
     assert exact[0].less(exact[1]) == (2.0, 0.0)
     unknown = Score(-1.0, math.nan, 1, (-1.0,))
     assert math.isnan(unknown.less(unknown)[1])
+    nothing = Comparison.of([scores[0], Score(math.nan, math.nan, 1, (math.nan, math.nan))], ["a", "b"])
+    assert nothing.best is nothing.best_per_byte is None and all(math.isnan(x) for x, _ in nothing.differences)
 
 
 # Greedy
