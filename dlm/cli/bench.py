@@ -107,7 +107,7 @@ def frontier(
         typer.Option(
             metavar="NAME,...",
             help="steps-N, one, confidence, confidence-N, threshold-P, blocks-S, blocks-S-N, causal, verified-K, "
-            "verified-K@A, transformers; of masks also NAME+dual-R and NAME+prefix-R.",
+            "verified-K@A, transformers; of masks also NAME+dual-R, NAME+prefix-R and remask-NAME-N.",
             show_default="those that suit each model",
         ),
     ] = None,
