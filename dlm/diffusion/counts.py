@@ -116,7 +116,8 @@ def count_nelbo(
     """
     length_BK, block_BL = blocks.length_BK, blocks.block_BL
     every_BK = length_BK.clamp(min=1.0)
-    few_B1 = (2.0**length_BK - 2.0).amax(1, keepdim=True) <= copies.draws
+    most_B1 = (2.0**length_BK - 2.0).amax(1, keepdim=True)
+    few_B1 = most_B1 <= copies.draws
 
     def weights(count_BK: Tensor) -> Tensor:
         return count_weights_of(schedule, length_BK, count_BK, steps)
@@ -127,14 +128,16 @@ def count_nelbo(
     )
     share_BK = (length_BK - 1.0).clamp(min=0.0) / every_BK
     for number, (r, part, drawn_BL) in enumerate(_drawn(blocks, copies, shift_RB, generators), start=1):
-        masked_BL = torch.where(few_B1, blocks.subset(number), drawn_BL)
+        # A row that has had all of its subsets is masked as drawn and not counted: a call always predicts something.
+        left_B1 = few_B1 & (number <= most_B1)
+        masked_BL = torch.where(left_B1, blocks.subset(number), drawn_BL)
         count_BK = blocks.counted(masked_BL)
         drawn_BK = 0.5 * share_BK / part * weights(count_BK) * length_BK / count_BK.clamp(min=1.0)
         subsets_BK = torch.exp(_log_choose(length_BK, count_BK))
         enumerated_BK = weights(count_BK) / count_BK.clamp(min=1.0) / subsets_BK
-        nats_BL = nats(masked_BL) * torch.where(few_B1, enumerated_BK, drawn_BK).gather(1, block_BL)
+        nats_BL = nats(masked_BL) * torch.where(left_B1, enumerated_BK, drawn_BK).gather(1, block_BL)
         total_RBL[r] += nats_BL.masked_fill(few_B1, 0.0)
-        total_RBL += nats_BL.masked_fill(~few_B1, 0.0)
+        total_RBL += nats_BL.masked_fill(~left_B1, 0.0)
     return total_RBL
 
 

@@ -101,7 +101,7 @@ def test_mistakes_are_told_before_the_first_message(
 ) -> None:
     tiny_lm.save_pretrained(tmp_path / "plain")
     told = refusal("chat", tmp_path / "plain", stdin="")
-    assert "no chat template" in told and "by --prompt" in told
+    assert "no chat template" in told and "a prompt of plain text" in told
     make_lm(lm.tokenizer, CONTEXT, noise={"name": "uniform"}).save_pretrained(tmp_path / "uniform")
     assert "--order" in refusal("chat", tmp_path / "uniform", "--order", "random", stdin="")
     assert "no model at" in refusal("chat", tmp_path / "none", stdin="")
