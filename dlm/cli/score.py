@@ -25,6 +25,7 @@ from dlm.cli.records import (
     usable,
 )
 from dlm.cli.writing import load
+from dlm.data.keys import listed
 from dlm.data.lines import bare_suffix
 from dlm.data.records import parse_record
 from dlm.data.text import check_text
@@ -172,7 +173,7 @@ def _asked_of(fields: Mapping[str, Any]) -> Asked:
             return before, [last["content"]]
         case ["prompt" | "messages" as prompt, "response" | "choices" as answer]:
             return _prompt(fields, prompt), _choices(fields) if answer == "choices" else [_text(fields, answer)]
-    raise DataError(f"{SHAPES}; got {', '.join(given) or 'none of them'}")
+    raise DataError(f"{SHAPES}; got {', '.join(given) or listed([*fields]) or 'nothing'}")
 
 
 def _prompt(fields: Mapping[str, Any], name: str) -> "Prompt":

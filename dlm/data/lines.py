@@ -132,7 +132,7 @@ def text_of(content: bytes, name: str) -> str:
 
 def _not_utf8(name: str, byte: int, line: int) -> DataError:
     told = f"{name} is not UTF-8 text: byte {byte}, on line {line}, cannot be read"
-    return DataError(f"{told}; convert it, as iconv -f LATIN1 -t UTF-8 does from Latin-1")
+    return DataError(f"{told}; if it is text in Latin-1, iconv -f LATIN1 -t UTF-8 converts it")
 
 
 def _narrow(stream: Iterable[bytes], file: str) -> Iterator[bytes]:

@@ -57,6 +57,10 @@ class Sampler:
 
     def __post_init__(self) -> None:
         Verified(self.drafts or 0, accept=self.accept)
+        for name in ("order", "budget", "token", "remask"):
+            value = getattr(self, name)
+            if isinstance(value, str | int | float):
+                raise ConfigError(f"{name} is an object of dlm.diffusion, such as Confidence(), got {value!r}")
 
     def completed(self, family: Family | None, *, inside: bool = False) -> Self:
         """The same with what it leaves open taken from a publisher's own sampler.

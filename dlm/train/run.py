@@ -145,6 +145,8 @@ class RunFolder:
             if not overwrite:
                 if holder := writer_of(path):
                     raise refusal(path, holder)
+                if not (path / "config.yaml").exists():
+                    raise ConfigError(f"{path} is not empty and holds no run: choose another folder by --run-dir")
                 raise ConfigError(
                     f"{path} exists already: go on with it by --resume, start again by --overwrite, "
                     "or choose another folder by --run-dir"

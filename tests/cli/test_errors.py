@@ -164,7 +164,7 @@ BAD: list[tuple[str | list[str], str]] = [
     (TRAIN + "train.trackers=[nosuch]", "nosuch"),
     ("train @good.yaml --resume --overwrite", "--resume goes on with a run and --overwrite removes it"),
     ("train @good.yaml --resume --run-dir @folder", "nothing to resume"),
-    ("train @good.yaml --run-dir @folder/../model", "exists already"),
+    ("train @good.yaml --run-dir @folder/../model", "is not empty and holds no run"),
     ("train @good.yaml --overwrite --run-dir @model", "is no run folder and is not overwritten"),
     (TRAIN + "data.attend=sentence", "data.attend: "),
     ("train @good.yaml --set data.attend=document --set data.packing=pad", "attend: with packing pad a row holds"),
@@ -542,8 +542,8 @@ def test_bytes_that_are_no_text_on_stdin(shelf: Path) -> None:
     for words in (["infill", str(shelf / "model"), "-"], ["corrupt", "-"]):
         told = commands.refusal(*words, stdin=b"caf\xe9[MASK:1]")
         assert told == (
-            "dlm: stdin is not UTF-8 text: byte 3, on line 1, cannot be read; convert it, as iconv -f LATIN1 -t UTF-8 "
-            "does from Latin-1\n"
+            "dlm: stdin is not UTF-8 text: byte 3, on line 1, cannot be read; if it is text in Latin-1, iconv -f "
+            "LATIN1 -t UTF-8 converts it\n"
         )
 
 

@@ -483,6 +483,12 @@ def test_weights_that_are_no_numbers_are_damaged(tiny_lm: DiffusionLM, tmp_path:
         DiffusionLM.from_pretrained(tmp_path / "model", device="cpu")
 
 
+@pytest.mark.parametrize("wrong", [{"order": "confidence"}, {"budget": 8}, {"remask": "cap"}])
+def test_a_sampler_is_made_of_objects_and_not_of_names(wrong: Any, refused: Refused) -> None:
+    with refused(ConfigError, *wrong, "object of dlm.diffusion"):
+        Sampler(**wrong)
+
+
 def test_a_list_of_prompts_is_no_chat(tiny_lm: DiffusionLM, refused: Refused) -> None:
     with refused(DataError, "a prompt is a text or a chat"):
         tiny_lm.generate(["a", "b"])  # type: ignore[list-item]
