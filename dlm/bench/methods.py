@@ -109,7 +109,7 @@ def _diffusion_nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> l
             canvases.append(replace(canvas, ids=ids))
         x0_BL, editable_BL = (x_BL.to(lm.arithmetic_device) for x_BL in stack(canvases, lm.tokenizer.pad_token_id))
         streams = [generator(how.seed, "infilling", number) for number, _ in batch]
-        scores = score_rows(lm.denoisers.scoring, lm.process, estimator, x0_BL, editable_BL, streams)
+        scores = score_rows(lm.denoisers.ranking, lm.process, estimator, x0_BL, editable_BL, streams)
         nats += [-score.log_likelihood for score in scores]
     return nats
 
@@ -131,6 +131,7 @@ def _by_next_tokens(*, middle: bool, ranked: bool) -> Fill:
                 spans[number].append(span)
                 place = next(i for i, part in enumerate(parts[number]) if isinstance(part, Hole))
                 parts[number][place] = span
+            filler = replace(filler, seed=generator(filler.seed, "next hole").initial_seed())
         return (tuple(each) for each in spans.values())
 
     return written

@@ -31,7 +31,7 @@ from dlm.cli import (
     selftest,
     train,
 )
-from dlm.cli.console import errors, is_first
+from dlm.cli.console import errors, is_first, told_warnings
 from dlm.cli.options import USAGE, SamplerCommand, usage_message
 from dlm.cli.streams import checked_stdout, open_closed_streams
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
@@ -114,7 +114,8 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
             if several and not shared:
                 raise ConfigError("train and eval alone run on several processes: start this one without a launcher")
             given = {name: expand(value) if isinstance(value, Path) else value for name, value in kwargs.items()}
-            command(*args, debug=debug, **given)
+            with told_warnings():
+                command(*args, debug=debug, **given)
             _leave(several)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise

@@ -1,6 +1,5 @@
 """`dlm bench infill`."""
 
-import json
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from dlm.cli import options
 from dlm.cli.bench import check_once, counted, names, passes
-from dlm.cli.console import quiet_libraries, write_data
+from dlm.cli.console import plain_json, quiet_libraries, write_data
 from dlm.cli.evaluate import named_documents, own_documents
 from dlm.cli.infill import Reread
 from dlm.errors import ConfigError
@@ -121,7 +120,7 @@ def infill(
             how=how,
             told=told,
         )
-    write_data(json.dumps(found.to_dict(), allow_nan=False) if as_json else _report(found), None)
+    write_data(plain_json(found.to_dict()) if as_json else _report(found), None)
     if not found.finished:
         raise KeyboardInterrupt
 

@@ -1,6 +1,7 @@
 """What a person sees: the progress of a run, and where data and messages go."""
 
 import json
+import math
 import os
 import shutil
 import stat
@@ -37,6 +38,10 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty()
 
 
+PACKAGE = Path(__file__).parent.parent
+"""Where the code of this package stands."""
+
+
 def quiet_libraries() -> None:
     """Keeps the libraries' own notes and progress bars out of the way of ours."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -48,6 +53,23 @@ def quiet_libraries() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()
+
+
+@contextmanager
+def told_warnings() -> Iterator[None]:
+    """Prints warnings of this package as plain lines on stderr; others stay as they are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=UserWarning, module=r"dlm\.")
+        before = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, *where: Any, **more: Any) -> None:
+            if issubclass(category, UserWarning) and Path(filename).is_relative_to(PACKAGE):
+                errors.print(str(message), style="yellow", markup=False, highlight=False, soft_wrap=True)
+            else:
+                before(message, category, filename, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def write_data(text: str, output: Path | None, *, overwrite: bool = False) -> None:
@@ -132,6 +154,26 @@ def writing(output: Path | None) -> Iterator[None]:
         raise
     except OSError as error:
         raise unwritten(f"cannot write {output or 'stdout'}", error) from error
+
+
+def plain_json(value: Any) -> str:
+    """JSON of plain values, with null for the numbers that it has none for.
+
+    Args:
+        value: Numbers, texts and None, in dictionaries and lists.
+
+    Returns:
+        One line.
+    """
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: finite(each) for name, each in part.items()}
+        if isinstance(part, list | tuple):
+            return [*map(finite, part)]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), allow_nan=False)
 
 
 def json_line(value: Any, output: Path | None) -> str:

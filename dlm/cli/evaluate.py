@@ -1,6 +1,5 @@
 """`dlm eval`."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_first, quiet_libraries, write_data
+from dlm.cli.console import errors, is_first, plain_json, quiet_libraries, write_data
 from dlm.cli.tasks import Asked, run_tasks
 from dlm.data.detokenize import DETOKENIZERS
 from dlm.errors import ConfigError
@@ -320,7 +319,7 @@ def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as
     from dlm.data.losses import altered_in, left_out
 
     found, exact = reports
-    plain = json.dumps({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
+    plain = plain_json({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
     write_data(plain if as_json else _table(found, exact, per), None)
     lost = *left_out("scored", text.documents, text.sequences), *altered_in("scored", text.documents, lm.tokenizer)
     for line in (*lost, *_cautions(found.first)):

@@ -63,7 +63,10 @@ def report(
     if not no_model:
         held: Held = {"device": device, **weights}
         parts = with_models(parts, held, settings, lambda line: errors.print(line, markup=False, highlight=False))
-    footer = f"dlm report {' '.join(quoted(run) for run in runs)} -o {quoted(output)}"
+    said = {**told, "--seed": seed or None, "--dtype": dtype if dtype != "fp32" else None, "--load": quantised}
+    chosen: dict[str, object] = {**said, "--device": device}
+    options_given = "".join(f" {name} {value}" for name, value in chosen.items() if value is not None)
+    footer = f"dlm report {' '.join(quoted(run) for run in runs)} -o {quoted(output)}{options_given}"
     pairs = paired(parts, seed)
     write_text(to_page(parts, pairs, f"{footer}{' --no-model' if no_model else ''}"), output, overwrite=overwrite)
     for part in parts:

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,11 +216,7 @@ def _scored(
     """The scores of the records behind those that are kept, of which the last is scored again to see that it fits."""
     asked = {number: _answers(record.asked) for number, record in wanted.items() if record.asked is not None}
     begin = max(len(kept) - 1, 0)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        found = lm.score_each(asked, begin=begin, **how)
-    for warning in told:
-        _caution(str(warning.message))
+    found = lm.score_each(asked, begin=begin, **how)
     if kept:
         record = [*wanted.values()][begin]
         if not _alike(_plain(record, next(found), how["reading"]), kept[-1]):

@@ -1,14 +1,12 @@
 """Tasks of lm-evaluation-harness on the command line, for `dlm eval --tasks`."""
 
-import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_first, write_data
+from dlm.cli.console import errors, is_first, plain_json, write_data
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -96,18 +94,9 @@ def run_tasks(load: Callable[[], "DiffusionLM"], asked: Asked, *, as_json: bool)
     report = evaluate_tasks(model, tasks, limit=asked.limit, few_shot=asked.few_shot, chat=asked.chat)
     if report is None or not is_first():
         return
-    write_data(json.dumps(_finite(report.to_dict())) if as_json else "\n".join(_table(report)), None)
+    write_data(plain_json(report.to_dict()) if as_json else "\n".join(_table(report)), None)
     for line in _cautions(report, asked.limit):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _finite(value: Any) -> Any:
-    """Plain values, with null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(report: "TasksReport") -> Iterator[str]:

@@ -28,6 +28,7 @@ class Denoisers:
         within: The same again, inside of a text: never its end.
         infilling: Writes the inside of a text: never its end either.
         ranking: For the likelihoods of what `infilling` wrote.
+        continuing: The same of what `sampling` wrote.
         reusing: (how, whether inside of a text, rows and length of a canvas) -> what writes that canvas and uses keys
             and values again; it raises `ConfigError` where the network cannot.
     """
@@ -38,6 +39,7 @@ class Denoisers:
     within: Denoiser
     infilling: Denoiser
     ranking: Denoiser
+    continuing: Denoiser
     reusing: Callable[[Reuse, bool, tuple[int, int]], Denoiser]
 
     @classmethod
@@ -104,6 +106,7 @@ class Denoisers:
             within=placed((*unknown, *ends), behind_cache),
             infilling=placed((*unknown, *ends), writing),
             ranking=denoiser((*unknown, *ends), scoring),
+            continuing=denoiser(unknown, scoring),
             reusing=reusing,
         )
 

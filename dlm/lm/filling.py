@@ -106,7 +106,7 @@ class Filling:
             ),
             watch is not None,
             lambda batch: self._ranked(batch, draws, seed),
-            self.rereader() if lm.formulation.readings.causal else None,
+            self.rereader(batch_size) if lm.formulation.readings.causal else None,
             seed,
         )
 
@@ -131,7 +131,7 @@ class Filling:
         estimator = lm.estimator("causal")
 
         def score(canvases: Sequence[Canvas], ends: bool) -> Iterator[Score]:
-            scorer = lm.scorer(lm.denoisers.scoring if ends else lm.denoisers.ranking, estimator)
+            scorer = lm.scorer(lm.denoisers.continuing if ends else lm.denoisers.ranking, estimator)
             return scorer.of_rows([Row.alone(canvas, (seed, "middle")) for canvas in canvases], batch_size)
 
         return MiddleFiller(

@@ -216,19 +216,38 @@ class MiddleFiller:
         return found
 
     def _take(self, asked: Sequence[_Asked], written: Sequence[list[int]], *, open_ended: bool) -> None:
-        """Puts what was written into the texts."""
-        ends = [self.end_ids[0]] if open_ended and self.sentinels else []
-        canvases = []
-        for each, ids in zip(asked, written, strict=True):
-            row = [*each.given, *ids, *ends]
-            canvases.append(Canvas(row, [i >= len(each.given) for i in range(len(row))], []))
-        for each, ids, score in zip(asked, written, self.score(canvases, bool(ends)), strict=True):
+        """Puts what was written into the texts, with the likelihood of how it was drawn.
+
+        The fewest tokens of a hole are drawn where no end may be, those beyond where one may, and an end where there
+        was room for one token more.
+        """
+        fewest = [each.hole.tokens if open_ended else len(ids) for each, ids in zip(asked, written, strict=True)]
+        firsts = [ids[:count] for ids, count in zip(written, fewest, strict=True)]
+        nats = self._nats([each.given for each in asked], firsts, ends=False)
+        if open_ended:
+            givens = [[*each.given, *first] for each, first in zip(asked, firsts, strict=True)]
+            rests = [
+                [*ids[count:], *self.end_ids[:1][: each.most - len(ids)]]
+                for each, ids, count in zip(asked, written, fewest, strict=True)
+            ]
+            nats = [a + b for a, b in zip(nats, self._nats(givens, rests, ends=True), strict=True)]
+        for each, ids, added in zip(asked, written, nats, strict=True):
             text, place = each.text, each.place
             before = "".join(_text_before(text, place))
             behind = next((part for part in text.template[place + 1 : place + 2] if isinstance(part, str)), "")
             row, hole = [*each.before, *ids], range(len(each.before), len(each.before) + len(ids))
             text.spans.append(written_text(self.layout.tokenizer, row, hole, before, behind))
-            text.parts[place], text.nats = ids, text.nats + score.log_likelihood
+            text.parts[place], text.nats = ids, text.nats + added
+
+    def _nats(self, givens: Sequence[list[int]], scored: Sequence[list[int]], *, ends: bool) -> list[float]:
+        """The log-probability of some ids behind others, of which an end may be one or may not."""
+        canvases = [
+            Canvas([*given, *ids], [i >= len(given) for i in range(len(given) + len(ids))], [])
+            for given, ids in zip(givens, scored, strict=True)
+            if ids
+        ]
+        found = self.score(canvases, ends) if canvases else iter(())
+        return [next(found).log_likelihood if ids else 0.0 for ids in scored]
 
     def _asked(self, text: _Text, place: int) -> _Asked:
         """A hole, and as much of what stands beside it as the context has room for."""

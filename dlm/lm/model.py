@@ -542,7 +542,7 @@ class DiffusionLM:
             ConfigError: The model was not trained to be read so.
         """
         self.model.eval()
-        estimator = self.estimator(reading, draws, REPLICATES)
+        estimator = self.estimator(reading, draws)
         whole = [texts] if isinstance(texts, str) else texts
         pieces = [(text, piece) for text, each in enumerate(whole) for piece in self.layout.pieces(each)]
         self.layout.warn_of_unknown([piece for _, piece in pieces])

@@ -1,5 +1,6 @@
 """What a run has written into `metrics.jsonl`, read again."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,7 +105,8 @@ class History:
     @property
     def best(self) -> Validated | None:
         """The validation with the lowest bound; None before the first."""
-        return min(self.validations, key=lambda each: each.judged.nats_per_token, default=None)
+        found = [each for each in self.validations if not math.isnan(each.judged.nats_per_token)]
+        return min(found, key=lambda each: each.judged.nats_per_token, default=None)
 
     def speed(self, last: int = 50) -> float | None:
         """Tokens a second over the last steps; None before the first."""

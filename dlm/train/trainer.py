@@ -288,7 +288,7 @@ class Trainer:
         metrics.validation(step, validation, text)
         self.accelerator.log(validation.tracked(), step=step)
         nats = validation.judged.nats_per_token
-        best = self.progress.best is None or nats < self.progress.best
+        best = self.progress.best is None or nats < self.progress.best or math.isnan(self.progress.best)
         if best:
             self.progress = replace(self.progress, best=nats, best_step=step)
         self.reporter.validation(step, validation, best)

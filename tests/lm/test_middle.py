@@ -164,6 +164,13 @@ def test_the_likelihoods_of_all_middles_sum_to_one(make_lm: MakeLM) -> None:
     letters = [encode(lm.tokenizer, [letter])[0] for letter in "ab"]
     nats = filler.nats([template] * 2, [[ids] for ids in letters])
     assert sum(map(math.exp, nats)) == pytest.approx(1.0, abs=1e-5)
+    for open_ended, texts in (("[MASK:1-2]", 6), ("[MASK:0-1]", 3), ("[MASK:0-2]", 7)):
+        drawn = lm.infill(f"a{open_ended}b", num=600, batch_size=600)
+        found = {one.spans: math.exp(one.log_likelihood) for one in drawn}
+        assert len(found) == texts and sum(found.values()) == pytest.approx(1.0, abs=1e-4)
+        for spans, p in found.items():
+            share = sum(one.spans == spans for one in drawn) / 600
+            assert share == pytest.approx(p, abs=4.5 * (p * (1 - p) / 600) ** 0.5)
 
 
 def test_what_is_drawn_has_the_frequency_of_its_likelihood(make_lm: MakeLM) -> None:
