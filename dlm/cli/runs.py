@@ -91,4 +91,4 @@ def _best(run: "RunState") -> str:
     if run.best is None:
         return "-"
     error = "" if run.best_ci95 is None else f" \u00b1 {(run.best_ci95[1] - run.best_ci95[0]) / 2:.4f}"
-    return f"{run.best:.4f}{error}"
+    return f"{run.best:.4f}{error} {run.reading}"

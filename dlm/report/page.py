@@ -32,7 +32,9 @@ def to_page(parts: Sequence[RunPart], pairs: Sequence[Paired] = (), footer: str 
         The page, `page.html` with its places filled in.
     """
     title = f"Training run {parts[0].name}" if len(parts) == 1 else f"{len(parts)} training runs"
-    about = "Losses and bounds are in nats a token, and intervals hold 95%. A lower bound is a better one."
+    about = (
+        "Losses and bounds are in nats a token, intervals hold 95%, and a lower bound of one reading is a better one."
+    )
     sections = [
         _overview(parts, pairs),
         _training(parts),
@@ -86,7 +88,8 @@ def _overview(parts: Sequence[RunPart], pairs: Sequence[Paired]) -> str:
                 "-" if speed is None else f"{speed:,.0f}",
                 "-"
                 if best is None
-                else f"{_interval(best.judged.nats_per_token, best.judged.interval)}, step {best.step:,}",
+                else f"{_interval(best.judged.nats_per_token, best.judged.interval)} {best.reading}, "
+                f"step {best.step:,}",
                 *(["-" if part.model is None else _measured(part)] if any(each.model for each in parts) else []),
             ]
         )

@@ -51,6 +51,11 @@ class Validated:
     sample: str
 
     @property
+    def reading(self) -> str:
+        """The reading that the run is judged by."""
+        return next(iter(self.bounds))
+
+    @property
     def judged(self) -> Bound:
         """That by which the run is judged."""
         return next(iter(self.bounds.values()))

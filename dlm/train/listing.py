@@ -41,6 +41,7 @@ class RunState:
         changed: When it last wrote something, in UTC.
         go_on: A command line that goes on with it.
         problem: Why it is broken; empty otherwise.
+        reading: What the bound is of, such as any order or the causal reading; None before the first.
     """
 
     path: str
@@ -56,6 +57,7 @@ class RunState:
     changed: str | None
     go_on: str
     problem: str = ""
+    reading: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -147,6 +149,7 @@ def _state(run: Path) -> RunState:
         tokens_per_second=history.speed(),
         changed=_changed(run),
         go_on=_go_on(run, state, config.data.train),
+        reading=best.reading if best else None,
     )
 
 
