@@ -367,7 +367,7 @@ def test_a_long_text_is_the_sum_of_its_pieces(tiny_lm: DiffusionLM) -> None:
         for index, start in enumerate(range(0, 81, 32)):
             x0_BL = torch.tensor([ids[start : start + 32]])
             streams = [generator(3, "nelbo", index)]
-            terms_RBL = Estimator(8, replicates=4)(tiny_lm.denoisers.scoring, tiny_lm.process, x0_BL, streams)
+            terms_RBL = Estimator(8)(tiny_lm.denoisers.scoring, tiny_lm.process, x0_BL, streams)
             total += float(terms_RBL.mean(0).sum())
     assert tiny_lm.nelbo(text.decode(), draws=8, seed=3) == pytest.approx([total], rel=1e-4)
 

@@ -86,14 +86,14 @@ def test_scores_are_the_bound_of_the_text_with_the_same_noise(tiny_lm: Diffusion
     rows = stack([tiny_lm.layout.answered(None, text) for text in texts], special_ids(tiny_lm.tokenizer).pad)
     lm = tiny_lm
 
-    def scored(*key: int | str) -> list[float]:
+    def scored(replicates: int, *key: int | str) -> list[float]:
         streams = [generator(0, *key[:1], *((number,) if number or key[0] == "nelbo" else ())) for number in range(3)]
-        found = score_rows(lm.denoisers.scoring, lm.process, lm.estimator(None, 16, REPLICATES), *rows, streams)
+        found = score_rows(lm.denoisers.scoring, lm.process, lm.estimator(None, 16, replicates), *rows, streams)
         return [-each.log_likelihood for each in found]
 
     found = lm.score_each({number: Answers(None, [text]) for number, text in enumerate(texts)})
-    assert scored("score") == pytest.approx([-one.log_likelihood for (one,) in found], rel=1e-6)
-    assert scored("nelbo") == pytest.approx(lm.nelbo(texts), rel=1e-6)
+    assert scored(REPLICATES, "score") == pytest.approx([-one.log_likelihood for (one,) in found], rel=1e-6)
+    assert scored(2, "nelbo") == pytest.approx(lm.nelbo(texts), rel=1e-6)
 
 
 @pytest.mark.parametrize("reading", ["causal", "left-to-right"])
