@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -242,19 +242,33 @@ def _frontier(found: "Frontier") -> str:
         ("repeated", lambda p: _share(p.repeated)),
         ("distinct", lambda p: _share(p.distinct)),
     ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("model", overflow="fold")
-    for name, _ in columns:
-        table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
-    last = None
-    for point in points:
-        table.add_row(Text(point.model if point.model != last else ""), *(show(point) for _, show in columns))
-        last = point.model
+    table = table_of(points, columns)
     console = Console(width=400)  # a narrow terminal wraps lines; rich would cut figures off
     with console.capture() as drawn:
         console.print(table, highlight=False)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
     return "\n".join([*lines, "", *_notes(found)])
+
+
+def table_of(points: Iterable[Any], columns: Sequence[tuple[str, Callable[[Any], Any]]]) -> Table:
+    """A table with a line a point, its model named once.
+
+    Args:
+        points: In the order of their models.
+        columns: The head of each, and what it shows of a point. The first is a name, the others are figures.
+
+    Returns:
+        The table.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("model", overflow="fold")
+    for number, (name, _) in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+    last = None
+    for point in points:
+        table.add_row(Text(point.model if point.model != last else ""), *(show(point) for _, show in columns))
+        last = point.model
+    return table
 
 
 def _notes(found: "Frontier") -> Iterator[str]:

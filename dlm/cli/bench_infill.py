@@ -5,15 +5,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from dlm.cli import options
-from dlm.cli.bench import check_once, counted, names, passes
+from dlm.cli.bench import check_once, counted, names, passes, table_of
 from dlm.cli.console import plain_json, quiet_libraries, write_data
-from dlm.cli.evaluate import named_documents, own_documents
+from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.infill import Reread
 from dlm.errors import ConfigError
 from dlm.template import LONGEST
@@ -172,15 +169,7 @@ def _report(found: "Infillings") -> str:
     with console.capture() as drawn:
         for (kind, known), group in groupby(found.points, lambda p: (p.kind, p.known)):
             console.print(f"{kind}, {'known' if known else 'unknown'} length", highlight=False)
-            table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-            table.add_column("model", overflow="fold")
-            for name, _ in columns:
-                table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
-            last = None
-            for point in group:
-                table.add_row(Text(point.model if point.model != last else ""), *(show(point) for _, show in columns))
-                last = point.model
-            console.print(table, highlight=False)
+            console.print(table_of(group, columns), highlight=False)
             console.print()
     lines = [line.rstrip() for line in drawn.get().splitlines()]
     return "\n".join([*lines, *_notes(found)])

@@ -1,0 +1,43 @@
+"""The documents that a command measures: those of a file, or those of the run itself."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dlm.cli.console import errors, is_first
+from dlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dlm.data.documents import Documents
+    from dlm.lm import DiffusionLM
+
+
+def named_documents(
+    lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
+) -> "Documents":
+    """The documents of `--data`."""
+    from dlm.data.choosing import source_of, unread
+    from dlm.data.formats import FORMATS
+    from dlm.data.reading import read
+
+    source = source_of(data, field, split, subset, format)
+    has_columns = source.format in FORMATS and FORMATS[source.format].tabular
+    if lm.config is not None and field is None and has_columns:  # the columns are those of the run
+        begun = lm.config.data.train
+        kept = ("field", "prompt", "response", "messages", "skip_invalid")
+        source = replace(source, **{name: getattr(begun, name) for name in kept})
+    if is_first():
+        for line in unread(source, "--data"):
+            errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return read(source, "--data")
+
+
+def own_documents(
+    lm: "DiffusionLM", model: str, format: str | None, split: str | None, subset: str | None, field: str | None
+) -> "Documents":
+    """The run's own documents, from where it reads them now, if they are what it read."""
+    from dlm.train import own_text
+
+    for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
+        if value is not None:
+            raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
+    return own_text.own_documents(lm, model, split)
