@@ -130,6 +130,8 @@ class Data:
         train: The documents to train on.
         validation: The documents to validate on; null for `held_out` of `train`.
         held_out: The share of `train` that is held out when there is no `validation`.
+        detokenize: The name of a corpus in `dlm.data.detokenize`, such as `lm1b`, whose published tokens are undone
+            before anything is read of the training and validation text; null for the text as it is.
         length: Tokens in a sequence: the context length.
         packing: `pack` joins documents by an end-of-text token and cuts the stream into full sequences;
             `pad` keeps one document in each row, truncates it at `length`, and excludes the padding from attention
@@ -151,6 +153,7 @@ class Data:
     train: Source
     validation: Source | None = None
     held_out: HeldOut = field(default_factory=HeldOut)
+    detokenize: str | None = None
     length: Positive = 256
     packing: Literal["pack", "pad"] = "pack"
     attend: Literal["row", "document"] = "row"
@@ -173,8 +176,12 @@ class Data:
                 f"fim: a rearranged text has four tokens more, and length {self.length} leaves too few for the text; "
                 f"set length to {SHORTEST_REARRANGED} or more"
             )
+        if self.detokenize and self.streaming:
+            raise ValueError("detokenize: a stream is learned as it is; set it to null, or streaming to false")
         if not self.train.supervised:
             return
+        if self.detokenize:
+            raise ValueError("detokenize: it is for plain text, and these have prompts; set it to null")
         if self.fim:
             raise ValueError("fim: it is for plain text, and responses stay behind their prompts; set it to 0")
         if self.streaming:

@@ -1,7 +1,7 @@
 """The documents that a command measures: those of a file, or those of the run itself."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dlm.cli.console import errors, is_first
 from dlm.errors import ConfigError
@@ -12,16 +12,22 @@ if TYPE_CHECKING:
 
 
 def named_documents(
-    lm: "DiffusionLM", data: str, format: str | None, split: str | None, subset: str | None, field: str | None
+    lm: "DiffusionLM",
+    data: str,
+    format: str | None,
+    split: str | None,
+    subset: str | None,
+    field: str | None,
+    documents: Literal["file", "paragraph", "line"] = "file",
 ) -> "Documents":
-    """The documents of `--data`."""
+    """The documents of `--data`; the columns of a table are those of the run, unless one is named."""
     from dlm.data.choosing import source_of, unread
     from dlm.data.formats import FORMATS
     from dlm.data.reading import read
 
-    source = source_of(data, field, split, subset, format)
+    source = replace(source_of(data, field, split, subset, format), documents=documents)
     has_columns = source.format in FORMATS and FORMATS[source.format].tabular
-    if lm.config is not None and field is None and has_columns:  # the columns are those of the run
+    if lm.config is not None and field is None and has_columns:
         begun = lm.config.data.train
         kept = ("field", "prompt", "response", "messages", "skip_invalid")
         source = replace(source, **{name: getattr(begun, name) for name in kept})

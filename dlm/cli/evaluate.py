@@ -14,7 +14,7 @@ from dlm.cli import options
 from dlm.cli.console import errors, is_first, plain_json, quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.tasks import Asked, run_tasks
-from dlm.data.detokenize import DETOKENIZERS
+from dlm.data.detokenize import DETOKENIZERS, check_detokenizer
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,14 @@ if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
 
 
+class Part(StrEnum):
+    """What a document of a text file is."""
+
+    FILE = "file"
+    PARAGRAPH = "paragraph"
+    LINE = "line"
+
+
 class Unit(StrEnum):
     """What a perplexity is shared out to."""
 
@@ -40,7 +48,19 @@ class Unit(StrEnum):
 
 TEXT, TASKS = "A text that is scored", "Tasks of lm-evaluation-harness"
 OF_TEXT = (
-    *("data", "format", "split", "subset", "field", "max_documents", "per", "detokenize", "wrap", "time"),
+    *(
+        "data",
+        "format",
+        "split",
+        "subset",
+        "field",
+        "documents_are",
+        "max_documents",
+        "per",
+        "detokenize",
+        "wrap",
+        "time",
+    ),
     *("chain_rule", "chain_rule_sequences"),
 )
 OF_TASKS = ("task_path", "limit", "few_shot", "apply_chat_template", "length", "sampler")
@@ -65,6 +85,10 @@ Subset = Annotated[
 ]
 Field = Annotated[
     str | None, typer.Option(help="The column that holds the text.", show_default=False, rich_help_panel=TEXT)
+]
+DocumentsAre = Annotated[
+    Part | None,
+    typer.Option("--documents", help="What a document of a text file is.", show_default="file", rich_help_panel=TEXT),
 ]
 MaxDocuments = Annotated[
     int | None,
@@ -178,6 +202,7 @@ def evaluate(
     split: Split = None,
     subset: Subset = None,
     field: Field = None,
+    documents_are: DocumentsAre = None,
     max_documents: MaxDocuments = None,
     per: Per = Unit.TOKEN,
     detokenize: Detokenize = None,
@@ -223,13 +248,17 @@ def evaluate(
         raise ConfigError("--chain-rule-sequences says how many --chain-rule scores: give that too, or leave it out")
     if wrap and stride is not None:
         raise ConfigError("--wrap joins documents and --stride keeps them apart: leave one of them out")
-    if detokenize is not None and detokenize not in DETOKENIZERS:
-        raise ConfigError(f"--detokenize: there is no {detokenize!r}; valid: {', '.join(DETOKENIZERS)}")
+    if detokenize is not None:
+        check_detokenizer(detokenize, "--detokenize")
     chain = _time(time)
     quiet_libraries()
     lm = load()
     named = format, split, subset, field
-    documents = own_documents(lm, model, *named) if data is None else named_documents(lm, data, *named)
+    if data is None:
+        _check_own(lm, documents_are, detokenize)
+        documents = own_documents(lm, model, *named)
+    else:
+        documents = named_documents(lm, data, *named, documents=(documents_are or Part.FILE).value)
     if max_documents:
         documents = documents.first(max_documents)
     text = _arranged(lm, documents, per, detokenize, wrap, stride)
@@ -269,8 +298,16 @@ def _check_together(context: typer.Context, tasks: bool) -> None:
         raise ConfigError(f"{_option(of_tasks[0])} is of tasks that are done: give --tasks too, or leave it out")
 
 
+def _check_own(lm: "DiffusionLM", documents_are: Part | None, detokenize: str | None) -> None:
+    """Refuses what the configuration of a run says of the run's own text."""
+    if documents_are is not None:
+        raise ConfigError("--documents is of other text than the run's own: give that by --data, or leave it out")
+    if detokenize is not None and lm.config is not None and lm.config.data.detokenize:
+        raise ConfigError("--detokenize: the run has undone the tokens of its own text (data.detokenize): leave it out")
+
+
 def _option(name: str) -> str:
-    return {"few_shot": "--num-fewshot"}.get(name, f"--{name.replace('_', '-')}")
+    return {"few_shot": "--num-fewshot", "documents_are": "--documents"}.get(name, f"--{name.replace('_', '-')}")
 
 
 def _load(model: str, device: str | None, mask_token: str | None, weights: "options.Weights") -> "DiffusionLM":

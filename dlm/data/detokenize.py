@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from dlm.errors import ConfigError
+
 Rule = tuple[str, str]
 """A regular expression, and what stands in place of what it finds."""
 
@@ -125,6 +127,20 @@ AnyDetokenizer = Ptb | Wikitext | Lm1b | Lambada | AgNews | Scientific
 
 DETOKENIZERS: Mapping[str, type[AnyDetokenizer]] = {choice.name: choice for choice in get_args(AnyDetokenizer)}
 """The detokenizers by name."""
+
+
+def check_detokenizer(name: str, key: str) -> None:
+    """Refuses a name that is no corpus's.
+
+    Args:
+        name: The name.
+        key: Who asks, such as `--detokenize`.
+
+    Raises:
+        ConfigError: There is no such corpus.
+    """
+    if name not in DETOKENIZERS:
+        raise ConfigError(f"{key}: there is no {name!r}; valid: {', '.join(DETOKENIZERS)}")
 
 
 def detokenized(text: str, rules: Sequence[Rule]) -> str:

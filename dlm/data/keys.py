@@ -5,7 +5,7 @@ from collections.abc import Iterable
 COMMAND_LINE = "--data"
 """The place of a source that `dlm eval` names; others have a key of the configuration, such as `data.train`."""
 
-OPTIONS = ("field", "format", "split", "subset")
+OPTIONS = ("field", "format", "split", "subset", "documents")
 """The options of a source that the command line has."""
 
 

@@ -11,6 +11,7 @@ from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is
 
 from dlm.config import Data, Source
 from dlm.data.choosing import format_of
+from dlm.data.detokenize import check_detokenizer
 from dlm.data.documents import Documents, type_of
 from dlm.data.formats import no_rows
 from dlm.errors import DataError, one_line
@@ -68,12 +69,14 @@ def read_splits(data: Data) -> Splits:
         Both, neither of them empty.
 
     Raises:
-        ConfigError: A source is not valid.
+        ConfigError: A source is not valid, or `data.detokenize` names no corpus.
         DataError: A source cannot be read, or there is too little to hold any of it out.
     """
-    documents = read(data.train, "data.train")
+    if data.detokenize is not None:
+        check_detokenizer(data.detokenize, "data.detokenize")
+    documents = _written(data, data.train, "data.train")
     if data.validation is not None:
-        return Splits(documents, read(data.validation, "data.validation"))
+        return Splits(documents, _written(data, data.validation, "data.validation"))
     with _quiet():
         train, validation = documents.split(data.held_out)
     if not len(train) or not len(validation):
@@ -88,6 +91,15 @@ def read_splits(data: Data) -> Splits:
             "or name a data.validation"
         )
     return Splits(train, validation)
+
+
+def _written(data: Data, source: Source, key: str) -> Documents:
+    """The documents of a source, as people write them."""
+    documents = read(source, key)
+    if data.detokenize is None:
+        return documents
+    with _quiet():
+        return documents.detokenized(data.detokenize).without_empty()
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +12,9 @@ from dlm.model.text import encode
 
 MOST_UNITS, MOST_CHARACTERS = 20_000, 1_000_000
 """The units of each kind that are counted, and the characters of the texts that they are taken from."""
+
+MOST_READ = 5_000_000
+"""The characters of what follows words up to their lines' ends: a corpus may be one line, and that has many words."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class LengthPrior:
                 break
         lines = [line for text in taken for line in text.splitlines() if line.strip()][:MOST_UNITS]
         words = [line.split() for line in lines]
-        rests = [" ".join(each[i:]) for each in words for i in range(1, len(each))][:MOST_UNITS]
+        rests = [*_rests(words)]
         paragraphs = [part.strip("\n") for text in taken for part in text.split("\n\n") if part.strip()][:MOST_UNITS]
         return cls(
             _counted(tokenizer, [*chain.from_iterable(words)][:MOST_UNITS], rests),
@@ -64,6 +67,15 @@ class LengthPrior:
         counts = self.lines if whole_lines else self.inside
         weights = [counts.get(length, 0) + 1 for length in lengths]
         return [math.log(weight / sum(weights)) for weight in weights]
+
+
+def _rests(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """What follows each word of a line up to its end, of as many words as are counted."""
+    read = 0
+    for words, first in islice(((line, i) for line in lines for i in range(1, len(line))), MOST_UNITS):
+        yield (rest := " ".join(words[first:]))
+        if (read := read + len(rest)) >= MOST_READ:
+            return
 
 
 def _counted(tokenizer: PreTrainedTokenizerBase, *kinds: Sequence[str]) -> Mapping[int, int]:

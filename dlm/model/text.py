@@ -2,17 +2,21 @@
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError, one_line
 from dlm.model.public import Family
 from dlm.model.tokenizer import all_special_ids, byte_ids, first_id, is_byte
+
+_EACH_CHARACTER = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+"""The pre-tokenizer of a tokenizer of characters."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def encode(
     """
     if not texts:
         return []
+    if not marked and (alphabet := _alphabet(tokenizer)) is not None:
+        return [_by_characters(alphabet, text) for text in texts]
     backend = tokenizer.backend_tokenizer
     before, steps = backend.encode_special_tokens, (backend.normalizer, backend.pre_tokenizer)
     backend.encode_special_tokens = not marked
@@ -227,6 +233,26 @@ def drops_blanks(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether blanks are in no token, so that the decoder puts one before every word, as with WordPiece."""
     decoder = tokenizer.backend_tokenizer.decoder
     return decoder is None or b'"WordPiece"' in decoder.__getstate__()
+
+
+def _alphabet(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int] | None:
+    """The id of a character, where each is a token of its own whatever stands beside it; None where words count."""
+    backend = tokenizer.backend_tokenizer
+    if backend.normalizer is not None or not isinstance(backend.model, WordLevel):
+        return None
+    split = None if backend.pre_tokenizer is None else json.loads(backend.pre_tokenizer.__getstate__())
+    names = [token for token in backend.get_added_tokens_decoder().values() if not token.special]
+    if split != _EACH_CHARACTER or names:
+        return None
+    known, unknown = backend.get_vocab(with_added_tokens=False), backend.token_to_id(backend.model.unk_token)
+    return lambda character: known.get(character, unknown)
+
+
+def _by_characters(alphabet: Callable[[str], int], text: str) -> list[int]:
+    """The ids of a text: those of the backend, in a fiftieth of its memory, which counts for a corpus in one text."""
+    _check_whole(text)
+    ids = {character: alphabet(character) for character in set(text)}
+    return [ids[character] for character in text]
 
 
 def _without_prefix(step: Any) -> Any:

@@ -1,11 +1,14 @@
 """Corpora that were published in tokens, as people write them: cases by hand."""
 
+from pathlib import Path
+
 import pytest
 from datasets import Dataset
 
-from dlm.config import Source
+from dlm.config import Data, Source
 from dlm.data.detokenize import DETOKENIZERS, detokenized
 from dlm.data.documents import Pairs, Plain
+from dlm.data.reading import read_splits
 from dlm.errors import ConfigError
 from tests.support.fixtures import Refused
 
@@ -80,3 +83,20 @@ def test_documents_keep_their_number_and_their_own_counts(refused: Refused) -> N
     )
     with refused(ConfigError, "--detokenize is of plain texts, and these have prompts"):
         pairs.detokenized("ptb")
+
+
+def test_a_run_reads_its_text_as_people_write_it(tmp_path: Path, refused: Refused) -> None:
+    """The training and the validation text; and what could not be undone is refused."""
+    (tmp_path / "train.txt").write_text("the king 's\nthey do n't\n")
+    (tmp_path / "valid.txt").write_text("$ N million\n")
+    train, valid = (Source("text", str(tmp_path / f"{name}.txt"), documents="line") for name in ("train", "valid"))
+    splits = read_splits(Data(train=train, validation=valid, detokenize="ptb"))
+    assert [*splits.train.texts()] == ["the king's", "they don't"]
+    assert [*splits.validation.texts()] == ["$1 million"]
+    with refused(ConfigError, "data.detokenize", "'bnc'", "lm1b"):
+        read_splits(Data(train=train, detokenize="bnc"))
+    with pytest.raises(ValueError, match="detokenize: a stream is learned as it is"):
+        Data(train=train, streaming=True, detokenize="ptb")
+    pairs = Source("jsonl", "x.jsonl", prompt="p", response="r")
+    with pytest.raises(ValueError, match="detokenize: it is for plain text"):
+        Data(train=pairs, packing="pad", detokenize="ptb")

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
 
 pytest.importorskip("lm_eval")
 
@@ -26,6 +29,7 @@ from dlm.evaluate.requests import Answering, How
 from dlm.evaluate.tasks import TasksReport, evaluate_tasks, load_tasks
 from dlm.lm import DiffusionLM, Sampler
 from dlm.model.tokenizer import build_tokenizer
+from tests.support import public
 from tests.support.commands import answer, dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.launchers import ENVIRONMENT
@@ -274,6 +278,34 @@ def test_the_command_prints_the_report(saved: Path, folder: Path) -> None:
     blocks = ["eval", saved, "--task-path", folder, "--reading", "blocks:4", "--tasks"]
     assert answer(*blocks, "own_choice", "--draws", "4")["reading"] == "blocks:4"
     assert "decodes nothing greedily" in refusal(*blocks, "own_last_word")
+
+
+def test_a_published_model_is_asked_by_its_papers_number_of_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaDA in the Hub's cache: an answer of two tokens a and b, by its formulas, in both orders of unmasking."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "made").mkdir()
+    own = load_file(public.llada(tmp_path / "made") / "model.safetensors")
+    public.into_cache(tmp_path / "made", "GSAI-ML/LLaDA-8B-Base", tmp_path / "hub")
+    ends = {"doc_to_text": "{{text[:-3]}}", "doc_to_target": "{{text[-3:-1]}}"}
+    words = ["--task-path", write_tasks(tmp_path / "tasks", **ends), "--tasks", "own_last_word", "--draws", "128"]
+    found = answer("eval", "GSAI-ML/LLaDA-8B-Base", *words)
+    mask, before = 258, 256
+    forbidden = torch.tensor(DiffusionLM.from_pretrained("GSAI-ML/LLaDA-8B-Base").process.vocabulary.forbidden)
+
+    def log_p(given: list[int], id_: int, place: int) -> float:
+        logits_V = public.llada_logits(own, torch.tensor([[before, *given]]), heads=2)[0, 1:][place]
+        return float(logits_V.index_fill(0, forbidden, -math.inf).log_softmax(0)[id_])
+
+    nats = 0.0
+    for text in (document["text"][:-1].encode() for document in DOCUMENTS):
+        *start, a, b = text
+        one = log_p([*start, mask, mask], a, -2) + log_p([*start, a, mask], b, -1)
+        other = log_p([*start, mask, mask], b, -1) + log_p([*start, mask, b], a, -2)
+        nats -= (one + other) / 2
+    assert (found["draws"], found["results"][0]["metric"]) == (128, "perplexity")
+    assert math.log(found["results"][0]["value"]) == pytest.approx(nats / len(DOCUMENTS), rel=1e-4)
 
 
 def test_a_missing_package_is_a_line(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

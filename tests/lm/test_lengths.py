@@ -19,7 +19,7 @@ from dlm.diffusion.sample import State
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.lengths import LengthSearch, Weigher, exact
-from dlm.model.spans import LengthPrior
+from dlm.model.spans import MOST_READ, MOST_UNITS, LengthPrior
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.commands import dlm, refusal
@@ -252,6 +252,14 @@ def test_a_prior_counts_words_rests_of_lines_lines_and_paragraphs(byte_tokenizer
     assert prior.inside == {1: 1, 2: 1, 3: 2, 4: 1}  # f, ab, cde as a word and as a rest, ghij
     assert prior.lines == {1: 1, 4: 2, 6: 1, 8: 1}  # f; ghij as a line and a paragraph; ab cde; both lines of the first
     assert prior.log_p([3, 4], whole_lines=False) == pytest.approx([math.log(3 / 5), math.log(2 / 5)])
+
+
+def test_a_corpus_in_one_line_is_counted_in_bounded_room() -> None:
+    """Of a line of 100,000 words, what follows each up to its end would be 10 billion bytes."""
+    prior = LengthPrior.of_texts(["a " * 100_000], build_tokenizer(Characters(), lambda: ["a "]))
+    rests = [length for length in prior.inside if length > 1]
+    assert prior.inside[1] == MOST_UNITS and MOST_READ <= sum(rests) < MOST_READ + 200_000
+    assert max(rests) == 2 * 99_999 - 1
 
 
 def test_a_run_counts_the_spans_of_its_text_and_its_model_weighs_by_them(tmp_path: Path) -> None:

@@ -31,3 +31,17 @@ def test_a_model_refuses_it_wherever_it_takes_text(tiny_lm: DiffusionLM) -> None
     ):
         with pytest.raises(DataError, match="half of a character"):
             use()
+
+
+@pytest.mark.parametrize(
+    "text", ["to be\r\nor not\u2028", "x<|mask|>y<|unknown|>", "\U0001f600 \xe9 is not known", "", "   "]
+)
+def test_characters_are_looked_up_to_what_the_tokenizer_gives(text: str) -> None:
+    """A corpus may be one text: its ids are looked up, and are those that the backend gives in 50 times the memory."""
+    tokenizer = build_tokenizer(Characters(), lambda: ["to be\r\nor not\u2028<|mask>xyi kw"])
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True
+    assert encode(tokenizer, [text, text]) == [backend.encode(text, add_special_tokens=False).ids] * 2
+    tokenizer.add_tokens(["be"])  # which is a token of its own from here on
+    assert encode(tokenizer, ["to be"]) == [backend.encode("to be", add_special_tokens=False).ids]
+    assert len(encode(tokenizer, ["to be"])[0]) == 4
