@@ -1,6 +1,5 @@
 """Quality against speed: models and samplers side by side, in one process."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from dlm.evaluate.samples import (
     unigram_entropy,
 )
 from dlm.model.weights import Dtype, Quantization
+from dlm.plain import finite
 
 Told = Callable[[int, int, str], None]
 """(passes done, all passes, what comes next), called before every pass."""
@@ -121,8 +121,8 @@ class Frontier:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for strict JSON: None for what is not a number, such as the error of one text."""
-        tree = asdict(self)
-        return {**tree, "points": [{name: _finite(value) for name, value in p.items()} for p in tree["points"]]}
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,3 @@ def _point(entry: _Entry, texts: Texts, watch: Stopwatch, judged: Judged) -> Poi
         unknown=judged.unknown,
         cut=judged.cut,
     )
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,6 +8,7 @@ from typing import NamedTuple, get_args
 
 from dlm.bench.frontier import Frontier, Point
 from dlm.bench.kinds import Family
+from dlm.plain import counted
 
 _WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 860, 64, 24, 34, 46  # pixels of a panel, and around its axes
 _LINE, _ADVANCE, _ASCENT, _DESCENT = 15, 6.7, 10, 4  # pixels of small text: a row, a character, above and below
@@ -315,8 +316,8 @@ def _legend(found: Frontier) -> Iterator[str]:
 def _notes(found: Frontier, shown: Sequence[Point]) -> Iterator[str]:
     """What the figures are."""
     yield (
-        f"H: unigram entropy of a text in nats. Bars: one standard error, by text. {found.num} texts of {found.length} "
-        f"tokens, {found.device}"
+        f"H: unigram entropy of a text in nats. Bars: one standard error, by text. {counted(found.num, 'text')} of "
+        f"{counted(found.length, 'token')}, {found.device}"
     )
     name = found.judge if len(found.judge) <= 60 else f"…{found.judge[-59:]}"
     itself = ", one of these models" if found.judge_is_compared else ""

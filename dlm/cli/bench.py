@@ -18,6 +18,7 @@ from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data, write_text
 from dlm.cli.writing import calibrated
 from dlm.errors import ConfigError
+from dlm.plain import counted, plain_json
 
 if TYPE_CHECKING:
     from dlm.bench.frontier import Frontier, Point
@@ -85,7 +86,7 @@ def sample(
     mask = options.read_mask_token(mask_token)
     lm = DiffusionLM.from_pretrained(model, device=device, mask_token=mask, **weights)
     how = calibrated(lm, how, context.obj, None, num)
-    errors.print(f"writing {num} texts {repeats + 2} times, then timing the machine itself", highlight=False)
+    errors.print(f"writing {counted(num, 'text')} {repeats + 2} times, then timing the machine itself", highlight=False)
     speed = bench_sampling(lm, num=num, length=length, sampler=how, repeats=repeats)
     write_data(json.dumps(speed.to_dict()) if as_json else _table(_sampling(speed)), None)
 
@@ -140,7 +141,7 @@ def frontier(
     asked_temperatures = numbers("--temperatures", temperatures, float, 0.0)
     asked_sizes = numbers("--batch-sizes", batch_sizes, int, 1) if batch_sizes is not None else [min(8, num)]
     if (most := max(asked_sizes)) > num:
-        raise ConfigError(f"--batch-sizes: {most} is more than the {num} texts of --num")
+        raise ConfigError(f"--batch-sizes: {most} is more than the {counted(num, 'text')} of --num")
     if output is not None and output.suffix != ".svg":
         raise ConfigError(f"--output writes .svg, got {output}")
     check_free(output, overwrite)
@@ -167,7 +168,7 @@ def frontier(
             seed=seed,
             told=told,
         )
-    write_data(json.dumps(found.to_dict(), allow_nan=False) if as_json else _frontier(found), None)
+    write_data(plain_json(found.to_dict()) if as_json else _frontier(found), None)
     if output is not None:
         write_text(to_svg(found), output, overwrite=overwrite)
 
@@ -291,16 +292,9 @@ def _notes(found: "Frontier") -> Iterator[str]:
             "the judge's tokenizer is not that of all models: texts are decoded and encoded anew, and a token of "
             "nats/token is the judge's; all other columns count a model's own"
         )
-    if unknown := sum(p.unknown for p in found.points):
-        yield f"{unknown:,} tokens stand for characters that the judge does not know: its nats are not of these texts"
-    if cut := sum(p.cut for p in found.points):
-        yield f"{cut:,} texts are longer than the judge's context: it read them in pieces that do not see each other"
+    from dlm.evaluate.samples import judging_notes
 
-
-def counted(number: int, what: str) -> str:
-    """A number of things, in words."""
-    plural = f"{what}es" if what.endswith("s") else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"
+    yield from judging_notes(sum(p.unknown for p in found.points), sum(p.cut for p in found.points))
 
 
 def _with_error(value: float, error: float) -> str:

@@ -8,11 +8,12 @@ import typer
 from rich.console import Console
 
 from dlm.cli import options
-from dlm.cli.bench import check_once, counted, names, passes, table_of
-from dlm.cli.console import plain_json, quiet_libraries, write_data
+from dlm.cli.bench import check_once, names, passes, table_of
+from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.infill import Reread
 from dlm.errors import ConfigError
+from dlm.plain import counted, plain_json
 from dlm.template import LONGEST
 
 if TYPE_CHECKING:

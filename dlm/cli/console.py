@@ -1,7 +1,6 @@
 """What a person sees: the progress of a run, and where data and messages go."""
 
 import json
-import math
 import os
 import shutil
 import stat
@@ -154,26 +153,6 @@ def writing(output: Path | None) -> Iterator[None]:
         raise
     except OSError as error:
         raise unwritten(f"cannot write {output or 'stdout'}", error) from error
-
-
-def plain_json(value: Any) -> str:
-    """JSON of plain values, with null for the numbers that it has none for.
-
-    Args:
-        value: Numbers, texts and None, in dictionaries and lists.
-
-    Returns:
-        One line.
-    """
-
-    def finite(part: Any) -> Any:
-        if isinstance(part, dict):
-            return {name: finite(each) for name, each in part.items()}
-        if isinstance(part, list | tuple):
-            return [*map(finite, part)]
-        return None if isinstance(part, float) and not math.isfinite(part) else part
-
-    return json.dumps(finite(value), allow_nan=False)
 
 
 def json_line(value: Any, output: Path | None) -> str:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_first, plain_json, quiet_libraries, write_data
+from dlm.cli.console import errors, is_first, quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.tasks import Asked, run_tasks
 from dlm.data.detokenize import DETOKENIZERS, check_detokenizer
 from dlm.errors import ConfigError
+from dlm.plain import counted, plain_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -373,7 +374,7 @@ def _cautions(report: "LikelihoodReport") -> Iterator[str]:
         )
     if report.unknown_tokens:
         yield (
-            f"{report.unknown_tokens:,} tokens stand for characters that the tokenizer does not know: "
+            f"{counted(report.unknown_tokens, 'token', 'stand')} for characters that the tokenizer does not know: "
             "the bound is not one of this very text"
         )
     if report.impossible_tokens:
@@ -408,8 +409,8 @@ def _time(asked: str | None) -> "Time | None":
 def _dropped(report: "LikelihoodReport") -> str:
     """Of how many documents something is dropped."""
     why = "behind the last full row" if report.packing == "wrap" else "whose prompts fill a row"
-    parts = [f"{report.dropped_documents:,} whole documents, {why}"] * bool(report.dropped_documents)
-    parts += [f"{report.cut_documents:,} documents cut"] * bool(report.cut_documents)
+    parts = [f"{counted(report.dropped_documents, 'whole document')}, {why}"] * bool(report.dropped_documents)
+    parts += [f"{counted(report.cut_documents, 'document')} cut"] * bool(report.cut_documents)
     return f": {', '.join(parts)}" if parts else ""
 
 
@@ -427,30 +428,17 @@ def _table(found: "ReadingsReport", exact: "ChainRuleReport | None", per: Unit) 
     lines += [
         "",
         *_method(found),
-        f"scored           {report.tokens:,} tokens, {_counted(report)}{report.documents:,} documents "
-        f"in {report.sequences:,} sequences of {report.length} ({report.packing})",
-        *(
-            [f"given            {report.given_tokens:,} tokens of prompts: the bound is of the responses alone"]
-            if report.given_tokens
-            else []
-        ),
-        *(
-            ["given            where each document ends: it is read alone, as in training"]
-            if report.attend == "document"
-            else []
-        ),
-        *(
-            [f"given            the {report.context} tokens or more before what each further window scores, clean"]
-            if report.context
-            else []
-        ),
-        f"dropped          {report.dropped_tokens:,} tokens, {report.dropped_bytes:,} bytes{_dropped(report)}",
+        f"scored           {_scored(report)}, {counted(report.documents, 'document')} "
+        f"in {counted(report.sequences, 'sequence')} of {report.length} ({report.packing})",
+        *_given(report),
+        f"dropped          {counted(report.dropped_tokens, 'token')}, {counted(report.dropped_bytes, 'byte')}"
+        f"{_dropped(report)}",
         f"estimator        {_estimator(found)}, seed {report.seed}",
     ]
     if exact:
         lines += [
             "",
-            f"exact, on {exact.sequences} sequences ({exact.tokens:,} tokens), nats/token:",
+            f"exact, on {counted(exact.sequences, 'sequence')} ({counted(exact.tokens, 'token')}), nats/token:",
             f"  left to right  {exact.left_to_right_nats_per_token:.4f}",
             f"  confidence     {exact.confidence_nats_per_token:.4f}",
             f"  random order   {exact.bound_nats_per_token:.4f} (the bound)",
@@ -458,9 +446,21 @@ def _table(found: "ReadingsReport", exact: "ChainRuleReport | None", per: Unit) 
     return "\n".join(lines)
 
 
-def _counted(report: "LikelihoodReport") -> str:
-    """What is scored besides tokens."""
-    return f"{f'{report.words:,} words, ' if report.words else ''}{report.bytes:,} bytes, "
+def _given(report: "LikelihoodReport") -> Iterator[str]:
+    """What the bound is given."""
+    if report.given_tokens:
+        prompts = counted(report.given_tokens, "token")
+        yield f"given            {prompts} of prompts: the bound is of the responses alone"
+    if report.attend == "document":
+        yield "given            where each document ends: it is read alone, as in training"
+    if report.context:
+        yield f"given            the {report.context} tokens or more before what each further window scores, clean"
+
+
+def _scored(report: "LikelihoodReport") -> str:
+    """How much is scored."""
+    words = [counted(report.words, "word")] if report.words else []
+    return ", ".join([counted(report.tokens, "token"), *words, counted(report.bytes, "byte")])
 
 
 def _perplexity(report: "LikelihoodReport", per: Unit) -> tuple[float, "Interval | None"]:

@@ -16,6 +16,7 @@ from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, shortened
+from dlm.plain import counted
 from dlm.template import LONGEST, Hole, Template, parse_template
 
 if TYPE_CHECKING:
@@ -214,10 +215,11 @@ def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
     if not (searched := [template for template in templates if is_open(template)]):
         return
     holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
-    what = f"at most {effort} lengths" + (f" of each of {holes} spans" if holes > 1 else "")
+    what = f"at most {counted(effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
     texts = "" if len(searched) == 1 else f"for each of {len(searched)} texts, "
     told = (
-        f"{texts}{what} are weighed by {REACH} tokens behind, and at most {max(num, effort)} fillings tried (--effort)"
+        f"{texts}{what} {'is' if effort == 1 else 'are'} weighed by {REACH} tokens behind, and at most "
+        f"{counted(max(num, effort), 'filling')} tried (--effort)"
     )
     _note(told)
 

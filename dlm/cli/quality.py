@@ -1,10 +1,7 @@
 """`dlm quality`."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,22 +9,15 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_apart, check_free, errors, quiet_libraries, write_data
-from dlm.data.lines import lines_of
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.model.locate import CHECKPOINTS, resolve
 from dlm.paths import expand
+from dlm.plain import counted, plain_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from dlm.bench.models import Model
     from dlm.evaluate.bootstrap import Ratio
-    from dlm.evaluate.memorised import KnownText
-    from dlm.evaluate.quality import Parser, Quality, Written
-    from dlm.evaluate.samples import Judge, Rows
-
-FEWEST_FOR_MAUVE = 1000
-"""Texts from which on MAUVE is not cautioned about; its authors advise some thousands."""
+    from dlm.evaluate.quality import QualityReport, Texts
 
 ROWS = {
     "nats_per_token": "nats/token",
@@ -51,7 +41,7 @@ ROWS = {
 SHARES = {"repeated", "parses", "memorised_share", *(f"distinct_{n}" for n in range(1, 5))}
 """Figures that are shown in percent."""
 
-Texts = Annotated[
+Given = Annotated[
     str,
     typer.Argument(
         metavar="FILE|MODEL",
@@ -91,7 +81,7 @@ Column = Annotated[str | None, typer.Option(help="The column of FILE that holds 
 
 
 def quality(
-    source: Texts,
+    source: Given,
     judge: Judging = None,
     reference: Real = None,
     features: States = None,
@@ -126,9 +116,10 @@ def quality(
     check_free(output, overwrite)
     weights = options.check_weights(dtype, quantised)
     quiet_libraries()
+    from dlm.evaluate.figures import PARSERS
     from dlm.evaluate.mauve import check_installed
     from dlm.evaluate.memorised import LEAST, KnownText
-    from dlm.evaluate.quality import PARSERS
+    from dlm.evaluate.quality import evaluate_quality
 
     options.check_device(device)
     if features is not None:
@@ -137,73 +128,23 @@ def quality(
     known = KnownText(_documents(memorised, "--memorised")) if memorised is not None else None
     real = _documents(reference, "--reference") if reference is not None else []
     judging = _opened(judge, held)
-    own = _write(source, held, told, seed) if is_model else _Source(_texts_of(source, format, field))
-    comparing = _opened(features, held) or judging
-    reader = _Reader(judging.judge(seed) if judging else None, comparing.judge(seed) if comparing else None, seed)
-    asked = _Asked(PARSERS[parses] if parses else None, known, least or LEAST)
-    found, notes = _measured(reader, own, real, asked)
-    facts = _facts(reader, judge, features, found["texts"], asked)
-    if as_json:
-        beside = found["reference"].to_dict() if real else None
-        line = json.dumps({**found["texts"].to_dict(), "reference": beside, **facts}, allow_nan=False)
-    else:
-        line = _table(found, facts)
+    own = _write(source, held, told, seed) if is_model else _texts_of(source, format, field)
+    comparing = _opened(features, held)
+    found = evaluate_quality(
+        own,
+        judge=judging.judge(seed) if judging else None,
+        reference=real,
+        features=comparing.judge(seed) if comparing else None,
+        parser=PARSERS[parses] if parses else None,
+        known=known,
+        least=least or LEAST,
+        seed=seed,
+    )
+    names = {"judge": judge, "features": features or judge if "mauve" in found.texts.figures else None}
+    line = plain_json({**found.to_dict(), **names}) if as_json else _table(found, names)
     write_data(line, output, overwrite=overwrite)
-    for note in notes:
-        errors.print(note, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Texts; and of those that a model has just written its own tokens, with their ends of text."""
-
-    texts: Sequence[str]
-    ids: "Rows | None" = None
-    tokenizer: "PreTrainedTokenizerBase | None" = None
-    end_ids: Sequence[int] = ()
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The figures that not every command line asks for; see `measure_quality`."""
-
-    parser: "Parser | None"
-    known: "KnownText | None"
-    least: int
-
-
-def _measured(
-    reader: "_Reader", own: _Source, real: Sequence[str], asked: _Asked
-) -> "tuple[dict[str, Quality], list[str]]":
-    """The figures of the texts and of as much real text, and what is to be known of them."""
-    from dlm.evaluate.quality import measure_quality, pieces_like
-
-    measure = partial(measure_quality, parser=asked.parser, known=asked.known, least=asked.least, seed=reader.seed)
-    written = reader.read(own)
-    found, notes = {"texts": measure(written)}, [*_notes(written)]
-    if real:
-        others = pieces_like(own.texts, real, reader.seed)
-        found["reference"] = measure(reader.read(_Source(others)))
-        mauve, why = reader.mauve(own.texts, others)
-        if mauve:
-            found["texts"] = replace(found["texts"], figures={**found["texts"].figures, "mauve": mauve})
-        notes += [why] * bool(why)
-    return found, notes
-
-
-def _facts(
-    reader: "_Reader", judge: str | None, features: str | None, found: "Quality", asked: _Asked
-) -> dict[str, Any]:
-    """How the figures were found."""
-    return {
-        "judge": judge,
-        "judge_reading": reader.judge.reading if reader.judge else None,
-        "judge_exact": reader.judge.exact if reader.judge else None,
-        "features": features or judge if "mauve" in found.figures else None,
-        "token": "judge" if reader.judge else "word",
-        "least": asked.least if asked.known else None,
-        "seed": reader.seed,
-    }
+    for note in found.notes:
+        _caution(note)
 
 
 def _names_model(source: str, format: str | None, field: str | None) -> bool:
@@ -254,38 +195,28 @@ def _documents(name: str, key: str, format: str | None = None, field: str | None
 
     source = source_of(name, field, format=format, key=key)
     for line in unread(source, key):
-        errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    return [*read(source, key).texts()]
+        _caution(line)
+    documents = read(source, key)
+    if documents.empty:
+        are = "is" if documents.empty == 1 else "are"
+        _caution(f"{key}: {counted(documents.empty, 'row')} without text {are} left out: no figure counts them")
+    return [*documents.texts()]
 
 
-def _texts_of(source: str, format: str | None, field: str | None) -> list[str]:
+def _caution(line: str) -> None:
+    errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def _texts_of(source: str, format: str | None, field: str | None) -> "Texts":
     """The texts of a file: what `dlm sample` wrote there, or its documents."""
+    from dlm.evaluate.quality import Texts, samples_in
+
     path = expand(source)
-    if format is None and field is None and path.is_file() and (samples := _samples(path)) is not None:
+    if format is None and field is None and path.is_file() and (samples := samples_in(path)) is not None:
         if not samples:
             raise DataError(f"{source} holds no sample")
-        return samples
-    return _documents(source, "FILE", format, field)
-
-
-def _samples(path: Path) -> list[str] | None:
-    """What was written, of each sample of a file by `dlm sample`; None of another file."""
-    found: list[str] = []
-    try:
-        lines = [line for line in lines_of(str(path)) if line.strip()]
-    except (OSError, DataError):
-        return None
-    for number, line in enumerate(lines, start=1):
-        try:
-            samples = json.loads(line)["samples"]
-            found += [sample["continuation"] for sample in samples]
-            if not all(isinstance(text, str) for text in found[-len(samples) :]):
-                raise TypeError("a continuation is no text")
-        except (ValueError, KeyError, TypeError) as error:
-            if number == 1:
-                return None
-            raise DataError(f"{path}: line {number} is no line of dlm sample, as line 1 is: {error!r:.80}") from error
-    return found if lines else None
+        return Texts(samples)
+    return Texts(_documents(source, "FILE", format, field))
 
 
 def _opened(name: str | None, held: Mapping[str, Any]) -> "Model | None":
@@ -297,93 +228,24 @@ def _opened(name: str | None, held: Mapping[str, Any]) -> "Model | None":
     return open_model(name, **held)
 
 
-def _write(model: str, held: Mapping[str, Any], told: Mapping[str, int | None], seed: int) -> _Source:
-    """Texts that a model writes by its default sampler, without ends of text."""
+def _write(model: str, held: Mapping[str, Any], told: Mapping[str, int | None], seed: int) -> "Texts":
+    """Texts that a model writes by its default sampler."""
+    from dlm.evaluate.quality import texts_of_model
     from dlm.lm import DiffusionLM
-    from dlm.model.text import decode
 
     lm = DiffusionLM.from_pretrained(model, **held)
     num, batch_size = told["num"] or 64, told["batch_size"] or 16
     lm.layout.canvas(None, told["length"])  # refuses a length before anything is said of it
-    errors.print(f"writing {num} texts", highlight=False)
-    ids = [each.ids for each in lm.generate(num=num, length=told["length"], batch_size=batch_size, seed=seed)]
-    texts = [decode(lm.tokenizer, [id_ for id_ in row if id_ not in lm.end_ids]) for row in ids]
-    return _Source(texts, ids, lm.tokenizer, lm.end_ids)
+    errors.print(f"writing {counted(num, 'text')}", highlight=False)
+    return texts_of_model(lm, num=num, length=told["length"], batch_size=batch_size, seed=seed)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """What makes tokens, nats and states of texts.
-
-    Attributes:
-        judge: Says how likely they are.
-        comparing: Has the states.
-        seed: The masks of a bound, the clusters and the bootstrap follow from it.
-    """
-
-    judge: "Judge | None"
-    comparing: "Judge | None"
-    seed: int
-
-    def read(self, source: _Source) -> "Written":
-        """Texts with their tokens: the judge's, or without one words and signs."""
-        from dlm.evaluate.quality import Written
-        from dlm.evaluate.samples import judge_texts, words
-        from dlm.model.text import encode
-
-        if self.judge is None:
-            return Written(source.texts, words(source.texts))
-        ids = encode(self.judge.tokenizer, source.texts)
-        written, tokenizer = source.ids or ids, source.tokenizer or self.judge.tokenizer
-        return Written(source.texts, ids, judge_texts(self.judge, written, tokenizer, source.end_ids))
-
-    def mauve(self, texts: Sequence[str], others: Sequence[str]) -> "tuple[Ratio | None, str]":
-        """MAUVE, or why there is none, or a caution about it."""
-        from dlm.evaluate.mauve import FEWEST, check_installed, mauve_score
-        from dlm.evaluate.quality import features_of
-        from dlm.model.text import encode
-
-        if self.comparing is None:
-            return None, "no MAUVE: it compares states of a model, so name one by --features, or a --judge"
-        try:
-            check_installed()
-        except ConfigError as error:
-            return None, f"no MAUVE: {error}"
-        one, other = (features_of(self.comparing, encode(self.comparing.tokenizer, [*t])) for t in (texts, others))
-        if (fewest := min(len(one), len(other))) < FEWEST:
-            return None, f"no MAUVE: it needs at least {FEWEST} texts on either side, got {fewest}"
-        score = mauve_score(one, other, self.seed)
-        if fewest >= FEWEST_FOR_MAUVE:
-            return score, ""
-        return score, (
-            f"MAUVE of {fewest} texts says little, and is to be compared with that of as many texts alone; "
-            f"{FEWEST_FOR_MAUVE:,} and more make it steadier"
-        )
-
-
-def _notes(written: "Written") -> Iterator[str]:
-    """What is to be known of the figures."""
-    if len(written.texts) == 1:
-        yield "one text alone has no interval: it says nothing of others"
-    if not (judged := written.judged):
-        return
-    if judged.unknown:
-        yield (
-            f"{judged.unknown:,} tokens stand for characters that the judge does not know: "
-            "its nats are not of these very texts"
-        )
-    if judged.cut:
-        yield (
-            f"{judged.cut:,} texts are longer than the judge's context: "
-            "it read them in pieces that do not see each other"
-        )
-
-
-def _table(found: "Mapping[str, Quality]", facts: Mapping[str, Any]) -> str:
+def _table(report: "QualityReport", names: Mapping[str, str | None]) -> str:
     """A row a figure, and beside the texts the reference."""
+    found = {"texts": report.texts} | ({"reference": report.reference} if report.reference else {})
     heads = [f"{name} ({each.texts:,})" for name, each in found.items()]
     lines = [f"{'':<16}" + "".join(f"{head:<36}" for head in heads).rstrip()]
-    least = "\u2264 " if facts["judge_exact"] is False else ""
+    least = "\u2264 " if report.judge_exact is False else ""
     for name, shown in ROWS.items():
         if name in found["texts"].figures:
             bound = least if name in ("nats_per_token", "nats_per_character", "perplexity") else ""
@@ -393,17 +255,17 @@ def _table(found: "Mapping[str, Quality]", facts: Mapping[str, Any]) -> str:
     if longest[0] is not None:
         lines.append(f"{'longest of all':<16}" + "".join(f"{value:>10,}{'':<26}" for value in longest).rstrip())
     lines += ["", "95% intervals, texts resampled (distinct-n: the jackknife); entropy in nats, of a text"]
-    tokens = "the judge's" if facts["judge"] else "words and signs"
+    tokens = "the judge's" if report.token == "judge" else "words and signs"
     lines.append(f"tokens: {tokens}; repeated: 4-grams that came before in their text")
-    if facts["judge"]:
-        exact = "exact" if facts["judge_exact"] else "an upper bound"
-        lines.append(f"judge: {facts['judge']}, {facts['judge_reading']} reading, {exact}")
-    if facts["features"]:
-        lines.append(f"MAUVE: hidden states of {facts['features']}")
-    if facts["least"]:
+    if names["judge"]:
+        exact = "exact" if report.judge_exact else "an upper bound"
+        lines.append(f"judge: {names['judge']}, {report.judge_reading} reading, {exact}")
+    if names["features"]:
+        lines.append(f"MAUVE: hidden states of {names['features']}")
+    if report.least:
         lines.append(
             f"memorised: characters of a text's longest substring in the known text; in memorised: characters in "
-            f"substrings of {facts['least']} and more"
+            f"substrings of {report.least} and more"
         )
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from dlm.data.chats import messages_of
 from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
 from dlm.errors import BatchError, ConfigError, DataError
+from dlm.plain import counted
 
 Asked = TypeVar("Asked")
 
@@ -194,8 +195,8 @@ def read_kept(output: Path, records: Sequence[Record[Any]], written: Sequence[st
     *lines, part = content.split(b"\n")
     if len(lines) + bool(part) > len(records):
         raise ConfigError(
-            f"--resume: {output} has {len(lines) + bool(part)} lines, and the input has {len(records)} that can be "
-            f"used: {remedy}"
+            f"--resume: {output} has {counted(len(lines) + bool(part), 'line')}, and the input has {len(records)} that "
+            f"can be used: {remedy}"
         )
     found = []
     for number, (line, record) in enumerate(zip(lines, records, strict=False), start=1):
@@ -227,4 +228,4 @@ def report(records: Sequence[Record[Any]]) -> None:
     for record in bad:
         errors.print(record.error, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if bad:
-        raise BatchError(f"{len(bad)} of {len(records)} records could not be used; the others are done")
+        raise BatchError(f"{len(bad)} of {counted(len(records), 'record')} could not be used; the others are done")

@@ -1,7 +1,5 @@
 """`dlm runs`."""
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ from rich.text import Text
 
 from dlm.cli import options
 from dlm.cli.console import errors, quiet_libraries, write_data
+from dlm.plain import plain_json
 
 if TYPE_CHECKING:
     from dlm.train.listing import RunState
@@ -36,22 +35,11 @@ def runs(
 
     found = list_runs(expand(folder))
     if as_json:
-        write_data(json.dumps({"runs": [_finite(each) for each in found]}, allow_nan=False), None)
+        write_data(plain_json({"runs": [each.to_dict() for each in found]}), None)
     elif found:
         _show(found)
     else:
         errors.print(f"no run in {folder}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _finite(run: "RunState") -> dict[str, object]:
-    """Plain values, None for what is not finite, as a bound may be."""
-    found = run.to_dict()
-    for name in ("best", "tokens_per_second"):
-        if found[name] is not None and not math.isfinite(found[name]):
-            found[name] = None
-    if found["best_ci95"] and not all(map(math.isfinite, found["best_ci95"])):
-        found["best_ci95"] = None
-    return found
 
 
 def _show(found: "list[RunState]") -> None:

@@ -14,6 +14,7 @@ from dlm.cli.records import Record, chat_of, file_lines, read_batch, report, usa
 from dlm.cli.writing import calibrated, check_outputs, load_many, load_writer, recording
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
+from dlm.plain import counted
 
 if TYPE_CHECKING:
     from dlm.lm import Sample
@@ -115,7 +116,7 @@ def _finished(texts: "Iterator[Sample]", num: int) -> "list[Sample]":
     except KeyboardInterrupt:
         if not found:
             raise
-        told = f"{len(found)} of {num} texts were finished"
+        told = f"{len(found)} of {counted(num, 'text')} {'was' if len(found) == 1 else 'were'} finished"
         errors.print(told, style="dim", highlight=False, soft_wrap=True)
     return found
 
@@ -196,7 +197,8 @@ def _plain(text: "Sample") -> dict[str, Any]:
 def _tell(count: int, facts: Mapping[str, float]) -> None:
     """A line about the texts, for a person."""
     errors.print(
-        f"{count} text{'s' if count > 1 else ''}, {facts['tokens']} tokens in {facts['network_calls']} network calls "
+        f"{counted(count, 'text')}, {counted(int(facts['tokens']), 'token')} in "
+        f"{counted(int(facts['network_calls']), 'network call')} "
         f"({facts['tokens_per_call']:.2f} tokens a call), {facts['tokens_per_second']:,.0f} tokens/s, "
         f"unigram entropy {facts['unigram_entropy']:.2f} nats",
         style="dim",

@@ -29,6 +29,7 @@ from dlm.data.lines import bare_suffix
 from dlm.data.records import parse_record
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, InterruptedRunError
+from dlm.plain import counted, finite
 
 if TYPE_CHECKING:
     from dlm.lm import Answers, DiffusionLM, Score
@@ -278,28 +279,23 @@ def _plain(record: Record[Asked], scores: "Sequence[Score]", reading: str) -> di
         return {**plain[0], "reading": reading}
     compared = Comparison.of(scores, responses)
     for one, (difference, error) in zip(plain, compared.differences, strict=True):
-        one |= {"difference": _finite(difference), "difference_standard_error": _finite(error)}
+        one |= finite({"difference": difference, "difference_standard_error": error})
     return {"scores": plain, "best": compared.best, "best_per_byte": compared.best_per_byte, "reading": reading}
 
 
 def _plain_score(one: "Score", text: str) -> dict[str, Any]:
     nats = -one.log_likelihood
     values = one.log_likelihood, nats, nats / math.log(2), one.tokens, len(text.encode()), one.monte_carlo_se
-    plain = dict(zip(FOUND, map(_finite, values), strict=False))
+    plain: dict[str, Any] = finite(dict(zip(FOUND, values, strict=False)))
     return plain if one.greedy is None else {**plain, "greedy": one.greedy}
-
-
-def _finite(value: float) -> float | None:
-    """A number, or null for what JSON has no number for."""
-    return value if math.isfinite(value) else None
 
 
 def _tell(scores: "Sequence[Score]", kept: int, reading: str, seconds: float) -> None:
     """A line about the answers, for a person."""
     tokens = sum(one.tokens for one in scores)
-    before = f" ({kept} lines were there already)" if kept else ""
+    before = f" ({counted(kept, 'line', 'were')} there already)" if kept else ""
     errors.print(
-        f"{len(scores)} answer{'' if len(scores) == 1 else 's'}{before}, {tokens} tokens, reading {reading}, "
+        f"{counted(len(scores), 'answer')}{before}, {counted(tokens, 'token')}, reading {reading}, "
         f"{tokens / seconds:,.0f} tokens/s",
         style="dim",
         markup=False,

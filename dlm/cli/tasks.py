@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_first, plain_json, write_data
+from dlm.cli.console import errors, is_first, write_data
 from dlm.errors import ConfigError
+from dlm.plain import counted, plain_json
 
 if TYPE_CHECKING:
     from dlm.evaluate.tasks import TaskResult, TasksReport
@@ -132,8 +133,10 @@ def _row(result: "TaskResult") -> tuple[str, ...]:
 def _cautions(report: "TasksReport", limit: int | None) -> Iterator[str]:
     """What is to be known of the results."""
     for kind, count in report.shortened.items():
-        requests = "request" if count == 1 else "requests"
-        yield f"{count:,} {requests} {KINDS[kind]} did not fit the context: of what is given, the beginning was cut"
+        yield (
+            f"{counted(count, 'request')} {KINDS[kind]} did not fit the context: of what is given, the beginning was "
+            "cut"
+        )
     if limit is not None:
         yield f"--limit {limit}: these are not the figures of the whole tasks"
     yield from report.cautions

@@ -9,6 +9,7 @@ from dlm.data.batches import Sequences
 from dlm.data.documents import Documents
 from dlm.model.text import decode, encode
 from dlm.model.tokenizer import special_ids
+from dlm.plain import counted
 
 LOOKED_INTO, LONGEST_PART = 20, 1000
 """The texts, and the characters of each, that are encoded and decoded to see whether a tokenizer changes them."""
@@ -34,8 +35,8 @@ def losses_of(which: str, documents: Documents, sequences: Sequences) -> Iterato
     parts += [f"{cut:,} cut"] if cut else []
     if parts:
         yield (
-            f"{len(documents):,} {which} documents at data.length {sequences.length}: {', '.join(parts)}; "
-            f"{sequences.dropped_tokens:,} tokens are in no row"
+            f"{counted(len(documents), f'{which} document')} at data.length {sequences.length}: {', '.join(parts)}; "
+            f"{counted(sequences.dropped_tokens, 'token', 'are')} in no row"
         )
 
 
@@ -104,11 +105,10 @@ def left_out(which: str, documents: Documents, sequences: Sequences) -> Iterator
     if sequences.skipped.rows:
         yield f"of the {which} text, {sequences.skipped}"
     if documents.empty:
-        rows, are = ("row", "is") if documents.empty == 1 else ("rows", "are")
-        yield f"{documents.empty:,} {which} {rows} without {documents.lacking} {are} left out"
+        are = "is" if documents.empty == 1 else "are"
+        yield f"{counted(documents.empty, f'{which} row')} without {documents.lacking} {are} left out"
     if documents.calls:
-        messages, calls = ("message", "calls") if documents.calls == 1 else ("messages", "call")
         yield (
-            f"{documents.calls:,} {which} {messages} {calls} tools: the chat template is given the calls, and not the "
-            "definitions of tools; calls are not learned or scored, as they are no text"
+            f"{counted(documents.calls, f'{which} message', 'call')} tools: the chat template is given the calls, and "
+            "not the definitions of tools; calls are not learned or scored, as they are no text"
         )

@@ -15,6 +15,7 @@ from dlm.data.detokenize import check_detokenizer
 from dlm.data.documents import Documents, type_of
 from dlm.data.formats import no_rows
 from dlm.errors import DataError, one_line
+from dlm.plain import counted
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_splits(data: Data) -> Splits:
         parted = data.held_out.by == "documents" and share and len(documents) > 1
         equal = ", as a hash of its text says the side of each, and equal ones stay together" if parted else ""
         raise DataError(
-            f"data.held_out: a share of {share} of {len(documents)} documents by {data.held_out.by} "
+            f"data.held_out: a share of {share} of {counted(len(documents), 'document')} by {data.held_out.by} "
             f"leaves {len(train)} to train on and {len(validation)} to validate on{equal}; {by_tail}{change}, "
             "or name a data.validation"
         )

@@ -17,6 +17,7 @@ from dlm.data.keys import option_of
 from dlm.data.lines import lines_of
 from dlm.data.text import TWICE, check_text
 from dlm.errors import DataError, shortened
+from dlm.plain import counted
 
 Record = tuple[str, Mapping[str, Any]]
 """A place in a file, such as `line 7`, and what stands there, by column."""
@@ -166,8 +167,8 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
                 continue
             if len(row) != len(names):
                 raise DataError(
-                    f"{place} of {file} has {_count(len(row), 'value')}, and there "
-                    f"{'is' if len(names) == 1 else 'are'} {_count(len(names), 'column')}"
+                    f"{place} of {file} has {counted(len(row), 'value')}, and there "
+                    f"{'is' if len(names) == 1 else 'are'} {counted(len(names), 'column')}"
                 )
             yield place, dict(zip(names, row, strict=True)) | twice
     except csv.Error as error:
@@ -186,10 +187,6 @@ def _check_parted(names: Sequence[str], delimiter: str, file: str) -> None:
             raise DataError(
                 f"{file} has {PARTED[other]} between its columns, where {PARTED[delimiter]} are read: {remedy}"
             )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def names_in(files: Iterable[str], read: Read, wanted: Iterable[str], most: int | None = None) -> list[str] | None:

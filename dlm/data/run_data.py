@@ -23,6 +23,7 @@ from dlm.model.sentinels import Sentinels, add_sentinels
 from dlm.model.spans import LengthPrior
 from dlm.model.text import ChatTemplate, encode
 from dlm.model.tokenizer import Affixes, affixes_of, build_tokenizer, special_ids
+from dlm.plain import counted
 
 MANY = 10
 """From so many documents on, whole ones can be held out."""
@@ -102,7 +103,7 @@ def read_run_data(
     batches = TrainingBatches(training, config.train.batch_size, config.seed, tail_id, rearrange)
     if not len(validation):
         raise DataError(
-            f"no prompt of the {len(splits.validation):,} validation documents is shorter than data.length "
+            f"no prompt of the {counted(len(splits.validation), 'validation document')} is shorter than data.length "
             f"{data.length}, so that there is nothing to validate on: raise it"
         )
     lost = _lost(splits, training, validation, tokenizer)

@@ -15,6 +15,7 @@ from dlm.data.keys import option_of
 from dlm.data.reading import read
 from dlm.data.records import with_key
 from dlm.errors import ConfigError, DataError, DlmError, one_line, shortened
+from dlm.plain import counted
 
 SCANNED = 10_000
 """Documents at the beginning of a stream that a tokenizer learns from and that validation documents are taken from."""
@@ -70,8 +71,8 @@ def open_stream(data: Data) -> Stream:
     validation = [text for text in texts if is_held_out(text)]
     if not validation:
         raise DataError(
-            f"data.held_out: a share of {data.held_out.share} holds none of the first {len(texts)} documents of the "
-            "stream back; raise it, or name a data.validation"
+            f"data.held_out: a share of {data.held_out.share} holds none of the first "
+            f"{counted(len(texts), 'document')} of the stream back; raise it, or name a data.validation"
         )
     return Stream(
         name,

@@ -13,6 +13,8 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from dlm.plain import counted
+
 Encode = Callable[[list[str]], list[list[int]]]
 """From texts to their ids."""
 
@@ -33,7 +35,7 @@ class Skipped:
     first: str = ""
 
     def __str__(self) -> str:
-        return f"{self.rows} row{'s' if self.rows > 1 else ''} left out; the first: {self.first}"
+        return f"{counted(self.rows, 'row')} left out; the first: {self.first}"
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,18 @@ def mauve_score(texts_ND: Features, others_MD: Features, seed: int) -> Ratio:
     The package reduces the states by PCA and clusters them by k-means into a tenth as many bins as there are texts. The
     bootstrap then draws both histograms anew and leaves the bins as they are.
 
+    Draws from two histograms are further apart than the histograms, so that the value of N and M texts lies below that
+    of ever more texts, and the bootstrap's values below that value again. Values are compared with those of as many
+    texts, so the interval is of what other N and M texts of the same sources give: the bootstrap's, moved up by the
+    distance from its mean to the value, and cut at 1.
+
     Args:
         texts_ND: A state for each of N texts.
         others_MD: A state for each of M texts to compare with.
         seed: Decides the clusters, and the bootstrap.
 
     Returns:
-        A value above 0 and at most 1, which is 1 for equal histograms; its standard error and 95% interval. Both are of
+        A value above 0 and at most 1, which is 1 for equal histograms; its standard error and 95% interval. All are of
         N and M texts: with fewer, the value is lower for the same two sources.
 
     Raises:
@@ -60,19 +65,30 @@ def mauve_score(texts_ND: Features, others_MD: Features, seed: int) -> Ratio:
         found = compute_mauve(
             p_features=texts_ND, q_features=others_MD, mauve_scaling_factor=SCALE, seed=abs(seed) % 2**31
         )
-    random = np.random.default_rng(abs(seed))
     p_K, q_K = np.asarray(found.p_hist, float), np.asarray(found.q_hist, float)
-    resampled = np.array(
-        [
-            _area(
-                random.multinomial(len(texts_ND), p_K) / len(texts_ND),
-                random.multinomial(len(others_MD), q_K) / len(others_MD),
-            )
-            for _ in range(RESAMPLES)
-        ]
-    )
-    low, high = np.quantile(resampled, [0.025, 0.975]).tolist()
-    return Ratio(float(found.mauve), float(resampled.std(ddof=1)), (low, high))
+    return resampled(float(found.mauve), p_K, q_K, (len(texts_ND), len(others_MD)), seed)
+
+
+def resampled(
+    value: float, p_K: Histogram, q_K: Histogram, texts: tuple[int, int], seed: int, resamples: int = RESAMPLES
+) -> Ratio:
+    """The error and the interval of MAUVE, with the bins as they are; see `mauve_score`.
+
+    Args:
+        value: MAUVE of the two histograms.
+        p_K: The share of the texts in each bin.
+        q_K: The same of the others.
+        texts: How many there are of each.
+        seed: Decides the bootstrap.
+        resamples: How often both are drawn anew.
+
+    Returns:
+        The value with its standard error and 95% interval.
+    """
+    random, (n, m) = np.random.default_rng(abs(seed)), texts
+    drawn = np.array([_area(random.multinomial(n, p_K) / n, random.multinomial(m, q_K) / m) for _ in range(resamples)])
+    low, high = (np.quantile(drawn, [0.025, 0.975]) + value - drawn.mean()).clip(0.0, 1.0).tolist()
+    return Ratio(value, float(drawn.std(ddof=1)), (low, high))
 
 
 @contextmanager

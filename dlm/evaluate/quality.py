@@ -1,174 +1,183 @@
-"""What is known of the quality of texts, each figure with its interval; no judged likelihood without the entropy."""
+"""The quality of texts: their figures beside those of as much real text, and how they were found."""
 
-import ast
-import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from dlm.data.lines import lines_of
 from dlm.diffusion.draws import generator
-from dlm.evaluate.bootstrap import Ratio, ratio_of
-from dlm.evaluate.memorised import KnownText, Memorised
-from dlm.evaluate.samples import Judge, Judged, Rows, distinct_share, ngrams, repetitions, unigram_entropy
+from dlm.errors import ConfigError, DataError
+from dlm.evaluate.bootstrap import Ratio
+from dlm.evaluate.figures import Parser, Quality, Written, measure_quality
+from dlm.evaluate.mauve import FEWEST, check_installed, mauve_score
+from dlm.evaluate.memorised import LEAST, KnownText
+from dlm.evaluate.samples import Judge, Rows, judge_texts, judging_notes, words
+from dlm.lm import DiffusionLM
+from dlm.model.text import decode, encode
 
-DISTINCT = (1, 2, 3, 4)
-"""Tokens of the n-grams that are told apart."""
-
-Parser = Callable[[str], bool]
-
-
-def parses_python(text: str) -> bool:
-    """Whether a text is a whole Python program, by the grammar of this Python; an empty text is one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of strange code, which is code
-            ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two of code that is nested too deeply
-        return False
-    return True
-
-
-PARSERS: Mapping[str, Parser] = {"python": parses_python}
-"""What says whether a text parses, by the name of the language."""
+FEWEST_FOR_MAUVE = 1000
+"""Texts from which on MAUVE is not cautioned about; its authors advise some thousands."""
 
 
 @dataclass(frozen=True)
-class Written:
-    """Texts, and the tokens that they are counted in.
+class Texts:
+    """Texts that are measured.
 
     Attributes:
-        texts: The texts.
-        ids: The tokens of each.
-        judged: What a judge makes of them; None without one.
+        texts: The texts, without ends of text.
+        ids: Of texts that a model has just written, its own tokens, with their ends of text; None of other texts.
+        tokenizer: The tokenizer of these.
+        end_ids: The ids among them that end a text.
     """
 
     texts: Sequence[str]
-    ids: Rows
-    judged: Judged | None = None
+    ids: Rows | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    end_ids: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
-class Quality:
-    """The figures of some texts.
+class QualityReport:
+    """What is found of some texts.
 
     Attributes:
-        texts: How many texts.
-        figures: Values with their errors and 95% intervals, by name. With a judge there are `nats_per_token`,
-            `nats_per_character` and `perplexity`, upper bounds where the judge is not exact; always `entropy`, the
-            unigram entropy of a text in nats, the mean of all texts; `distinct_1` to `distinct_4`, the different
-            n-grams of all texts over all n-grams; `repeated`, the share of 4-grams that came before in their text;
-            `tokens` and `characters` a text. With a parser `parses`, the share of texts that parse. With known text
-            `memorised_characters`, the longest substring of a text that stands there, the mean of all texts, and
-            `memorised_share`, the share of all characters in substrings of enough characters that do. With features
-            `mauve`.
-        longest_memorised: The longest substring of any text that stands in the known text, in characters.
+        texts: Their figures, MAUVE among them where it could be computed.
+        reference: The figures of as much real text; None without any.
+        judge_reading: How the judge reads a text; None without a judge.
+        judge_exact: Whether its nats are exact, or upper bounds; None without a judge.
+        token: What a token is: `judge`, one of the judge's tokenizer, or `word`, a word or a sign.
+        least: The fewest characters of a substring that counts as memorised; None where none is looked for.
+        seed: What masks, clusters and intervals follow from.
+        notes: What is to be known of the figures, a line each.
     """
 
-    texts: int
-    figures: Mapping[str, Ratio]
-    longest_memorised: int | None = None
+    texts: Quality
+    reference: Quality | None
+    judge_reading: str | None
+    judge_exact: bool | None
+    token: str
+    least: int | None
+    seed: int
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for strict JSON: None for what is not finite, such as the share of n-grams of short texts."""
-        figures = {
-            name: {
-                "value": _finite(each.value),
-                "se": _finite(each.se),
-                "ci95": each.interval and [*map(_finite, each.interval)],
-            }
-            for name, each in self.figures.items()
+        """Plain values, for strict JSON."""
+        return {
+            **self.texts.to_dict(),
+            "reference": None if self.reference is None else self.reference.to_dict(),
+            "judge_reading": self.judge_reading,
+            "judge_exact": self.judge_exact,
+            "token": self.token,
+            "least": self.least,
+            "seed": self.seed,
         }
-        longest = {} if self.longest_memorised is None else {"longest_memorised": self.longest_memorised}
-        return {"texts": self.texts, **figures, **longest}
 
 
-def measure_quality(
-    written: Written,
+def evaluate_quality(
+    own: Texts,
     *,
+    judge: Judge | None = None,
+    reference: Sequence[str] = (),
+    features: Judge | None = None,
     parser: Parser | None = None,
     known: KnownText | None = None,
-    least: int = 1,
+    least: int = LEAST,
     seed: int = 0,
-) -> Quality:
-    """All figures of texts but MAUVE, which is of two sets of texts.
+) -> QualityReport:
+    """Measures texts, and as much real text beside them.
 
     Args:
-        written: At least one text.
+        own: At least one text.
+        judge: Says how likely they are.
+        reference: Real documents, of which as many parts are taken as there are texts, and as long; none for none.
+        features: The model whose hidden states MAUVE compares; by default the judge.
         parser: Says whether a text parses.
         known: What texts may have memorised.
         least: The fewest characters of a substring that counts as memorised.
-        seed: Decides the bootstrap, which resamples texts.
+        seed: Decides the parts, the clusters of MAUVE and the bootstrap.
 
     Returns:
-        The figures.
+        The report. Where there is no MAUVE, a note says why.
     """
-    texts, ids = written.texts, written.ids
-    characters, ones = [*map(len, texts)], [1] * len(texts)
 
-    def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-        return ratio_of(above, below, seed)
+    def measured(written: Written) -> Quality:
+        return measure_quality(written, parser=parser, known=known, least=least, seed=seed)
 
-    figures: dict[str, Ratio] = {}
-    if judged := written.judged:
-        figures["nats_per_token"] = per_token = ratio(judged.nats, judged.tokens)
-        figures["nats_per_character"] = ratio(judged.nats, characters)
-        figures["perplexity"] = exponential(per_token)
-    figures["entropy"] = ratio([*map(unigram_entropy, ids)], ones)
-    figures |= {f"distinct_{n}": distinct(ids, n) for n in DISTINCT}
-    again, ngrams_of = repetitions(ids)
-    figures["repeated"] = ratio(again, ngrams_of)
-    figures["tokens"] = ratio([*map(len, ids)], ones)
-    figures["characters"] = ratio(characters, ones)
-    if parser:
-        figures["parses"] = ratio([parser(text) for text in texts], ones)
-    found: list[Memorised] = [known.find(text, least) for text in texts] if known else []
-    if found:
-        figures["memorised_characters"] = ratio([each.longest for each in found], ones)
-        figures["memorised_share"] = ratio([each.covered for each in found], characters)
-    return Quality(len(texts), figures, max(each.longest for each in found) if found else None)
-
-
-def exponential(nats: Ratio) -> Ratio:
-    """The exponential of a value and its interval, its error by the delta method."""
-    value = _exp(nats.value)
-    return Ratio(
-        value,
-        None if nats.se is None else value * nats.se,
-        None if nats.interval is None else (_exp(nats.interval[0]), _exp(nats.interval[1])),
+    written = _read(own, judge)
+    texts, notes = measured(written), [*_notes(written)]
+    if reference:
+        others = pieces_like(own.texts, reference, seed)
+        mauve, why = _mauve(features or judge, own.texts, others, seed)
+        if mauve:
+            texts = replace(texts, figures={**texts.figures, "mauve": mauve})
+        notes += [why] * bool(why)
+    return QualityReport(
+        texts,
+        measured(_read(Texts(others), judge)) if reference else None,
+        judge.reading if judge else None,
+        judge.exact if judge else None,
+        "judge" if judge else "word",
+        least if known else None,
+        seed,
+        tuple(notes),
     )
 
 
-def distinct(ids: Rows, n: int) -> Ratio:
-    """Different n-grams of all texts over all n-grams (1510.03055), with a jackknife over texts.
-
-    The bootstrap would draw a text twice, and call what is in it repeated. Leaving out one text after another does not,
-    and its error is too large rather than too small (Efron and Stein, 1981).
+def texts_of_model(lm: DiffusionLM, *, num: int, length: int | None, batch_size: int, seed: int) -> Texts:
+    """Texts that a model writes by its default sampler.
 
     Args:
-        ids: The tokens of each text.
-        n: Tokens of an n-gram.
+        lm: The model.
+        num: How many.
+        length: Tokens a text; None for what the context has room for.
+        batch_size: Texts written side by side.
+        seed: The texts follow from it.
 
     Returns:
-        The share, above 0 and at most 1, the jackknife's standard error sqrt((U-1)/U sum_u (s_u - mean s)^2) over the U
-        texts, and the interval of 1.96 errors either way, within 0 and 1.
+        The texts, without ends of text, and with the tokens that were written.
+
+    Raises:
+        ConfigError: The length does not fit the context.
     """
-    value = distinct_share(ids, n)
-    found = [each for row in ids if (each := list(ngrams(row, n)))]
-    if len(found) < 2:
-        return Ratio(value, None, None)
-    holders: dict[tuple[int, ...], int] = {}  # the one text that an n-gram is in; -1 where there are several
-    for number, each in enumerate(found):
-        for ngram in each:
-            holders[ngram] = number if holders.get(ngram, number) == number else -1
-    own_U = np.bincount([number for number in holders.values() if number >= 0], minlength=len(found))
-    all_U = np.array([*map(len, found)])
-    left_U = (len(holders) - own_U) / (all_U.sum() - all_U)
-    error = float(np.sqrt((len(found) - 1) * left_U.var()))
-    return Ratio(value, error, (max(value - 1.96 * error, 0.0), min(value + 1.96 * error, 1.0)))
+    ids = [each.ids for each in lm.generate(num=num, length=length, batch_size=batch_size, seed=seed)]
+    texts = [decode(lm.tokenizer, [id_ for id_ in row if id_ not in lm.end_ids]) for row in ids]
+    return Texts(texts, ids, lm.tokenizer, lm.end_ids)
+
+
+def samples_in(path: Path) -> list[str] | None:
+    """What was written, of each sample of a file by `dlm sample`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The continuations, without their prompts; None of any other file.
+
+    Raises:
+        DataError: Its first line is one of `dlm sample`, and another is not.
+    """
+    found: list[str] = []
+    try:
+        lines = [line for line in lines_of(str(path)) if line.strip()]
+    except (OSError, DataError):
+        return None
+    for number, line in enumerate(lines, start=1):
+        try:
+            samples = json.loads(line)["samples"]
+            found += [sample["continuation"] for sample in samples]
+            if not all(isinstance(text, str) for text in found[-len(samples) :]):
+                raise TypeError("a continuation is no text")
+        except (ValueError, KeyError, TypeError) as error:
+            if number == 1:
+                return None
+            raise DataError(f"{path}: line {number} is no line of dlm sample, as line 1 is: {error!r:.80}") from error
+    return found if lines else None
 
 
 def pieces_like(texts: Sequence[str], documents: Sequence[str], seed: int) -> list[str]:
@@ -200,9 +209,38 @@ def features_of(judge: Judge, rows: Rows) -> "np.ndarray[Any, np.dtype[np.float3
     return judge.features(kept).float().cpu().numpy()
 
 
-def _exp(nats: float) -> float:
-    return math.exp(nats) if nats < 700.0 else math.inf
+def _read(own: Texts, judge: Judge | None) -> Written:
+    """Texts with their tokens: the judge's, or without one words and signs."""
+    if judge is None:
+        return Written(own.texts, words(own.texts))
+    ids = encode(judge.tokenizer, own.texts)
+    written, tokenizer = own.ids or ids, own.tokenizer or judge.tokenizer
+    return Written(own.texts, ids, judge_texts(judge, written, tokenizer, own.end_ids))
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _mauve(judge: Judge | None, texts: Sequence[str], others: Sequence[str], seed: int) -> tuple[Ratio | None, str]:
+    """MAUVE, or why there is none, or a caution about it."""
+    if judge is None:
+        return None, "no MAUVE: it compares states of a model, so name one by --features, or a --judge"
+    try:
+        check_installed()
+    except ConfigError as error:
+        return None, f"no MAUVE: {error}"
+    one, other = (features_of(judge, encode(judge.tokenizer, [*each])) for each in (texts, others))
+    if (fewest := min(len(one), len(other))) < FEWEST:
+        return None, f"no MAUVE: it needs at least {FEWEST} texts on either side, got {fewest}"
+    score = mauve_score(one, other, seed)
+    if fewest >= FEWEST_FOR_MAUVE:
+        return score, ""
+    return score, (
+        f"MAUVE of {fewest} texts says little, and is to be compared with that of as many texts alone; "
+        f"{FEWEST_FOR_MAUVE:,} and more make it steadier"
+    )
+
+
+def _notes(written: Written) -> Iterator[str]:
+    """What is to be known of the figures."""
+    if len(written.texts) == 1:
+        yield "one text alone has no interval: it says nothing of others"
+    if written.judged:
+        yield from judging_notes(written.judged.unknown, written.judged.cut)

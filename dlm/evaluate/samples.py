@@ -23,6 +23,7 @@ from dlm.lm.canvas import Canvas, stack
 from dlm.model.loading import usable_positions
 from dlm.model.text import decode, encode
 from dlm.model.tokenizer import before_id, special_ids
+from dlm.plain import counted
 
 LOGITS = 2**26
 """The most logits that a plain causal judge computes at once: 256 MiB in float32."""
@@ -346,6 +347,28 @@ def judge_texts(
         unknown=0 if unknown in (None, judge.end_id) else sum(row.count(unknown) for row in rows),
         cut=sum(len(row) > context for row in rows),
     )
+
+
+def judging_notes(unknown: int, cut: int) -> Iterator[str]:
+    """What is to be known of nats that a judge gives.
+
+    Args:
+        unknown: See `Judged`.
+        cut: See `Judged`.
+
+    Yields:
+        A line each; none where the judge read every text as it is.
+    """
+    if unknown:
+        yield (
+            f"{counted(unknown, 'token', 'stand')} for characters that the judge does not know: its nats are not of "
+            "these very texts"
+        )
+    if cut:
+        yield (
+            f"{counted(cut, 'text', 'are')} longer than the judge's context, and read in pieces that do not see each "
+            "other"
+        )
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

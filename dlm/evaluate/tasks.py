@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from dlm.errors import ConfigError, DataError, one_line
 from dlm.evaluate.bootstrap import RESAMPLES
 from dlm.evaluate.harness import HarnessModel
+from dlm.plain import counted
 
 BOUNDED = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 """The metrics that are upper bounds where log-likelihoods are lower bounds."""
@@ -213,7 +214,8 @@ def _prepare(model: HarnessModel, tasks: Tasks, limit: int | None, few_shot: int
         documents = min(len(task.eval_docs), limit or len(task.eval_docs))
         if documents < model.world_size:
             raise ConfigError(
-                f"{name} has {documents} documents for {model.world_size} processes: start fewer, or raise --limit"
+                f"{name} has {counted(documents, 'document')} for {model.world_size} processes: start fewer, or "
+                "raise --limit"
             )
         own = task.get_config("num_fewshot")
         if few_shot is not None and own == 0 and few_shot != 0:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from dlm.evaluate.samples import unigram_entropy
+from dlm.evaluate.figures import parses_python
+from dlm.evaluate.quality import evaluate_quality, texts_of_model
+from dlm.evaluate.samples import ReadingJudge, unigram_entropy
 from dlm.lm import DiffusionLM
 from tests.support.commands import answer, dlm, refusal
 from tests.support.fixtures import MakeLM
@@ -172,3 +174,28 @@ def test_the_figures_are_those_of_any_batch(shelf: Path, tiny_lm: DiffusionLM) -
         json.loads(dlm("quality", shelf / "masked", "--num", 5, "--batch-size", size, "--json")[0]) for size in (1, 5)
     ]
     assert found[0] == found[1]
+
+
+def test_python_gives_what_the_command_gives(shelf: Path) -> None:
+    real = [(shelf / "real.txt").read_text()]
+    lm = DiffusionLM.from_pretrained(shelf / "masked", dtype="fp32")
+    own = texts_of_model(lm, num=3, length=6, batch_size=2, seed=4)
+    judge = ReadingJudge(DiffusionLM.from_pretrained(shelf / "joint", dtype="fp32"), seed=4)
+    report = evaluate_quality(own, judge=judge, reference=real, parser=parses_python, seed=4)
+    words = ("--judge", shelf / "joint", "--reference", shelf / "real.txt", "--parses", "python", "--json")
+    out, err = dlm("quality", shelf / "masked", "--num", 3, "--length", 6, "--seed", 4, *words)
+    found = json.loads(out)
+    assert found.pop("judge") == str(shelf / "joint") and found.pop("features") is None
+    assert found == json.loads(json.dumps(report.to_dict()))
+    assert err.splitlines() == ["writing 3 texts", *report.notes] and len(report.notes) == 1
+
+
+def test_records_without_text_are_told(shelf: Path) -> None:
+    """An empty text parses, so that the share would not be what it seems to be."""
+    (shelf / "gaps.jsonl").write_text('{"text": ""}\n{"text": "x = 1"}\n{"text": null}\n{"text": "x ="}\n')
+    out, err = dlm("quality", shelf / "gaps.jsonl", "--parses", "python", "--json")
+    assert value(json.loads(out), "parses") == 0.5
+    assert err == "FILE: 2 rows without text are left out: no figure counts them\n"
+    (shelf / "gap.jsonl").write_text('{"text": ""}\n{"text": "x = 1"}\n{"text": "x"}\n')
+    _, err = dlm("quality", shelf / "docs", "--reference", shelf / "gap.jsonl")
+    assert err.splitlines()[0] == "--reference: 1 row without text is left out: no figure counts them"

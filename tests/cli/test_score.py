@@ -174,7 +174,7 @@ def test_a_run_taken_up_again_is_an_undisturbed_one(model: Path, file: Path, tmp
             begun.write_bytes(b"".join(lines[:count]) + part)
             _, err = dlm(*words, "--output", begun, "--resume")
             assert begun.read_bytes() == whole
-            assert (f"({count} lines were there already)" in err) == (count > 0)
+            assert ("there already)" in err) == (count > 0) and (count < 2 or f"({count} lines were there" in err)
 
 
 def test_what_is_finished_is_written_and_of_it_the_last_line_alone_is_scored_again(

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dlm.evaluate.bootstrap import Ratio
-from dlm.evaluate.mauve import Features
-from dlm.evaluate.quality import Written, distinct, measure_quality, parses_python, pieces_like
+from dlm.evaluate.figures import Written, distinct, measure_quality, parses_python
+from dlm.evaluate.mauve import Features, Histogram
+from dlm.evaluate.quality import pieces_like
 from dlm.evaluate.samples import Judged, distinct_share, words
 
 
@@ -198,3 +199,24 @@ def test_the_area_is_that_of_the_package() -> None:
 
     found = compute_mauve(p_features=states(0.0, 0), q_features=states(1.5, 1))
     assert _area(found.p_hist, found.q_hist) == pytest.approx(found.mauve)
+
+
+def test_the_interval_of_mauve_is_of_what_as_many_texts_give() -> None:
+    """Draws from two histograms are further apart than these; the plain percentiles would cover half as often."""
+    pytest.importorskip("mauve", reason="the extra quality is not installed")
+    from dlm.evaluate.mauve import _area, resampled
+
+    random, count = np.random.default_rng(0), 500
+    p_K, q_K = random.dirichlet([3.0] * 50), random.dirichlet([3.0] * 50)
+
+    def drawn() -> tuple[Histogram, Histogram]:
+        return random.multinomial(count, p_K) / count, random.multinomial(count, q_K) / count
+
+    typical = np.mean([_area(*drawn()) for _ in range(100)])
+    covered = 0
+    for seed in range(25):
+        pair = drawn()
+        found = resampled(_area(*pair), *pair, (count, count), seed, resamples=40)
+        assert found.interval is not None and found.interval[0] < found.value < found.interval[1] <= 1.0
+        covered += found.interval[0] <= typical <= found.interval[1]
+    assert typical < _area(p_K, q_K) - 0.05 and covered >= 20
