@@ -43,7 +43,7 @@ def runs(
 
 
 def _show(found: "list[RunState]") -> None:
-    """A table with a row a run, and below it what to type."""
+    """A table with a row a run, and below it what is wrong with those that are broken."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("run", overflow="fold")
     table.add_column("state")
@@ -52,18 +52,22 @@ def _show(found: "list[RunState]") -> None:
     table.add_column("last change", no_wrap=True)
     table.add_column("to go on", overflow="fold")
     for run in found:
-        next_ = Text(run.problem or run.go_on)
+        next_ = Text(run.go_on or "-")
         state = Text(run.state if run.writer is None else f"{run.state}, {run.writer}", STYLES[run.state])
         speed = "-" if run.tokens_per_second is None else f"{run.tokens_per_second:,.0f}"
         table.add_row(Text(run.path), state, _steps(run), _best(run), speed, run.changed or "-", next_)
+    problems = [f"{run.path}: {run.problem}" for run in found if run.problem]  # below, as they are long
     terminal = Console()
     if terminal.is_terminal:
         terminal.print(table, highlight=False)
+        for line in problems:
+            terminal.print(f"\n{line}", style=STYLES["broken"], markup=False, highlight=False, soft_wrap=True)
         return
     wide = Console(width=2000)  # a line a run, for programs that read lines
     with wide.capture() as drawn:
         wide.print(table, highlight=False)
-    write_data("\n".join(line.rstrip() for line in drawn.get().splitlines()), None)
+    rows = [line.rstrip() for line in drawn.get().splitlines()]
+    write_data("\n".join([*rows, *([""] if problems else []), *problems]), None)
 
 
 def _steps(run: "RunState") -> str:

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,9 @@ RAW_WEIGHTS = "weights.safetensors"
 OPTIMIZER_STATE = "optimizer.safetensors"
 """The state of the optimizers."""
 
+LONGEST_HEADER = 100_000_000
+"""The most bytes of a header that the format allows."""
+
 BLOCKS, BLOCK = 16, 2**14
 """Of each tensor a checksum reads so many blocks, of so many bytes, spread evenly; of 256 KiB or less, all of it."""
 
@@ -43,19 +48,48 @@ def weights_checksum(path: str) -> str | None:
     files = sorted(Path(path).glob("model*.safetensors"))
     found = hashlib.blake2b(digest_size=16)
     for file in files:
-        try:
-            with file.open("rb") as stream:
-                size = int.from_bytes(stream.read(8), "little")
-                header = stream.read(size)
-                found.update(header)
-                tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
-                for begin, end in sorted(entry["data_offsets"] for entry in tensors):
-                    for at in _spread(begin, end):
-                        stream.seek(8 + size + at)
-                        found.update(stream.read(min(BLOCK, end - at)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise CheckpointError(f"{file} is damaged: {one_line(error, 200)}") from error
+        with _damage_of(file), file.open("rb") as stream:
+            header, places = _header(stream)
+            found.update(header)
+            for begin, end in sorted(places):
+                for at in _spread(begin, end):
+                    stream.seek(8 + len(header) + at)
+                    found.update(stream.read(min(BLOCK, end - at)))
     return found.hexdigest() if files else None
+
+
+def check_whole(file: Path) -> None:
+    """Refuses a file of tensors that is damaged, as far as its header and its size tell; no tensor is read.
+
+    Args:
+        file: The file.
+
+    Raises:
+        CheckpointError: It is not there, was never fetched, has no header, or is shorter or longer than that says.
+    """
+    with _damage_of(file), file.open("rb") as stream:
+        check_fetched(file)
+        header, places = _header(stream)
+        told, size = 8 + len(header) + max((end for _, end in places), default=0), file.stat().st_size
+        if told != size:
+            raise ValueError(f"by its header it has {told:,} bytes, and there are {size:,}")
+
+
+def _header(stream: BinaryIO) -> tuple[bytes, list[tuple[int, int]]]:
+    """The header of a file of tensors, and where each tensor begins and ends behind it."""
+    size = int.from_bytes(stream.read(8), "little")
+    header = stream.read(min(size, LONGEST_HEADER))
+    tensors = [entry for name, entry in json.loads(header).items() if name != "__metadata__"]
+    return header, [(int(begin), int(end)) for begin, end in (entry["data_offsets"] for entry in tensors)]
+
+
+@contextmanager
+def _damage_of(file: Path) -> Iterator[None]:
+    """Says of a file that cannot be read as tensors that it is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{file} is damaged: {one_line(error, 200)}") from error
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -16,9 +16,10 @@ from dlm.evaluate.likelihood import Measured, measure
 from dlm.evaluate.profile import LevelTerm, PositionTerm, TokenTerm, by_level, by_position, by_token
 from dlm.film.frames import Film, Recorder
 from dlm.lm import DiffusionLM
+from dlm.model.locate import CHECKPOINTS
 from dlm.model.weights import Dtype, Quantization
 from dlm.settings import load_config
-from dlm.train.history import History
+from dlm.train.history import METRICS, History
 from dlm.train.listing import CONFIG, RunState, is_run, state_of
 from dlm.train.own_text import own_documents, sequences_of
 
@@ -138,7 +139,8 @@ def read_runs(paths: Sequence[Path]) -> list[RunPart]:
         A part each, with a name that no other has.
 
     Raises:
-        ConfigError: A folder is no run, is given twice, or is that of a run without a first step.
+        ConfigError: A folder is no run, is given twice, has a configuration that cannot be read, or is that of a run
+            without a first step.
         DataError: What the run wrote is damaged.
     """
     places = [path.resolve() for path in paths]
@@ -149,11 +151,17 @@ def read_runs(paths: Sequence[Path]) -> list[RunPart]:
         if not is_run(path) or not (path / CONFIG).is_file():
             what = "there is no such folder" if not path.exists() else "it is no run folder"
             raise ConfigError(f"RUN: {path}: {what}; name the folder that dlm train wrote, as dlm runs lists them")
+        try:
+            config = load_config(path / CONFIG)
+        except DlmError as error:
+            raise ConfigError(f"RUN: {path} cannot be shown: {error}") from error
         history = History.read(path)
         if not history.steps:
-            raise ConfigError(f"RUN: {path} has taken no step yet, so that there is nothing to show")
+            lost = (path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())
+            why = f"has checkpoints and no steps in {METRICS}" if lost else "has taken no step yet"
+            raise ConfigError(f"RUN: {path} {why}, so that there is nothing to show")
         name = place.name if [other.name for other in places].count(place.name) == 1 else str(path)
-        parts.append(RunPart(name, path, load_config(path / CONFIG), history, state_of(path)))
+        parts.append(RunPart(name, path, config, history, state_of(path)))
     return parts
 
 

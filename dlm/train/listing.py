@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlm.config import Source
-from dlm.errors import ConfigError, DlmError
+from dlm.errors import CheckpointError, ConfigError, DlmError
 from dlm.evaluate.bootstrap import Interval
-from dlm.model.locate import CHECKPOINTS
+from dlm.model.locate import CHECKPOINTS, resolve
+from dlm.model.tensors import TIME_WEIGHTS, check_whole
 from dlm.paths import quoted
 from dlm.settings import load_config
 from dlm.train.history import METRICS, History
 from dlm.train.lock import writer_of
-from dlm.train.run import Progress
+from dlm.train.run import TRAINER, Progress
 
 State = Literal["training", "finished", "interrupted", "broken"]
 
@@ -29,7 +30,8 @@ class RunState:
 
     Attributes:
         path: Its folder.
-        state: Whether a process trains it now, all its steps are done, some are not, or it cannot be gone on with.
+        state: Whether a process trains it now, all its steps are done, some are not, or it cannot be gone on with, as
+            a configuration, a history or weights are damaged; of weights, headers and sizes are looked at.
         writer: The process that trains it, in words; None for none.
         step: The last step taken.
         saved: The step of its last checkpoint; None before the first.
@@ -136,6 +138,8 @@ def _state(run: Path) -> RunState:
     state: State = "finished" if saved is not None and saved >= steps else "interrupted"
     if writer:
         state = "training"
+    elif saved is not None:
+        _check_weights(run / CHECKPOINTS / f"step-{saved:06d}", Path(resolve(run)))
     return RunState(
         path=str(run),
         state=state,
@@ -151,6 +155,16 @@ def _state(run: Path) -> RunState:
         go_on=_go_on(run, state, config.data.train),
         reading=best.reading if best else None,
     )
+
+
+def _check_weights(*checkpoints: Path) -> None:
+    """Refuses a run whose last or best checkpoint has files of tensors that are damaged, or none."""
+    for folder in dict.fromkeys(path.resolve() for path in checkpoints):
+        files = sorted(folder.glob("*.safetensors"))
+        if not any(file.name != TIME_WEIGHTS for file in files):
+            raise CheckpointError(f"{folder} is damaged: it has no weights")
+        for file in (*files, *sorted((folder / TRAINER).glob("*.safetensors"))):
+            check_whole(file)
 
 
 def _go_on(run: Path, state: State, source: Source) -> str:

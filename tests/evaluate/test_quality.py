@@ -218,5 +218,5 @@ def test_the_interval_of_mauve_is_of_what_as_many_texts_give() -> None:
         pair = drawn()
         found = resampled(_area(*pair), *pair, (count, count), seed, resamples=40)
         assert found.interval is not None and found.interval[0] < found.value < found.interval[1] <= 1.0
-        covered += found.interval[0] <= typical <= found.interval[1]
+        covered += bool(found.interval[0] <= typical <= found.interval[1])
     assert typical < _area(p_K, q_K) - 0.05 and covered >= 20

@@ -124,13 +124,17 @@ def test_nothing_is_overwritten_unasked(runs: Path, tmp_path: Path) -> None:
         ("@one -o @r.html --device cuda:99", "--device cuda:99 cannot be used here"),
         ("@begun -o @r.html", "has taken no step yet"),
         ("@broken -o @r.html", "is damaged"),
+        ("@odd -o @r.html --no-model", "odd cannot be shown: configuration key data is missing"),
+        ("@lost -o @r.html --no-model", "has checkpoints and no steps in metrics.jsonl"),
     ],
 )
 def test_what_is_refused_in_one_line(words: str, message: str, runs: Path) -> None:
-    for name in ("begun", "broken"):
+    for name in ("begun", "broken", "odd", "lost"):
         if not (runs / name).exists():
             (runs / name).mkdir()
             shutil.copy(runs / "one/config.yaml", runs / name)
+    (runs / "odd/config.yaml").write_text("trainn: {}\n")
+    (runs / "lost/checkpoints/step-000001").mkdir(parents=True, exist_ok=True)
     (runs / "broken/metrics.jsonl").write_text('{"step": 1, "loss": "x"}\n["a"]\n')
     err = refusal("report", *(word.replace("@", f"{runs}/") for word in words.split()))
     assert message in err and err.count("\n") == 1, err

@@ -16,6 +16,13 @@ from tests.support.commands import answer, dlm, refusal
 from tests.support.locks import another
 from tests.support.tiny_runs import STEPS, bounds, cut_after, describe, lines, train
 
+
+def cut_short(file: Path, count: int) -> None:
+    """Takes so many bytes from the end of a file, or adds some."""
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-count] if count > 0 else kept + bytes(-count))
+
+
 DAMAGE = {
     "without a configuration": lambda run: (run / "config.yaml").unlink(),
     "a configuration of another kind": lambda run: (run / "config.yaml").write_text("- a\n"),
@@ -26,6 +33,14 @@ DAMAGE = {
     "a checkpoint without its progress": lambda run: (
         run / f"checkpoints/step-{STEPS:06d}/trainer/progress.json"
     ).unlink(),
+    "weights that end too early": lambda run: cut_short(run / f"checkpoints/step-{STEPS:06d}/model.safetensors", 100),
+    "weights that go on behind their end": lambda run: cut_short(run / "checkpoints/best/model.safetensors", -1),
+    "weights of a header that is none": lambda run: (run / "checkpoints/best/model.safetensors").write_bytes(b"x" * 99),
+    "weights that are empty": lambda run: (run / "checkpoints/best/model.safetensors").write_bytes(b""),
+    "no weights": lambda run: (run / f"checkpoints/step-{STEPS:06d}/model.safetensors").unlink(),
+    "an optimizer that ends too early": lambda run: cut_short(
+        run / f"checkpoints/step-{STEPS:06d}/trainer/optimizer.safetensors", 8
+    ),
     "metrics that are a folder": lambda run: ((run / "metrics.jsonl").unlink(), (run / "metrics.jsonl").mkdir()),
 }
 
@@ -97,7 +112,22 @@ def test_a_damaged_folder_is_a_row(damage: str, trained: Path, tmp_path: Path) -
     broken, sound = list_runs(tmp_path)
     assert broken.state == "broken" and broken.problem and "\n" not in broken.problem and sound.state == "finished"
     out, err = dlm("runs", tmp_path)
-    assert err == "" and broken.problem in out and len(out.splitlines()) == 4
+    *table, empty, below = out.splitlines()
+    assert err == "" and below == f"{broken.path}: {broken.problem}" and (empty, len(table)) == ("", 4)
+    assert max(map(len, table)) < 240 and broken.problem not in "".join(table)
+
+
+def test_damaged_weights_are_named(trained: Path, tmp_path: Path) -> None:
+    """By header and size alone: other bytes within a tensor are for its reader to find."""
+    shutil.copytree(trained / "done", tmp_path / "run", symlinks=True)
+    file = tmp_path / "run/checkpoints/last/model.safetensors"
+    size = file.stat().st_size
+    cut_short(file, 100)
+    assert f"model.safetensors is damaged: by its header it has {size:,} bytes, and there are {size - 100:,}" in (
+        state_of(tmp_path / "run").problem
+    )
+    cut_short(file, -100)
+    assert state_of(tmp_path / "run").state == "finished"
 
 
 def test_a_table_is_a_line_a_run_and_json_has_the_same(trained: Path) -> None:
