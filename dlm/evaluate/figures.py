@@ -120,7 +120,7 @@ def measure_quality(
     figures["characters"] = ratio(characters, ones)
     if parser:
         figures["parses"] = ratio([parser(text) for text in texts], ones)
-    found: list[Memorised] = [known.find(text, least) for text in texts] if known else []
+    found: list[Memorised] = known.find(texts, least) if known else []
     if found:
         figures["memorised_characters"] = ratio([each.longest for each in found], ones)
         figures["memorised_share"] = ratio([each.covered for each in found], characters)

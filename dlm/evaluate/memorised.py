@@ -1,15 +1,20 @@
 """How much of a text stands in another one, word for word."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlm.errors import ConfigError
 
 LEAST = 32
 """Characters from which on a run that stands in the other text counts as memorised; about six words of English."""
+
+BORDER = b"\xff"
+"""What stands between two documents: no byte of UTF-8."""
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,15 @@ class Memorised:
 
 
 class KnownText:
-    """A text in which others are looked for, by its suffix array.
+    """A text in which others are looked for, by a suffix array of all of them.
 
-    The suffix array sorts all suffixes, so that the longest match of a string with any place of the text is found
-    beside where the string would be sorted in: a binary search for each place of the string.
+    It sorts the suffixes of the known text and of the others side by side. The longest match of a place of a text is
+    then with the nearest known suffix before or behind it, and as long as the least of the common prefixes of neighbours
+    on the way there.
     """
 
     def __init__(self, documents: Iterable[str]) -> None:
-        """Sorts the suffixes.
+        """Keeps the text.
 
         Args:
             documents: What is known; no match goes over the border of two of them.
@@ -44,55 +50,72 @@ class KnownText:
             ConfigError: The package that sorts is not installed.
         """
         try:
-            from pydivsufsort import divsufsort
+            import pydivsufsort  # noqa: F401
         except ImportError as error:
             raise ConfigError(
                 "--memorised needs the package pydivsufsort: pip install pydivsufsort, or dlm[quality]"
             ) from error
-        # 0xFF is no byte of UTF-8, so that a match ends where a document does.
-        self._known = b"\xff".join(text.encode("utf-8", "replace") for text in documents)
-        # A copy, because the package sorts no array that it may not write.
-        self._suffixes = divsufsort(np.frombuffer(self._known, np.uint8).copy()) if self._known else np.zeros(0, int)
+        self._known = BORDER.join(_bytes(text) for text in documents)
 
-    def find(self, text: str, least: int = LEAST) -> Memorised:
-        """Compares a text with what is known.
+    def find(self, texts: Sequence[str], least: int = LEAST) -> list[Memorised]:
+        """Compares texts with what is known.
 
         Args:
-            text: The text.
+            texts: The texts; all at once take little longer than one.
             least: The fewest characters of a match that counts as covered; at least 1.
 
         Returns:
-            What was found, in characters.
+            What was found of each, in characters.
         """
-        matches = self._matches(text)
-        covered = np.zeros(len(text), bool)
-        for start, length in enumerate(matches):
-            if length >= least:
-                covered[start : start + length] = True
-        return Memorised(len(text), max(matches, default=0), int(covered.sum()))
-
-    def _matches(self, text: str) -> list[int]:
-        """For each character the longest match that begins with it, in characters."""
-        encoded = [char.encode("utf-8", "replace") for char in text]
-        ends = np.cumsum([0, *map(len, encoded)])
-        wanted = b"".join(encoded)
-        found: list[int] = []
-        for at, start in enumerate(ends[:-1].tolist()):
+        encoded = [_bytes(text) for text in texts]
+        longest_P = self._longest(BORDER.join(encoded))
+        found, start = list[Memorised](), 0
+        for text, each in zip(texts, encoded, strict=True):
+            code_L = np.frombuffer(each.decode().encode("utf-32-le"), np.uint32)
+            sizes = 1 + np.sum([code_L >= first for first in (0x80, 0x800, 0x10000)], axis=0, dtype=np.int64)
+            ends = np.cumsum(sizes)
+            begins = ends - sizes
             # In UTF-8 a match may end within a character, which is not part of it.
-            end = start + self._longest(wanted[start:])
-            found.append(int(np.searchsorted(ends, end, side="right")) - 1 - at)
+            last = begins + np.minimum(longest_P[start + begins], len(each) - begins)
+            matches = np.searchsorted(ends, last, side="right") - np.arange(len(text))
+            covered = np.zeros(len(text) + 1, np.int64)  # how many matches begin or end at each character
+            places = np.flatnonzero(matches >= least)
+            np.add.at(covered, places, 1)
+            np.add.at(covered, places + matches[places], -1)
+            found.append(Memorised(len(text), int(matches.max(initial=0)), int((covered.cumsum() > 0).sum())))
+            start += len(each) + len(BORDER)
         return found
 
-    def _longest(self, wanted: bytes) -> int:
-        """Bytes of the longest beginning of a string that is known."""
-        known, size = self._known, len(wanted)
-        place = bisect_left(self._suffixes, wanted, key=lambda at: known[at : at + size])
-        neighbours: Sequence[int] = self._suffixes[max(place - 1, 0) : place + 1].tolist()
-        return max((_common(wanted, known[at : at + size]) for at in neighbours), default=0)
+    def _longest(self, wanted: bytes) -> Places:
+        """For each byte of some texts how many from there on are known; what goes over a border is not meant."""
+        from pydivsufsort import divsufsort, kasai
+
+        first = len(self._known) + len(BORDER)  # the byte where the texts begin
+        # A copy, because the package sorts no array that it may not write.
+        both = np.frombuffer(self._known + BORDER + wanted, np.uint8).copy()
+        place_R = divsufsort(both)
+        common_R = np.minimum(kasai(both, place_R), len(both)).astype(np.int64)  # with the suffix of the next rank
+        ranks = np.flatnonzero(place_R >= first)
+        places, after = place_R[ranks] - first, common_R[ranks]
+        before = np.where(ranks > 0, common_R[ranks - 1], 0)
+        follows = np.append(False, np.diff(ranks) == 1)  # on a text's suffix, and not on a known one
+        longest_P = np.zeros(len(wanted), np.int64)
+        for steps, joined, order in (
+            (before, follows, range(len(ranks))),
+            (after, np.append(follows[1:], False), range(len(ranks) - 1, -1, -1)),
+        ):
+            np.maximum.at(longest_P, places, _least_on_the_way(steps.tolist(), joined.tolist(), order))
+        return longest_P
 
 
-def _common(one: bytes, other: bytes) -> int:
-    """Bytes that two strings have in common at their beginning."""
-    size = min(len(one), len(other))
-    differs = np.frombuffer(one, np.uint8, size) != np.frombuffer(other, np.uint8, size)
-    return int(differs.argmax()) if differs.any() else size
+def _least_on_the_way(steps: list[int], joined: list[bool], order: Iterable[int]) -> Places:
+    """The least of the steps from each rank to the nearest known one, which each rank that is not joined is beside."""
+    found, least = [0] * len(steps), 0
+    for rank in order:
+        least = min(least, steps[rank]) if joined[rank] else steps[rank]
+        found[rank] = least
+    return np.array(found, np.int64)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")

@@ -135,20 +135,36 @@ def test_the_longest_common_substring_by_brute_force() -> None:
         known = KnownText(documents)
         for _ in range(40):
             text = "".join(draw.choices(alphabet, k=draw.randint(0, 12)))
-            found = known.find(text, 3)
+            (found,) = known.find([text], 3)
             assert found.characters == len(text)
             assert found.longest == max(longest_by_brute_force(text, document) for document in documents)
             runs = [range(i, i + 3) for i in range(len(text) - 2) if any(text[i : i + 3] in each for each in documents)]
             assert found.covered == len({place for run in runs for place in run})
 
 
-def test_half_of_a_character_is_no_match() -> None:
+def test_a_text_is_found_alike_among_others() -> None:
+    """No match leans on the texts beside it, though all are sorted together."""
     pytest.importorskip("pydivsufsort", reason="the extra quality is not installed")
     from dlm.evaluate.memorised import KnownText
 
+    draw = random.Random(3)
+    known = KnownText(["".join(draw.choices("ab", k=50)) for _ in range(3)])
+    texts = ["".join(draw.choices("abc", k=draw.randint(0, 30))) for _ in range(40)]
+    assert known.find(texts, 4) == [found for text in texts for found in known.find([text], 4)]
+
+
+def test_half_of_a_character_is_no_match() -> None:
+    pytest.importorskip("pydivsufsort", reason="the extra quality is not installed")
+    from dlm.evaluate.memorised import KnownText, Memorised
+
     assert "é".encode()[:1] == "è".encode()[:1]
-    assert KnownText(["caè"]).find("caé").longest == 2 and KnownText(["è"]).find("é").longest == 0
-    assert KnownText([]).find("a").longest == 0
+    assert KnownText(["caè"]).find(["caé"])[0].longest == 2 and KnownText(["è"]).find(["é"])[0].longest == 0
+    assert KnownText([]).find(["a"])[0].longest == 0 and KnownText(["a"]).find([]) == []
+    assert KnownText(["a", "b"]).find(["ab", "", "a"], 1) == [
+        Memorised(2, 1, 2),
+        Memorised(0, 0, 0),
+        Memorised(1, 1, 1),
+    ]
 
 
 def test_a_long_text_agrees_with_difflib() -> None:
