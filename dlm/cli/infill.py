@@ -142,7 +142,7 @@ def infill(
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = _search(length_prior, counted, effort, reread, lm)
-    if lm.filling.in_the_middle:
+    if search is None:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
         drawn = [each for each in templates.values() if not lm.languages.enumerated(each, search.effort)]
@@ -188,8 +188,8 @@ def _text_of(length_prior: str | None) -> str:
 
 def _search(
     length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM"
-) -> "LengthSearch":
-    """How lengths are searched: by the model's own prior, where it has one, or the one that is asked for."""
+) -> "LengthSearch | None":
+    """How lengths are searched, by the model's own prior or the one asked for; None where a model ends spans itself."""
     from dlm.lm.lengths import NOT_REREAD, LengthSearch
     from dlm.model.spans import LengthPrior
 
@@ -198,6 +198,8 @@ def _search(
             "--length-prior, --effort and --reread are for a search of lengths, and this model, which fills in the "
             "middle, ends a span by itself: leave them out"
         )
+    if lm.filling.in_the_middle:
+        return None
     if reread and not lm.formulation.readings.causal:
         raise ConfigError(NOT_REREAD)
     if length_prior == "run" and lm.sidecar.lengths is None:

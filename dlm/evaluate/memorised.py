@@ -36,8 +36,8 @@ class KnownText:
     """A text in which others are looked for, by a suffix array of all of them.
 
     It sorts the suffixes of the known text and of the others side by side. The longest match of a place of a text is
-    then with the nearest known suffix before or behind it, and as long as the least of the common prefixes of neighbours
-    on the way there.
+    then with the nearest known suffix before or behind it. It is as long as the least of the common prefixes of
+    neighbours on the way there.
     """
 
     def __init__(self, documents: Iterable[str]) -> None:

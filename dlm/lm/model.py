@@ -408,7 +408,7 @@ class DiffusionLM:
         Raises:
             DataError: The holes of a text and what stands between them do not fit the context.
             ConfigError: The sampler needs absorbing noise, and the model's noise is another; or the model is not read
-                in any order.
+                in any order; or it fills in the middle, and `search` or `watch` is given.
         """
         self.model.eval()
         if self.filling.in_the_middle:
@@ -416,6 +416,11 @@ class DiffusionLM:
                 raise ConfigError(
                     "--watch and --export show masks in their places, and this model writes a middle behind what "
                     "stands before and behind it: leave them out"
+                )
+            if search is not None:
+                raise ConfigError(
+                    "search is for lengths of masks, and this model, which fills in the middle, ends a span by itself: "
+                    "leave it out"
                 )
             filler = self.filling.by_next_tokens(sampler, self.sidecar.sentinels, seed, batch_size)
             return filler.fill(templates, num)

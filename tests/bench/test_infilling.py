@@ -3,6 +3,7 @@
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.bench.infilling import Figure, all_kinds, bench_infilling, entries_of
+from dlm.bench.infilling import Figure, _counting, all_kinds, bench_infilling, entries_of
 from dlm.bench.methods import METHODS, How, method
 from dlm.bench.passages import Kind, Texts
 from dlm.config import Bpe, Bytes, Characters
@@ -18,7 +19,10 @@ from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
+from dlm.lm.canvas import Canvas
+from dlm.lm.lengths import REACH
 from dlm.lm.rereading import Rereader
+from dlm.lm.scoring import Score
 from dlm.model.sentinels import add_sentinels
 from dlm.model.text import token_ends
 from dlm.model.tokenizer import build_tokenizer
@@ -217,6 +221,41 @@ def test_a_whole_text_is_read_from_its_first_hole_on(models: dict[str, Diffusion
         whole, begun = lm.nelbo([f"the {one} in {other} falls", "the "])
         end = [lm.score(text, "").log_likelihood for text in (f"the {one} in {other} falls", "the ")]
         assert nats == pytest.approx(-(whole + end[0]) + (begun + end[1]), abs=1e-3)
+
+
+def test_fillings_of_different_lengths_are_compared_by_the_same_text_behind(models: dict[str, DiffusionLM]) -> None:
+    """`REACH` tokens of it, or as many as the longest leaves room for; what stands before is shortened first."""
+    lm = models["autoregressive"]
+    read: list[list[int]] = []
+
+    def noted(canvases: Sequence[Canvas]) -> Iterator[Score]:
+        read.clear()
+        read.extend([*canvas.ids] for canvas in canvases)
+        for canvas in canvases:
+            scored = [id_ for id_, editable in zip(canvas.ids, canvas.editable, strict=True) if editable]
+            yield Score(float(len(scored)), 0.0, len(scored))
+
+    rereader = replace(lm.filling.rereader(), score=noted)
+    room, before, behind = lm.context, b"what is before ", b" behind " * 9
+    template = parse_template(f"{before.decode()}[MASK:0-9]{behind.decode()}")
+    for longest in (9, room - REACH, room - 3):
+        fillings = [[[120] * size] for size in (0, 1, longest)]
+        nats = rereader.nats(template, fillings)
+        reach = min(REACH, room - longest)
+        given = before[len(before) - min(len(before), room - reach - longest) :]
+        assert read == [[*given, *filling[0], *behind[:reach]] for filling in fillings]
+        assert nats == [len(filling[0]) + reach for filling in fillings] and max(map(len, read)) <= room
+
+
+def test_calls_are_counted_by_their_rows_and_no_longer_than_asked(knowing: DiffusionLM) -> None:
+    ids_BL = torch.zeros(3, 5, dtype=torch.long)
+    embedded_BLD = knowing.model.get_input_embeddings()(ids_BL[:2])
+    with _counting(knowing) as calls, torch.inference_mode():
+        knowing.model(input_ids=ids_BL)
+        knowing.model(inputs_embeds=embedded_BLD)
+        assert calls == [3, 2]
+    knowing.model(input_ids=ids_BL)
+    assert calls == [3, 2] and not knowing.model.base_model._forward_pre_hooks
 
 
 def test_reranking_takes_the_likeliest_candidate(models: dict[str, DiffusionLM]) -> None:

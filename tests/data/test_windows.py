@@ -87,7 +87,7 @@ def test_a_stride_that_leaves_tokens_out_is_refused(stride: int, named: str, ref
         Strided.of(Sequences(counted([7]), 5, "pad", PAD, Affixes((70,), (71,))), stride)
 
 
-@pytest.mark.parametrize("length", [1, 4, 5, 7, 21])
+@pytest.mark.parametrize("length", [1, 4, 5, 6, 7, 19, 21])
 def test_wrapped_rows_are_full_and_the_rest_is_counted(length: int) -> None:
     sizes = [5, 1, 3, 10, 2]
     sequences = Wrapped.of(Sequences(counted(sizes), length, "pad", PAD))
@@ -106,3 +106,10 @@ def test_what_cannot_be_wrapped_is_refused(refused: Refused) -> None:
         Wrapped.of(Sequences(counted([5, 2]), 8, "pack", PAD))
     with refused(ConfigError, "--wrap joins plain texts, and these have prompts"):
         Wrapped.of(Sequences(prompted([5, 2], [1, 0]), 2, "pad", PAD))
+
+
+def test_what_begins_behind_the_last_full_row_is_dropped_whole() -> None:
+    """Documents at 0, 5, 6, 9 and 19, in one row of 19, which ends where the last begins, or in three of 6."""
+    for length, cut in ((19, 0), (6, 1)):
+        sequences = Wrapped.of(Sequences(counted([5, 1, 3, 10, 2]), length, "pad", PAD))
+        assert (sequences.dropped_whole.tolist(), sequences.cut_documents) == ([4], cut)

@@ -139,6 +139,8 @@ def test_requests_of_a_document_are_one_group(lm: DiffusionLM) -> None:
     assert apart[1][0] != pytest.approx(together[pairs[1]][0], abs=1e-4)
     tasks = [asked("loglikelihood", *pair, task=pair[1]) for pair in pairs]
     assert model.loglikelihood(tasks) == apart
+    alike = [asked("loglikelihood", *pairs[0]), asked("loglikelihood", *pairs[1], task="other")]
+    assert model.loglikelihood(alike) == apart  # documents of two tasks may have one number
     alone = [Instance("loglikelihood", {}, pair, 0) for pair in pairs]  # of no document: of one context
     assert model.loglikelihood(alone) == [together[pair] for pair in pairs]
 

@@ -6,12 +6,16 @@ from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerBase
 
+from dlm.evaluate import quality
 from dlm.evaluate.bootstrap import Ratio
 from dlm.evaluate.figures import Written, distinct, measure_quality, parses_python
 from dlm.evaluate.mauve import Features, Histogram
-from dlm.evaluate.quality import pieces_like
-from dlm.evaluate.samples import Judged, distinct_share, words
+from dlm.evaluate.quality import Texts, evaluate_quality, features_of, pieces_like
+from dlm.evaluate.samples import Judged, ReadingJudge, distinct_share, words
+from dlm.model.text import encode
+from tests.support.fixtures import MakeLM
 
 
 def figures(texts: list[str]) -> dict[str, float]:
@@ -236,3 +240,27 @@ def test_the_interval_of_mauve_is_of_what_as_many_texts_give() -> None:
         assert found.interval is not None and found.interval[0] < found.value < found.interval[1] <= 1.0
         covered += bool(found.interval[0] <= typical <= found.interval[1])
     assert typical < _area(p_K, q_K) - 0.05 and covered >= 20
+
+
+def test_mauve_compares_with_as_many_parts_of_the_real_text(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states of the texts on the one side, and on the other those of the parts beside which their figures stand."""
+    pytest.importorskip("mauve", reason="the extra quality is not installed")
+    judge, other = (ReadingJudge(make_lm(byte_tokenizer, 16, readings={"name": n})) for n in ("joint", "masked"))
+    texts, real = [f"text {i:02}" for i in range(25)], ["and what is real " * 30]
+    asked: list[tuple[Features, Features, int]] = []
+
+    def noted(one: Features, two: Features, seed: int) -> Ratio:
+        asked.append((one, two, seed))
+        return Ratio(0.5, 0.1, (0.4, 0.6))
+
+    monkeypatch.setattr(quality, "mauve_score", noted)
+    parts = pieces_like(texts, real, 7)
+    for features in (None, other):
+        report = evaluate_quality(Texts(texts), judge=judge, reference=real, features=features, seed=7)
+        assert report.texts.figures["mauve"].value == 0.5 and report.reference is not None
+        assert "mauve" not in report.reference.figures and report.reference.texts == len(parts) == 25
+        one, two, seed = asked[-1]
+        own, theirs = (features_of(features or judge, encode(byte_tokenizer, each)) for each in (texts, parts))
+        assert seed == 7 and np.array_equal(one, own) and np.array_equal(two, theirs)

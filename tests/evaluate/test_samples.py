@@ -265,3 +265,19 @@ def test_a_causal_state_is_that_of_plain_transformers(causal_lm: DiffusionLM, tm
     (row,) = encode(causal_lm.tokenizer, ["for i in x:"])
     first = before_id(causal_lm.tokenizer)
     torch.testing.assert_close(judge.features([[first, *row]]), judge_of_plain.features([row]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bidirectional_state_is_the_mean_of_those_of_plain_transformers(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Of clean text and without dropout, whatever state the model was left in."""
+    lm = make_lm(byte_tokenizer, 16)
+    rows = encode(byte_tokenizer, TEXTS)
+    lm.model.train()
+    found = ReadingJudge(lm).features(rows)
+    assert not lm.model.training
+    for row, state in zip(rows, found, strict=True):
+        mask = torch.ones(1, 1, len(row), len(row), dtype=torch.bool)
+        with torch.inference_mode():
+            plain = lm.model.base_model(input_ids=torch.tensor([row]), attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(state, plain[0].mean(0), rtol=1e-4, atol=1e-5)

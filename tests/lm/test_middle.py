@@ -12,6 +12,7 @@ from dlm.diffusion.unmask import Confidence, TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.canvas import Canvas
+from dlm.lm.lengths import LengthSearch
 from dlm.lm.middle import MiddleFiller
 from dlm.lm.rows import Task, Written
 from dlm.lm.scoring import Score
@@ -214,3 +215,10 @@ def test_a_span_that_is_held_to_an_expression_is_refused(text: str, lm: Diffusio
         lm.infill(text)
     with refused(DataError, "expression"):
         lm.infill(parse_template("a[MASK]b", choices=["c", "d"]))
+
+
+def test_a_search_of_lengths_is_refused(lm: DiffusionLM, refused: Refused) -> None:
+    """A middle ends by itself, so that a prior or an effort would be ignored."""
+    with refused(ConfigError, "search", "ends a span by itself", "leave it out"):
+        lm.infill("abc[MASK:1-3]g", search=LengthSearch())
+    assert lm.infill("abc[MASK:1-3]g")

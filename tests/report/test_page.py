@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from dlm.data.batches import Sequences
 from dlm.evaluate.bootstrap import Ratio
 from dlm.film.layout import legible
-from dlm.report.gather import Settings, paired, read_runs, with_models
+from dlm.model.tokenizer import Affixes
+from dlm.report.gather import Settings, _same_text, paired, read_runs, with_models
 from dlm.report.page import to_page
 from tests.support.commands import dlm, refusal
+from tests.support.corpora import counted
 from tests.support.films import HOSTILE
 from tests.support.tiny_runs import altered, bounds, describe, train
 
@@ -78,6 +81,22 @@ def test_the_pages_difference_is_that_of_the_same_tokens(runs: Path) -> None:
     alone = [part.model.measured.report.nats_per_token_ci95 or (0.0, 0.0) for part in parts[:2] if part.model]
     low, high = close.difference.interval or (0.0, 0.0)
     assert 0.0 < high - low < min(b - a for a, b in alone)  # what is hard counts for neither
+
+
+def test_runs_are_paired_where_every_row_is_the_same() -> None:
+    """Other tokens, borders, contexts, packing or special tokens around a row make other rows of one text."""
+    tokens = counted([5, 1, 3, 10, 2])
+    one = Sequences(tokens, 8, "pack", 0)
+    assert _same_text(one, Sequences(counted([5, 1, 3, 10, 2]), 8, "pack", 0))
+    around = Affixes((70,), ())
+    for other in (
+        replace(one, length=7),
+        replace(one, packing="pad"),
+        replace(one, affixes=around),
+        replace(one, tokens=replace(tokens, ids=tokens.ids[::-1])),
+        replace(one, tokens=counted([5, 1, 3, 9, 3])),
+    ):
+        assert not _same_text(one, other) and not _same_text(other, one)
 
 
 def test_a_run_whose_text_is_gone_says_so_and_is_shown(runs: Path, tmp_path: Path) -> None:
