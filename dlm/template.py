@@ -98,6 +98,12 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
     found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", size)
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if most < max(least, 1):
+        if within := re.fullmatch(r"((?:[0-9-]*:)?)/(.*)(?<!\\)/", size):
+            mended = re.sub(r"(?<!\\)/", r"\/", within[2])
+            raise DataError(
+                f"[{marker}:{size}] has a slash within its expression, which would end it: write "
+                f"[{marker}:{within[1]}/{mended}/]"
+            )
         if expression is None and "/" in size:
             raise DataError(
                 f"[{marker}:{size}] begins an expression that does not end: close it by /], as in [{marker}:/[0-9]+/], "

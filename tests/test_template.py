@@ -122,6 +122,20 @@ def test_an_expression_without_an_end_is_refused(text: str) -> None:
         parse_template(f"a {text} b")
 
 
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("[MASK:/a/b/]", r"[MASK:/a\/b/]"),
+        ("[MASK:2-3:/a/b/]", r"[MASK:2-3:/a\/b/]"),
+        (r"[MASK:/a\/b/c/]", r"[MASK:/a\/b\/c/]"),
+    ],
+)
+def test_a_slash_within_an_expression_is_shown_as_it_is_written(text: str, mended: str) -> None:
+    with pytest.raises(DataError, match="has a slash within its expression") as told:
+        parse_template(f"a {text} b")
+    assert str(told.value).endswith(f"write {mended}") and isinstance(parse_template(mended)[0], Hole)
+
+
 def test_choices_are_for_holes_that_say_nothing() -> None:
     one, other = parse_template("a [MASK] [MASK:2]", choices=["x.y", "(", "x.y"])[1::2]
     assert one == Hole(1, 32, choices=("x.y", "(")) and other == Hole(2)

@@ -49,7 +49,8 @@ class Filler:
 
         Args:
             templates: The texts, under the numbers that their noise follows from.
-            num: How many alternatives of each; fewer where the holes' lengths are searched and too few differ.
+            num: How many alternatives of each; fewer where the holes' lengths are searched, or holes are held to a
+                language, and too few differ.
             search: How lengths are searched.
 
         Returns:
@@ -72,7 +73,8 @@ class Filler:
                     "a hole of unknown length is a number of masks, which this model's noise "
                     f"({self.weigher.process.noise.name}) has not: say its tokens, as in [MASK:12]"
                 )
-        return self._fill(templates, num, search)
+        found = self._fill(templates, num, search)
+        return map(_different, templates.values(), found)
 
     def _fill(self, templates: Mapping[int, Template], num: int, search: LengthSearch) -> Iterator[list[Infilling]]:
         for searched, group in groupby(templates.items(), key=lambda item: _is_searched(item[1])):
@@ -174,6 +176,13 @@ class Filler:
             given = task.canvas.ids, 0.0, 0
             ids, log_likelihood, calls = next(rows) if any(task.canvas.editable) else given
             yield Infilling.of(template, task, ids, log_likelihood, calls, self.layout.tokenizer)
+
+
+def _different(template: Template, found: list[Infilling]) -> list[Infilling]:
+    """The alternatives of a text; where a hole is held to a language, which may have few texts, each text once."""
+    if not any(isinstance(part, Hole) and part.pattern is not None for part in template):
+        return found
+    return [*{one.text: one for one in reversed(found)}.values()][::-1]  # of equal texts the likeliest
 
 
 def _is_searched(template: Template) -> bool:

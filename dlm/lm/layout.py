@@ -141,9 +141,11 @@ class Layout:
                 "--negative-prompt takes the place of a last message, and this chat is one text: leave it out"
             )
         try:
-            return self.canvas(_instead(prompt, negative), len(hole))
+            other = self.canvas(_instead(prompt, negative), len(hole))
         except DataError as error:
             raise DataError(f"--negative-prompt: {error}") from error
+        self.warn_of_unseen([other], "by the negative prompt")
+        return other
 
     def hidden(self, canvas: Canvas) -> Canvas:
         """A row whose given text is masks; special tokens around it stay.
@@ -303,15 +305,17 @@ class Layout:
                 stacklevel=3,
             )
 
-    def warn_of_unseen(self, canvases: Sequence[Canvas]) -> None:
+    def warn_of_unseen(self, canvases: Sequence[Canvas], where: str = "") -> None:
         """Warns where what is given has characters that the tokenizer does not know.
 
         Args:
             canvases: Rows that are to be written on.
+            where: What gives them; empty for the text itself.
         """
         if count := self._unknown(canvases, editable=False):
+            by = f"{where} " if where else ""
             warnings.warn(
-                f"{count} of the tokens that are given stand for characters that the tokenizer does not know: the "
+                f"{count} of the tokens that are given {by}stand for characters that the tokenizer does not know: the "
                 "model does not see what they are",
                 stacklevel=3,
             )

@@ -351,7 +351,7 @@ class DiffusionLM:
         Args:
             text: Text with holes such as `[MASK:12]`, twelve tokens, `[MASK:3-12]` or `[MASK]`, of any length; or what
                 `parse_template` makes of it.
-            num: How many alternatives.
+            num: How many alternatives; fewer where lengths are searched, or spans are to match, and too few differ.
             sampler: How; by margin order, one token at a time, by default; for a published model by its own order.
             seed: Alternative number i depends on the seed and i alone.
             batch_size: Alternatives written side by side.
@@ -360,7 +360,7 @@ class DiffusionLM:
             watch: Called with every state.
 
         Returns:
-            `num` alternatives, the most likely first.
+            The alternatives, the most likely first.
 
         Raises:
             DataError: There is no hole, or the holes and what stands between them do not fit the context.

@@ -1,11 +1,14 @@
 """Guided texts: weight 0 is no guidance bit for bit, and what cannot be guided is refused."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from dlm.config import Characters
 from dlm.diffusion.guide import Guidance
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.remask import Cap
@@ -14,7 +17,7 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Confidence, FixedSteps, TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
-from dlm.model.tokenizer import _complete
+from dlm.model.tokenizer import _complete, build_tokenizer
 from dlm.template import parse_template
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
@@ -176,3 +179,12 @@ def test_the_commands_guide(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     for wrong in ("-1", "x", "2:early", "nan", ":late", "inf", "2:"):
         assert "--guidance is a number from 0 on" in refusal(*words, f"--guidance={wrong}")
     assert "give --guidance W too" in refusal(*words, "--negative-prompt", "x")
+
+
+def test_characters_of_a_negative_prompt_that_are_not_known_are_told(make_lm: MakeLM) -> None:
+    lm = make_lm(build_tokenizer(Characters(), lambda: ["ab"]), 12)
+    with pytest.warns(UserWarning, match="2 of the tokens that are given by the negative prompt stand for characters"):
+        lm.generate("a", length=4, sampler=sampler(1.0, negative="axx"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lm.generate("a", length=4, sampler=sampler(1.0, negative="ab"))

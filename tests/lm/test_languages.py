@@ -112,6 +112,14 @@ def test_a_text_does_not_depend_on_its_batch(tiny_lm: DiffusionLM) -> None:
     assert [[one.text for one in group] for group in several] == [[one.text for one in group] for group in alone]
 
 
+def test_equal_texts_of_a_language_are_one(tiny_lm: DiffusionLM) -> None:
+    """Of two texts eight draws give each once, the likelier first; spans of any text stay as they are drawn."""
+    found = tiny_lm.infill("a [MASK:1:/[xy]/] b", num=8)
+    assert sorted(one.spans for one in found) == [("x",), ("y",)]
+    assert found[0].log_likelihood >= found[1].log_likelihood
+    assert len(tiny_lm.infill("a [MASK:1] b", num=8, sampler=Sampler(token=TokenChoice(0.0)))) == 8
+
+
 def test_few_choices_are_all_scored(tiny_lm: DiffusionLM) -> None:
     """Each choice once, by the likelihood of its own tokens; the sum over all texts of one token would be one."""
     letters = "abcdefgh"
