@@ -160,7 +160,7 @@ def samples_in(path: Path) -> list[str] | None:
         The continuations, without their prompts; None of any other file.
 
     Raises:
-        DataError: Its first line is one of `dlm sample`, and another is not.
+        DataError: Its first line is, or begins as, one of `dlm sample`, and it or another is not.
     """
     found: list[str] = []
     try:
@@ -174,9 +174,12 @@ def samples_in(path: Path) -> list[str] | None:
             if not all(isinstance(text, str) for text in found[-len(samples) :]):
                 raise TypeError("a continuation is no text")
         except (ValueError, KeyError, TypeError) as error:
-            if number == 1:
+            if number == 1 and not line.lstrip().startswith('{"samples"'):
                 return None
-            raise DataError(f"{path}: line {number} is no line of dlm sample, as line 1 is: {error!r:.80}") from error
+            raise DataError(
+                f"{path}: line {number} is no line of dlm sample: that is an object with samples, which have a text as "
+                "their continuation"
+            ) from error
     return found if lines else None
 
 

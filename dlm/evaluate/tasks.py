@@ -134,7 +134,7 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> Tasks:
         try:
             loaded = manager.load(found)
         except Exception as error:  # datasets, the Hub and the code of a task each raise their own
-            raise DataError(f"--tasks {','.join(names)} cannot be loaded: {one_line(error)}") from error
+            raise DataError(f"--tasks {','.join(names)} cannot be loaded: {_why(error)}") from error
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise ConfigError(
@@ -169,7 +169,7 @@ def evaluate_tasks(
         The report; None at all processes but the first.
 
     Raises:
-        ConfigError: There are fewer documents than processes, or the tokenizer has no chat template.
+        ConfigError: There are fewer documents than processes or examples, or the tokenizer has no chat template.
         DataError: A request does not fit the context.
     """
     cautions = [*_prepare(model, tasks, limit, few_shot)]
@@ -223,6 +223,33 @@ def _prepare(model: HarnessModel, tasks: Tasks, limit: int | None, few_shot: int
         elif few_shot is not None or own is None:
             task.set_config(key="num_fewshot", value=few_shot or 0)
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        _check_examples(name, task)
+
+
+def _check_examples(name: str, task: Any) -> None:
+    """Refuses more examples before a question than a task has besides the question."""
+    asked = task.get_config("num_fewshot") or 0
+    if asked and (sampler := getattr(task, "sampler", None)):
+        pool, questions = [*sampler.fewshot_docs()], [*task.eval_docs]
+        room = len(pool) - (pool[:1] == questions[:1])  # a question is no example of itself
+        if asked > room:
+            raise ConfigError(
+                f"--num-fewshot: {name} has {counted(room, 'document')} to take examples from, and {asked} are asked "
+                "for: give a smaller number"
+            )
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a task, where the harness or its template says it in one word or by a type alone."""
+    if isinstance(error, KeyError):
+        return (
+            "one of its metrics is not known" if error.args == (None,) else f"it asks for {error}, which is not there"
+        )
+    if type(error).__name__ == "UndefinedError":
+        return f"its template asks for a field that its documents have not: {one_line(error)}"
+    if isinstance(error, TypeError) and "PathLike" in str(error):
+        return "it does not say where its documents are: its file needs a dataset_path"
+    return one_line(error)
 
 
 def _results(found: Mapping[str, Any], exact: bool) -> Iterator[TaskResult]:

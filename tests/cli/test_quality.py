@@ -30,6 +30,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, make_lm: MakeLM, byte_tokeni
     (folder / "empty.jsonl").write_text("\n")
     (folder / "none.json").write_text('{"samples": []}\n')
     (folder / "mixed.jsonl").write_text('{"samples": [{"continuation": "a"}]}\n{"text": "b"}\n')
+    (folder / "number.json").write_text('{"samples": [{"continuation": 3}]}\n')
     (folder / "odd.bin").write_text("abc")
     return folder
 
@@ -133,6 +134,7 @@ def test_nothing_is_overwritten_unasked(shelf: Path, tmp_path: Path) -> None:
         ("@empty.jsonl", "FILE"),
         ("@none.json", "holds no sample"),
         ("@mixed.jsonl", "line 2 is no line of dlm sample"),
+        ("@number.json", "line 1 is no line of dlm sample: that is an object with samples"),
         ("@odd.bin", "is in no format that is known by its name"),
         ("@bodies.jsonl", "--field: "),
         ("@docs --num 3", "--num says how a model writes"),

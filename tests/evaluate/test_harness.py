@@ -203,6 +203,9 @@ def test_a_task_keeps_its_number_of_examples_where_it_is_none(lm: DiffusionLM, t
     assert {(each.few_shot, each.documents) for each in report.results} == {(0, 1)}
     folder = write_tasks(tmp_path / "free", fewshot_split="test")
     other = write_tasks(tmp_path / "other", fewshot_split="test", num_fewshot=2)
+    for shots in (3, 9):  # of three documents, one is the question
+        with pytest.raises(ConfigError, match=f"--num-fewshot: own_choice has 2 documents to take .* and {shots} are"):
+            evaluate_tasks(HarnessModel(lm, How()), load_tasks(["own_choice"], folder), few_shot=shots)
     found = [
         evaluate_tasks(HarnessModel(lm, How(reading="causal")), load_tasks(["own_last_word"], where), few_shot=shots)
         for where, shots in ((folder, 0), (folder, 1), (other, 1), (other, None), (folder, None))
@@ -224,6 +227,10 @@ def test_only_what_needs_it_asks_for_greedy_decoding(folder: Path, tmp_path: Pat
         ({}, ["own_chioce"], ConfigError, ("there is no task 'own_chioce'", "did you mean own_choice")),
         ({"unsafe_code": True}, ["own_choice"], ConfigError, ("own_choice runs code", "--confirm_run_unsafe_code")),
         ({"dataset_path": "no/such-set"}, ["own_choice"], DataError, ("--tasks own_choice cannot be loaded",)),
+        ({"dataset_path": None}, ["own_choice"], DataError, ("its file needs a dataset_path",)),
+        ({"test_split": "tset"}, ["own_choice"], DataError, ("it asks for 'tset', which is not there",)),
+        ({"doc_to_text": "{{nothing}}"}, ["own_choice"], DataError, ("a field that its documents have not", "nothing")),
+        ({"metric_list": [{"metric": "nonsense"}]}, ["own_rolling"], DataError, ("one of its metrics is not known",)),
     ],
 )
 def test_tasks_that_cannot_be_done_are_refused(
