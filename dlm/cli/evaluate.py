@@ -1,8 +1,7 @@
 """`dlm eval`."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -66,9 +65,6 @@ OF_TEXT = (
 )
 OF_TASKS = ("task_path", "limit", "few_shot", "apply_chat_template", "length", "sampler")
 """The options that have a part in the one or in the other alone."""
-
-FEWEST_SEQUENCES = 4
-"""Sequences from which on a bootstrap is not cautioned about."""
 
 Data = Annotated[
     str | None,
@@ -327,18 +323,10 @@ def _arranged(
     lm: "DiffusionLM", documents: "Documents", per: Unit, detokenize: str | None, wrap: bool, stride: int | None
 ) -> Arranged:
     """The documents in the rows that are asked for."""
-    from dlm.data.windows import Strided, Wrapped
-    from dlm.train.own_text import sequences_of
+    from dlm.train.own_text import arranged
 
     words = documents.words() if per == Unit.WORD else None
-    written = documents if detokenize is None else documents.detokenized(detokenize)
-    sequences = sequences_of(lm, written)
-    if detokenize is not None:  # bytes are those of the text as it was published, as the words are
-        sequences = replace(sequences, tokens=replace(sequences.tokens, sizes=documents.sizes()))
-    if wrap:
-        sequences = Wrapped.of(sequences)
-    if stride is not None:
-        sequences = Strided.of(sequences, stride)
+    written, sequences = arranged(lm, documents, detokenize=detokenize, wrap=wrap, stride=stride)
     return Arranged(written, sequences, words)
 
 
@@ -361,35 +349,8 @@ def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as
     plain = plain_json({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
     write_data(plain if as_json else _table(found, exact, per), None)
     lost = *left_out("scored", text.documents, text.sequences), *altered_in("scored", text.documents, lm.tokenizer)
-    for line in (*lost, *_cautions(found.first)):
+    for line in (*lost, *found.first.cautions()):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _cautions(report: "LikelihoodReport") -> Iterator[str]:
-    """What is to be known of a bound that is not one of the text itself, or not a number."""
-    if report.sampling_se is None:
-        yield (
-            "the text is one sequence: the error from the choice of the texts is unknown, and so is every interval; "
-            "score more text for one"
-        )
-    if report.unknown_tokens:
-        yield (
-            f"{counted(report.unknown_tokens, 'token', 'stand')} for characters that the tokenizer does not know: "
-            "the bound is not one of this very text"
-        )
-    if report.impossible_tokens:
-        named = [f"{token!r} ({count:,} times)" for token, count in report.impossible_tokens.items()]
-        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-        yield (
-            "the bound is infinite: the text holds tokens that the model never predicts: "
-            f"{', '.join(named[:5])}{more}; is the mask (--mask-token) the right one?"
-        )
-    elif math.isinf(report.nats_per_token):
-        yield "the bound is infinite: the model gives a token of this text the probability zero"
-    elif math.isnan(report.nats_per_token):
-        yield "the bound is not a number: the network computes none from this text; are its weights damaged?"
-    elif 1 < report.sequences < FEWEST_SEQUENCES:
-        yield f"intervals from {report.sequences} sequences are too narrow; score more text for wider, truer ones"
 
 
 def _time(asked: str | None) -> "Time | None":

@@ -1,10 +1,15 @@
 """What an evaluation of a corpus reports."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dlm.evaluate.bootstrap import Interval
+from dlm.plain import counted
+
+FEWEST_SEQUENCES = 4
+"""Sequences from which on a bootstrap is not cautioned about."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,36 @@ class LikelihoodReport:
     words: int | None = None
     word_perplexity_bound: float | None = None
     word_perplexity_bound_ci95: Interval | None = None
+
+    def cautions(self) -> Iterator[str]:
+        """What is to be known of a bound that is not one of the text itself, or not a number.
+
+        Yields:
+            A line each.
+        """
+        if self.sampling_se is None:
+            yield (
+                "the text is one sequence: the error from the choice of the texts is unknown, and so is every "
+                "interval; score more text for one"
+            )
+        if self.unknown_tokens:
+            yield (
+                f"{counted(self.unknown_tokens, 'token', 'stand')} for characters that the tokenizer does not know: "
+                "the bound is not one of this very text"
+            )
+        if self.impossible_tokens:
+            named = [f"{token!r} ({count:,} times)" for token, count in self.impossible_tokens.items()]
+            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+            yield (
+                "the bound is infinite: the text holds tokens that the model never predicts: "
+                f"{', '.join(named[:5])}{more}; is the mask (--mask-token) the right one?"
+            )
+        elif math.isinf(self.nats_per_token):
+            yield "the bound is infinite: the model gives a token of this text the probability zero"
+        elif math.isnan(self.nats_per_token):
+            yield "the bound is not a number: the network computes none from this text; are its weights damaged?"
+        elif 1 < self.sequences < FEWEST_SEQUENCES:
+            yield f"intervals from {self.sequences} sequences are too narrow; score more text for wider, truer ones"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -1,5 +1,6 @@
 """A run's own text, read again from where it is now, if it is what the run read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from dlm.data.batches import Sequences
@@ -7,6 +8,7 @@ from dlm.data.corpus import corpus
 from dlm.data.documents import Documents
 from dlm.data.reading import read_splits
 from dlm.data.streaming import open_stream
+from dlm.data.windows import Strided, Wrapped
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
 from dlm.model.locate import CHECKPOINTS, resolve
@@ -26,6 +28,42 @@ def sequences_of(lm: DiffusionLM, documents: Documents) -> Sequences:
     """
     packing = lm.config.data.packing if lm.config else "pack"
     return corpus(lm.tokenizer, documents, lm.context, packing, lm.sidecar.affixes, lm.layout.chat_template)
+
+
+def arranged(
+    lm: DiffusionLM,
+    documents: Documents,
+    *,
+    detokenize: str | None = None,
+    wrap: bool = False,
+    stride: int | None = None,
+) -> tuple[Documents, Sequences]:
+    """Documents in rows as papers score them.
+
+    Args:
+        lm: The model.
+        documents: The documents, as they were published.
+        detokenize: The corpus whose tokens are undone first, one of `DETOKENIZERS`; bytes stay those that were
+            published.
+        wrap: Whether documents are joined and cut into full rows alone.
+        stride: Tokens that each further window of a document scores; None for rows as the model's run packs them.
+
+    Returns:
+        The documents as they are scored, and their rows.
+
+    Raises:
+        ConfigError: Documents that are detokenised or joined have prompts, or the stride does not fit the context.
+        DataError: There is less text than one full row.
+    """
+    written = documents if detokenize is None else documents.detokenized(detokenize)
+    sequences = sequences_of(lm, written)
+    if detokenize is not None:
+        sequences = replace(sequences, tokens=replace(sequences.tokens, sizes=documents.sizes()))
+    if wrap:
+        sequences = Wrapped.of(sequences)
+    if stride is not None:
+        sequences = Strided.of(sequences, stride)
+    return written, sequences
 
 
 def own_documents(lm: DiffusionLM, model: str, split: str | None = None) -> Documents:

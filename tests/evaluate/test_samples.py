@@ -273,8 +273,9 @@ def test_a_bidirectional_state_is_the_mean_of_those_of_plain_transformers(
     """Of clean text and without dropout, whatever state the model was left in."""
     lm = make_lm(byte_tokenizer, 16)
     rows = encode(byte_tokenizer, TEXTS)
+    judge = ReadingJudge(lm)
     lm.model.train()
-    found = ReadingJudge(lm).features(rows)
+    found = judge.features(rows)
     assert not lm.model.training
     for row, state in zip(rows, found, strict=True):
         mask = torch.ones(1, 1, len(row), len(row), dtype=torch.bool)
