@@ -76,8 +76,8 @@ class KnownText:
             ends = np.cumsum(sizes)
             begins = ends - sizes
             # In UTF-8 a match may end within a character, which is not part of it.
-            last = begins + np.minimum(longest_P[start + begins], len(each) - begins)
-            matches = np.searchsorted(ends, last, side="right") - np.arange(len(text))
+            last = begins + longest_P[start + begins]
+            matches = np.searchsorted(ends, last, side="right") - np.arange(len(text))  # none goes on behind the text
             covered = np.zeros(len(text) + 1, np.int64)  # how many matches begin or end at each character
             places = np.flatnonzero(matches >= least)
             np.add.at(covered, places, 1)

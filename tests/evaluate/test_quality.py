@@ -164,6 +164,7 @@ def test_half_of_a_character_is_no_match() -> None:
     assert "é".encode()[:1] == "è".encode()[:1]
     assert KnownText(["caè"]).find(["caé"])[0].longest == 2 and KnownText(["è"]).find(["é"])[0].longest == 0
     assert KnownText([]).find(["a"])[0].longest == 0 and KnownText(["a"]).find([]) == []
+    assert [each.longest for each in KnownText(["ab", "cd"]).find(["ab", "cd"])] == [2, 2]  # with their border: no more
     assert KnownText(["a", "b"]).find(["ab", "", "a"], 1) == [
         Memorised(2, 1, 2),
         Memorised(0, 0, 0),
