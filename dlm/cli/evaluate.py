@@ -322,7 +322,7 @@ def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as
     found, exact = reports
     plain = plain_json({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
     write_data(plain if as_json else _table(found, exact, per), None)
-    lost = *left_out("scored", text.documents, text.sequences), *altered_in("scored", text.documents, lm.tokenizer)
+    lost = *left_out("scored", text.documents, text.sequences), *altered_in("scored", text.documents.texts(), lm.tokenizer)
     for line in (*lost, *_cautions(found.first)):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 

@@ -1,6 +1,6 @@
 """What of some documents is in no row of their sequences, in words."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
@@ -61,19 +61,19 @@ def unknown_in(which: str, sequences: Sequences, tokenizer: PreTrainedTokenizerB
         )
 
 
-def altered_in(which: str, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def altered_in(which: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Whether a tokenizer changes the texts that it reads, as uncased ones do; the beginnings of some tell.
 
     Args:
         which: As for `losses_of`.
-        documents: As there.
+        texts: Those of documents, or others.
         tokenizer: The model's.
 
     Yields:
         A line with an example, or none.
     """
     unknown = special_ids(tokenizer).unknown
-    for text in islice(documents.texts(), LOOKED_INTO):
+    for text in islice(texts, LOOKED_INTO):
         part = text[:LONGEST_PART]
         (ids,) = encode(tokenizer, [part])
         back = decode(tokenizer, ids)

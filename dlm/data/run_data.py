@@ -174,7 +174,7 @@ def _lost(
     """What of the texts is in no row, and what the tokenizer does not keep, a line each."""
     yield from losses_of("training", splits.train, training)
     yield from losses_of("validation", splits.validation, validation)
-    yield from altered_in("training", splits.train, tokenizer)
+    yield from altered_in("training", splits.train.texts(), tokenizer)
     yield from unknown_in("training", training, tokenizer)
     yield from unknown_in("validation", validation, tokenizer)
 

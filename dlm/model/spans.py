@@ -37,10 +37,11 @@ class LengthPrior:
         Returns:
             The prior.
         """
-        text, taken = "", list[str]()
+        taken, characters = list[str](), 0
         for text in texts:
             taken.append(text[:MOST_CHARACTERS])
-            if sum(map(len, taken)) >= MOST_CHARACTERS:
+            characters += len(taken[-1])
+            if characters >= MOST_CHARACTERS:
                 break
         lines = [line for text in taken for line in text.splitlines() if line.strip()][:MOST_UNITS]
         words = [line.split() for line in lines]
