@@ -177,7 +177,9 @@ def _format_named(data: str, key: str) -> str:
         files = matching(path, key)
         if not files:
             raise ConfigError(f"{key}: there is no file {data}")
-        return Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means", key, by_glob=True)
+        return (
+            Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means", key, by_glob=True)
+        )
     if not path.exists() and not data.startswith((".", "/", "~")) and hub.is_name(data):
         return Hub.name
     if suffix and path.exists():
