@@ -25,8 +25,8 @@ $(READY): pyproject.toml .ci/constraints.txt
 demo: $(READY)  ## train the default model on Python source, then sample, infill and evaluate it
 	@BIN=$(BIN) RUN=$(RUN) bash .ci/demo
 
-test: $(READY)  ## run the tests; T=tests/diffusion for a part, PYTEST="-m 'not long'" for the quick ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST) $(T)
+test: $(READY)  ## run the tests and name the slowest; T=tests/diffusion for a part, PYTEST="-m 'not long'" for the quick ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(PYTEST) $(T)
 
 check: $(READY)  ## format, lint, types, docstrings, and that each floor imports only the floors below
 	$(BIN)/ruff format --check dlm tests

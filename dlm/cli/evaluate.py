@@ -343,13 +343,14 @@ def _measured(
 
 def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as_json: bool) -> None:
     """The report on stdout, and what is to be known of it on stderr."""
-    from dlm.data.losses import altered_in, left_out
+    from dlm.data.losses import altered_in, left_out, odd_roles
 
     found, exact = reports
     plain = plain_json({**found.to_dict(), "chain_rule": exact.to_dict() if exact else None})
     write_data(plain if as_json else _table(found, exact, per), None)
-    lost = *left_out("scored", text.documents, text.sequences), *altered_in("scored", text.documents, lm.tokenizer)
-    for line in (*lost, *found.first.cautions()):
+    documents, tokenizer = text.documents, lm.tokenizer
+    lost = *left_out("scored", documents, text.sequences), *odd_roles("scored", documents, tokenizer)
+    for line in (*lost, *altered_in("scored", documents.texts(), tokenizer), *found.first.cautions()):
         errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -137,6 +137,8 @@ def score(
     rest = [*wanted.values()][len(kept.found) :]
     with _resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
         scores = _write_lines(rest, found, reading, lambda line: write(json_line(line, output)))
+    for told in _altered(lm, wanted.values()):
+        _caution(told)
     _tell(scores, len(kept.found), reading if exact else f"{reading}, a bound", time.perf_counter() - began)
     report(records)
 
@@ -302,6 +304,15 @@ def _tell(scores: "Sequence[Score]", kept: int, reading: str, seconds: float) ->
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _altered(lm: "DiffusionLM", records: Iterable[Record[Asked]]) -> Iterator[str]:
+    """Whether the tokenizer changes the texts that are scored, in a line, or none."""
+    from dlm.data.losses import altered_in
+
+    asked = (record.asked for record in records if record.asked is not None)
+    texts = (text for prompt, answers in asked for text in (prompt, *answers) if isinstance(text, str))
+    return altered_in("scored", texts, lm.tokenizer)
 
 
 def _caution(line: str) -> None:

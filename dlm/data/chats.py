@@ -17,6 +17,9 @@ SHAREGPT_ROLES = {
 }
 """The roles of ShareGPT's chats that have another name elsewhere."""
 
+ROLES = frozenset({"system", "user", "assistant", "tool"})
+"""The roles that every chat template is expected to know."""
+
 RESULTS = ("tool", "function")
 """The roles that tell what a call of a tool gave; chat templates read a `name` of theirs alone."""
 

@@ -18,6 +18,9 @@ from dlm.paths import expand
 FILES = "a file, a folder or a glob"
 """What a path means."""
 
+WITH_FORMAT = (COMMAND_LINE, "FILE")
+"""What the command line calls the sources that `--format` is of."""
+
 
 def format_of(source: Source, key: str) -> AnyFormat:
     """The format of a source, with its options.
@@ -165,7 +168,7 @@ def _format_named(data: str, key: str) -> str:
     if path.is_dir():
         if marked := [choice.name for choice in choices if any((path / mark).exists() for mark in choice.marks)]:
             return marked[0]
-        return _format_held(files_in(path, key), f"{data} is a folder with")
+        return _format_held(files_in(path, key), f"{data} is a folder with", key)
     suffix = bare_suffix(path)
     by_suffix = [choice.name for choice in choices if suffix in (*choice.suffixes, *choice.alone)]
     if by_suffix:
@@ -174,15 +177,17 @@ def _format_named(data: str, key: str) -> str:
         files = matching(path, key)
         if not files:
             raise ConfigError(f"{key}: there is no file {data}")
-        return Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means")
+        return (
+            Text.name if not any(map(bare_suffix, files)) else _format_held(files, f"{data} means", key, by_glob=True)
+        )
     if not path.exists() and not data.startswith((".", "/", "~")) and hub.is_name(data):
         return Hub.name
     if suffix and path.exists():
-        raise ConfigError(f"{data} is in no format that is known by its name: {suffix}; {_known()}")
+        raise ConfigError(f"{data} is in no format that is known by its name: {suffix}; {_known(key in WITH_FORMAT)}")
     return Text.name
 
 
-def _format_held(files: Sequence[Path], what: str) -> str:
+def _format_held(files: Sequence[Path], what: str, key: str, *, by_glob: bool = False) -> str:
     """The format that the suffixes of several files tell; those that a folder is searched for come first."""
     there, choices = set(map(bare_suffix, files)), get_args(AnyFormat)
     found = [choice.name for choice in choices if there.intersection(choice.suffixes)]
@@ -190,10 +195,12 @@ def _format_held(files: Sequence[Path], what: str) -> str:
     if len(found) == 1:
         return str(found[0])
     held = f"files of several formats, {', '.join(found)}" if found else "no file of a format that is known"
-    raise ConfigError(f"{what} {held}; it holds {summary(files)}; {_known()}")
+    by_option = key in WITH_FORMAT and not (found and by_glob)  # it would read every file that a glob means
+    raise ConfigError(f"{what} {held}; it holds {summary(files)}; {_known(by_option)}")
 
 
-def _known() -> str:
+def _known(by_option: bool) -> str:
     """The formats by their suffixes, and how to name one."""
     known = [f"{name} ({' '.join(choice.suffixes)})" for name, choice in FORMATS.items() if choice.suffixes]
-    return f"known: {', '.join(known)}; name one by --format, such as --format text for plain text"
+    remedy = "one by --format, such as --format text for plain text" if by_option else "files of one, such as '*.txt'"
+    return f"known: {', '.join(known)}; name {remedy}"

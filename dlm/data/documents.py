@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import override
 
 from dlm.config import HeldOut, Source
-from dlm.data.chats import messages_of
+from dlm.data.chats import ROLES, messages_of
 from dlm.data.derived import filtered, mapped
 from dlm.data.detokenize import DETOKENIZERS, Rule, detokenized
 from dlm.data.formats import FORMATS, check_columns
@@ -35,6 +35,7 @@ class Documents(ABC):
         empty: How many rows were left out because they have no text that could be learned.
         skipped: What was left out of them because it cannot be written.
         calls: How many messages call tools; a call is no text, and is not learned.
+        roles: The roles of messages that are not the usual ones; they are given to the chat template as they are.
         identity: The columns by which a document is held out or not: equal values are on the same side.
         has_affixes: Whether the tokenizer's special tokens stand around them, such as [CLS] and [SEP].
         lacking: What the rows that are left out as empty have none of.
@@ -44,6 +45,7 @@ class Documents(ABC):
     empty: int = field(default=0, kw_only=True)
     skipped: Skipped = field(default_factory=Skipped, kw_only=True)
     calls: int = field(default=0, kw_only=True)
+    roles: tuple[str, ...] = field(default=(), kw_only=True)
     identity: ClassVar[tuple[str, ...]] = ("text",)
     has_affixes: ClassVar[bool] = True
     lacking: ClassVar[str] = "a response"
@@ -181,7 +183,7 @@ class Documents(ABC):
                 for back in (False, True)
             ]
         train, validation = (replace(self, rows=_with_text(part)) for part in parts)  # of a short text, a part is empty
-        return train, replace(validation, empty=0, skipped=Skipped(), calls=0)
+        return train, replace(validation, empty=0, skipped=Skipped(), calls=0, roles=())
 
 
 @dataclass(frozen=True)
@@ -249,24 +251,25 @@ class Chats(Documents):
         found = table
         if len(table):
             turns = partial(_learned_turns, column=column, key=key, skips=source.skip_invalid)
-            found = _made(table, turns, ("text", "messages", "chat", "wrong"), ("row", "calls"))
+            found = _made(table, turns, ("text", "messages", "chat", "wrong", "roles"), ("row", "calls"))
         kept = cls(found, source=source.path or source.format, key=key, may_skip=source.skip_invalid)
         if not len(table):
             return kept
         bad = filtered(found, _any_text, ["wrong"])
         calls = sum(found["calls"])
-        learned = _with_text(found).remove_columns(["wrong", "calls"])
+        roles = {role for some in found.unique("roles") if some for role in json.loads(some)}
+        learned = _with_text(found).remove_columns(["wrong", "calls", "roles"])
         if not len(learned) and not len(bad):
             chats = (messages_of(chat) for chat in table[:100][column] if chat is not None)
-            roles = sorted({message["role"] for chat in chats for message in chat})
+            said = sorted({message["role"] for chat in chats for message in chat})
             raise DataError(
                 f"{option_of(key, 'messages')}: no chat in {column!r} has a message of an assistant to learn, "
-                f"after another message; its roles are {', '.join(roles) or 'none'}"
+                f"after another message; its roles are {', '.join(said) or 'none'}"
                 f"{', and a call of a tool has no text to learn' if calls else ''}"
             )
         empty = len(found) - len(learned) - len(bad)
         skipped = kept._skipping(bad["row"], bad["wrong"])
-        return replace(kept, rows=learned, empty=empty, skipped=skipped, calls=calls)
+        return replace(kept, rows=learned, empty=empty, skipped=skipped, calls=calls, roles=tuple(sorted(roles)))
 
     @override
     def prompt_encoder(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate) -> EncodePrompts:
@@ -371,13 +374,16 @@ def _learned_turns(
 ) -> dict[str, list[Any]]:
     """Every message of an assistant, what came before it, the whole chat, its row in the source and its calls of tools.
 
+    With the first of a chat come the roles in it that are not the usual ones, as JSON.
+
     Where rows may be skipped, a chat that cannot be read is one document that says in `wrong` what is wrong. A row
     without a message to learn is one document without a text.
     """
-    found: dict[str, list[Any]] = {"text": [], "messages": [], "chat": [], "row": [], "wrong": [], "calls": []}
+    names = ("text", "messages", "chat", "row", "wrong", "calls", "roles")
+    found: dict[str, list[Any]] = {name: [] for name in names}
 
-    def add(text: str, before: str, chat: str, row: int, wrong: str = "", calls: int = 0) -> None:
-        for name, value in zip(found, (text, before, chat, row, wrong, calls), strict=True):
+    def add(text: str, before: str, chat: str, row: int, wrong: str = "", calls: int = 0, roles: str = "") -> None:
+        for name, value in zip(names, (text, before, chat, row, wrong, calls, roles), strict=True):
             found[name].append(value)
 
     for row, chat in zip(rows, batch[column], strict=True):
@@ -390,15 +396,18 @@ def _learned_turns(
             continue
         said = [{key: part for key, part in message.items() if key != "weight"} for message in messages]
         calls = sum("tool_calls" in message for message in messages)
+        other = {message["role"] for message in messages} - ROLES
+        roles = json.dumps(sorted(other)) if other else ""
         learned = [
             i
             for i, message in enumerate(messages)  # a call of a tool has no text, and is not learned
             if message["role"] == "assistant" and i and message["content"] and "weight" not in message
         ]
-        for place, i in enumerate(learned):  # the calls of a chat are counted once
-            add(said[i]["content"], json.dumps(said[:i]), json.dumps(said), row, calls=0 if place else calls)
+        for place, i in enumerate(learned):  # what is told of a chat is told once
+            told = (0, "") if place else (calls, roles)
+            add(said[i]["content"], json.dumps(said[:i]), json.dumps(said), row, "", *told)
         if not learned:
-            add("", "", "", row, calls=calls)
+            add("", "", "", row, calls=calls, roles=roles)
     return found
 
 

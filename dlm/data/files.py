@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from glob import glob
 from itertools import groupby
 from pathlib import Path
@@ -16,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from dlm.config import Separator
 from dlm.data.keys import option_of, shown
 from dlm.data.lines import bare_suffix, lines_of
+from dlm.data.pace import paced
 from dlm.data.records import with_key
 from dlm.errors import DataError
 from dlm.paths import expand
@@ -232,7 +234,7 @@ def read_rows(
     """
     try:
         return Dataset.from_generator(
-            generate,
+            partial(_paced, generate),
             features=Features(dict.fromkeys(columns, Value("large_string"))),
             gen_kwargs={**given, "stamp": stamp_of(given["files"])},
         )
@@ -240,6 +242,11 @@ def read_rows(
         if isinstance(error.__cause__, DataError):
             raise with_key(error.__cause__, key) from error
         raise
+
+
+def _paced(generate: Callable[..., Iterator[dict[str, Any]]], **given: Any) -> Iterator[dict[str, Any]]:
+    """The rows of a generator, with their count in a terminal."""
+    return paced(generate(**given), "reading", "rows")
 
 
 def stamp_of(files: Sequence[str]) -> str:

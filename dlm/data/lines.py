@@ -67,7 +67,8 @@ def split_lines(text: str) -> Iterator[str]:
     Yields:
         Each line with its end, which is `\n`, `\r\n` or `\r` and no other character.
     """
-    if "\r" not in text and text.find("\n") in (-1, len(text) - 1):  # one line, as most often
+    body = text.removesuffix("\n").removesuffix("\r")
+    if "\n" not in body and "\r" not in body:  # one line, as most often
         if text:
             yield text
     else:

@@ -1,18 +1,24 @@
 """What of some documents is in no row of their sequences, in words."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
 from dlm.data.batches import Sequences
+from dlm.data.chats import ROLES
 from dlm.data.documents import Documents
+from dlm.data.keys import listed
 from dlm.model.text import decode, encode
 from dlm.model.tokenizer import special_ids
 from dlm.plain import counted
 
 LOOKED_INTO, LONGEST_PART = 20, 1000
 """The texts, and the characters of each, that are encoded and decoded to see whether a tokenizer changes them."""
+
+QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+"""The words that a chat template writes, or compares with."""
 
 LOOKED_AT = 20_000_000
 """The tokens of a text that are looked at for what the tokenizer does not know."""
@@ -62,19 +68,19 @@ def unknown_in(which: str, sequences: Sequences, tokenizer: PreTrainedTokenizerB
         )
 
 
-def altered_in(which: str, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def altered_in(which: str, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """Whether a tokenizer changes the texts that it reads, as uncased ones do; the beginnings of some tell.
 
     Args:
         which: As for `losses_of`.
-        documents: As there.
+        texts: Those of documents, or others.
         tokenizer: The model's.
 
     Yields:
         A line with an example, or none.
     """
     unknown = special_ids(tokenizer).unknown
-    for text in islice(documents.texts(), LOOKED_INTO):
+    for text in islice(texts, LOOKED_INTO):
         part = text[:LONGEST_PART]
         (ids,) = encode(tokenizer, [part])
         back = decode(tokenizer, ids)
@@ -89,6 +95,26 @@ def altered_in(which: str, documents: Documents, tokenizer: PreTrainedTokenizerB
                 "scored, and bits/byte are over bytes that are not all kept"
             )
             return
+
+
+def odd_roles(which: str, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The roles of chats that a chat template does not know, as far as its own words tell.
+
+    Args:
+        which: As for `losses_of`.
+        documents: As there.
+        tokenizer: The model's.
+
+    Yields:
+        A line, or none.
+    """
+    template = str(tokenizer.chat_template)
+    if odd := [role for role in documents.roles if not {f"'{role}'", f'"{role}"'} & {*QUOTED.findall(template)}]:
+        shown = listed(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+        yield (
+            f"the {which} chats have roles of which the chat template does not speak: {shown}; it is given them as "
+            f"they are, and nothing of theirs is learned: rename those that mean {' or '.join(sorted(ROLES))}"
+        )
 
 
 def left_out(which: str, documents: Documents, sequences: Sequences) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from dlm.data.chats import messages_of
 from dlm.data.keys import option_of
 from dlm.data.lines import lines_of
-from dlm.data.text import TWICE, check_text
+from dlm.data.text import TWICE, Twice, check_text
 from dlm.errors import DataError, shortened
 from dlm.plain import counted
 
@@ -163,7 +163,7 @@ def csv_records(file: str, delimiter: str) -> Iterator[Record]:
             if names is None:
                 names = row
                 _check_parted(names, delimiter, file)
-                twice = dict.fromkeys((name for name, count in Counter(names).items() if count > 1), TWICE)
+                twice = dict.fromkeys((name for name, count in Counter(names).items() if count > 1), Twice(place))
                 continue
             if len(row) != len(names):
                 raise DataError(
@@ -245,7 +245,8 @@ def rows_of(
                         value = _chat(value, keeps_invalid)
                     row[column] = None if value is None else check_text(value)
                 except DataError as error:
-                    raise ColumnError(f"{place} of {file}: {column!r} {error}", option) from error
+                    where = value.place if isinstance(value, Twice) and value.place else place
+                    raise ColumnError(f"{where} of {file}: {column!r} {error}", option) from error
             yield row
 
 

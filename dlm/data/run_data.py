@@ -12,7 +12,7 @@ from dlm.config import Config, Data, Tokenizer
 from dlm.data.batches import Sequences, TrainingBatches
 from dlm.data.choosing import misread
 from dlm.data.corpus import corpus
-from dlm.data.losses import altered_in, losses_of, unknown_in
+from dlm.data.losses import altered_in, losses_of, odd_roles, unknown_in
 from dlm.data.middle import FillInTheMiddle
 from dlm.data.reading import Splits, read_splits
 from dlm.data.streaming import open_stream
@@ -175,7 +175,8 @@ def _lost(
     """What of the texts is in no row, and what the tokenizer does not keep, a line each."""
     yield from losses_of("training", splits.train, training)
     yield from losses_of("validation", splits.validation, validation)
-    yield from altered_in("training", splits.train, tokenizer)
+    yield from odd_roles("training", splits.train, tokenizer)
+    yield from altered_in("training", splits.train.texts(), tokenizer)
     yield from unknown_in("training", training, tokenizer)
     yield from unknown_in("validation", validation, tokenizer)
 

@@ -13,10 +13,14 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from dlm.data.pace import paced
 from dlm.plain import counted
 
 Encode = Callable[[list[str]], list[list[int]]]
 """From texts to their ids."""
+
+BATCH = 256
+"""Documents that are tokenised together."""
 
 EncodePrompts = Callable[[Mapping[str, Sequence[Any]]], list[list[int]]]
 """From some documents, column by column, to the ids before each text."""
@@ -131,7 +135,8 @@ class Tokens:
         with TemporaryDirectory(dir=folder, prefix=".") as draft:
             raw = Path(draft) / "raw"
             with raw.open("wb") as stream:
-                for batch in documents.iter(batch_size=256):
+                batches = documents.iter(batch_size=BATCH)
+                for batch in paced(batches, "tokenising", "documents", len(documents), BATCH):
                     texts: list[str] = batch["text"]
                     before = encode_prompts(batch) if encode_prompts else [[] for _ in texts]
                     rows = [[*prompt] for prompt in before]

@@ -1,20 +1,21 @@
 """How long spans of a text are, in tokens: words, lines and paragraphs."""
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 
 from transformers import PreTrainedTokenizerBase
 
-from dlm.model.text import encode
+from dlm.model.text import encode, token_ends
 
 MOST_UNITS, MOST_CHARACTERS = 20_000, 1_000_000
 """The units of each kind that are counted, and the characters of the texts that they are taken from."""
 
-MOST_READ = 5_000_000
-"""The characters of what follows words up to their lines' ends: a corpus may be one line, and that has many words."""
+MOST_WORDS = 500
+"""The last words of a line that are looked at for what follows a word: no hole is as long as a book in one line."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,18 @@ class LengthPrior:
         Returns:
             The prior.
         """
-        text, taken = "", list[str]()
+        taken, characters = list[str](), 0
         for text in texts:
             taken.append(text[:MOST_CHARACTERS])
-            if sum(map(len, taken)) >= MOST_CHARACTERS:
+            characters += len(taken[-1])
+            if characters >= MOST_CHARACTERS:
                 break
         lines = [line for text in taken for line in text.splitlines() if line.strip()][:MOST_UNITS]
         words = [line.split() for line in lines]
-        rests = [*_rests(words)]
+        rests = islice((length for each in words for length in _rests(tokenizer, each)), MOST_UNITS)
         paragraphs = [part.strip("\n") for text in taken for part in text.split("\n\n") if part.strip()][:MOST_UNITS]
-        return cls(
-            _counted(tokenizer, [*chain.from_iterable(words)][:MOST_UNITS], rests),
-            _counted(tokenizer, lines, paragraphs),
-        )
+        inside = _lengths(tokenizer, [*islice(chain.from_iterable(words), MOST_UNITS)])
+        return cls(_counted(inside, rests), _counted(_lengths(tokenizer, [*lines, *paragraphs])))
 
     def log_p(self, lengths: Sequence[int], *, whole_lines: bool) -> list[float]:
         """The logarithm of the prior of each length, normalised over these.
@@ -69,16 +69,22 @@ class LengthPrior:
         return [math.log(weight / sum(weights)) for weight in weights]
 
 
-def _rests(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """What follows each word of a line up to its end, of as many words as are counted."""
-    read = 0
-    for words, first in islice(((line, i) for line in lines for i in range(1, len(line))), MOST_UNITS):
-        yield (rest := " ".join(words[first:]))
-        if (read := read + len(rest)) >= MOST_READ:
-            return
+def _counted(*kinds: Iterable[int]) -> Mapping[int, int]:
+    """How often each length occurs."""
+    return dict(sorted(Counter(chain(*kinds)).items()))
 
 
-def _counted(tokenizer: PreTrainedTokenizerBase, *kinds: Sequence[str]) -> Mapping[int, int]:
-    """How many of some texts have each length."""
-    counts = Counter(len(ids) for texts in kinds for ids in encode(tokenizer, texts, continues=True))
-    return dict(sorted(counts.items()))
+def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[int]:
+    return map(len, encode(tokenizer, texts, continues=True))
+
+
+def _rests(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Iterator[int]:
+    """How long what follows a word up to the line's end is, the longest first.
+
+    The line is encoded once: each rest for itself would take a time quadratic in the length of the line.
+    """
+    last = words[-MOST_WORDS - 1 :]
+    if len(last) > 1:
+        ends = token_ends(tokenizer, " ".join(last))
+        for start in accumulate(len(word) + 1 for word in last[:-1]):
+            yield len(ends) - bisect_right(ends, start)

@@ -409,6 +409,7 @@ def _load(path: str) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # the Hub, json, tokenizers and transformers raise different types
         check_fetched(path, "*.json", "*.model")
+        _check_file(Path(path) / "tokenizer.json")
         raise CheckpointError(f"cannot load a tokenizer from {path}: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise CheckpointError(f"the tokenizer in {path} has no fast version, which dlm needs")
@@ -416,6 +417,18 @@ def _load(path: str) -> PreTrainedTokenizerBase:
         # If the files are missing, transformers makes an empty tokenizer from the model's type.
         raise CheckpointError(f"{path} holds no tokenizer, or one without a vocabulary: copy its files there")
     return tokenizer
+
+
+def _check_file(file: Path) -> None:
+    """Refuses a file of a tokenizer that holds none, if there is such a file."""
+    if not file.is_file():
+        return
+    try:
+        Backend.from_file(str(file))
+    except Exception as error:  # tokenizers has no type of its own
+        raise CheckpointError(
+            f"{file} holds no tokenizer, or is damaged: {one_line(error)}; copy it again from where it came from"
+        ) from error
 
 
 def _name_mask(tokenizer: PreTrainedTokenizerBase, named: str | int, path: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.normalizers import Lowercase
 
 from dlm.config import Bytes, Characters
 from dlm.lm import Answers, DiffusionLM
@@ -39,6 +40,21 @@ def model(tmp_path_factory: pytest.TempPathFactory, make_lm: MakeLM) -> Path:
     data = {"train": source, "length": 32, "packing": "pad"}
     make_lm(tokenizer, 32, readings={"name": "joint", "sizes": [4]}, data=data).save_pretrained(folder)
     return folder
+
+
+def test_a_tokenizer_that_changes_the_texts_is_told_once(tmp_path: Path, make_lm: MakeLM) -> None:
+    tokenizer = build_tokenizer(Bytes(), lambda: ())
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    make_lm(tokenizer, 32).save_pretrained(tmp_path / "model")
+    asked = tmp_path / "in.jsonl"
+    for rows, told in (
+        ([{"text": "all small"}, {"text": "A capital"}, {"text": "Another"}], "of 'A capital' it keeps 'a capital'"),
+        ([{"prompt": "The ", "response": "end"}], "of 'The ' it keeps 'the '"),
+        ([{"text": "all small"}, {"prompt": "the ", "choices": ["end", "tip"]}], ""),
+    ):
+        asked.write_text("\n".join(map(json.dumps, rows)))
+        _, err = dlm("score", tmp_path / "model", asked)
+        assert err.count("the tokenizer changes the scored text") == bool(told) and told in err
 
 
 @pytest.fixture

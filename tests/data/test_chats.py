@@ -1,5 +1,6 @@
 """Chats in the usual shapes are the same chats, and what is no chat is named by its place."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.config import HeldOut, Source
 from dlm.data.chats import messages_of
 from dlm.data.corpus import corpus
-from dlm.data.losses import losses_of
+from dlm.data.losses import losses_of, odd_roles
 from dlm.data.reading import read
 from dlm.errors import ConfigError, DataError
 from dlm.model.text import decode
@@ -100,6 +101,27 @@ def test_a_message_of_weight_0_is_seen_and_not_learned(tmp_path: Path) -> None:
 def test_what_is_no_chat_is_named_by_its_line(tmp_path: Path, refused: Refused, chat: Any, words: list[str]) -> None:
     with refused(DataError, "data.train.messages", "line 2 of", "'messages'", *words):
         read(jsonl(tmp_path, [SAID, chat]), "data.train")
+
+
+def test_roles_that_the_template_does_not_know_are_told_once(
+    tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """ShareGPT's own names are translated where they stand under `from`, and there alone."""
+    odd = [{"role": "human", "content": "q"}, {"role": "bing", "content": "b"}, SAID[2]]
+    documents = read(jsonl(tmp_path, [SAID, odd, SHAREGPT, odd]), "data.train")
+    assert documents.roles == ("bing", "human") and len(documents) == 4
+    plain, knowing = copy.deepcopy(byte_tokenizer), copy.deepcopy(byte_tokenizer)
+    plain.chat_template = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    knowing.chat_template = (
+        "{% for m in messages %}{% if m.role in ('human', \"bing\") %}{{ m.content }}{% endif %}{% endfor %}"
+    )
+    (told,) = odd_roles("training", documents, plain)
+    assert "the training chats" in told and "does not speak: bing, human;" in told
+    assert [*odd_roles("training", documents, knowing)] == []
+    assert [*odd_roles("training", read(jsonl(tmp_path, [SAID, SHAREGPT]), "data.train"), plain)] == []
+    with_many = [[{"role": f"r{i}", "content": "x"}, SAID[2]] for i in range(7)]
+    (told,) = odd_roles("training", read(jsonl(tmp_path, with_many), "data.train"), plain)
+    assert "r0, r1, r2, r3, r4 and 2 more;" in told
 
 
 def test_chats_without_an_answer_say_who_speaks(tmp_path: Path, refused: Refused) -> None:

@@ -826,7 +826,8 @@ def test_long_values_and_line_breaks_in_csv(tmp_path: Path) -> None:
         ("t.csv", 'n,text\n1,a\n2,"a\nb"\n3\n', ("line 5 of", "has 1 value,", "2 columns")),
         ("t.csv", "n,text\n1,a,b\n", ("line 2 of", "3 values", "2 columns")),
         ("t.csv", 'n,text\n1,"a\n', ("line 2 of", "unexpected end")),
-        ("t.csv", "text,text\na,b\n", ("data.train.field", "line 2 of", "'text' stands there twice")),
+        ("t.csv", "text,text\na,b\n", ("data.train.field", "line 1 of", "'text' stands there twice")),
+        ("t.csv", "\n\ntext,text\na,b\nc,d\n", ("data.train.field", "line 3 of", "'text' stands there twice")),
         ("t.csv", "text\n", ("holds no row, so there is no text at all",)),
     ],
 )
@@ -927,8 +928,12 @@ def test_a_folder_is_read_in_the_format_of_its_files(tmp_path: Path, refused: Re
     (tmp_path / "notes.json").write_text('{"about": 1}')
     assert texts(source_of(str(tmp_path))) == ["a"]
     (tmp_path / "b.txt").write_text("b")
-    with refused(ConfigError, str(tmp_path), "text, jsonl", "--format"):
+    with refused(ConfigError, str(tmp_path), "text, jsonl", "name one by --format"):
         source_of(str(tmp_path))
+    assert texts(source_of(str(tmp_path), format="jsonl")) == ["a"]
+    assert texts(source_of(str(tmp_path), format="text")) == ["b"]
+    with refused(ConfigError, str(tmp_path), "name files of one, such as '*.txt'"):  # which has no option --format
+        source_of(str(tmp_path), key="--reference")
     (tmp_path / "none").mkdir()
     with refused(ConfigError, str(tmp_path / "none"), "no file of a format that is known"):
         source_of(str(tmp_path / "none"))
@@ -940,8 +945,9 @@ def test_a_glob_is_read_in_the_format_of_its_files(tmp_path: Path, refused: Refu
     (tmp_path / "LICENSE").write_text("b")
     assert texts(source_of(str(tmp_path / "L*"))) == ["b"]
     (tmp_path / "b.txt").write_text("b")
-    with refused(ConfigError, str(tmp_path / "*"), "text, jsonl", "--format"):
+    with refused(ConfigError, str(tmp_path / "*"), "text, jsonl", "name files of one, such as '*.txt'"):
         source_of(str(tmp_path / "*"))
+    assert texts(source_of(str(tmp_path / "*.txt"))) == ["b"]
     with refused(ConfigError, "--data", f"there is no file {tmp_path}/*.nothing"):
         source_of(str(tmp_path / "*.nothing"))
 

@@ -175,10 +175,13 @@ def test_a_source_of_which_nothing_is_left_is_refused(
         read(source, "data.train")
 
 
-def test_a_run_says_how_many_rows_it_leaves_out(tmp_path: Path, strict_tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_run_says_how_many_rows_it_leaves_out_and_who_is_unknown(
+    tmp_path: Path, strict_tokenizer: PreTrainedTokenizerBase
+) -> None:
     strict_tokenizer.save_pretrained(tmp_path / "speller")
     path = tmp_path / "m.jsonl"
-    path.write_text("".join(json.dumps(row).replace("user 0", f"user {i}") + "\n" for i in range(10) for row in MIXED))
+    rows = [*MIXED, spoken("user", "bing", "user", "assistant")]
+    path.write_text("".join(json.dumps(row).replace("user 0", f"user {i}") + "\n" for i in range(10) for row in rows))
     train = {"format": "jsonl", "path": str(path), "messages": "m", "skip_invalid": True}
     config = parse_config(
         {
@@ -192,4 +195,6 @@ def test_a_run_says_how_many_rows_it_leaves_out(tmp_path: Path, strict_tokenizer
     Trainer(RunFolder.create(tmp_path / "run", config), TrainingDisplay(Console(file=shown, width=300), 1)).train()
     left_out = [int(count) for count in re.findall(r"(\d+) rows? left out", shown.getvalue())]
     assert sum(left_out) == 20 and "roles must alternate" in shown.getvalue()
-    assert "rows left out" in commands.dlm("eval", tmp_path / "run", "--data", path, "--draws", "4")[1]
+    assert shown.getvalue().count("the training chats have roles of which") == 1 and ": bing;" in shown.getvalue()
+    told = commands.dlm("eval", tmp_path / "run", "--data", path, "--draws", "4")[1]
+    assert "rows left out" in told and "the scored chats have roles of which" in told

@@ -186,9 +186,9 @@ def test_characters_that_the_tokenizer_does_not_know_are_told(tmp_path: Path) ->
 
 def test_a_tokenizer_that_changes_its_texts_is_told(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerBase) -> None:
     documents = read(jsonl(tmp_path, [{"text": "all small"}, {"text": "and One Capital"}]), "data.train")
-    assert [*altered_in("training", documents, byte_tokenizer)] == []
+    assert [*altered_in("training", documents.texts(), byte_tokenizer)] == []
     uncased = copy.deepcopy(byte_tokenizer)
     uncased.backend_tokenizer.normalizer = Lowercase()
-    (told,) = altered_in("training", documents, uncased)
+    (told,) = altered_in("training", documents.texts(), uncased)
     assert "of 'and One Capital' it keeps 'and one capital'" in told
-    assert [*altered_in("training", documents.first(1), uncased)] == []
+    assert [*altered_in("training", documents.first(1).texts(), uncased)] == []

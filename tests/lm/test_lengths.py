@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from dlm.diffusion.sample import State
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.lengths import LengthSearch, Weigher, exact
-from dlm.model.spans import MOST_READ, MOST_UNITS, LengthPrior
+from dlm.model.spans import MOST_UNITS, MOST_WORDS, LengthPrior
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.commands import dlm, refusal
@@ -254,12 +255,18 @@ def test_a_prior_counts_words_rests_of_lines_lines_and_paragraphs(byte_tokenizer
     assert prior.log_p([3, 4], whole_lines=False) == pytest.approx([math.log(3 / 5), math.log(2 / 5)])
 
 
-def test_a_corpus_in_one_line_is_counted_in_bounded_room() -> None:
-    """Of a line of 100,000 words, what follows each up to its end would be 10 billion bytes."""
-    prior = LengthPrior.of_texts(["a " * 100_000], build_tokenizer(Characters(), lambda: ["a "]))
-    rests = [length for length in prior.inside if length > 1]
-    assert prior.inside[1] == MOST_UNITS and MOST_READ <= sum(rests) < MOST_READ + 200_000
-    assert max(rests) == 2 * 99_999 - 1
+def test_rests_of_lines_are_as_long_as_they_are_by_themselves(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    words = ["a", "\u00e9t\u00e9", "longer", "\U0001f600", "b", "end"]
+    prior = LengthPrior.of_texts([" \t".join(words)], byte_tokenizer)
+    rests = [" ".join(words[i:]) for i in range(1, len(words))]
+    assert prior.inside == Counter(len(part.encode()) for part in [*words, *rests])
+
+
+def test_a_book_in_one_line_takes_no_time_and_no_room(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    words = ["ab"] * 50_000
+    prior = LengthPrior.of_texts([" ".join(words)], byte_tokenizer)
+    assert prior.inside == {2: MOST_UNITS + 1, **{3 * n - 1: 1 for n in range(2, MOST_WORDS + 1)}}
+    assert prior.lines == {3 * len(words) - 1: 2}
 
 
 def test_a_run_counts_the_spans_of_its_text_and_its_model_weighs_by_them(tmp_path: Path) -> None:

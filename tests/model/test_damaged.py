@@ -53,6 +53,14 @@ def test_a_pointer_in_the_place_of_a_tokenizer_says_how_to_fetch_it(tmp_path: Pa
         build_tokenizer(Pretrained(str(tmp_path)), lambda: ())
 
 
+@pytest.mark.parametrize("content", ["{}", '{"model": {}}', '{"version": "1.0", "added_tokens": []}', "text", ""])
+def test_a_file_that_holds_no_tokenizer_is_named(tmp_path: Path, refused: Refused, content: str) -> None:
+    like_roberta().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(content)
+    with refused(CheckpointError, f"{tmp_path / 'tokenizer.json'} holds no tokenizer, or is damaged", "copy it again"):
+        build_tokenizer(Pretrained(str(tmp_path)), lambda: ())
+
+
 def test_weights_without_their_configuration_are_no_model(tmp_path: Path, refused: Refused) -> None:
     build("qwen3").save_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()

@@ -29,7 +29,7 @@ def together(*arguments: object, launcher: str = "torchrun", module: str = "dlm"
     """Runs the module to its end, however it ends, as if a launcher had started it.
 
     Args:
-        *arguments: The words of its command line.
+        *arguments: The words of its command line, in which each process finds its own for `$RANK`.
         launcher: Whose environment the processes have, one of `LAUNCHERS`.
         module: Its name.
 
@@ -92,5 +92,5 @@ def _run(words: Sequence[str], environment: Mapping[str, str], stdout: Path, std
     os.environ.update(environment)
     for number, file in ((1, stdout), (2, stderr)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)
-    sys.argv = [*words]
+    sys.argv = [word.replace("$RANK", environment["RANK"]) for word in words]
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

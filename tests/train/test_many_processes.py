@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from shutil import copytree
@@ -20,7 +19,7 @@ from dlm.lm import DiffusionLM
 from dlm.settings import dump_config, parse_config
 from dlm.train.run import RunFolder
 from tests.support.commands import answer
-from tests.support.launchers import ENVIRONMENT, LAUNCHERS, command, launch
+from tests.support.launchers import ENVIRONMENT, command, launch
 from tests.support.processes import together
 from tests.support.tiny_runs import back_to, bounds, describe, lines, losses, resume, train, weights, write
 
@@ -43,10 +42,10 @@ def close(run: Path, other: Path) -> bool:
     )
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "ddp"])
-def test_two_processes_train_as_one_that_accumulates(alone: tuple[Config, Path], tmp_path: Path, launcher: str) -> None:
+def test_two_processes_train_as_one_that_accumulates(alone: tuple[Config, Path], tmp_path: Path) -> None:
+    """By Accelerate's launcher; the tests below have the environment of torchrun, or torchrun itself."""
     config, undisturbed = alone
-    done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher=launcher)
+    done = launch("train", write(config, tmp_path / "c.yaml"), "--run-dir", tmp_path / "run", launcher="ddp")
     assert done.returncode == 0, done.stderr
     assert "2 x cpu" in done.stderr and done.stderr.count("done:") == 1
     assert done.stderr.count("step 8  validation bound") == 1 and not done.stdout
@@ -66,6 +65,7 @@ def test_a_run_goes_on_with_more_processes_and_with_fewer(alone: tuple[Config, P
     back_to(run, 4)
     done = together("train", "--resume", "--run-dir", run)
     assert done.returncode == 0 and "going on after step 4" in done.stderr, done.stderr
+    assert "2 x cpu" in done.stderr and done.stderr.count("done:") == 1 and not done.stdout
     assert close(run, undisturbed)
     back_to(run, 4)
     resume(run)
@@ -143,9 +143,7 @@ def test_machines_that_do_not_share_the_run_folder_are_told(alone: tuple[Config,
     _, run = alone
     for rank, step in enumerate((8, 4)):
         back_to(Path(copytree(run, tmp_path / f"run-{rank}", symlinks=True)), step)
-    launcher = [sys.executable, "-m", *LAUNCHERS["torchrun"], "--no-python", "bash", "-c"]
-    resumed = f'exec {sys.executable} -m dlm train --resume --run-dir "{tmp_path}/run-$RANK"'
-    done = subprocess.run([*launcher, resumed], capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+    done = together("train", "--resume", "--run-dir", tmp_path / "run-$RANK")
     assert done.returncode != 0 and "after different steps, [4, 8]: put it on a disk" in done.stderr, done.stderr
 
 
