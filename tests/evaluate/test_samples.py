@@ -277,6 +277,9 @@ def test_a_bidirectional_state_is_the_mean_of_those_of_plain_transformers(
     lm.model.train()
     found = judge.features(rows)
     assert not lm.model.training
+    lm.model.train()
+    judge.nats(rows)
+    assert not lm.model.training
     for row, state in zip(rows, found, strict=True):
         mask = torch.ones(1, 1, len(row), len(row), dtype=torch.bool)
         with torch.inference_mode():
