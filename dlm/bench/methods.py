@@ -27,7 +27,7 @@ class How:
         candidates: The fillings of a passage that are re-ranked.
         longest: The most tokens of a hole of unknown length.
         draws: Masked copies of a passage that a bound is estimated from.
-        reread: Whether diffusion ranks fillings of unknown length by the causal reading; see `LengthSearch`.
+        reread: Whether `diffusion` ranks fillings of unknown length by the causal reading; see `LengthSearch`.
         chain_rule: Whether the likelihood of masks is exact, by the chain rule from left to right.
         seed: Texts and masks follow from it.
         batch_size: Passages filled side by side.
@@ -81,18 +81,30 @@ class Method:
         Returns:
             Whether it can.
         """
-        if self.name == "diffusion":
-            return readings.any_order
+        if self.name.startswith("diffusion"):
+            return readings.any_order and (readings.causal or not self.draws)
         return middle if self.name.startswith("fim") else readings.causal
 
 
-def _diffusion(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
-    """All holes at once, by the default of `dlm infill`."""
-    search = LengthSearch(reread=how.reread)
-    found = lm.infill_each(
-        templates, sampler=how.sampler, seed=how.seed, batch_size=how.batch_size, draws=how.draws, search=search
-    )
-    return (alternatives[0].spans for alternatives in found)
+def _diffusion(*, ranked: bool) -> Fill:
+    """All holes at once, by the default of `dlm infill`; the likeliest of several candidates, or the only one.
+
+    Where lengths are searched, there are as many candidates as the search tries.
+    """
+
+    def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
+        found = lm.infill_each(
+            templates,
+            num=how.candidates if ranked else 1,
+            sampler=how.sampler,
+            seed=how.seed,
+            batch_size=how.batch_size,
+            draws=how.draws,
+            search=LengthSearch(reread=True if ranked else how.reread),
+        )
+        return (alternatives[0].spans for alternatives in found)
+
+    return written
 
 
 def _diffusion_nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> list[float]:
@@ -152,7 +164,8 @@ def _nats_of_next_tokens(*, middle: bool) -> Nats:
 METHODS = {
     method.name: method
     for method in (
-        Method("diffusion", _diffusion, _diffusion_nats),
+        Method("diffusion", _diffusion(ranked=False), _diffusion_nats),
+        Method("diffusion+rerank", _diffusion(ranked=True), None, draws=True),
         Method("fim", _by_next_tokens(middle=True, ranked=False), _nats_of_next_tokens(middle=True)),
         Method("fim+rerank", _by_next_tokens(middle=True, ranked=True), None, draws=True),
         Method("left", _by_next_tokens(middle=False, ranked=False), _nats_of_next_tokens(middle=False)),

@@ -43,7 +43,7 @@ Methods = Annotated[
     str | None,
     typer.Option(
         metavar="NAME,...",
-        help="diffusion, fim, fim+rerank, left, left+rerank.",
+        help="diffusion, diffusion+rerank, fim, fim+rerank, left, left+rerank.",
         show_default="those that suit each model",
     ),
 ]
@@ -188,6 +188,8 @@ def _notes(found: "Infillings") -> Iterator[str]:
     )
     if any(p.method.endswith("+rerank") for p in found.points):
         yield f"+rerank takes the likeliest of {found.candidates} candidates, read as a whole with what stands behind"
+    if any(p.method == "diffusion+rerank" and not p.known for p in found.points):
+        yield "where lengths are unknown, the candidates of diffusion+rerank are those that the search of lengths tries"
     if any(p.bits is not None and not p.bits_exact for p in found.points):
         yield "bits/character of diffusion are an upper bound, of the others exact; --chain-rule makes all exact"
     if len({*found.contexts.values()}) > 1:

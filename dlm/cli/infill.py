@@ -63,7 +63,7 @@ Reread = Annotated[
     bool | None,
     typer.Option(
         "--reread/--no-reread",
-        help="Rank fillings of unknown length by the causal reading of the whole text.",
+        help="Rank fillings by the causal reading of the whole text.",
         show_default="where the model has one",
     ),
 ]

@@ -87,13 +87,16 @@ class Filler:
                         else self._searched(place, template, num, search)
                     )
             else:
+                known = [*group]
                 asked = [
                     (template, self._task(template, place, number))
-                    for place, template in group
+                    for place, template in known
                     for number in range(num)
                 ]
-                for alternatives in in_groups(self._filled(asked), len(asked) // num, num):
-                    yield sorted(alternatives, key=lambda one: -one.log_likelihood)
+                wanted = num > 1 if search.reread is None else search.reread
+                groups = in_groups(self._filled(asked), len(known), num)
+                for (_, template), alternatives in zip(known, groups, strict=True):
+                    yield sorted(self._reread(template, alternatives, wanted=wanted), key=lambda one: -one.rank)
 
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
         """The alternatives of a text whose holes may have several lengths; equal texts are one."""

@@ -26,7 +26,7 @@ class Infilling:
         length_posterior: The log-probability of all lengths that were weighed, the likeliest first; empty where they
             were given.
         log_whole: Log p(the spans and what stands between and behind them | what stands before), in nats, by the
-            causal reading; None where fillings were not ranked by it. See `dlm.lm.rereading`.
+            causal reading; None where fillings were not read by it. See `dlm.lm.rereading`.
     """
 
     text: str

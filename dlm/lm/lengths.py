@@ -32,13 +32,14 @@ NOT_REREAD = "--reread is for a model with a causal reading, with readings joint
 
 @dataclass(frozen=True)
 class LengthSearch:
-    """How the holes of unknown length are searched.
+    """How the holes of unknown length are searched, and how fillings are ranked.
 
     Attributes:
         prior: How likely each length is by itself; None for what the model's run counted, or else all alike.
         effort: The most lengths of a hole that are weighed, and the fillings that are tried.
         reread: Whether fillings are ranked by the causal reading of the whole text, rather than by the log-probability
-            of length and span; None for where the model has one and a text stands behind the last hole.
+            of length and span; None for where the model has one and there is something to rank: several alternatives
+            of known length, or of unknown length where a text stands behind the last hole.
     """
 
     prior: LengthPrior | None = None

@@ -20,7 +20,7 @@ from dlm.diffusion.network import NetworkInput
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
 from dlm.lm.canvas import Canvas
-from dlm.lm.lengths import REACH
+from dlm.lm.lengths import REACH, LengthSearch
 from dlm.lm.rereading import Rereader
 from dlm.lm.scoring import Score
 from dlm.model.sentinels import add_sentinels
@@ -151,7 +151,7 @@ def test_every_model_is_asked_by_every_method_that_suits_it(models: dict[str, Di
     found = [(name, each.name) for name, _, each in entries_of(models, None, QUICK)]
     assert found == [
         ("masked", "diffusion"),
-        *(("joint", name) for name in ("diffusion", "left", "left+rerank")),
+        *(("joint", name) for name in ("diffusion", "diffusion+rerank", "left", "left+rerank")),
         *(("autoregressive", name) for name in ("left", "left+rerank")),
         *(("fim", name) for name in ("fim", "fim+rerank", "left", "left+rerank")),
     ]
@@ -170,11 +170,15 @@ def test_points_of_every_method(models: dict[str, DiffusionLM]) -> None:
         told=lambda *what: told.append(what),
     )
     assert found.skipped == ("64 tokens",) and found.finished and len(found.points) == 2 * len(entries)
-    assert [done for done, _, _ in told] == list(range(14)) and {total for _, total, _ in told} == {14}
+    assert [done for done, _, _ in told] == list(range(16)) and {total for _, total, _ in told} == {16}
     for point in found.points:
         assert 0 <= point.exact_match.value <= point.chrf.value <= 1 and point.calls > 0
         assert (point.bits is not None) == (point.known and "rerank" not in point.method)
         assert point.bits_exact == (point.method != "diffusion")
+    reranked = {point.known: point for point in found.points if point.method == "diffusion+rerank"}
+    plain = {point.known: point for point in found.points if (point.model, point.method) == ("joint", "diffusion")}
+    # The search of lengths ranks so already.
+    assert reranked[False].exact_match == plain[False].exact_match and reranked[False].chrf == plain[False].chrf
 
 
 def test_a_model_beside_itself_differs_by_exactly_zero(models: dict[str, DiffusionLM]) -> None:
@@ -265,6 +269,23 @@ def test_reranking_takes_the_likeliest_candidate(models: dict[str, DiffusionLM])
     tried = next(lm.filling.by_next_tokens(how.sampler, None, 0, 8).fill({0: template}, 8))
     best = max(tried, key=lambda one: lm.filling.rereader().nats(template, [one.ids])[0])
     assert span == best.spans[0] and len({one.spans for one in tried}) > 1
+
+
+@pytest.mark.parametrize("text", ["the ra[MASK:2] in", "the ra[MASK:2] in sp[MASK:3] falls"])
+def test_reranked_diffusion_takes_the_candidate_that_the_causal_reading_finds_likeliest(
+    text: str, models: dict[str, DiffusionLM]
+) -> None:
+    """Of all holes together, each candidate being what it is alone."""
+    lm, template = models["joint"], parse_template(text)
+    how = replace(QUICK, candidates=8)
+    (spans,) = METHODS["diffusion+rerank"].fill(lm, {5: template}, how)
+    search = LengthSearch(reread=False)
+    tried = next(lm.infill_each({5: template}, num=8, sampler=how.sampler, search=search, draws=2))
+    nats = lm.filling.rereader().nats(template, [one.ids for one in tried])
+    assert spans == tried[nats.index(max(nats))].spans and len({one.spans for one in tried}) > 4
+    likeliest = tried[0].spans  # by the bound of the spans given the rest
+    (first,) = METHODS["diffusion"].fill(lm, {5: template}, how)
+    assert first in [one.spans for one in tried] and len({spans, likeliest, first}) > 1
 
 
 def test_a_continuation_of_unknown_length_is_cut_where_what_stands_behind_is_likeliest(

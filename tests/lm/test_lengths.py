@@ -339,6 +339,30 @@ def test_a_model_with_a_causal_reading_ranks_by_the_whole_text(make_lm: MakeLM) 
     assert [one.rank for one in other] == sorted((one.rank for one in other), reverse=True)
 
 
+def test_alternatives_of_known_length_are_ranked_by_the_whole_text_too(make_lm: MakeLM) -> None:
+    """The same alternatives in another order; a single one is not read, unless that is asked for."""
+    joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
+    template = parse_template("abc[MASK:3]d[MASK:2]ab")
+    found = joint.infill(template, num=12)
+    nats = joint.filling.rereader().nats(template, [one.ids for one in found])
+    assert [one.log_whole for one in found] == pytest.approx(nats, abs=1e-3)
+    assert [one.rank for one in found] == sorted((one.log_whole or 0.0 for one in found), reverse=True)
+    plain = joint.infill(template, num=12, search=LengthSearch(reread=False))
+    assert all(one.log_whole is None for one in plain)
+    assert {one.text for one in found} == {one.text for one in plain} and [*found] != [*plain]
+    bounds = [one.log_likelihood for one in plain]
+    assert bounds == sorted(bounds, reverse=True)
+    (alone,), (asked,) = joint.infill(template), joint.infill(template, search=LengthSearch(reread=True))
+    assert alone.log_whole is None and asked.log_whole is not None and alone.text == asked.text
+    several = {n: parse_template(text) for n, text in enumerate(("ab[MASK:2]", "[MASK:3]c", "a[MASK:1]b"))}
+    together = [*joint.infill_each(several, num=3, batch_size=4)]
+    for n, (one, other) in enumerate(zip(together, several.values(), strict=True)):
+        alone_each = next(joint.infill_each({n: other}, num=3, batch_size=4))
+        assert [(each.text, each.log_whole) for each in one] == [
+            (each.text, pytest.approx(each.log_whole, abs=1e-3)) for each in alone_each
+        ]
+
+
 @pytest.mark.parametrize("text", ["abc[MASK:0-3]", "[MASK:0-2]", "abc[MASK:1]d[MASK:0-2]"])
 def test_where_nothing_stands_behind_the_last_hole_length_and_span_are_ranked(text: str, make_lm: MakeLM) -> None:
     joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
