@@ -85,7 +85,10 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         (("masked", "--holes", "1,1"), "--holes: 1 is given twice"),
         (("masked", "--lengths", "some"), "--lengths is known, unknown, or both with a comma between them, got 'some'"),
         (("masked", "--draws", "3"), "--draws must be even, got 3"),
-        (("masked", "--methods", "best"), "--methods: there is no method 'best'; valid: diffusion, fim, fim+rerank"),
+        (
+            ("masked", "--methods", "best"),
+            "--methods: there is no method 'best'; valid: diffusion, diffusion+rerank, fim",
+        ),
         (("masked", "--methods", "fim"), "--methods: fim suits none of these models: leave it out"),
         (("masked", "middle", "--methods", "fim"), "{0}/masked fills no holes by any of these methods"),
         (("middle", "--methods", "fim+rerank", "--temperature", "0"), "which are all the same at temperature 0"),
