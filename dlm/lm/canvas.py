@@ -62,12 +62,13 @@ def lay_out(
         DataError: The holes and the text between them are longer than the context.
     """
     context -= len(affixes)
+    widest = max(part.tokens for part in template if isinstance(part, Hole))
+    if widest > context:  # before as many ids are made
+        raise DataError(f"a span of {widest} tokens does not fit the context of {context}")
     ids: list[int] = []
     holes: list[range] = []
     for part, written in zip(template, encoded_parts(template, tokenizer, mask_id), strict=True):
         if isinstance(part, Hole):
-            if part.tokens > context:
-                raise DataError(f"a span of {part.tokens} tokens does not fit the context of {context}")
             holes.append(range(len(ids), len(ids) + part.tokens))
         ids += written
     first, last = holes[0].start, holes[-1].stop

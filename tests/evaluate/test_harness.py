@@ -347,7 +347,7 @@ def test_two_processes_get_what_one_gets(saved: Path, folder: Path) -> None:
         assert a == b
     assert one == two
     found = together(*words, "own_choice", "--limit", "1", launcher="torchrun")
-    assert found.returncode == 2 and "own_choice has 1 documents for 2 processes" in found.stderr
+    assert found.returncode == 2 and "own_choice has 1 document for 2 processes" in found.stderr
 
 
 @pytest.mark.long

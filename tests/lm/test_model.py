@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -189,8 +190,12 @@ def test_spans_that_do_not_fit_are_refused(tiny_lm: DiffusionLM, refused: Refuse
 
 
 def test_a_span_of_any_number_is_refused_before_memory_is_taken(tiny_lm: DiffusionLM, refused: Refused) -> None:
+    tracemalloc.start()
     with refused(DataError, "999999999"):
         tiny_lm.infill("[MASK:999999999]")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
 
 
 def test_a_text_without_a_hole_is_refused(tiny_lm: DiffusionLM, refused: Refused) -> None:

@@ -114,7 +114,7 @@ def test_a_damaged_folder_is_a_row(damage: str, trained: Path, tmp_path: Path) -
     out, err = dlm("runs", tmp_path)
     *table, empty, below = out.splitlines()
     assert err == "" and below == f"{broken.path}: {broken.problem}" and (empty, len(table)) == ("", 4)
-    assert max(map(len, table)) < 240 and broken.problem not in "".join(table)
+    assert broken.problem not in "".join(table)
 
 
 def test_damaged_weights_are_named(trained: Path, tmp_path: Path) -> None:
