@@ -22,7 +22,7 @@ $(READY): pyproject.toml .ci/constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train the default model on Python source, then sample, infill and evaluate it
+demo: $(READY)  ## train a small model on Python source, then sample, infill and evaluate it
 	@BIN=$(BIN) RUN=$(RUN) bash .ci/demo
 
 test: $(READY)  ## run the tests and name the slowest; T=tests/diffusion for a part, PYTEST="-m 'not long'" for the quick ones

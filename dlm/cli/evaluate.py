@@ -457,14 +457,15 @@ def _readings(found: "ReadingsReport", per: Unit) -> Iterator[str]:
     for name, report in found.reports.items():
         sign = "=" if report.estimator == "exact" else "≤"
         masks = "exact" if report.estimator == "exact" else f"{report.monte_carlo_se:.4f} from the masks"
+        each, _ = _perplexity(report, per)
         yield (
             f"{name:<16} {sign} {report.nats_per_token:>10.4f}  {_shown(report.nats_per_token_ci95):<18}"
-            f"{report.bits_per_byte:>11.4f}{_perplexity(report, per)[0]:>12.4f}  {masks}"
+            f"{report.bits_per_byte:>11.4f} {each:>11.{4 if each < 1e6 else 0}f}  {masks}"
         )
     yield ""
     yield f"{f'against {first.reading}':<18} {'nats/token':>10}  95% interval, paired by {first.resampled}"
-    for each in found.differences:
-        yield f"{each.reading:<18} {each.nats_per_token:>+10.4f}  {_shown(each.nats_per_token_ci95, '+')}"
+    for less in found.differences:
+        yield f"{less.reading:<18} {less.nats_per_token:>+10.4f}  {_shown(less.nats_per_token_ci95, '+')}"
 
 
 def _method(found: "ReadingsReport") -> Iterator[str]:

@@ -131,7 +131,7 @@ def infill(
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
-    counted = _text_of(length_prior)
+    prior_text = _text_of(length_prior)
     ask = partial(_template_of, marker=marker, longest=max_length, choices=_choices(choices))
     records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
@@ -141,7 +141,7 @@ def infill(
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = _search(length_prior, counted, effort, reread, lm)
+    search = _search(length_prior, prior_text, effort, reread, lm)
     if search is None:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:

@@ -46,7 +46,7 @@ def read(source: Source, key: str) -> Documents:
         DataError: The documents are missing, damaged, empty, or not where the source says.
     """
     chosen = format_of(source, key)
-    with _quiet():
+    with quiet():
         table = chosen.read(key)
         if chosen.tabular and not len(table):
             raise no_rows(source.path or source.format, key)
@@ -78,7 +78,7 @@ def read_splits(data: Data) -> Splits:
     documents = _written(data, data.train, "data.train")
     if data.validation is not None:
         return Splits(documents, _written(data, data.validation, "data.validation"))
-    with _quiet():
+    with quiet():
         train, validation = documents.split(data.held_out)
     if not len(train) or not len(validation):
         share = data.held_out.share
@@ -99,12 +99,12 @@ def _written(data: Data, source: Source, key: str) -> Documents:
     documents = read(source, key)
     if data.detokenize is None:
         return documents
-    with _quiet():
+    with quiet():
         return documents.detokenized(data.detokenize).without_empty()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars of `datasets`, which have a global switch, and with its errors in one line."""
     shown = is_progress_bar_enabled()
     level: Any = datasets.logging.get_verbosity()

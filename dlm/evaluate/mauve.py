@@ -43,8 +43,8 @@ def mauve_score(texts_ND: Features, others_MD: Features, seed: int) -> Ratio:
 
     Draws from two histograms are further apart than the histograms, so that the value of N and M texts lies below that
     of ever more texts, and the bootstrap's values below that value again. Values are compared with those of as many
-    texts, so the interval is of what other N and M texts of the same sources give: the bootstrap's, moved up by the
-    distance from its mean to the value, and cut at 1.
+    texts, so the interval is of the mean of what other N and M texts of the same sources give: the bootstrap's, moved
+    up by the distance from its mean to the value, and cut at 1.
 
     Args:
         texts_ND: A state for each of N texts.

@@ -185,7 +185,10 @@ def _different(template: Template, found: list[Infilling]) -> list[Infilling]:
     """The alternatives of a text; where a hole is held to a language, which may have few texts, each text once."""
     if not any(isinstance(part, Hole) and part.pattern is not None for part in template):
         return found
-    return [*{one.text: one for one in reversed(found)}.values()][::-1]  # of equal texts the likeliest
+    likeliest: dict[str, Infilling] = {}
+    for one in found:
+        likeliest.setdefault(one.text, one)
+    return [*likeliest.values()]
 
 
 def _is_searched(template: Template) -> bool:

@@ -247,6 +247,8 @@ def _alphabet(tokenizer: PreTrainedTokenizerBase) -> Callable[[str], int] | None
     if split != _EACH_CHARACTER or names:
         return None
     known, unknown = backend.get_vocab(with_added_tokens=False), backend.token_to_id(backend.model.unk_token)
+    if unknown is None:
+        return None
     return lambda character: known.get(character, unknown)
 
 

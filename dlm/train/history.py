@@ -113,6 +113,11 @@ class History:
         found = [each for each in self.validations if not math.isnan(each.judged.nats_per_token)]
         return min(found, key=lambda each: each.judged.nats_per_token, default=None)
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether there was a checkpoint: one follows each validation, before the next."""
+        return len(self.validations) > 1
+
     def speed(self, last: int = 50) -> float | None:
         """Tokens a second over the last steps; None before the first."""
         taken = [step for step in self.steps[-last:] if step.tokens_per_second > 0]

@@ -1,5 +1,6 @@
 """The runs of a folder: where each stands, and how to go on with it."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,15 +9,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dlm.config import Source
-from dlm.errors import CheckpointError, ConfigError, DlmError
+from dlm.errors import CheckpointError, ConfigError, DlmError, one_line
 from dlm.evaluate.bootstrap import Interval
-from dlm.model.locate import CHECKPOINTS, resolve
-from dlm.model.tensors import TIME_WEIGHTS, check_whole
+from dlm.model.checkpoint import read_sidecar
+from dlm.model.locate import CHECKPOINTS, SIDECAR, follow, is_adapter
+from dlm.model.tensors import OPTIMIZER_STATE, RAW_WEIGHTS, TIME_WEIGHTS, check_whole
 from dlm.paths import quoted
 from dlm.settings import load_config
 from dlm.train.history import METRICS, History
 from dlm.train.lock import writer_of
-from dlm.train.run import TRAINER, Progress
+from dlm.train.run import LOST, TRAINER, Progress
 
 State = Literal["training", "finished", "interrupted", "broken"]
 
@@ -139,7 +141,14 @@ def _state(run: Path) -> RunState:
     if writer:
         state = "training"
     elif saved is not None:
-        _check_weights(run / CHECKPOINTS / f"step-{saved:06d}", Path(resolve(run)))
+        last = run / CHECKPOINTS / f"step-{saved:06d}"
+        best_folder = follow(run / CHECKPOINTS / "best")
+        for folder in dict.fromkeys([last.resolve(), *([best_folder.resolve()] if best_folder.exists() else [])]):
+            _check_model(folder)
+        for name in (OPTIMIZER_STATE, *([RAW_WEIGHTS] if config.train.ema else [])):
+            check_whole(last / TRAINER / name)
+    elif history.has_saved:
+        raise CheckpointError(f"{run} {LOST}")
     return RunState(
         path=str(run),
         state=state,
@@ -157,14 +166,25 @@ def _state(run: Path) -> RunState:
     )
 
 
-def _check_weights(*checkpoints: Path) -> None:
-    """Refuses a run whose last or best checkpoint has files of tensors that are damaged, or none."""
-    for folder in dict.fromkeys(path.resolve() for path in checkpoints):
-        files = sorted(folder.glob("*.safetensors"))
-        if not any(file.name != TIME_WEIGHTS for file in files):
-            raise CheckpointError(f"{folder} is damaged: it has no weights")
-        for file in (*files, *sorted((folder / TRAINER).glob("*.safetensors"))):
-            check_whole(file)
+def _check_model(folder: Path) -> None:
+    """Refuses a checkpoint that lacks a file of its model, or has one that is damaged; no tensor is read."""
+    if read_sidecar(str(folder)) is None:
+        raise CheckpointError(f"{folder} is damaged: it has no {SIDECAR}")
+    for name in ("adapter_config.json" if is_adapter(str(folder)) else "config.json", "tokenizer.json"):
+        try:
+            json.loads((folder / name).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder / name} is damaged: {one_line(error, 120)}") from error
+    files = {*folder.glob("*.safetensors")}
+    if not any(file.name != TIME_WEIGHTS for file in files):
+        raise CheckpointError(f"{folder} is damaged: it has no weights")
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            files |= {folder / name for name in json.loads(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is damaged: {one_line(error, 120)}") from error
+    for file in sorted(files):
+        check_whole(file)
 
 
 def _go_on(run: Path, state: State, source: Source) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from dlm.data.batches import Sequences
 from dlm.data.corpus import corpus
 from dlm.data.documents import Documents
-from dlm.data.reading import read_splits
+from dlm.data.reading import quiet, read_splits
 from dlm.data.streaming import open_stream
 from dlm.data.windows import Strided, Wrapped
 from dlm.errors import ConfigError, DataError
@@ -55,7 +55,8 @@ def arranged(
         ConfigError: Documents that are detokenised or joined have prompts, or the stride does not fit the context.
         DataError: There is less text than one full row.
     """
-    written = documents if detokenize is None else documents.detokenized(detokenize)
+    with quiet():
+        written = documents if detokenize is None else documents.detokenized(detokenize)
     sequences = sequences_of(lm, written)
     if detokenize is not None:
         sequences = replace(sequences, tokens=replace(sequences.tokens, sizes=documents.sizes()))

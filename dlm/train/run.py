@@ -15,6 +15,7 @@ from dlm.errors import CheckpointError, ConfigError, WriteError, unwritten
 from dlm.model.checkpoint import flush, point, whole_folder
 from dlm.model.locate import CHECKPOINTS, follow
 from dlm.settings import dump_config, flatten, load_config
+from dlm.train.history import METRICS, History
 from dlm.train.lock import RunLock, refusal, writer_of
 from dlm.train.optim import learning_rate_factor
 from dlm.train.overwriting import check_replaceable, clear, is_taken
@@ -25,6 +26,9 @@ TRAINER = "trainer"
 
 PROGRESS = "progress.json"
 """The file in it that says where the run stands."""
+
+LOST = f"has lost its checkpoints, of which its {METRICS} tells"
+"""What is said of a run whose checkpoints are gone."""
 
 FREE_KEYS = {
     "compile",
@@ -169,6 +173,7 @@ class RunFolder:
 
         Raises:
             ConfigError: There is no run, or it was begun with another configuration.
+            CheckpointError: It has no checkpoint any more.
         """
 
         def begun() -> Config:
@@ -179,7 +184,10 @@ class RunFolder:
         asked = config or begun()
 
         def check() -> None:
-            run.changes = _changes(path, begun(), asked, max(run._steps(), default=0))
+            saved = max(run._steps(), default=0)
+            run.changes = _changes(path, begun(), asked, saved)
+            if not saved and History.read(path).has_saved:
+                raise CheckpointError(f"{path} {LOST}; to train it from the first step, use --overwrite for --resume")
 
         run = cls(path, asked, check)
         check()

@@ -120,6 +120,14 @@ def test_equal_texts_of_a_language_are_one(tiny_lm: DiffusionLM) -> None:
     assert len(tiny_lm.infill("a [MASK:1] b", num=8, sampler=Sampler(token=TokenChoice(0.0)))) == 8
 
 
+def test_a_text_has_the_rank_of_its_likeliest_tokens(make_lm: MakeLM) -> None:
+    """A text may have several rows of as many tokens, such as th|e|h and t|h|eh."""
+    lm = make_lm(build_tokenizer(Bpe(size=264), lambda: ["the he th hht eeth"] * 20), 48)
+    found = lm.infill("a [MASK:3:/[the]{4}/] b", num=100, draws=2)
+    ranks = [one.rank for one in found]
+    assert len({one.text for one in found}) == len(found) < 100 and ranks == sorted(ranks, reverse=True)
+
+
 def test_few_choices_are_all_scored(tiny_lm: DiffusionLM) -> None:
     """Each choice once, by the likelihood of its own tokens; the sum over all texts of one token would be one."""
     letters = "abcdefgh"

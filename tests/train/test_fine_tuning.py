@@ -195,7 +195,6 @@ def _exact(lm: DiffusionLM, x0_BL: torch.Tensor, loss_mask_BL: torch.Tensor) -> 
 
 
 @pytest.mark.long
-@pytest.mark.long
 def test_samples_end_where_texts_do_however_long_the_canvas(tmp_path: Path) -> None:
     """A text has 3.5 letters on average, on any canvas; without the tail it is stretched to fill what there is."""
     path = write(tmp_path / "data.jsonl", repetitions(3000))

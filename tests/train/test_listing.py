@@ -41,6 +41,15 @@ DAMAGE = {
     "an optimizer that ends too early": lambda run: cut_short(
         run / f"checkpoints/step-{STEPS:06d}/trainer/optimizer.safetensors", 8
     ),
+    "no optimizer": lambda run: (run / f"checkpoints/step-{STEPS:06d}/trainer/optimizer.safetensors").unlink(),
+    "a model without dlm.yaml": lambda run: (run / "checkpoints/best/dlm.yaml").unlink(),
+    "a model without its configuration": lambda run: (run / "checkpoints/best/config.json").unlink(),
+    "a tokenizer that is no JSON": lambda run: (run / "checkpoints/best/tokenizer.json").write_text("{"),
+    "a shard that is gone": lambda run: (run / "checkpoints/best/model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "model-00002-of-00002.safetensors"}}'
+    ),
+    "an index of another kind": lambda run: (run / "checkpoints/best/model.safetensors.index.json").write_text("[]"),
+    "no checkpoint any more": lambda run: shutil.rmtree(run / "checkpoints"),
     "metrics that are a folder": lambda run: ((run / "metrics.jsonl").unlink(), (run / "metrics.jsonl").mkdir()),
 }
 
@@ -115,6 +124,24 @@ def test_a_damaged_folder_is_a_row(damage: str, trained: Path, tmp_path: Path) -
     *table, empty, below = out.splitlines()
     assert err == "" and below == f"{broken.path}: {broken.problem}" and (empty, len(table)) == ("", 4)
     assert broken.problem not in "".join(table)
+
+
+def test_a_run_that_lost_its_checkpoints_is_not_begun_anew_unasked(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "done", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    metrics = (tmp_path / "run/metrics.jsonl").read_bytes()
+    assert "has lost its checkpoints, of which its metrics.jsonl tells" in refusal(
+        "train", "--resume", "--run-dir", tmp_path / "run"
+    )
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_without_its_best_goes_on_from_what_is_left(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "done", tmp_path / "run", symlinks=True)
+    *_, before, last = sorted((tmp_path / "run/checkpoints").glob("step-*"))
+    shutil.rmtree(last)
+    found = state_of(tmp_path / "run")
+    assert found.state == "interrupted" and found.saved == int(before.name.removeprefix("step-"))
 
 
 def test_damaged_weights_are_named(trained: Path, tmp_path: Path) -> None:
