@@ -20,6 +20,7 @@ from dlm.evaluate.memorised import LEAST, KnownText
 from dlm.evaluate.samples import Judge, Rows, judge_texts, judging_notes, words
 from dlm.lm import DiffusionLM
 from dlm.model.text import decode, encode
+from dlm.plain import counted
 
 FEWEST_FOR_MAUVE = 1000
 """Texts from which on MAUVE is not cautioned about; its authors advise some thousands."""
@@ -111,15 +112,23 @@ def evaluate_quality(
 
     written = _read(own, judge)
     texts, notes = measured(written), [*_notes(written)]
+    real: Written | None = None
     if reference:
         others = pieces_like(own.texts, reference, seed)
+        real = _read(Texts(others), judge)
+        notes += [f"of the reference: {note}" for note in _notes(real)]
+        if len(others) < len(own.texts):
+            notes.append(
+                f"the reference has parts for {counted(len(others), 'text')}, and there are {len(own.texts)}: figures of "
+                "all texts together, such as distinct n-grams, are not comparable"
+            )
         mauve, why = _mauve(features or judge, own.texts, others, seed)
         if mauve:
             texts = replace(texts, figures={**texts.figures, "mauve": mauve})
         notes += [why] * bool(why)
     return QualityReport(
         texts,
-        measured(_read(Texts(others), judge)) if reference else None,
+        measured(real) if real else None,
         judge.reading if judge else None,
         judge.exact if judge else None,
         "judge" if judge else "word",

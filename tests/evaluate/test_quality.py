@@ -265,3 +265,10 @@ def test_mauve_compares_with_as_many_parts_of_the_real_text(
         one, two, seed = asked[-1]
         own, theirs = (features_of(features or judge, encode(byte_tokenizer, each)) for each in (texts, parts))
         assert seed == 7 and np.array_equal(one, own) and np.array_equal(two, theirs)
+
+
+def test_a_reference_of_fewer_parts_than_texts_is_told() -> None:
+    texts, real = ["one two three"] * 5, ["four five six", "seven eight"]
+    told = "the reference has parts for 2 texts, and there are 5"
+    assert any(note.startswith(told) for note in evaluate_quality(Texts(texts), reference=real).notes)
+    assert not any("parts for" in note for note in evaluate_quality(Texts(texts[:2]), reference=real).notes)
