@@ -119,8 +119,8 @@ def evaluate_quality(
         notes += [f"of the reference: {note}" for note in _notes(real)]
         if len(others) < len(own.texts):
             notes.append(
-                f"the reference has parts for {counted(len(others), 'text')}, and there are {len(own.texts)}: figures of "
-                "all texts together, such as distinct n-grams, are not comparable"
+                f"the reference has parts for {counted(len(others), 'text')}, and there are {len(own.texts)}: figures "
+                "of all texts together, such as distinct n-grams, are not comparable"
             )
         mauve, why = _mauve(features or judge, own.texts, others, seed)
         if mauve:
