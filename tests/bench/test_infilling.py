@@ -286,6 +286,8 @@ def test_reranked_diffusion_takes_the_candidate_that_the_causal_reading_finds_li
     likeliest = tried[0].spans  # by the bound of the spans given the rest
     (first,) = METHODS["diffusion"].fill(lm, {5: template}, how)
     assert first in [one.spans for one in tried] and len({spans, likeliest, first}) > 1
+    # --no-reread is for what `diffusion` does.
+    assert [*METHODS["diffusion+rerank"].fill(lm, {5: template}, replace(how, reread=False))] == [spans]
 
 
 def test_a_continuation_of_unknown_length_is_cut_where_what_stands_behind_is_likeliest(

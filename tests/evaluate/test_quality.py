@@ -241,6 +241,8 @@ def test_the_interval_of_mauve_is_of_what_as_many_texts_give() -> None:
         assert found.interval is not None and found.interval[0] < found.value < found.interval[1] <= 1.0
         covered += bool(found.interval[0] <= typical <= found.interval[1])
     assert typical < _area(p_K, q_K) - 0.05 and covered >= 20
+    equal = resampled(1.0, p_K, p_K, (count, count), 0, resamples=40)
+    assert equal.interval is not None and equal.interval[1] == 1.0  # the most that MAUVE can be
 
 
 def test_mauve_compares_with_as_many_parts_of_the_real_text(

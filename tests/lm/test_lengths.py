@@ -20,7 +20,7 @@ from dlm.diffusion.sample import State
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.lengths import LengthSearch, Weigher, exact
-from dlm.model.spans import MOST_UNITS, MOST_WORDS, LengthPrior
+from dlm.model.spans import MOST_CHARACTERS, MOST_UNITS, MOST_WORDS, LengthPrior
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.commands import dlm, refusal
@@ -260,6 +260,14 @@ def test_rests_of_lines_are_as_long_as_they_are_by_themselves(byte_tokenizer: Pr
     prior = LengthPrior.of_texts([" \t".join(words)], byte_tokenizer)
     rests = [" ".join(words[i:]) for i in range(1, len(words))]
     assert prior.inside == Counter(len(part.encode()) for part in [*words, *rests])
+
+
+def test_a_prior_is_of_the_beginning_of_a_large_text(byte_tokenizer: PreTrainedTokenizerBase) -> None:
+    begins = " " * MOST_CHARACTERS
+    counted = [
+        LengthPrior.of_texts(texts, byte_tokenizer) for texts in (["ab", begins, "cde"], ["ab"], [begins + "cde"])
+    ]
+    assert counted[0] == counted[1] and not counted[2].inside
 
 
 def test_a_book_in_one_line_takes_no_time_and_no_room(byte_tokenizer: PreTrainedTokenizerBase) -> None:
