@@ -54,6 +54,11 @@ def quiet_libraries() -> None:
     disable_progress_bars()
 
 
+def caution(line: str) -> None:
+    """Says on stderr, in yellow, what is to be known of a result."""
+    errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def told_warnings() -> Iterator[None]:
     """Prints warnings of this package as plain lines on stderr; others stay as they are."""
@@ -63,7 +68,7 @@ def told_warnings() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], filename: str, *where: Any, **more: Any) -> None:
             if issubclass(category, UserWarning) and Path(filename).is_relative_to(PACKAGE):
-                errors.print(str(message), style="yellow", markup=False, highlight=False, soft_wrap=True)
+                caution(str(message))
             else:
                 before(message, category, filename, *where, **more)
 

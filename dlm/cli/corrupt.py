@@ -9,6 +9,7 @@ from rich.text import Text
 
 from dlm.cli import options
 from dlm.cli.console import (
+    caution,
     check_apart,
     check_free,
     errors,
@@ -19,6 +20,7 @@ from dlm.cli.console import (
     write_styled,
 )
 from dlm.errors import ConfigError, DataError
+from dlm.plain import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,7 +135,7 @@ def corrupt(
         errors.print(summary, style="dim", highlight=False, markup=False, soft_wrap=True)
     unknown = special_ids(known).unknown
     if unknown in x0:
-        errors.print(f"{x0.count(unknown)} tokens are unknown to the tokenizer", style="yellow", soft_wrap=True)
+        caution(f"{counted(x0.count(unknown), 'token', 'are')} unknown to the tokenizer")
 
 
 def _summary(formulation: "Formulation", asked: "Sequence[float]", times: "Sequence[float]") -> str:

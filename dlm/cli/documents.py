@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from dlm.cli.console import errors, is_first
+from dlm.cli.console import caution, is_first
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def named_documents(
         source = replace(source, **{name: getattr(begun, name) for name in kept})
     if is_first():
         for line in unread(source, "--data"):
-            errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            caution(line)
     return read(source, "--data")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_first, quiet_libraries, write_data
+from dlm.cli.console import caution, is_first, quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.tasks import Asked, run_tasks
 from dlm.data.detokenize import DETOKENIZERS, check_detokenizer
@@ -351,7 +351,7 @@ def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as
     documents, tokenizer = text.documents, lm.tokenizer
     lost = *left_out("scored", documents, text.sequences), *odd_roles("scored", documents, tokenizer)
     for line in (*lost, *altered_in("scored", documents.texts(), tokenizer), *found.first.cautions()):
-        errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        caution(line)
 
 
 def _time(asked: str | None) -> "Time | None":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_apart, check_free, errors, quiet_libraries, write_data
+from dlm.cli.console import caution, check_apart, check_free, errors, quiet_libraries, write_data
 from dlm.errors import CheckpointError, ConfigError, DataError
 from dlm.model.locate import CHECKPOINTS, resolve
 from dlm.paths import expand
@@ -144,7 +144,7 @@ def quality(
     line = plain_json({**found.to_dict(), **names}) if as_json else _table(found, names)
     write_data(line, output, overwrite=overwrite)
     for note in found.notes:
-        _caution(note)
+        caution(note)
 
 
 def _names_model(source: str, format: str | None, field: str | None) -> bool:
@@ -195,16 +195,12 @@ def _documents(name: str, key: str, format: str | None = None, field: str | None
 
     source = source_of(name, field, format=format, key=key)
     for line in unread(source, key):
-        _caution(line)
+        caution(line)
     documents = read(source, key)
     if documents.empty:
         are = "is" if documents.empty == 1 else "are"
-        _caution(f"{key}: {counted(documents.empty, 'row')} without text {are} left out: no figure counts them")
+        caution(f"{key}: {counted(documents.empty, 'row')} without text {are} left out: no figure counts them")
     return [*documents.texts()]
-
-
-def _caution(line: str) -> None:
-    errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _texts_of(source: str, format: str | None, field: str | None) -> "Texts":

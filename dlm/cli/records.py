@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dlm.cli.console import errors, json_line, read_text
+from dlm.cli.console import caution, json_line, read_text
 from dlm.data.chats import messages_of
 from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
@@ -226,6 +226,6 @@ def report(records: Sequence[Record[Any]]) -> None:
     """
     bad = [record for record in records if record.error]
     for record in bad:
-        errors.print(record.error, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        caution(record.error)
     if bad:
         raise BatchError(f"{len(bad)} of {counted(len(records), 'record')} could not be used; the others are done")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_free, errors, quiet_libraries, write_text
+from dlm.cli.console import caution, check_free, errors, quiet_libraries, write_text
 from dlm.errors import ConfigError
 from dlm.paths import expand, quoted
 
@@ -71,5 +71,5 @@ def report(
     write_text(to_page(parts, pairs, f"{footer}{' --no-model' if no_model else ''}"), output, overwrite=overwrite)
     for part in parts:
         if part.why:
-            errors.print(f"{part.name} was not measured: {part.why}", style="yellow", markup=False, soft_wrap=True)
+            caution(f"{part.name} was not measured: {part.why}")
     errors.print(f"done: {output}", markup=False, highlight=False, soft_wrap=True)

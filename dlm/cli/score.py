@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_apart, check_free, errors, json_line, line_writer, quiet_libraries
+from dlm.cli.console import caution, check_apart, check_free, errors, json_line, line_writer, quiet_libraries
 from dlm.cli.records import (
     Kept,
     Record,
@@ -138,7 +138,7 @@ def score(
     with _resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
         scores = _write_lines(rest, found, reading, lambda line: write(json_line(line, output)))
     for told in _altered(lm, wanted.values()):
-        _caution(told)
+        caution(told)
     _tell(scores, len(kept.found), reading if exact else f"{reading}, a bound", time.perf_counter() - began)
     report(records)
 
@@ -252,7 +252,7 @@ def _write_lines(
     for record, each in zip(records, found, strict=True):
         write({**record.given, **_plain(record, each, reading)})
         if not all(math.isfinite(one.log_likelihood) for one in each):
-            _caution(f"{record.place}: an answer has the probability zero, or none: its log-likelihood is null")
+            caution(f"{record.place}: an answer has the probability zero, or none: its log-likelihood is null")
         scores += each
     return scores
 
@@ -313,7 +313,3 @@ def _altered(lm: "DiffusionLM", records: Iterable[Record[Asked]]) -> Iterator[st
     asked = (record.asked for record in records if record.asked is not None)
     texts = (text for prompt, answers in asked for text in (prompt, *answers) if isinstance(text, str))
     return altered_in("scored", texts, lm.tokenizer)
-
-
-def _caution(line: str) -> None:
-    errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

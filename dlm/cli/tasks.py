@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
-from dlm.cli.console import errors, is_first, write_data
+from dlm.cli.console import caution, is_first, write_data
 from dlm.errors import ConfigError
 from dlm.plain import counted, plain_json
 
@@ -97,7 +97,7 @@ def run_tasks(load: Callable[[], "DiffusionLM"], asked: Asked, *, as_json: bool)
         return
     write_data(plain_json(report.to_dict()) if as_json else "\n".join(_table(report)), None)
     for line in _cautions(report, asked.limit):
-        errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        caution(line)
 
 
 def _table(report: "TasksReport") -> Iterator[str]:
