@@ -87,7 +87,7 @@ class Method:
 
 
 def _diffusion(*, ranked: bool) -> Fill:
-    """All holes at once, by the default of `dlm infill`; the likeliest of several candidates, or the only one.
+    """All holes at once, by the default of `dlm infill`: the likeliest of several candidates, or a single draw.
 
     Where lengths are searched, there are as many candidates as the search tries.
     """
@@ -95,12 +95,11 @@ def _diffusion(*, ranked: bool) -> Fill:
     def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
         found = lm.infill_each(
             templates,
-            num=how.candidates if ranked else 1,
             sampler=how.sampler,
             seed=how.seed,
             batch_size=how.batch_size,
             draws=how.draws,
-            search=LengthSearch(reread=True if ranked else how.reread),
+            search=LengthSearch(tries=how.candidates if ranked else 1, reread=True if ranked else how.reread),
         )
         return (alternatives[0].spans for alternatives in found)
 
@@ -114,11 +113,7 @@ def _diffusion_nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> l
         canvases = []
         for _, passage in batch:
             spans = passage.ids(lm.tokenizer)
-            canvas = lm.layout.holes(passage.template([*map(len, spans)], how.longest))
-            ids = [*canvas.ids]
-            for hole, span in zip(canvas.holes, spans, strict=True):
-                ids[hole.start : hole.stop] = span
-            canvases.append(replace(canvas, ids=ids))
+            canvases.append(lm.layout.holes(passage.template([*map(len, spans)], how.longest)).written(spans))
         x0_BL, editable_BL = (x_BL.to(lm.arithmetic_device) for x_BL in stack(canvases, lm.tokenizer.pad_token_id))
         streams = [generator(how.seed, "infilling", number) for number, _ in batch]
         scores = score_rows(lm.denoisers.ranking, lm.process, estimator, x0_BL, editable_BL, streams)

@@ -36,8 +36,6 @@ WRITTEN = (
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
-EFFORT = 32
-"""The effort of a search where none is asked for."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -55,8 +53,8 @@ Effort = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Lengths that are weighed, and fillings tried, where the length is not given.",
-        show_default=str(EFFORT),
+        help="Lengths that are weighed, and fillings that the likeliest is taken of.",
+        show_default="32; 8 fillings where lengths are given and a causal reading ranks them, else 1",
     ),
 ]
 Reread = Annotated[
@@ -146,7 +144,7 @@ def infill(
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
         drawn = [each for each in templates.values() if not lm.languages.enumerated(each, search.effort)]
-        _tell_cost(drawn, search.effort, num)
+        _tell_cost(drawn, search, num, causal=lm.formulation.readings.causal)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -205,25 +203,33 @@ def _search(
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")
+    asked = {} if effort is None else {"effort": effort, "tries": effort}
     return LengthSearch(
-        None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), effort or EFFORT, reread
+        None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), reread=reread, **asked
     )
 
 
-def _tell_cost(templates: Sequence[Template], effort: int, num: int) -> None:
-    """Says what a search of lengths will cost before it begins."""
+def _tell_cost(templates: Sequence[Template], search: "LengthSearch", num: int, *, causal: bool) -> None:
+    """Says what a search will cost before it begins."""
     from dlm.lm.lengths import REACH, is_open
 
-    if not (searched := [template for template in templates if is_open(template)]):
-        return
-    holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
-    what = f"at most {counted(effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
-    texts = "" if len(searched) == 1 else f"for each of {len(searched)} texts, "
-    told = (
-        f"{texts}{what} {'is' if effort == 1 else 'are'} weighed by {REACH} tokens behind, and at most "
-        f"{counted(max(num, effort), 'filling')} tried (--effort)"
-    )
-    _note(told)
+    searched = [template for template in templates if is_open(template)]
+    tries = search.tried(num, causal=causal)
+    if searched:
+        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+        what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
+        _note(
+            f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {REACH} tokens behind, and "
+            f"at most {counted(max(num, search.effort), 'filling')} tried (--effort)"
+        )
+    if len(searched) < len(templates) and tries > num:
+        known = [template for template in templates if not is_open(template)]
+        what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
+        _note(f"{_each_of(known)}{what} taken of {tries} fillings (--effort)")
+
+
+def _each_of(texts: Sequence[Template]) -> str:
+    return "" if len(texts) == 1 else f"for each of {len(texts)} texts, "
 
 
 def _note(told: str) -> None:

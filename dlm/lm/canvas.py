@@ -1,7 +1,7 @@
 """Text as rows of ids, of which some are to be written or scored and the others are given."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,13 @@ class Canvas:
     holes: list[range]
 
     start: int = 0
+
+    def written(self, spans: Sequence[Sequence[int]]) -> "Canvas":
+        """The row with ids written into its holes, as many as each has."""
+        ids = [*self.ids]
+        for hole, span in zip(self.holes, spans, strict=True):
+            ids[hole.start : hole.stop] = span
+        return replace(self, ids=ids)
 
     @classmethod
     def after(cls, given: Sequence[int], rest: Sequence[int], affixes: Affixes) -> "Canvas":
@@ -120,27 +127,24 @@ def fill(template: Template, spans: Sequence[str]) -> str:
     return "".join(next(filling) if isinstance(part, Hole) else part for part in template)
 
 
-def written_spans(
-    template: Template, tokenizer: PreTrainedTokenizerBase, canvas: Canvas, ids: Sequence[int]
-) -> tuple[str, ...]:
+def written_spans(template: Template, tokenizer: PreTrainedTokenizerBase, row: Canvas) -> tuple[str, ...]:
     """The text of each hole, to be put between the texts of the template as they are.
 
     Args:
         template: Texts and holes.
         tokenizer: The model's tokenizer.
-        canvas: What `lay_out` made of the template.
-        ids: The row with its holes written.
+        row: What `lay_out` made of the template, the holes written.
 
     Returns:
         One text a hole.
     """
-    holes, spans = iter(canvas.holes), []
+    holes, spans = iter(row.holes), []
     for number, part in enumerate(template):
         if isinstance(part, Hole):
             hole = next(holes)
             before, behind = beside(template, number)
-            place = range(hole.start - canvas.start, hole.stop - canvas.start)
-            spans.append(written_text(tokenizer, ids[canvas.start :], place, before, behind))
+            place = range(hole.start - row.start, hole.stop - row.start)
+            spans.append(written_text(tokenizer, row.ids[row.start :], place, before, behind))
     return tuple(spans)
 
 

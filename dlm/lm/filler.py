@@ -1,20 +1,20 @@
 """What fills the holes of texts: those of known length side by side, and those of unknown length after a search."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby, islice
 
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError
-from dlm.lm.canvas import Canvas, stack
+from dlm.lm.candidates import Candidate, by_text, united
+from dlm.lm.canvas import Canvas
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import NOT_REREAD, Lengths, LengthSearch, Weigher, exact, is_open
 from dlm.lm.rereading import Rereader
-from dlm.lm.rows import Task, Written, in_batches, in_groups
+from dlm.lm.rows import Task, Written, in_groups
 from dlm.template import Hole, Template
 
 
@@ -29,7 +29,7 @@ class Filler:
         rule: How the masks of a row are filled.
         write: (tasks, whether it is watched) -> rows written in batches.
         watched: Whether anyone watches; of a search they see the best filling.
-        ranked: The ids, the log-likelihood and the calls of each row of a batch.
+        score: The log-likelihood of what was written of each of some rows, given the rest.
         rereader: Reads whole texts by the causal reading of the model; None where it has none.
         seed: An alternative depends on the seed, its text's number, its lengths and its own number alone.
     """
@@ -40,7 +40,7 @@ class Filler:
     rule: Callable[[Canvas], Rule | Verified]
     write: Callable[[Sequence[Task], bool], Iterator[Written]]
     watched: bool
-    ranked: Callable[[Written], Iterator[tuple[list[int], float, int]]]
+    score: Callable[[Sequence[Canvas]], list[float]]
     rereader: Rereader | None
     seed: int
 
@@ -49,8 +49,8 @@ class Filler:
 
         Args:
             templates: The texts, under the numbers that their noise follows from.
-            num: How many alternatives of each; fewer where the holes' lengths are searched, or holes are held to a
-                language, and too few differ.
+            num: How many alternatives of each; fewer where the best of several fillings are looked for, or holes are
+                held to a language, and too few differ.
             search: How lengths are searched.
 
         Returns:
@@ -87,98 +87,103 @@ class Filler:
                         else self._searched(place, template, num, search)
                     )
             else:
-                known = [*group]
-                asked = [
-                    (template, self._task(template, place, number))
-                    for place, template in known
-                    for number in range(num)
-                ]
-                wanted = num > 1 if search.reread is None else search.reread
-                groups = in_groups(self._filled(asked), len(known), num)
-                for (_, template), alternatives in zip(known, groups, strict=True):
-                    yield sorted(self._reread(template, alternatives, wanted=wanted), key=lambda one: -one.rank)
+                yield from self._drawn([*group], num, search)
+
+    def _drawn(
+        self, known: Sequence[tuple[int, Template]], num: int, search: LengthSearch
+    ) -> Iterator[list[Infilling]]:
+        """The alternatives of texts whose holes have one length each: all that are drawn, or the best as reread."""
+        causal = self.rereader is not None
+        tries = search.tried(num, causal=causal)
+        chosen = causal and (tries > 1 if search.reread is None else search.reread)
+        asked = [(text, self._task(text, place, number)) for place, text in known for number in range(tries)]
+        written = self._written(asked, watched=not chosen)
+        groups = in_groups(written if chosen else self._scored(written), len(known), tries)
+        for (_, template), group in zip(known, groups, strict=True):
+            if chosen:
+                yield self._best(template, group, num, reread=True)
+            else:
+                yield sorted((each.found for each in group), key=lambda one: -one.rank)
 
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
-        """The alternatives of a text whose holes may have several lengths; equal texts are one."""
+        """The alternatives of a text whose holes may have several lengths."""
         posterior = self.weigher.posterior(template, search)
         asked: list[tuple[Template, Task]] = []
-        weights: list[float] = []
         for lengths, count in search.shared_out(posterior, num):
             known = exact(template, lengths)
             if self.languages.held(known, self.layout.holes(known)) is not None:
                 asked += [(known, self._task(known, place, number, lengths)) for number in range(count)]
-                weights += [posterior[lengths]] * count
-        best: dict[str, tuple[Infilling, Task]] = {}
-        ids_of: dict[str, set[tuple[tuple[int, ...], ...]]] = {}
-        filled = self._filled(asked, watched=False)
-        for found, weight, (_, task) in zip(filled, weights, asked, strict=True):
-            one = replace(found, log_length=weight, length_posterior=posterior)
-            before, _ = best.get(one.text, (None, None))
-            better = before if before is not None and before.log_joint >= one.log_joint else one
-            if before is not None and one.ids not in ids_of[one.text]:  # the same text by other tokens
-                more = math.log1p(math.exp(-abs(before.log_joint - one.log_joint)))
-                better = replace(better, log_likelihood=better.log_likelihood + more)
-            best[one.text] = better, task if before is None else best[one.text][1]
-            ids_of.setdefault(one.text, set()).add(one.ids)
+        found = _of_lengths(self._written(asked, watched=False), posterior)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
-        wanted = isinstance(template[-1], str) if search.reread is None else search.reread
-        ones = self._reread(template, [one for one, _ in best.values()], wanted=wanted)
-        tasks = [task for _, task in best.values()]
-        ranked = sorted(zip(ones, tasks, strict=True), key=lambda each: -each[0].rank)[:num]
-        if self.watched and any(ranked[0][1].canvas.editable):
-            for _ in self.write([ranked[0][1]], True):  # the same again
-                pass
-        return [one for one, _ in ranked]
-
-    def _reread(self, template: Template, found: Sequence[Infilling], *, wanted: bool) -> list[Infilling]:
-        """The alternatives as the causal reading finds them, where they are ranked by it."""
-        if self.rereader is None or not wanted:
-            return [*found]
-        nats = self.rereader.nats(template, [one.ids for one in found])
-        return [replace(one, log_whole=each) for one, each in zip(found, nats, strict=True)]
+        reread = isinstance(template[-1], str) if search.reread is None else search.reread
+        return self._best(template, found, num, reread=reread)
 
     def _weighed(
         self, place: int, template: Template, ways: Sequence[tuple[Template, Canvas]], num: int, search: LengthSearch
     ) -> list[Infilling]:
         """The alternatives of a text whose holes have few choices: all of them are scored, and none is drawn."""
-        lengths = [tuple(map(len, canvas.holes)) for _, canvas in ways]
-        among = [tuple(sorted(set(each))) for each in zip(*lengths, strict=True)]
-        fitting = iter(among)
-        known: Template = tuple(
-            part if isinstance(part, str) else _of_lengths(part, next(fitting)) for part in template
-        )
+        lengths = [tuple(map(len, row.holes)) for _, row in ways]
+        fitting = iter(tuple(sorted(set(each))) for each in zip(*lengths, strict=True))
+        known: Template = tuple(part if isinstance(part, str) else _among(part, next(fitting)) for part in template)
         posterior = self.weigher.posterior(known, search) if is_open(known) else {}
-        kept = [way for way, each in zip(ways, lengths, strict=True) if not posterior or each in posterior]
-        found: list[tuple[Infilling, Template]] = []
-        for batch in in_batches(kept, self.weigher.batch_size):
-            tasks = [Task(canvas, self.rule(canvas), ()) for _, canvas in batch]
-            x_BL, editable_BL = stack([task.canvas for task in tasks], self.weigher.pad_id)
-            ranked = self.ranked(Written(tasks, x_BL, editable_BL, [0] * len(tasks)))
-            for (whole, _), task, (ids, nats, calls) in zip(batch, tasks, ranked, strict=True):
-                one = Infilling.of(whole, task, ids, nats, calls, self.layout.tokenizer)
-                log_length = posterior[one.lengths] if posterior else 0.0
-                found.append((replace(one, log_length=log_length, length_posterior=posterior), whole))
-        ones = self._reread(template, [one for one, _ in found], wanted=bool(search.reread))
-        found = [(one, whole) for one, (_, whole) in zip(ones, found, strict=True)]
-        found = sorted(found, key=lambda each: -each[0].rank)[:num]
-        if self.watched:
-            for _ in self.write([self._task(found[0][1], place, 0)], True):  # the likeliest, as it would be written
+        tokenizer = self.layout.tokenizer
+        found = (
+            Candidate.of(whole, self._task(whole, place, 0), row.ids, 0, tokenizer)
+            for (whole, row), each in zip(ways, lengths, strict=True)
+            if not posterior or each in posterior
+        )
+        return self._best(template, _of_lengths(found, posterior), num, reread=bool(search.reread))
+
+    def _best(self, template: Template, found: Iterable[Candidate], num: int, *, reread: bool) -> list[Infilling]:
+        """The likeliest texts, by the causal reading or their log-likelihoods; whoever watches sees the first."""
+        texts = by_text(found)
+        reread = reread and self.rereader is not None
+        texts = _regrouped(texts, self._reread(template, chain(*texts)) if reread else self._scored(chain(*texts)))
+        texts = sorted(texts, key=lambda ways: -united(ways).rank)[:num]
+        if reread:  # the log-likelihoods of the others are not asked for
+            texts = _regrouped(texts, self._scored(chain(*texts)))
+        likeliest = max(texts[0], key=lambda way: way.found.rank)
+        if self.watched and any(likeliest.row.editable):
+            for _ in self.write([likeliest.task], True):  # the same again
                 pass
-        return [one for one, _ in found]
+        return [*map(united, texts)]
+
+    def _reread(self, template: Template, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        """Candidates as the causal reading finds them, each read as a whole."""
+        assert self.rereader is not None
+        every = [*candidates]
+        nats = self.rereader.nats(template, [each.found.ids for each in every])
+        return (each.knowing(log_whole=log_p) for each, log_p in zip(every, nats, strict=True))
+
+    def _scored(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        """Candidates and their log-likelihoods, a batch at a time; one whose holes are all empty needs none."""
+        coming = iter(candidates)
+        while batch := [*islice(coming, self.weigher.batch_size)]:
+            rows = [each.row for each in batch if any(each.row.editable)]
+            nats = iter(self.score(rows) if rows else ())
+            yield from (each.knowing(log_likelihood=next(nats)) if any(each.row.editable) else each for each in batch)
 
     def _task(self, template: Template, place: int, number: int, lengths: Lengths = ()) -> Task:
         canvas = self.layout.holes(template)
         key: tuple[int | str, ...] = (self.seed, "infill", place, *lengths, number)
         return Task(canvas, self.rule(canvas), key, held=self.languages.held(template, canvas) or ())
 
-    def _filled(self, asked: Sequence[tuple[Template, Task]], *, watched: bool = True) -> Iterator[Infilling]:
-        """Each row as a text, as soon as its batch is written; one whose holes are all empty is there already."""
+    def _written(self, asked: Sequence[tuple[Template, Task]], *, watched: bool) -> Iterator[Candidate]:
+        """Each row, as soon as its batch is written; one whose holes are all empty is there already."""
         open_tasks = [task for _, task in asked if any(task.canvas.editable)]
-        rows = (row for batch in self.write(open_tasks, watched) for row in self.ranked(batch))
+        rows = (
+            (ids, calls)
+            for batch in self.write(open_tasks, watched)
+            for ids, calls in zip(batch.x_BL.tolist(), batch.calls, strict=True)
+        )
         for template, task in asked:
-            given = task.canvas.ids, 0.0, 0
-            ids, log_likelihood, calls = next(rows) if any(task.canvas.editable) else given
-            yield Infilling.of(template, task, ids, log_likelihood, calls, self.layout.tokenizer)
+            ids, calls = next(rows) if any(task.canvas.editable) else (task.canvas.ids, 0)
+            yield Candidate.of(template, task, ids[: len(task.canvas.ids)], calls, self.layout.tokenizer)
+
+
+def _regrouped(texts: Sequence[Sequence[Candidate]], candidates: Iterator[Candidate]) -> list[list[Candidate]]:
+    """Candidates in groups as large as those of some texts."""
+    return [[*islice(candidates, len(ways))] for ways in texts]
 
 
 def _different(template: Template, found: list[Infilling]) -> list[Infilling]:
@@ -196,6 +201,13 @@ def _is_searched(template: Template) -> bool:
     return is_open(template) or any(isinstance(part, Hole) and len(part.choices) > 1 for part in template)
 
 
-def _of_lengths(hole: Hole, lengths: tuple[int, ...]) -> Hole:
+def _of_lengths(candidates: Iterable[Candidate], posterior: Mapping[Lengths, float]) -> Iterator[Candidate]:
+    """Candidates that know how likely their lengths are, where these were weighed."""
+    for each in candidates:
+        log_length = posterior[each.found.lengths] if posterior else 0.0
+        yield each.knowing(log_length=log_length, length_posterior=posterior)
+
+
+def _among(hole: Hole, lengths: tuple[int, ...]) -> Hole:
     """A hole that may have these lengths, in ascending order."""
     return replace(hole, tokens=lengths[0], most=lengths[-1] if len(lengths) > 1 else None, among=lengths)

@@ -8,12 +8,11 @@ from dlm.diffusion.denoiser import PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.unmask import LeftToRight, Margin
 from dlm.errors import ConfigError
-from dlm.lm.canvas import Canvas
+from dlm.lm.canvas import Canvas, stack
 from dlm.lm.filler import Filler
 from dlm.lm.lengths import Weigher
 from dlm.lm.middle import MiddleFiller
 from dlm.lm.rereading import Rereader
-from dlm.lm.rows import Written
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.scores import Row
 from dlm.lm.scoring import Score
@@ -105,7 +104,7 @@ class Filling:
                 inside=True,
             ),
             watch is not None,
-            lambda batch: self._ranked(batch, draws, seed),
+            lambda rows: self._scored(rows, draws, seed),
             self.rereader(batch_size) if lm.formulation.readings.causal else None,
             seed,
         )
@@ -163,9 +162,8 @@ class Filling:
             lambda canvases: scorer.of_rows([Row.alone(canvas, ("reread",)) for canvas in canvases], batch_size),
         )
 
-    def _ranked(self, batch: Written, draws: int, seed: int) -> Iterator[tuple[list[int], float, int]]:
-        """The ids, the log-likelihood and the calls of each row; all rows are scored under the same masks."""
-        streams = [generator(seed, "rank") for _ in batch.tasks]
+    def _scored(self, rows: Sequence[Canvas], draws: int, seed: int) -> list[float]:
+        """The log-likelihood of what was written of each row; all rows are scored under the same masks."""
         scorer = self.lm.scorer(self.lm.denoisers.ranking, self.lm.formulation.estimator(draws))
-        scores = scorer.of_batch(batch.x_BL, batch.editable_BL, streams)
-        return zip(batch.x_BL.tolist(), (score.log_likelihood for score in scores), batch.calls, strict=True)
+        streams = [generator(seed, "rank") for _ in rows]
+        return [score.log_likelihood for score in scorer.of_batch(*stack(rows, self.lm.pad_id), streams)]

@@ -1,13 +1,12 @@
 """Texts with their holes filled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
-from dlm.lm.canvas import fill, written_spans
-from dlm.lm.rows import Task
+from dlm.lm.canvas import Canvas, fill, written_spans
 from dlm.template import Template
 
 
@@ -54,28 +53,18 @@ class Infilling:
         return self.log_joint if self.log_whole is None else self.log_whole
 
     @classmethod
-    def of(
-        cls,
-        template: Template,
-        task: Task,
-        ids: Sequence[int],
-        log_likelihood: float,
-        calls: int,
-        tokenizer: PreTrainedTokenizerBase,
-    ) -> Self:
+    def of(cls, template: Template, row: Canvas, calls: int, tokenizer: PreTrainedTokenizerBase) -> Self:
         """The text of a row.
 
         Args:
             template: The text with its holes.
-            task: What was asked for.
-            ids: The row as it was written.
-            log_likelihood: As for the class, as `calls`.
-            calls: Network calls that the row took part in.
+            row: The row, its holes written.
+            calls: Network calls that it took part in.
             tokenizer: The model's.
 
         Returns:
-            The text.
+            The text, its log-likelihood 0.
         """
-        spans = written_spans(template, tokenizer, task.canvas, ids)
-        written = tuple(tuple(ids[hole.start : hole.stop]) for hole in task.canvas.holes)
-        return cls(fill(template, spans), spans, written, log_likelihood, calls)
+        spans = written_spans(template, tokenizer, row)
+        written = tuple(tuple(row.ids[hole.start : hole.stop]) for hole in row.holes)
+        return cls(fill(template, spans), spans, written, 0.0, calls)

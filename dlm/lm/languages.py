@@ -121,11 +121,9 @@ class Languages:
             following = iter(zip(spelled, chosen, strict=True))
             whole: Template = tuple(part if isinstance(part, str) else _chosen(*next(following)) for part in template)
             canvas = self.layout.holes(tuple(whole))
-            ids = list(canvas.ids)
-            for places, written in zip(canvas.holes, spelled, strict=True):
-                ids[places.start : places.stop] = written
-            if written_spans(whole, tokenizer, canvas, ids) == tuple(chosen):
-                yield whole, replace(canvas, ids=ids)
+            row = canvas.written(spelled)
+            if written_spans(whole, tokenizer, row) == tuple(chosen):
+                yield whole, row
 
     def _automaton(self, hole: Hole, template: Template, canvas: Canvas, number: int) -> Automaton:
         """The language of a hole, by number, where it stands."""

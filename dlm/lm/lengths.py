@@ -37,18 +37,32 @@ class LengthSearch:
     Attributes:
         prior: How likely each length is by itself; None for what the model's run counted, or else all alike.
         effort: The most lengths of a hole that are weighed, and the fillings that are tried.
+        tries: The fillings of known length that are tried where the causal reading ranks them.
         reread: Whether fillings are ranked by the causal reading of the whole text, rather than by the log-probability
-            of length and span; None for where the model has one and there is something to rank: several alternatives
+            of length and span; None for where the model has one and there is something to rank: several fillings
             of known length, or of unknown length where a text stands behind the last hole.
     """
 
     prior: LengthPrior | None = None
     effort: int = 32
+    tries: int = 8
     reread: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.effort < 1:
-            raise ValueError(f"effort must be at least 1, got {self.effort}")
+        if min(self.effort, self.tries) < 1:
+            raise ValueError(f"effort and tries must be at least 1, got {self.effort} and {self.tries}")
+
+    def tried(self, num: int, *, causal: bool) -> int:
+        """How many fillings of known length are written, before the likeliest are chosen.
+
+        Args:
+            num: How many alternatives are wanted.
+            causal: Whether the model has a causal reading.
+
+        Returns:
+            As many as alternatives are wanted, unless the causal reading ranks them.
+        """
+        return max(num, self.tries) if causal and self.reread is not False else num
 
     def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Iterator[tuple[Lengths, int]]:
         """How many fillings each of the lengths gets.

@@ -50,6 +50,11 @@ def lm(make_lm: MakeLM) -> DiffusionLM:
 
 
 @pytest.fixture(scope="module")
+def joint(make_lm: MakeLM) -> DiffusionLM:
+    return make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
+
+
+@pytest.fixture(scope="module")
 def weigher(lm: DiffusionLM) -> Weigher:
     assert lm.tokenizer.convert_tokens_to_ids(list(SYMBOLS)) == [0, 1, 2, 3]
     return Weigher(lm.layout, Translated(len(lm.tokenizer)), lm.process, lm.layout.tokenizer.pad_token_id, 7)
@@ -328,9 +333,8 @@ def test_the_command_searches(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
         assert "a range, as in [MASK:3-12]" in refusal("infill", model, wrong)
 
 
-def test_a_model_with_a_causal_reading_ranks_by_the_whole_text(make_lm: MakeLM) -> None:
+def test_a_model_with_a_causal_reading_ranks_by_the_whole_text(joint: DiffusionLM) -> None:
     """By log p(span, what stands behind | what stands before), so that the lengths compete on the same text."""
-    joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
     template = parse_template("abc[MASK:1-3]dab")
     found = joint.infill(template, num=12, search=LengthSearch(effort=24))
     assert len(found) > 4 and len({one.lengths for one in found}) > 1
@@ -347,32 +351,61 @@ def test_a_model_with_a_causal_reading_ranks_by_the_whole_text(make_lm: MakeLM) 
     assert [one.rank for one in other] == sorted((one.rank for one in other), reverse=True)
 
 
-def test_alternatives_of_known_length_are_ranked_by_the_whole_text_too(make_lm: MakeLM) -> None:
-    """The same alternatives in another order; a single one is not read, unless that is asked for."""
-    joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
-    template = parse_template("abc[MASK:3]d[MASK:2]ab")
-    found = joint.infill(template, num=12)
-    nats = joint.filling.rereader().nats(template, [one.ids for one in found])
-    assert [one.log_whole for one in found] == pytest.approx(nats, abs=1e-3)
-    assert [one.rank for one in found] == sorted((one.log_whole or 0.0 for one in found), reverse=True)
-    plain = joint.infill(template, num=12, search=LengthSearch(reread=False))
-    assert all(one.log_whole is None for one in plain)
-    assert {one.text for one in found} == {one.text for one in plain} and [*found] != [*plain]
+PLAIN = LengthSearch(reread=False)
+"""Draws, ranked by their bounds."""
+
+
+@pytest.mark.parametrize("text", ["abc[MASK:3]d[MASK:2]ab", "[MASK:3]c", "ab[MASK:2]"])
+@pytest.mark.parametrize(("num", "tries"), [(1, 8), (3, 8), (12, 8), (4, 1), (1, 30)])
+def test_of_several_fillings_of_known_length_the_likeliest_are_taken(
+    text: str, num: int, tries: int, joint: DiffusionLM
+) -> None:
+    """Those of as many draws that the causal reading finds likeliest as whole texts, each text once."""
+    template = parse_template(text)
+    found = joint.infill(template, num=num, search=LengthSearch(tries=tries))
+    drawn = {one.text: one for one in joint.infill(template, num=max(num, tries), search=PLAIN)}
+    rereader = joint.filling.rereader()
+    nats = {one.text: rereader.nats(template, [one.ids])[0] for one in drawn.values()}
+    best = sorted(nats, key=lambda each: -nats[each])[:num]
+    assert [one.text for one in found] == best
+    for one in found:
+        assert one.log_whole == pytest.approx(nats[one.text], abs=1e-3) == one.rank
+        assert one.log_likelihood == pytest.approx(drawn[one.text].log_likelihood, abs=1e-3)
+        assert (one.ids, one.spans, one.calls) == (drawn[one.text].ids, drawn[one.text].spans, drawn[one.text].calls)
+
+
+def test_plain_draws_are_all_kept_and_ranked_by_their_bounds(joint: DiffusionLM) -> None:
+    template = parse_template("abc[MASK:1]ab")
+    plain = joint.infill(template, num=12, search=PLAIN)
+    assert len(plain) == 12 > len({one.text for one in plain}) and all(one.log_whole is None for one in plain)
     bounds = [one.log_likelihood for one in plain]
     assert bounds == sorted(bounds, reverse=True)
-    (alone,), (asked,) = joint.infill(template), joint.infill(template, search=LengthSearch(reread=True))
-    assert alone.log_whole is None and asked.log_whole is not None and alone.text == asked.text
+    once = LengthSearch(tries=1)
+    (alone,), (asked,) = joint.infill(template, search=once), joint.infill(template, search=replace(once, reread=True))
+    (first,) = joint.infill(template, search=PLAIN)
+    assert alone.log_whole is None and asked.log_whole is not None and alone.text == asked.text == first.text
+
+
+def test_the_best_filling_of_a_text_is_what_it_is_alone(joint: DiffusionLM) -> None:
     several = {n: parse_template(text) for n, text in enumerate(("ab[MASK:2]", "[MASK:3]c", "a[MASK:1]b"))}
-    together = [*joint.infill_each(several, num=3, batch_size=4)]
-    for n, (one, other) in enumerate(zip(together, several.values(), strict=True)):
-        alone_each = next(joint.infill_each({n: other}, num=3, batch_size=4))
-        assert [each.text for each in one] == [each.text for each in alone_each]
-        assert [each.log_whole for each in one] == pytest.approx([each.log_whole for each in alone_each], abs=1e-3)
+    together = [*joint.infill_each(several, num=3, batch_size=5)]
+    for n, (group, template) in enumerate(zip(together, several.values(), strict=True)):
+        alone = next(joint.infill_each({n: template}, num=3, batch_size=64))
+        assert [each.text for each in group] == [each.text for each in alone]
+        assert [each.log_whole for each in group] == pytest.approx([each.log_whole for each in alone], abs=1e-3)
+
+
+def test_who_watches_sees_the_best_filling_of_known_length(joint: DiffusionLM) -> None:
+    states: list[State] = []
+    (found,) = joint.infill("abc[MASK:6]ab", watch=states.append)
+    (unseen,) = joint.infill("abc[MASK:6]ab")
+    assert found == unseen and len(states) == 7 and all(len(state.x_BL) == 1 for state in states)
+    assert tuple(states[-1].x_BL[states[-1].editable_BL].tolist()) == found.ids[0]
+    assert joint.infill("abc[MASK:6]ab", search=PLAIN)[0].text != found.text  # another than would be drawn alone
 
 
 @pytest.mark.parametrize("text", ["abc[MASK:0-3]", "[MASK:0-2]", "abc[MASK:1]d[MASK:0-2]"])
-def test_where_nothing_stands_behind_the_last_hole_length_and_span_are_ranked(text: str, make_lm: MakeLM) -> None:
-    joint = make_lm(build_tokenizer(Characters(), lambda: [SYMBOLS]), 24, readings={"name": "joint"})
+def test_where_nothing_stands_behind_the_last_hole_length_and_span_are_ranked(text: str, joint: DiffusionLM) -> None:
     assert all(one.log_whole is None for one in joint.infill(text, num=4))
     asked = joint.infill(text, num=4, search=LengthSearch(reread=True))
     assert all(one.log_whole is not None for one in asked)

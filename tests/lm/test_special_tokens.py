@@ -120,11 +120,9 @@ def filled(tokenizer: PreTrainedTokenizerFast, text: str, *tokens: str) -> str:
     template = parse_template(text)
     mask_id = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else 0
     canvas = lay_out(template, tokenizer, mask_id, 64, affixes_of(tokenizer))
-    ids, written = list(canvas.ids), iter([tokenizer.get_vocab()[token] for token in tokens])
-    for hole in canvas.holes:
-        for i in hole:
-            ids[i] = next(written)
-    return fill(template, written_spans(template, tokenizer, canvas, ids))
+    written = iter([tokenizer.get_vocab()[token] for token in tokens])
+    row = canvas.written([[next(written) for _ in hole] for hole in canvas.holes])
+    return fill(template, written_spans(template, tokenizer, row))
 
 
 @pytest.mark.parametrize(

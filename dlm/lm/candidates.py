@@ -1,0 +1,74 @@
+"""Fillings that were written and are chosen from."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dlm.lm.canvas import Canvas
+from dlm.lm.infillings import Infilling
+from dlm.lm.rows import Task
+from dlm.template import Template
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A filling that was written.
+
+    Attributes:
+        found: The text; its log-likelihood is 0 until it is scored.
+        row: Its row, the holes written.
+        task: What writes it.
+    """
+
+    found: Infilling
+    row: Canvas
+    task: Task
+
+    @classmethod
+    def of(
+        cls, template: Template, task: Task, ids: Sequence[int], calls: int, tokenizer: PreTrainedTokenizerBase
+    ) -> Self:
+        """What was written of a task.
+
+        Args:
+            template: The text with its holes.
+            task: The task.
+            ids: Its row as it was written.
+            calls: Network calls that the row took part in.
+            tokenizer: The model's.
+
+        Returns:
+            The candidate.
+        """
+        row = replace(task.canvas, ids=[*ids])
+        return cls(Infilling.of(template, row, calls, tokenizer), row, task)
+
+    def knowing(self, **found: Any) -> Self:
+        """The same with what was found of it: attributes of `Infilling`."""
+        return replace(self, found=replace(self.found, **found))
+
+
+def by_text(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
+    """The candidates of each text, one for each way in which tokens spell it."""
+    ways: dict[str, dict[tuple[tuple[int, ...], ...], Candidate]] = {}
+    for each in candidates:
+        ways.setdefault(each.found.text, {}).setdefault(each.found.ids, each)
+    return [[*spelled.values()] for spelled in ways.values()]
+
+
+def united(ways: Sequence[Candidate]) -> Infilling:
+    """One text of several ways to spell it: the likeliest way, with the probability of all."""
+    best = max((way.found for way in ways), key=lambda one: one.rank)
+    log_joint = _log_sum([way.found.log_joint for way in ways])
+    log_whole = [way.found.log_whole for way in ways if way.found.log_whole is not None]
+    return replace(
+        best, log_likelihood=log_joint - best.log_length, log_whole=_log_sum(log_whole) if log_whole else None
+    )
+
+
+def _log_sum(log_p: Sequence[float]) -> float:
+    """The logarithm of a sum of probabilities."""
+    return log_p[0] if len(log_p) == 1 else torch.tensor(log_p, dtype=torch.float64).logsumexp(0).item()
