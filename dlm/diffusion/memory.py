@@ -140,7 +140,8 @@ class BlocksObjective(Objective):
 
 def causal_input(x0_BL: Tensor, wanted_BL: Tensor, first_id: int) -> NetworkInput:
     """A text one position later behind its first id, so that each row predicts the token in place."""
-    return NetworkInput(_later(x0_BL, first_id), wanted_BL, torch.zeros(len(x0_BL)).double(), attention=Causal())
+    time_B = torch.zeros(len(x0_BL), dtype=torch.double, device=x0_BL.device)
+    return NetworkInput(_later(x0_BL, first_id), wanted_BL, time_B, attention=Causal())
 
 
 def two_stream_input(

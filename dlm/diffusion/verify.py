@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.devices import copied
 from dlm.diffusion.draws import inverse_cdf_, uniforms
 from dlm.diffusion.network import RaggedCache, behind_cache
 from dlm.diffusion.sample import State
@@ -145,46 +146,51 @@ class _Drafting:
 
     def __init__(self, how: Verified, denoiser: Denoiser, cache: RaggedCache, mask_id: int) -> None:
         self.how, self.denoiser, self.cache, self.mask_id = how, denoiser, cache, mask_id
+        self.drafts: list[list[int]] = []
         self.drafts_BK: Tensor | None = None
         self.q_BKV: Tensor | None = None
 
     def select(self, rows: Sequence[int]) -> None:
         """Drops the rows that are finished."""
         self.cache.select(rows)
+        self.drafts = [self.drafts[row] for row in rows]
         if self.drafts_BK is not None and self.q_BKV is not None:
             self.drafts_BK, self.q_BKV = self.drafts_BK[[*rows]], self.q_BKV[[*rows]]
 
     def step(self, unread: Sequence[Sequence[int]], generators: Sequence[torch.Generator]) -> list[list[int]]:
         """One call: the accepted drafts of each row and one token more; the next drafts are kept."""
         k = self.how.drafts
-        u_BU = torch.stack(uniforms(generators, [2 * k + 1] * len(generators)))
+        drawn_BU = torch.stack(uniforms(generators, [2 * k + 1] * len(generators)))
         first = self.drafts_BK is None
-        drafts = [[]] * len(unread) if self.drafts_BK is None else self.drafts_BK.tolist()
+        drafts = self.drafts or [[]] * len(unread)
         clean = [[*ids, *drafted] for ids, drafted in zip(unread, drafts, strict=True)]
         counts = [len(ids) for ids in clean]
         ends = torch.tensor(counts)[:, None] if first else torch.arange(1, k + 2).expand(len(clean), -1)
         p_BGV, q_BGKV = self._predict(clean, ends)
+        u_BU = copied(drawn_BU, p_BGV.device)
         if first or not k:
-            accepted_B = torch.zeros(len(clean), dtype=torch.long)
+            accepted_B = torch.zeros(len(clean), dtype=torch.long, device=p_BGV.device)
             weights_BV = p_BGV[:, 0]
         else:
             accepted_B, weights_BV = self._verified(p_BGV, u_BU[:, :k])
         token_B = inverse_cdf_(weights_BV.clone(), u_BU[:, k])
-        rows = torch.arange(len(clean))
-        found = [
-            [token] if first else [*ids[1 : 1 + accepted], token]
-            for ids, accepted, token in zip(clean, accepted_B.tolist(), token_B.tolist(), strict=True)
-        ]
-        self.cache.keep(counts if first else (accepted_B + 1).tolist())
+        told = [accepted_B[:, None], token_B[:, None]]
         if k:
-            self.q_BKV = q_BGKV[rows, accepted_B]
+            self.q_BKV = q_BGKV[torch.arange(len(clean), device=p_BGV.device), accepted_B]
             self.drafts_BK = inverse_cdf_(self.q_BKV.flatten(0, 1).clone(), u_BU[:, k + 1 :].flatten()).view(-1, k)
-        return found
+            told.append(self.drafts_BK)
+        numbers = torch.cat(told, 1).tolist()  # a GPU is waited for once
+        self.drafts = [drafts for _, _, *drafts in numbers]
+        self.cache.keep(counts if first else [accepted + 1 for accepted, *_ in numbers])
+        return [
+            [token] if first else [*ids[1 : 1 + accepted], token]
+            for ids, (accepted, token, *_) in zip(clean, numbers, strict=True)
+        ]
 
     def _verified(self, p_BGV: Tensor, u_BK: Tensor) -> tuple[Tensor, Tensor]:
         """How many drafts of each row are accepted, and the weights of the token behind them."""
         assert self.drafts_BK is not None and self.q_BKV is not None
-        k, rows = self.how.drafts, torch.arange(len(p_BGV))
+        k, rows = self.how.drafts, torch.arange(len(p_BGV), device=p_BGV.device)
         index_BK1 = self.drafts_BK[..., None]
         p_BK, q_BK = (x.gather(2, index_BK1)[..., 0] for x in (p_BGV[:, :k], self.q_BKV))
         accepted_B = (u_BK * self.how.accept * q_BK < p_BK).long().cumprod(1).sum(1)

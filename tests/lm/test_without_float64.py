@@ -46,9 +46,18 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture
 def device() -> Iterator[FakeDevice]:
+    yield from made(float64=False)
+
+
+@pytest.fixture
+def with_float64() -> Iterator[FakeDevice]:
+    yield from made(float64=True)
+
+
+def made(*, float64: bool) -> Iterator[FakeDevice]:
     has_float64.cache_clear()
-    with fake_device() as made:
-        yield made
+    with fake_device(float64=float64) as device:
+        yield device
     has_float64.cache_clear()
 
 
@@ -102,6 +111,43 @@ def test_texts_and_bounds_are_those_of_the_cpu(
         assert again[0] == again[1]
     assert here.nelbo(["some text"], draws=2) == there.nelbo(["some text"], draws=2)
     assert device.operations > before + 100  # the network was computed there
+
+
+READINGS: dict[str, dict[str, Any]] = {
+    "autoregressive": {"readings": {"name": "autoregressive"}},
+    "joint": {"readings": {"name": "joint", "sizes": [4]}},
+    "blocks": {"readings": {"name": "blocks", "size": 4}},
+}
+
+
+@pytest.mark.parametrize("kind", READINGS)
+def test_every_reading_is_that_of_the_cpu(
+    kind: str, make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, device: FakeDevice
+) -> None:
+    """Next tokens, blocks behind a cache, and rereading."""
+    here = make_lm(byte_tokenizer, 12, **READINGS[kind])
+    there = moved(here)
+    before = device.operations
+    texts = [lm.generate("a", length=6) for lm in (here, there)]
+    assert texts[0] == texts[1]
+    for reading in here.formulation.readings.all:
+        nats = [lm.nelbo(["some text"], draws=2, reading=reading) for lm in (here, there)]
+        assert nats[0] == nats[1]
+    assert here.score("a", "bc") == there.score("a", "bc")
+    if here.formulation.readings.any_order:
+        filled = [lm.infill("a[MASK:2]b[MASK:0-2]c", num=2, draws=2) for lm in (here, there)]
+        assert filled[0] == filled[1]
+    assert device.operations > before + 100
+
+
+def test_next_tokens_are_drawn_where_the_network_is(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, with_float64: FakeDevice
+) -> None:
+    """A device with float64, such as any of CUDA, draws by itself: nothing there may meet what is on the CPU."""
+    here = make_lm(byte_tokenizer, 12, **READINGS["autoregressive"])
+    there = moved(here)
+    texts = [lm.generate("a", num=3, length=6) for lm in (here, there)]
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize("kind", ["absorbing", "chain"])

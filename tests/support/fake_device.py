@@ -1,4 +1,4 @@
-"""A device that refuses float64, as Apple's MPS does, on a machine that has none: its tensors are kept by the CPU.
+"""A device on a machine that has none: its tensors are kept by the CPU. It refuses float64, as MPS does, or takes it.
 
 As on a real device, an operation takes tensors of one device alone (but for scalars), and nothing moves unasked.
 """
@@ -21,10 +21,11 @@ class FakeTensor(Tensor):
     """A tensor that says it is on the fake device, and whose numbers are in `kept`."""
 
     kept: Tensor
+    takes_float64 = False
 
     @staticmethod
     def __new__(cls, kept: Tensor) -> "FakeTensor":
-        if kept.dtype == torch.float64:
+        if kept.dtype == torch.float64 and not cls.takes_float64:
             raise TypeError(
                 "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."
             )
@@ -92,8 +93,9 @@ class Moves(TorchFunctionMode):
 
 
 @contextmanager
-def fake_device() -> Iterator[FakeDevice]:
-    """Within it, tensors of the device `mps` can be made."""
+def fake_device(*, float64: bool = False) -> Iterator[FakeDevice]:
+    """Within it, tensors of the device `mps` can be made; with float64 or, as on the real one, without."""
+    FakeTensor.takes_float64 = float64
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # else a module keeps parameters of its own kind
     try:
         with Moves(), FakeDevice() as device:
@@ -112,6 +114,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         there = torch.device(asked).type in ((NAME, "meta") if there else (NAME,))
         kwargs = {**kwargs, "device": torch.device("cpu") if there else asked}
     elif there and func is not torch.ops.aten.copy_.default:
+        if func is torch.ops.aten.index.Tensor:  # places may come from the CPU, on real devices too
+            tensors = tensors[:1]
         strangers = [value for value in tensors if not isinstance(value, FakeTensor) and value.ndim]
         if strangers:
             raise RuntimeError(f"Expected all tensors to be on the same device, but found cpu and {NAME}: {func}")
