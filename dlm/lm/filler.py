@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
@@ -14,8 +14,11 @@ from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import NOT_REREAD, Lengths, LengthSearch, Weigher, exact, is_open
 from dlm.lm.rereading import Rereader
-from dlm.lm.rows import Task, Written, in_groups
+from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.template import Hole, Template
+
+Ways = list[list[Candidate]]
+"""The candidates of a template, those of each text together."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,14 @@ class Filler:
         causal = self.rereader is not None
         tries = search.tried(num, causal=causal)
         chosen = causal and (tries > 1 if search.reread is None else search.reread)
-        asked = [(text, self._task(text, place, number)) for place, text in known for number in range(tries)]
-        written = self._written(asked, watched=not chosen)
-        groups = in_groups(written if chosen else self._scored(written), len(known), tries)
-        for (_, template), group in zip(known, groups, strict=True):
+        for batch in in_batches(known, self.weigher.batch_size if chosen else len(known)):
+            asked = [(text, self._task(text, place, number)) for place, text in batch for number in range(tries)]
+            written = self._written(asked, watched=not chosen)
             if chosen:
-                yield self._best(template, group, num, reread=True)
+                yield from self._best([(text, islice(written, tries)) for _, text in batch], num, reread=True)
             else:
-                yield sorted((each.found for each in group), key=lambda one: -one.rank)
+                for group in in_groups(self._scored(written), len(batch), tries):
+                    yield sorted((each.found for each in group), key=lambda one: -one.rank)
 
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
         """The alternatives of a text whose holes may have several lengths."""
@@ -116,7 +119,8 @@ class Filler:
         found = _of_lengths(self._written(asked, watched=False), posterior)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
-        return self._best(template, found, num, reread=reread)
+        (best,) = self._best([(template, found)], num, reread=reread)
+        return best
 
     def _weighed(
         self, place: int, template: Template, ways: Sequence[tuple[Template, Canvas]], num: int, search: LengthSearch
@@ -132,28 +136,34 @@ class Filler:
             for (whole, row), each in zip(ways, lengths, strict=True)
             if not posterior or each in posterior
         )
-        return self._best(template, _of_lengths(found, posterior), num, reread=bool(search.reread))
+        (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=bool(search.reread))
+        return best
 
-    def _best(self, template: Template, found: Iterable[Candidate], num: int, *, reread: bool) -> list[Infilling]:
-        """The likeliest texts, by the causal reading or their log-likelihoods; whoever watches sees the first."""
-        texts = by_text(found)
+    def _best(
+        self, asked: Sequence[tuple[Template, Iterable[Candidate]]], num: int, *, reread: bool
+    ) -> list[list[Infilling]]:
+        """The likeliest texts of each template, as reread or by their log-likelihoods; who watches sees the first."""
+        templates = [template for template, _ in asked]
+        found = [by_text(candidates) for _, candidates in asked]
         reread = reread and self.rereader is not None
-        texts = _regrouped(texts, self._reread(template, chain(*texts)) if reread else self._scored(chain(*texts)))
-        texts = sorted(texts, key=lambda ways: -united(ways).rank)[:num]
+        found = _with(found, self._reread(templates, found) if reread else self._scored(_every(found)))
+        found = [sorted(texts, key=lambda ways: -united(ways).rank)[:num] for texts in found]
         if reread:  # the log-likelihoods of the others are not asked for
-            texts = _regrouped(texts, self._scored(chain(*texts)))
-        likeliest = max(texts[0], key=lambda way: way.found.rank)
-        if self.watched and any(likeliest.row.editable):
-            for _ in self.write([likeliest.task], True):  # the same again
+            found = _with(found, self._scored(_every(found)))
+        likeliest = [max(texts[0], key=lambda way: way.found.rank) for texts in found]
+        if self.watched and (tasks := [each.task for each in likeliest if any(each.row.editable)]):
+            for _ in self.write(tasks, True):  # the same again
                 pass
-        return [*map(united, texts)]
+        return [[*map(united, texts)] for texts in found]
 
-    def _reread(self, template: Template, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+    def _reread(self, templates: Sequence[Template], found: Sequence[Ways]) -> Iterator[Candidate]:
         """Candidates as the causal reading finds them, each read as a whole."""
         assert self.rereader is not None
-        every = [*candidates]
-        nats = self.rereader.nats(template, [each.found.ids for each in every])
-        return (each.knowing(log_whole=log_p) for each, log_p in zip(every, nats, strict=True))
+        rows: list[Canvas] = []
+        for template, texts in zip(templates, found, strict=True):
+            rows += self.rereader.rows(template, [each.found.ids for each in _every([texts])])
+        scores = self.rereader.score(rows)
+        return (each.knowing(log_whole=next(scores).log_likelihood) for each in _every(found))
 
     def _scored(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
         """Candidates and their log-likelihoods, a batch at a time; one whose holes are all empty needs none."""
@@ -181,9 +191,14 @@ class Filler:
             yield Candidate.of(template, task, ids[: len(task.canvas.ids)], calls, self.layout.tokenizer)
 
 
-def _regrouped(texts: Sequence[Sequence[Candidate]], candidates: Iterator[Candidate]) -> list[list[Candidate]]:
-    """Candidates in groups as large as those of some texts."""
-    return [[*islice(candidates, len(ways))] for ways in texts]
+def _every(found: Iterable[Ways]) -> Iterator[Candidate]:
+    """All candidates of some texts."""
+    return (each for texts in found for ways in texts for each in ways)
+
+
+def _with(found: Iterable[Ways], candidates: Iterator[Candidate]) -> list[Ways]:
+    """Others in the places of all candidates."""
+    return [[[next(candidates) for _ in ways] for ways in texts] for texts in found]
 
 
 def _different(template: Template, found: list[Infilling]) -> list[Infilling]:

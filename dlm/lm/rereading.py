@@ -28,6 +28,18 @@ class Rereader:
     def nats(self, template: Template, fillings: Sequence[Filling]) -> list[float]:
         """Log p(the spans, what stands between them and behind them | what stands before the first).
 
+        Args:
+            template: Texts and holes.
+            fillings: What may stand in the holes.
+
+        Returns:
+            Nats a filling.
+        """
+        return [score.log_likelihood for score in self.score(self.rows(template, fillings))]
+
+    def rows(self, template: Template, fillings: Sequence[Filling]) -> list[Canvas]:
+        """The rows that are read.
+
         Fillings of different lengths are compared by the same text behind them: `REACH` tokens, or as many as the
         longest leaves room for.
 
@@ -36,7 +48,7 @@ class Rereader:
             fillings: What may stand in the holes.
 
         Returns:
-            Nats a filling.
+            One a filling.
         """
         parts = encoded_parts(template, self.layout.tokenizer, self.layout.sidecar.mask_id)
         holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
@@ -52,7 +64,7 @@ class Rereader:
         for middle in middles:
             row = [*given, *middle, *behind[:reach]]
             canvases.append(Canvas(row, [i >= len(given) for i in range(len(row))], []))
-        return [score.log_likelihood for score in self.score(canvases)]
+        return canvases
 
     @staticmethod
     def _middle(
