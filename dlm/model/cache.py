@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from dlm.diffusion.devices import copied
 from dlm.diffusion.network import Network, NetworkInput
 from dlm.diffusion.reuse import Reuse, ReusingNetwork
 from dlm.errors import ConfigError
@@ -94,7 +95,7 @@ class RowCache(Cache):
         """The slots of a call's tokens, behind those that rows keep, shape (B, 1, N, 1); the same in each layer."""
         if self._places is None or self._places.shape[2] != count:
             place_BN = torch.tensor(self.lengths)[:, None] + torch.arange(count)
-            self._places = place_BN[:, None, :, None].to(device)
+            self._places = copied(place_BN[:, None, :, None], device)
         return self._places
 
     def _room(self, like: Tensor, least: int = 0) -> Tensor:
