@@ -14,6 +14,7 @@ from dlm.errors import ConfigError, DataError
 from dlm.evaluate.bootstrap import Interval, Ratio
 from dlm.evaluate.matching import character_accuracy, chrf
 from dlm.lm import DiffusionLM
+from dlm.lm.lengths import NOT_REREAD
 
 BIT = 0.6931471805599453
 """Nats of a bit."""
@@ -174,6 +175,10 @@ def entries_of(models: dict[str, DiffusionLM], methods: Sequence[Method] | None,
             )
         if not any(each is method for _, _, each in found):
             raise ConfigError(f"--methods: {method.name} suits none of these models: leave it out")
+    if how.reread:
+        for name, lm, method in found:
+            if method.name == "diffusion" and not lm.formulation.readings.causal:
+                raise ConfigError(f"{name}: {NOT_REREAD}")
     for name in models:
         if not any(each == name for each, _, _ in found):
             raise ConfigError(

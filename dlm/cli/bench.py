@@ -218,7 +218,7 @@ def passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
 
     def told(done: int, total: int, what: str) -> None:
         if shown and not errors.is_terminal and not done:
-            errors.print(f"writing and timing, {total} passes", highlight=False)
+            errors.print(f"writing and timing, {total} {'pass' if total == 1 else 'passes'}", highlight=False)
         bar.update(task, completed=done, total=total, description=what)
 
     with bar:

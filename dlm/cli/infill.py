@@ -54,7 +54,7 @@ Effort = Annotated[
     typer.Option(
         min=1,
         help="Lengths that are weighed, and fillings that the likeliest is taken of.",
-        show_default="32; 8 fillings where lengths are given and a causal reading ranks them, else 1",
+        show_default="32; 8 fillings where lengths are given, if a causal reading ranks them",
     ),
 ]
 Reread = Annotated[
@@ -122,7 +122,7 @@ def infill(
     [MASK:12] is twelve tokens, [MASK:3-12] three to twelve, and [MASK] any number that fits. [MASK:/[0-9]{4}/] is
     what the expression matches. A backslash makes a marker literal: \\[MASK:3] stands for the text [MASK:3].
 
-    Example:  dlm infill runs/tiny "def add(a, b):\n    return [MASK:8]\n"
+    Example:  dlm infill runs/tiny "def add(a, b): return [MASK:8]"
     """
     check_outputs(output, export, overwrite, {"--file": file, "the text -": Path("-") if text == "-" else None})
     batch = jsonl or (file is not None and is_batch(file))
@@ -143,8 +143,7 @@ def infill(
     if search is None:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
-        drawn = [each for each in templates.values() if not lm.languages.enumerated(each, search.effort)]
-        _tell_cost(drawn, search, num, causal=lm.formulation.readings.causal)
+        _tell_cost(lm, [*templates.values()], search, num, asked=effort is not None)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -160,7 +159,9 @@ def infill(
 
 def _content(text: str | None, file: Path | None) -> list[str]:
     """The lines of what was given."""
-    if (text is None) == (file is None):
+    if text is not None and file is not None:
+        raise ConfigError(f"a text and --file {file} are both given: leave one of them out")
+    if text is None and file is None:
         raise ConfigError('give the text, or --file FILE, or - for stdin; for example dlm infill MODEL "a [MASK:3] b"')
     return [*split_lines(read_text(text))] if text is not None else file_lines(file or Path("-"))
 
@@ -203,18 +204,30 @@ def _search(
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")
+    if length_prior not in (None, *PRIORS) and not text.strip():
+        raise ConfigError(f"--length-prior {length_prior}: there is no text in it, to count the lengths of")
     asked = {} if effort is None else {"effort": effort, "tries": effort}
     return LengthSearch(
         None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), reread=reread, **asked
     )
 
 
-def _tell_cost(templates: Sequence[Template], search: "LengthSearch", num: int, *, causal: bool) -> None:
-    """Says what a search will cost before it begins."""
+def _tell_cost(
+    lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch", num: int, *, asked: bool
+) -> None:
+    """Says what a search will cost before it begins; refuses an effort that is asked for where nothing is searched."""
     from dlm.lm.lengths import REACH, is_open
 
+    resolved = [*map(lm.languages.resolved, templates)]
+    templates = [each for each in resolved if not lm.languages.enumerated(each, search.effort)]
     searched = [template for template in templates if is_open(template)]
+    causal = lm.formulation.readings.causal
     tries = search.tried(num, causal=causal)
+    if asked and len(templates) == len(resolved) and not searched and not (causal and search.reread is not False):
+        raise ConfigError(
+            "--effort: nothing is searched here, since every span has its length and no causal reading ranks fillings; "
+            "leave it out, or ask for more alternatives by --num"
+        )
     if searched:
         holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
@@ -287,7 +300,7 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
     """Writes the alternatives of a single text, and their likelihoods to stderr."""
     write_text("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
     for rank, found in enumerate(alternatives, start=1):
-        score = f"log-likelihood {found.log_likelihood:.2f} nats, {found.calls} network calls"
+        score = f"log-likelihood {found.log_likelihood:.2f} nats, {counted(found.calls, 'network call')}"
         if found.length_posterior:
             lengths = " and ".join(map(str, found.lengths))
             score = (

@@ -155,7 +155,8 @@ class _Drafting:
         self.cache.select(rows)
         self.drafts = [self.drafts[row] for row in rows]
         if self.drafts_BK is not None and self.q_BKV is not None:
-            self.drafts_BK, self.q_BKV = self.drafts_BK[[*rows]], self.q_BKV[[*rows]]
+            row_R = copied(torch.tensor(rows, dtype=torch.long), self.drafts_BK.device)
+            self.drafts_BK, self.q_BKV = (x.index_select(0, row_R) for x in (self.drafts_BK, self.q_BKV))
 
     def step(self, unread: Sequence[Sequence[int]], generators: Sequence[torch.Generator]) -> list[list[int]]:
         """One call: the accepted drafts of each row and one token more; the next drafts are kept."""

@@ -1,6 +1,6 @@
 """Fillings that were written and are chosen from."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -20,31 +20,30 @@ class Candidate:
     Attributes:
         found: The text; its log-likelihood is 0 until it is scored.
         row: Its row, the holes written.
-        task: What writes it.
+        again: Makes the task that writes it.
     """
 
     found: Infilling
     row: Canvas
-    task: Task
+    again: Callable[[], Task]
 
     @classmethod
     def of(
-        cls, template: Template, task: Task, ids: Sequence[int], calls: int, tokenizer: PreTrainedTokenizerBase
+        cls, template: Template, row: Canvas, calls: int, again: Callable[[], Task], tokenizer: PreTrainedTokenizerBase
     ) -> Self:
-        """What was written of a task.
+        """The candidate of a row.
 
         Args:
             template: The text with its holes.
-            task: The task.
-            ids: Its row as it was written.
-            calls: Network calls that the row took part in.
+            row: The row, its holes written.
+            calls: Network calls that it took part in.
+            again: As for the class.
             tokenizer: The model's.
 
         Returns:
             The candidate.
         """
-        row = replace(task.canvas, ids=[*ids])
-        return cls(Infilling.of(template, row, calls, tokenizer), row, task)
+        return cls(Infilling.of(template, row, calls, tokenizer), row, again)
 
     def knowing(self, **found: Any) -> Self:
         """The same with what was found of it: attributes of `Infilling`."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 
 from dlm.diffusion.rules import Rule
@@ -100,7 +101,7 @@ class Filler:
         tries = search.tried(num, causal=causal)
         chosen = causal and (tries > 1 if search.reread is None else search.reread)
         for batch in in_batches(known, self.weigher.batch_size if chosen else len(known)):
-            asked = [(text, self._task(text, place, number)) for place, text in batch for number in range(tries)]
+            asked = [(text, task) for place, text in batch for task in self._tasks(text, place, tries)]
             written = self._written(asked, watched=not chosen)
             if chosen:
                 yield from self._best([(text, islice(written, tries)) for _, text in batch], num, reread=True)
@@ -115,7 +116,7 @@ class Filler:
         for lengths, count in search.shared_out(posterior, num):
             known = exact(template, lengths)
             if self.languages.held(known, self.layout.holes(known)) is not None:
-                asked += [(known, self._task(known, place, number, lengths)) for number in range(count)]
+                asked += [(known, task) for task in self._tasks(known, place, count, lengths)]
         found = _of_lengths(self._written(asked, watched=False), posterior)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
@@ -132,7 +133,7 @@ class Filler:
         posterior = self.weigher.posterior(known, search) if is_open(known) else {}
         tokenizer = self.layout.tokenizer
         found = (
-            Candidate.of(whole, self._task(whole, place, 0), row.ids, 0, tokenizer)
+            Candidate.of(whole, row, 0, partial(self._task, whole, place), tokenizer)
             for (whole, row), each in zip(ways, lengths, strict=True)
             if not posterior or each in posterior
         )
@@ -151,7 +152,7 @@ class Filler:
         if reread:  # the log-likelihoods of the others are not asked for
             found = _with(found, self._scored(_every(found)))
         likeliest = [max(texts[0], key=lambda way: way.found.rank) for texts in found]
-        if self.watched and (tasks := [each.task for each in likeliest if any(each.row.editable)]):
+        if self.watched and (tasks := [each.again() for each in likeliest if any(each.row.editable)]):
             for _ in self.write(tasks, True):  # the same again
                 pass
         return [[*map(united, texts)] for texts in found]
@@ -162,8 +163,9 @@ class Filler:
         rows: list[Canvas] = []
         for template, texts in zip(templates, found, strict=True):
             rows += self.rereader.rows(template, [each.found.ids for each in _every([texts])])
-        scores = self.rereader.score(rows)
-        return (each.knowing(log_whole=next(scores).log_likelihood) for each in _every(found))
+        return (
+            each.knowing(log_whole=nats) for each, nats in zip(_every(found), self.rereader.read(rows), strict=True)
+        )
 
     def _scored(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
         """Candidates and their log-likelihoods, a batch at a time; one whose holes are all empty needs none."""
@@ -173,10 +175,15 @@ class Filler:
             nats = iter(self.score(rows) if rows else ())
             yield from (each.knowing(log_likelihood=next(nats)) if any(each.row.editable) else each for each in batch)
 
-    def _task(self, template: Template, place: int, number: int, lengths: Lengths = ()) -> Task:
+    def _task(self, template: Template, place: int) -> Task:
+        return self._tasks(template, place, 1)[0]
+
+    def _tasks(self, template: Template, place: int, count: int, lengths: Lengths = ()) -> list[Task]:
+        """So many tasks that write one text, each with random numbers of its own."""
         canvas = self.layout.holes(template)
-        key: tuple[int | str, ...] = (self.seed, "infill", place, *lengths, number)
-        return Task(canvas, self.rule(canvas), key, held=self.languages.held(template, canvas) or ())
+        rule, held = self.rule(canvas), self.languages.held(template, canvas) or ()
+        key: tuple[int | str, ...] = (self.seed, "infill", place, *lengths)
+        return [Task(canvas, rule, (*key, number), held=held) for number in range(count)]
 
     def _written(self, asked: Sequence[tuple[Template, Task]], *, watched: bool) -> Iterator[Candidate]:
         """Each row, as soon as its batch is written; one whose holes are all empty is there already."""
@@ -188,7 +195,12 @@ class Filler:
         )
         for template, task in asked:
             ids, calls = next(rows) if any(task.canvas.editable) else (task.canvas.ids, 0)
-            yield Candidate.of(template, task, ids[: len(task.canvas.ids)], calls, self.layout.tokenizer)
+            row = replace(task.canvas, ids=ids[: len(task.canvas.ids)])
+            yield Candidate.of(template, row, calls, partial(_same, task), self.layout.tokenizer)
+
+
+def _same(task: Task) -> Task:
+    return task
 
 
 def _every(found: Iterable[Ways]) -> Iterator[Candidate]:

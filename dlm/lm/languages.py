@@ -57,6 +57,7 @@ class Languages:
         for part in template:
             if isinstance(part, Hole):
                 if part.pattern is not None:
+                    self._check_choices(part)
                     part = self._possible(part, self._automaton(part, template, canvas, number))
                 number += 1
             found.append(part)
@@ -134,6 +135,16 @@ class Languages:
         seen = given_text(self.layout.tokenizer, canvas, canvas.holes[number])
         taken = before[-1:].isspace() and not seen[-1:].isspace()
         return self.spelling.automaton(hole.pattern, stripped=taken or (begins and self.spelling.strips))
+
+    def _check_choices(self, hole: Hole) -> None:
+        """Refuses a choice that no tokens spell: it would never be chosen."""
+        tokenizer, known = self.layout.tokenizer, self.spelling.bytes_of.keys()
+        for choice in hole.choices:
+            spelled = (encode(tokenizer, [blank + choice], continues=True)[0] for blank in ("", " "))
+            if all(set(ids) - known for ids in spelled):
+                raise DataError(
+                    f"choice {shortened(repr(choice), 60)} has characters that this model cannot write; leave it out"
+                )
 
     def _possible(self, hole: Hole, automaton: Automaton) -> Hole:
         """The hole with the lengths that its language has."""

@@ -27,6 +27,9 @@ Lengths = tuple[int, ...]
 REACH, BEFORE = 16, 128
 """The tokens behind a hole that are asked how long it is, and the most before it that are read for that."""
 
+ALIKE = 1e-9
+"""The most nats that the log-probabilities of lengths differ by that are alike."""
+
 NOT_REREAD = "--reread is for a model with a causal reading, with readings joint: leave it out"
 
 
@@ -124,8 +127,10 @@ class Weigher:
         for place, part in enumerate(template):
             if not isinstance(part, Hole):
                 continue
-            lengths = _considered([n for n in part.lengths if n - part.tokens <= spare], search.effort)
-            log_p = prior.log_p(lengths, whole_lines=_stands_alone(template, place))
+            fitting = [n for n in part.lengths if n - part.tokens <= spare]
+            lone = _stands_alone(template, place)
+            lengths = _considered(fitting, prior.log_p(fitting, whole_lines=lone), search.effort)
+            log_p = prior.log_p(lengths, whole_lines=lone)
             longer = {
                 (*before, length): nats + own
                 for before, nats in beam.items()
@@ -201,11 +206,15 @@ def _shortest(parts: Template) -> int:
     return sum(part.tokens for part in parts if isinstance(part, Hole))
 
 
-def _considered(lengths: Sequence[int], effort: int) -> Sequence[int]:
-    """The lengths of a hole that are weighed: all, or as many at even steps."""
+def _considered(lengths: Sequence[int], log_p: Sequence[float], effort: int) -> Sequence[int]:
+    """The lengths of a hole that are weighed: all, or the likeliest by themselves; of equal ones some at even steps."""
     if len(lengths) <= effort:
         return lengths
-    return sorted({lengths[round(i * (len(lengths) - 1) / max(effort - 1, 1))] for i in range(effort)})
+    if max(log_p) - min(log_p) > ALIKE:
+        return sorted(
+            length for _, length in sorted(zip(log_p, lengths, strict=True), key=lambda each: -each[0])[:effort]
+        )
+    return [lengths[(2 * i + 1) * len(lengths) // (2 * effort)] for i in range(effort)]
 
 
 def _stands_alone(template: Template, place: int) -> bool:

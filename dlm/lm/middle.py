@@ -119,6 +119,8 @@ class MiddleFiller:
         """
         for template in templates.values():
             self.check(template)
+        given = [[id_ for part in self._text(template, ()).parts for id_ in part] for template in templates.values()]
+        self.layout.warn_of_unseen([Canvas(ids, [False] * len(ids), []) for ids in given])
         return self._fill(templates, num)
 
     def check(self, template: Template) -> None:

@@ -351,12 +351,13 @@ class DiffusionLM:
         Args:
             text: Text with holes such as `[MASK:12]`, twelve tokens, `[MASK:3-12]` or `[MASK]`, of any length; or what
                 `parse_template` makes of it.
-            num: How many alternatives; fewer where lengths are searched, or spans are to match, and too few differ.
+            num: How many alternatives; fewer where the best of several fillings are looked for, or spans are to match,
+                and too few differ.
             sampler: How; by margin order, one token at a time, by default; for a published model by its own order.
-            seed: Alternative number i depends on the seed and i alone.
-            batch_size: Alternatives written side by side.
+            seed: Filling number i depends on the seed and i alone.
+            batch_size: Fillings written side by side.
             draws: Masked copies that a log-likelihood is estimated from.
-            search: How the lengths of holes are found that may have several; see `LengthSearch`.
+            search: How lengths are found where there may be several, and how fillings are ranked; see `LengthSearch`.
             watch: Called with every state.
 
         Returns:
@@ -396,10 +397,10 @@ class DiffusionLM:
             templates: What `parse_template` makes of each text, under the number that its noise follows from.
             num: How many alternatives of each.
             sampler: How; as for `infill`.
-            seed: An alternative depends on the seed, its text's number and its own number alone.
-            batch_size: Alternatives written side by side; only those that take the same number of steps are.
+            seed: A filling depends on the seed, its text's number and its own number alone.
+            batch_size: Fillings written side by side; only those that take the same number of steps are.
             draws: Masked copies that a log-likelihood is estimated from.
-            search: How the lengths of holes are found that may have several; see `LengthSearch`.
+            search: How lengths are found where there may be several, and how fillings are ranked; see `LengthSearch`.
             watch: Called with every state.
 
         Returns:

@@ -35,13 +35,25 @@ class Rereader:
         Returns:
             Nats a filling.
         """
-        return [score.log_likelihood for score in self.score(self.rows(template, fillings))]
+        return [*self.read(self.rows(template, fillings))]
+
+    def read(self, rows: Sequence[Canvas]) -> Iterator[float]:
+        """The log-probability of what is to be read of each row; that of nothing is 0.
+
+        Args:
+            rows: As `rows` makes them.
+
+        Returns:
+            Nats a row, a batch at a time.
+        """
+        scores = self.score([row for row in rows if any(row.editable)])
+        return (next(scores).log_likelihood if any(row.editable) else 0.0 for row in rows)
 
     def rows(self, template: Template, fillings: Sequence[Filling]) -> list[Canvas]:
         """The rows that are read.
 
         Fillings of different lengths are compared by the same text behind them: `REACH` tokens, or as many as the
-        longest leaves room for.
+        longest leaves room for, if half of that room is left to the text before the first.
 
         Args:
             template: Texts and holes.
@@ -57,7 +69,7 @@ class Rereader:
         middles = [self._middle(template, parts, holes, filling) for filling in fillings]
         prefix = self.layout.sidecar.affixes.prefix
         room = self.layout.sidecar.context - len(prefix) - max(map(len, middles))
-        reach = max(0, min(REACH, len(behind), room))
+        reach = max(0, min(REACH, len(behind), max(room // 2, room - len(before))))
         kept = max(0, min(len(before), room - reach))
         given = [*prefix, *before[len(before) - kept :]]
         canvases = []

@@ -81,8 +81,9 @@ class RowCache(Cache):
         """Keeps some rows alone, in the order given."""
         self._places = None
         self.lengths = [self.lengths[row] for row in rows]
+        row_R = torch.tensor(rows, dtype=torch.long)
         for stores in (self._keys, self._values):
-            stores[:] = [store[[*rows]] for store in stores]
+            stores[:] = [store.index_select(0, copied(row_R, store.device)) for store in stores]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The length of the longest row, M."""

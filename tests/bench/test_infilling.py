@@ -228,7 +228,7 @@ def test_a_whole_text_is_read_from_its_first_hole_on(models: dict[str, Diffusion
 
 
 def test_fillings_of_different_lengths_are_compared_by_the_same_text_behind(models: dict[str, DiffusionLM]) -> None:
-    """`REACH` tokens of it, or as many as the longest leaves room for; what stands before is shortened first."""
+    """`REACH` tokens of it, or half of what the longest leaves room for, where what stands before needs the rest."""
     lm = models["autoregressive"]
     read: list[list[int]] = []
 
@@ -245,7 +245,7 @@ def test_fillings_of_different_lengths_are_compared_by_the_same_text_behind(mode
     for longest in (9, room - REACH, room - 3):
         fillings = [[[120] * size] for size in (0, 1, longest)]
         nats = rereader.nats(template, fillings)
-        reach = min(REACH, room - longest)
+        reach = min(REACH, max((room - longest) // 2, room - longest - len(before)))
         given = before[len(before) - min(len(before), room - reach - longest) :]
         assert read == [[*given, *filling[0], *behind[:reach]] for filling in fillings]
         assert nats == [len(filling[0]) + reach for filling in fillings] and max(map(len, read)) <= room
@@ -286,6 +286,8 @@ def test_reranked_diffusion_takes_the_candidate_that_the_causal_reading_finds_li
     likeliest = tried[0].spans  # by the bound of the spans given the rest
     (first,) = METHODS["diffusion"].fill(lm, {5: template}, how)
     assert first in [one.spans for one in tried] and len({spans, likeliest, first}) > 1
+    ((drawn,),) = lm.infill_each({5: template}, sampler=how.sampler, search=search, draws=2)
+    assert first == drawn.spans
     # --no-reread is for what `diffusion` does.
     assert [*METHODS["diffusion+rerank"].fill(lm, {5: template}, replace(how, reread=False))] == [spans]
 
@@ -311,6 +313,8 @@ def test_rereading_is_refused_where_there_is_no_causal_reading(
     assert [*METHODS["diffusion"].fill(models["joint"], template, how)]
     with refused(ConfigError, "--reread"):
         METHODS["diffusion"].fill(models["masked"], template, how)
+    with refused(ConfigError, "masked: --reread"):  # before anything is measured
+        entries_of({each: models[each] for each in ("joint", "masked")}, None, how)
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(

@@ -139,6 +139,8 @@ BAD: list[tuple[str | list[str], str]] = [
     (COMPARE + "--lengths any", "--lengths is known, unknown, or both"),
     (COMPARE + "--draws 7", "--draws must be even, got 7"),
     (["infill", "@model", "a [MASK] b", "--reread"], "--reread is for a model with a causal reading"),
+    (["infill", "@model", "a [MASK:3] b", "--effort", "4"], "--effort: nothing is searched here"),
+    (["infill", "@model", "a [MASK:3] b", "--file", "x.txt"], "are both given"),
     # configurations
     ("train @none.yaml", "cannot read the configuration"),
     ("train @folder", "cannot read the configuration"),

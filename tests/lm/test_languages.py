@@ -207,10 +207,16 @@ def test_a_timed_model_matches_too(make_lm: MakeLM, byte_tokenizer: PreTrainedTo
             assert re.fullmatch("(ab|cd)+", one.spans[0])
 
 
+def test_a_choice_that_no_tokens_spell_is_refused(make_lm: MakeLM, refused: Refused) -> None:
+    lm = make_lm(build_tokenizer(Characters(), lambda: ["abcd"]), 24)
+    with refused(DataError, "choice '\u2603'", "leave it out"):
+        lm.infill(parse_template("a[MASK]b", choices=["c", "\u2603", "d"]))
+
+
 def test_the_command_holds_spans_to_expressions_and_choices(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     model, rows = tmp_path / "model", tmp_path / "rows.jsonl"
     tiny_lm.save_pretrained(model)
-    out, _ = dlm("infill", model, r"a [MASK:/[0-9]{2}\/[0-9]{2}/] b", "--effort", "4")
+    out, _ = dlm("infill", model, r"a [MASK:/[0-9]{2}\/[0-9]{2}/] b")
     assert re.fullmatch("a [0-9]{2}/[0-9]{2} b\n", out)
     out, err = dlm("infill", model, "a [MASK] b", "--choices", r"yes,no,a\,b", "--num", "3")
     assert sorted(out.strip().split("\n---\n")) == ["a a,b b", "a no b", "a yes b"]
@@ -219,7 +225,7 @@ def test_the_command_holds_spans_to_expressions_and_choices(tiny_lm: DiffusionLM
     out, _ = dlm("infill", model, "--file", rows, "--effort", "4")
     assert [json.loads(line)["spans"][0] in ("x", "yy", "zz") for line in out.splitlines()] == [True, True]
     film = tmp_path / "film.html"
-    dlm("infill", model, "a [MASK:/[0-9]{2}/] b", "--export", film, "--effort", "4")
+    dlm("infill", model, "a [MASK:/[0-9]{2}/] b", "--export", film)
     assert film.stat().st_size > 1000
     rows.write_text('{"text": "[MASK:2]"}\n{"text": "[MASK:/(/]"}\n')
     assert "line 2: /(/ is no regular expression" in refusal("infill", model, "--file", rows)

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,9 +115,14 @@ def test_a_narrow_beam_keeps_the_likeliest(weigher: Weigher) -> None:
     assert next(iter(narrow)) == next(iter(wide)) and sum(map(math.exp, narrow.values())) == pytest.approx(1.0)
 
 
-def test_more_lengths_than_the_effort_are_weighed_at_even_steps(weigher: Weigher) -> None:
+def test_of_more_lengths_than_the_effort_the_likeliest_are_weighed(weigher: Weigher) -> None:
+    """By the prior; of lengths that are all alike, some at even steps."""
+    words = LengthPrior(inside={2: 5, 3: 9, 11: 6, 12: 2})
+    text = parse_template("a[MASK:1-17]b")
+    assert sorted(weigher.posterior(text, LengthSearch(words, effort=3))) == [(2,), (3,), (11,)]
+    assert sorted(weigher.posterior(text, LengthSearch(effort=1))) == [(9,)]
     found = weigher.posterior(parse_template("a[MASK:1-17]b"), LengthSearch(effort=5))
-    assert sorted(found) == [(1,), (5,), (9,), (13,), (17,)]
+    assert sorted(found) == [(2,), (6,), (9,), (12,), (16,)]
 
 
 def test_lengths_that_do_not_fit_the_context_are_not_weighed(
@@ -393,6 +398,75 @@ def test_the_best_filling_of_a_text_is_what_it_is_alone(joint: DiffusionLM) -> N
         alone = next(joint.infill_each({n: template}, num=3, batch_size=64))
         assert [each.text for each in group] == [each.text for each in alone]
         assert [each.log_whole for each in group] == pytest.approx([each.log_whole for each in alone], abs=1e-3)
+
+
+def test_probabilities_of_one_text_by_several_tokens_add_up(
+    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Bytes that are no character are one replacement character each, so many spans read alike."""
+    joint = make_lm(byte_tokenizer, 12, readings={"name": "joint", "sizes": [4]})
+    template = parse_template("a[MASK:1]b")
+    found = joint.infill(template, num=400, search=LengthSearch(tries=400), draws=2)
+    drawn = {one.ids: one for one in joint.infill(template, num=400, search=PLAIN, draws=2)}
+    nats = dict(zip(drawn, joint.filling.rereader().nats(template, [*drawn]), strict=True))
+    together = 0
+    for one in found:
+        ways = [ids for ids, each in drawn.items() if each.text == one.text]
+        assert one.log_whole == pytest.approx(_log_sum(nats[ids] for ids in ways), abs=1e-3)
+        assert one.log_likelihood == pytest.approx(_log_sum(drawn[ids].log_likelihood for ids in ways), abs=1e-3)
+        together += len(ways) > 1
+    assert together
+
+
+def _log_sum(log_p: Iterable[float]) -> float:
+    return math.log(sum(map(math.exp, log_p)))
+
+
+def test_texts_are_given_as_soon_as_they_are_filled(joint: DiffusionLM) -> None:
+    """A batch of texts at a time: the first costs a part of what all of them cost."""
+    calls: list[int] = []
+    handle = joint.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    texts = {n: parse_template("ab[MASK:2]d") for n in range(9)}
+    found = joint.infill_each(texts, batch_size=3, draws=2)
+    next(found)
+    first = len(calls)
+    rest = [*found]
+    handle.remove()
+    assert len(rest) == 8 and len(calls) == 3 * first
+
+
+def test_a_span_of_nothing_is_certain(joint: DiffusionLM) -> None:
+    """Also where nothing else is to be read."""
+    (one,) = joint.infill("[MASK:/()/]", search=LengthSearch(tries=4))
+    assert one.text == "" and one.log_likelihood == 0.0 and one.log_whole == 0.0
+
+
+def test_fillings_as_long_as_the_context_are_read_after_what_stands_before(joint: DiffusionLM) -> None:
+    """Half of what they leave is for the text before them, so that it says something."""
+    spans = [[[i % 4 for i in range(16)]]]
+    one, other = (
+        joint.filling.rereader().nats(parse_template(f"{before}[MASK:16]{'abcd' * 5}"), spans)
+        for before in ("a" * 20, "dcb" * 6)
+    )
+    assert one[0] != pytest.approx(other[0], abs=1e-3)
+
+
+def test_the_command_says_how_many_fillings_the_likeliest_is_taken_of(joint: DiffusionLM, tmp_path: Path) -> None:
+    model, empty = tmp_path / "model", tmp_path / "empty.txt"
+    joint.save_pretrained(model)
+    words = ["infill", model, "abc[MASK:4]d", "--dtype", "fp32"]
+    for more, note in (
+        ([], "the likeliest is taken of 8 fillings (--effort)"),
+        (["--effort", "3", "--num", "2"], "the 2 likeliest are taken of 3 fillings (--effort)"),
+    ):
+        _, err = dlm(*words, *more)
+        assert err.splitlines()[0] == note
+    for more, tries in ((["--effort", "30"], 30), (["--effort", "1"], 1), (["--no-reread"], 1)):
+        out, err = dlm(*words, *more)
+        (best,) = joint.infill("abc[MASK:4]d", search=LengthSearch(tries=tries))
+        assert out == f"{best.text}\n" and ("taken of" in err) == (tries > 1)
+    empty.write_text(" \n")
+    assert "there is no text in it" in refusal("infill", model, "a[MASK]b", "--length-prior", empty)
 
 
 def test_who_watches_sees_the_best_filling_of_known_length(joint: DiffusionLM) -> None:

@@ -204,9 +204,14 @@ def test_what_cannot_be_is_refused(lm: DiffusionLM, make_lm: MakeLM, refused: Re
 
 
 def test_temperature_zero_takes_the_likeliest_token(lm: DiffusionLM) -> None:
-    (greedy,) = lm.infill("abc[MASK:1]XY", sampler=Sampler(token=TokenChoice(0.0)))
-    drawn = lm.infill("abc[MASK:1]XY", num=60)
+    (greedy,) = lm.infill("abc[MASK:1]da", sampler=Sampler(token=TokenChoice(0.0)))
+    drawn = lm.infill("abc[MASK:1]da", num=60)
     assert greedy.log_likelihood >= max(one.log_likelihood for one in drawn) - 1e-5
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_told(lm: DiffusionLM) -> None:
+    with pytest.warns(UserWarning, match="2 of the tokens that are given stand for characters"):
+        lm.infill("abc[MASK:1]XY")
 
 
 @pytest.mark.parametrize("text", ["a[MASK:/[a-c]+/]b", "a[MASK:2:/[a-c]+/]b"])
