@@ -140,13 +140,14 @@ def test_every_reading_is_that_of_the_cpu(
     assert device.operations > before + 100
 
 
+@pytest.mark.parametrize(("kind", "drafts"), [("autoregressive", 0), ("joint", 0), ("joint", 3)])
 def test_next_tokens_are_drawn_where_the_network_is(
-    make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, with_float64: FakeDevice
+    kind: str, drafts: int, make_lm: MakeLM, byte_tokenizer: PreTrainedTokenizerBase, with_float64: FakeDevice
 ) -> None:
     """A device with float64, such as any of CUDA, draws by itself: nothing there may meet what is on the CPU."""
-    here = make_lm(byte_tokenizer, 12, **READINGS["autoregressive"])
+    here = make_lm(byte_tokenizer, 12, **READINGS[kind])
     there = moved(here)
-    texts = [lm.generate("a", num=3, length=6) for lm in (here, there)]
+    texts = [lm.generate("a", num=3, length=6, sampler=Sampler(drafts=drafts)) for lm in (here, there)]
     assert texts[0] == texts[1]
 
 
