@@ -179,10 +179,15 @@ def _single(content: str, given: str | None, ask: Callable[[Mapping[str, Any]], 
 
 def _text_of(length_prior: str | None) -> str:
     """The text that a prior is counted in; empty where no file is named."""
+    if length_prior is None or length_prior in PRIORS:
+        return ""
     try:
-        return "" if length_prior in (None, *PRIORS) else "".join(file_lines(Path(length_prior)))
+        text = "".join(file_lines(Path(length_prior)))
     except DataError as error:
         raise ConfigError(f"--length-prior is {', '.join(PRIORS)} or a text: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"--length-prior {length_prior}: there is no text in it, to count the lengths of")
+    return text
 
 
 def _search(
@@ -204,8 +209,6 @@ def _search(
     if length_prior == "run" and lm.sidecar.lengths is None:
         raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
     own = length_prior in (None, "run")
-    if length_prior not in (None, *PRIORS) and not text.strip():
-        raise ConfigError(f"--length-prior {length_prior}: there is no text in it, to count the lengths of")
     asked = {} if effort is None else {"effort": effort, "tries": effort}
     return LengthSearch(
         None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), reread=reread, **asked
@@ -223,7 +226,7 @@ def _tell_cost(
     searched = [template for template in templates if is_open(template)]
     causal = lm.formulation.readings.causal
     tries = search.tried(num, causal=causal)
-    if asked and len(templates) == len(resolved) and not searched and not (causal and search.reread is not False):
+    if asked and len(templates) == len(resolved) and not searched and not search.ranks(causal=causal):
         raise ConfigError(
             "--effort: nothing is searched here, since every span has its length and no causal reading ranks fillings; "
             "leave it out, or ask for more alternatives by --num"

@@ -1,6 +1,6 @@
 """Fillings that were written and are chosen from."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.lm.canvas import Canvas
 from dlm.lm.infillings import Infilling
-from dlm.lm.rows import Task
 from dlm.template import Template
 
 
@@ -20,30 +19,37 @@ class Candidate:
     Attributes:
         found: The text; its log-likelihood is 0 until it is scored.
         row: Its row, the holes written.
-        again: Makes the task that writes it.
+        template: The text with its holes, whose lengths are known.
+        key: What its random numbers follow from; with the template it is written again.
     """
 
     found: Infilling
     row: Canvas
-    again: Callable[[], Task]
+    template: Template
+    key: tuple[int | str, ...]
 
     @classmethod
     def of(
-        cls, template: Template, row: Canvas, calls: int, again: Callable[[], Task], tokenizer: PreTrainedTokenizerBase
+        cls,
+        template: Template,
+        row: Canvas,
+        key: tuple[int | str, ...],
+        calls: int,
+        tokenizer: PreTrainedTokenizerBase,
     ) -> Self:
         """The candidate of a row.
 
         Args:
-            template: The text with its holes.
-            row: The row, its holes written.
+            template: As for the class, as `row` and `key`.
+            row: Its holes are written.
+            key: What its random numbers follow from.
             calls: Network calls that it took part in.
-            again: As for the class.
             tokenizer: The model's.
 
         Returns:
             The candidate.
         """
-        return cls(Infilling.of(template, row, calls, tokenizer), row, again)
+        return cls(Infilling.of(template, row, calls, tokenizer), row, template, key)
 
     def knowing(self, **found: Any) -> Self:
         """The same with what was found of it: attributes of `Infilling`."""

@@ -1,6 +1,6 @@
 """Text as rows of ids, of which some are to be written or scored and the others are given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -195,6 +195,23 @@ def _grow_together(tokenizer: PreTrainedTokenizerBase, first: str, second: str) 
     left, right = first.split()[-1], second.split()[0]
     one, other, both = encode(tokenizer, [left, right, left + right])
     return both != one + other
+
+
+def certain_if_empty(
+    rows: Sequence[Canvas], log_p_of: Callable[[Sequence[Canvas]], Iterable[float]]
+) -> Iterator[float]:
+    """The log-probability of what is scored of each row; that of nothing is 0, and costs nothing.
+
+    Args:
+        rows: The rows.
+        log_p_of: Finds that of rows of which something is scored, at least one.
+
+    Returns:
+        An iterator over nats, one a row.
+    """
+    asked = [row for row in rows if any(row.editable)]
+    found = iter(log_p_of(asked) if asked else ())
+    return (next(found) if any(row.editable) else 0.0 for row in rows)
 
 
 def stack(canvases: Sequence[Canvas], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby, islice
 
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError
 from dlm.lm.candidates import Candidate, by_text, united
-from dlm.lm.canvas import Canvas
+from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
@@ -99,7 +98,7 @@ class Filler:
         """The alternatives of texts whose holes have one length each: all that are drawn, or the best as reread."""
         causal = self.rereader is not None
         tries = search.tried(num, causal=causal)
-        chosen = causal and (tries > 1 if search.reread is None else search.reread)
+        chosen = search.ranks(causal=causal) and (tries > 1 or search.reread is True)
         for batch in in_batches(known, self.weigher.batch_size if chosen else len(known)):
             asked = [(text, task) for place, text in batch for task in self._tasks(text, place, tries)]
             written = self._written(asked, watched=not chosen)
@@ -133,7 +132,7 @@ class Filler:
         posterior = self.weigher.posterior(known, search) if is_open(known) else {}
         tokenizer = self.layout.tokenizer
         found = (
-            Candidate.of(whole, row, 0, partial(self._task, whole, place), tokenizer)
+            Candidate.of(whole, row, (*self._key(place), 0), 0, tokenizer)
             for (whole, row), each in zip(ways, lengths, strict=True)
             if not posterior or each in posterior
         )
@@ -152,8 +151,9 @@ class Filler:
         if reread:  # the log-likelihoods of the others are not asked for
             found = _with(found, self._scored(_every(found)))
         likeliest = [max(texts[0], key=lambda way: way.found.rank) for texts in found]
-        if self.watched and (tasks := [each.again() for each in likeliest if any(each.row.editable)]):
-            for _ in self.write(tasks, True):  # the same again
+        if self.watched:
+            again = [self._task(each.template, each.key) for each in likeliest if any(each.row.editable)]
+            for _ in self.write(again, True):
                 pass
         return [[*map(united, texts)] for texts in found]
 
@@ -171,19 +171,22 @@ class Filler:
         """Candidates and their log-likelihoods, a batch at a time; one whose holes are all empty needs none."""
         coming = iter(candidates)
         while batch := [*islice(coming, self.weigher.batch_size)]:
-            rows = [each.row for each in batch if any(each.row.editable)]
-            nats = iter(self.score(rows) if rows else ())
-            yield from (each.knowing(log_likelihood=next(nats)) if any(each.row.editable) else each for each in batch)
+            nats = certain_if_empty([each.row for each in batch], self.score)
+            yield from (each.knowing(log_likelihood=log_p) for each, log_p in zip(batch, nats, strict=True))
 
-    def _task(self, template: Template, place: int) -> Task:
-        return self._tasks(template, place, 1)[0]
+    def _key(self, place: int, lengths: Lengths = ()) -> tuple[int | str, ...]:
+        """What all random numbers of a text, or of some lengths of its holes, follow from."""
+        return self.seed, "infill", place, *lengths
+
+    def _task(self, template: Template, key: tuple[int | str, ...]) -> Task:
+        canvas = self.layout.holes(template)
+        return Task(canvas, self.rule(canvas), key, held=self.languages.held(template, canvas) or ())
 
     def _tasks(self, template: Template, place: int, count: int, lengths: Lengths = ()) -> list[Task]:
         """So many tasks that write one text, each with random numbers of its own."""
-        canvas = self.layout.holes(template)
-        rule, held = self.rule(canvas), self.languages.held(template, canvas) or ()
-        key: tuple[int | str, ...] = (self.seed, "infill", place, *lengths)
-        return [Task(canvas, rule, (*key, number), held=held) for number in range(count)]
+        key = self._key(place, lengths)
+        task = self._task(template, key)
+        return [replace(task, key=(*key, number)) for number in range(count)]
 
     def _written(self, asked: Sequence[tuple[Template, Task]], *, watched: bool) -> Iterator[Candidate]:
         """Each row, as soon as its batch is written; one whose holes are all empty is there already."""
@@ -196,11 +199,7 @@ class Filler:
         for template, task in asked:
             ids, calls = next(rows) if any(task.canvas.editable) else (task.canvas.ids, 0)
             row = replace(task.canvas, ids=ids[: len(task.canvas.ids)])
-            yield Candidate.of(template, row, calls, partial(_same, task), self.layout.tokenizer)
-
-
-def _same(task: Task) -> Task:
-    return task
+            yield Candidate.of(template, row, task.key, calls, self.layout.tokenizer)
 
 
 def _every(found: Iterable[Ways]) -> Iterator[Candidate]:

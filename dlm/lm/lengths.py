@@ -55,6 +55,17 @@ class LengthSearch:
         if min(self.effort, self.tries) < 1:
             raise ValueError(f"effort and tries must be at least 1, got {self.effort} and {self.tries}")
 
+    def ranks(self, *, causal: bool) -> bool:
+        """Whether fillings of known length may be ranked by the causal reading.
+
+        Args:
+            causal: Whether the model has one.
+
+        Returns:
+            Whether there is one, and it is not left out.
+        """
+        return causal and self.reread is not False
+
     def tried(self, num: int, *, causal: bool) -> int:
         """How many fillings of known length are written, before the likeliest are chosen.
 
@@ -65,7 +76,7 @@ class LengthSearch:
         Returns:
             As many as alternatives are wanted, unless the causal reading ranks them.
         """
-        return max(num, self.tries) if causal and self.reread is not False else num
+        return max(num, self.tries) if self.ranks(causal=causal) else num
 
     def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Iterator[tuple[Lengths, int]]:
         """How many fillings each of the lengths gets.
@@ -128,13 +139,12 @@ class Weigher:
             if not isinstance(part, Hole):
                 continue
             fitting = [n for n in part.lengths if n - part.tokens <= spare]
-            lone = _stands_alone(template, place)
-            lengths = _considered(fitting, prior.log_p(fitting, whole_lines=lone), search.effort)
-            log_p = prior.log_p(lengths, whole_lines=lone)
+            log_p = prior.log_p(fitting, whole_lines=_stands_alone(template, place))
+            considered = _considered([*zip(fitting, log_p, strict=True)], search.effort)
             longer = {
                 (*before, length): nats + own
                 for before, nats in beam.items()
-                for length, own in zip(lengths, log_p, strict=True)
+                for length, own in considered
                 if sum(before) + length - _shortest(template[: place + 1]) <= spare
             }
             if len(longer) > 1:
@@ -206,14 +216,16 @@ def _shortest(parts: Template) -> int:
     return sum(part.tokens for part in parts if isinstance(part, Hole))
 
 
-def _considered(lengths: Sequence[int], log_p: Sequence[float], effort: int) -> Sequence[int]:
-    """The lengths of a hole that are weighed: all, or the likeliest by themselves; of equal ones some at even steps."""
+def _considered(lengths: Sequence[tuple[int, float]], effort: int) -> Sequence[tuple[int, float]]:
+    """Which of a hole's lengths and their log-probabilities are weighed.
+
+    All, or the likeliest by themselves; where these are all alike, some at even steps.
+    """
     if len(lengths) <= effort:
         return lengths
-    if max(log_p) - min(log_p) > ALIKE:
-        return sorted(
-            length for _, length in sorted(zip(log_p, lengths, strict=True), key=lambda each: -each[0])[:effort]
-        )
+    by_log_p = sorted(lengths, key=lambda each: -each[1])
+    if by_log_p[0][1] - by_log_p[-1][1] > ALIKE:
+        return by_log_p[:effort]
     return [lengths[(2 * i + 1) * len(lengths) // (2 * effort)] for i in range(effort)]
 
 

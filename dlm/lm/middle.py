@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
 from dlm.errors import DataError
-from dlm.lm.canvas import Canvas, encoded_parts, fill, written_text
+from dlm.lm.canvas import Canvas, certain_if_empty, encoded_parts, fill, written_text
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import REACH
@@ -246,10 +246,8 @@ class MiddleFiller:
         canvases = [
             Canvas([*given, *ids], [i >= len(given) for i in range(len(given) + len(ids))], [])
             for given, ids in zip(givens, scored, strict=True)
-            if ids
         ]
-        found = self.score(canvases, ends) if canvases else iter(())
-        return [next(found).log_likelihood if ids else 0.0 for ids in scored]
+        return [*certain_if_empty(canvases, lambda asked: (each.log_likelihood for each in self.score(asked, ends)))]
 
     def _asked(self, text: _Text, place: int) -> _Asked:
         """A hole, and as much of what stands beside it as the context has room for."""

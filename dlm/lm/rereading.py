@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dlm.lm.canvas import Canvas, encoded_parts
+from dlm.lm.canvas import Canvas, certain_if_empty, encoded_parts
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import REACH
 from dlm.lm.scoring import Score
@@ -46,8 +46,7 @@ class Rereader:
         Returns:
             Nats a row, a batch at a time.
         """
-        scores = self.score([row for row in rows if any(row.editable)])
-        return (next(scores).log_likelihood if any(row.editable) else 0.0 for row in rows)
+        return certain_if_empty(rows, lambda asked: (score.log_likelihood for score in self.score(asked)))
 
     def rows(self, template: Template, fillings: Sequence[Filling]) -> list[Canvas]:
         """The rows that are read.

@@ -82,8 +82,9 @@ class RowCache(Cache):
         self._places = None
         self.lengths = [self.lengths[row] for row in rows]
         row_R = torch.tensor(rows, dtype=torch.long)
+        on = {device: copied(row_R, device) for device in {store.device for store in (*self._keys, *self._values)}}
         for stores in (self._keys, self._values):
-            stores[:] = [store.index_select(0, copied(row_R, store.device)) for store in stores]
+            stores[:] = [store.index_select(0, on[store.device]) for store in stores]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The length of the longest row, M."""
