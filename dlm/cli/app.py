@@ -33,6 +33,7 @@ from dlm.cli import (
 )
 from dlm.cli.console import errors, is_first, told_warnings
 from dlm.cli.options import USAGE, SamplerCommand, usage_message
+from dlm.cli.process import settle
 from dlm.cli.streams import checked_stdout, open_closed_streams
 from dlm.errors import ConfigError, DlmError, InterruptedRunError, one_line
 from dlm.launcher import end_with_launcher
@@ -79,11 +80,7 @@ app = typer.Typer(
 def main() -> None:
     """Runs the command line."""
     end_with_launcher()
-    # Threads that wait for each other spin, and where another program holds a core they spin for milliseconds at
-    # every operation: training was seen to fall to a tenth of its speed. This many turns, then they sleep.
-    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which weighs memory, says when it starts
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # and warns of what was there before it
+    settle()
     open_closed_streams()
     with checked_stdout():
         app(prog_name="dlm")

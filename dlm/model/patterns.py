@@ -172,10 +172,11 @@ class _Attend:
         """What each query reads; a mask is boolean, or is added to the logits."""
         if not self.eager:
             return nn.functional.scaled_dot_product_attention(q, k, v, mask, self.dropout, scale=self.scaling)
-        logits = q @ k.transpose(2, 3) * self.scaling
+        logits = (q @ k.transpose(2, 3)).mul_(self.scaling)
         if mask is not None:
-            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-        weights = logits.softmax(-1, dtype=torch.float32).to(q.dtype)
+            logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
+        # Either way the sums are of float32; kept, the weights are of float32 for the gradient alone.
+        weights = logits.softmax(-1, dtype=torch.float32 if logits.requires_grad else None).to(q.dtype)
         if self.dropout > 0.0:
             weights = nn.functional.dropout(weights, self.dropout)
         return weights @ v
