@@ -109,6 +109,8 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
                 f"[{marker}:{size}] begins an expression that does not end: close it by /], as in [{marker}:/[0-9]+/], "
                 r"and write a slash within it as \/"
             )
+        if 0 < most < least:
+            raise DataError(f"[{marker}:{size}] is a range that ends before it begins: write [{marker}:{most}-{least}]")
         raise DataError(
             f"[{marker}:{size}] is no span: write a number of tokens of at least 1, as in [{marker}:12], a range, as "
             f"in [{marker}:3-12], or [{marker}] for any length"

@@ -199,8 +199,8 @@ def _search(
 
     if lm.filling.in_the_middle and (length_prior, effort, reread) != (None, None, None):
         raise ConfigError(
-            "--length-prior, --effort and --reread are for a search of lengths, and this model, which fills in the "
-            "middle, ends a span by itself: leave them out"
+            "--length-prior, --effort, --reread and --no-reread are for a search of lengths, and this model, which fills "
+            "in the middle, ends a span by itself: leave them out"
         )
     if lm.filling.in_the_middle:
         return None
@@ -310,5 +310,5 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
                 f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the length {lengths}"
             )
         if found.log_whole is not None:
-            score += f"; read with what stands behind, {found.log_whole:.2f} nats"
+            score += f"; read as a whole, {found.log_whole:.2f} nats"
         _note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")

@@ -117,9 +117,9 @@ def test_infill_says_that_holes_are_filled_from_left_to_right(shelf: Path) -> No
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--effort", "4"), "--length-prior, --effort and --reread are for a search of lengths"),
-        (("--length-prior", "uniform"), "--length-prior, --effort and --reread are for a search of lengths"),
-        (("--no-reread",), "--length-prior, --effort and --reread are for a search of lengths"),
+        (("--effort", "4"), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
+        (("--length-prior", "uniform"), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
+        (("--no-reread",), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
         (("--order", "confidence"), "writes from left to right alone"),
         (("--export", "film.html"), "--watch and --export show masks in their places"),
     ],
