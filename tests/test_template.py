@@ -48,7 +48,6 @@ def test_parts(text: str, parts: tuple[str | Hole, ...]) -> None:
         "9" * 400,
         "\u0663",
         "\u00b2",
-        "3-2",
         "0-0",
         "-3",
         "3-",
@@ -59,6 +58,13 @@ def test_a_size_that_is_no_positive_number_is_refused(size: str) -> None:
     with pytest.raises(DataError, match="at least 1") as caught:
         parse_template(f"a[MASK:{size}]b")
     assert "\n" not in str(caught.value)
+
+
+def test_a_range_that_ends_before_it_begins_is_told_as_it_is_meant() -> None:
+    with pytest.raises(DataError, match="ends before it begins") as caught:
+        parse_template("a[MASK:3-2]b")
+    meant = str(caught.value).rsplit("write ", 1)[1]
+    assert parse_template(f"a{meant}b") == ("a", Hole(2, 3), "b")
 
 
 @pytest.mark.parametrize(
