@@ -219,7 +219,7 @@ def _tell_cost(
     lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch", num: int, *, asked: bool
 ) -> None:
     """Says what a search will cost before it begins; refuses an effort that is asked for where nothing is searched."""
-    from dlm.lm.lengths import REACH, is_open
+    from dlm.lm.lengths import ASKED, is_open
 
     resolved = [*map(lm.languages.resolved, templates)]
     templates = [each for each in resolved if not lm.languages.enumerated(each, search.effort)]
@@ -235,7 +235,7 @@ def _tell_cost(
         holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
         _note(
-            f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {REACH} tokens behind, and "
+            f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
             f"at most {counted(max(num, search.effort), 'filling')} tried (--effort)"
         )
     if len(searched) < len(templates) and tries > num:

@@ -1,5 +1,6 @@
 """What fills the holes of texts: those of known length side by side, and those of unknown length after a search."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -111,16 +112,30 @@ class Filler:
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
         """The alternatives of a text whose holes may have several lengths."""
         posterior = self.weigher.posterior(template, search)
-        asked: list[tuple[Template, Task]] = []
-        for lengths, count in search.shared_out(posterior, num):
-            known = exact(template, lengths)
-            if self.languages.held(known, self.layout.holes(known)) is not None:
-                asked += [(known, task) for task in self._tasks(known, place, count, lengths)]
-        found = _of_lengths(self._written(asked, watched=False), posterior)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
-        (best,) = self._best([(template, found)], num, reread=reread)
+        reread = reread and self.rereader is not None
+        if reread:
+            found = self._tried(template, place, search.surveyed(posterior, num))
+            read = [(each.found.lengths, each.found.rank) for each in self._reread([template], [[found]])]
+            found += self._tried(template, place, search.followed(posterior, read, num), found)
+        else:
+            found = self._tried(template, place, search.shared_out(posterior, num))
+        (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=reread)
         return best
+
+    def _tried(
+        self, template: Template, place: int, shares: Mapping[Lengths, int], before: Sequence[Candidate] = ()
+    ) -> list[Candidate]:
+        """So many fillings of each of some lengths, none of them drawn as one before; none of impossible lengths."""
+        drawn = Counter(each.found.lengths for each in before)
+        asked: list[tuple[Template, Task]] = []
+        for lengths, count in shares.items():
+            known, first = exact(template, lengths), drawn[lengths]
+            if self.languages.held(known, self.layout.holes(known)) is not None:
+                tasks = self._tasks(known, place, first + count, lengths)[first:]
+                asked += [(known, task) for task in tasks]
+        return [*self._written(asked, watched=False)]
 
     def _weighed(
         self, place: int, template: Template, ways: Sequence[tuple[Template, Canvas]], num: int, search: LengthSearch
@@ -145,7 +160,6 @@ class Filler:
         """The likeliest texts of each template, as reread or by their log-likelihoods; who watches sees the first."""
         templates = [template for template, _ in asked]
         found = [by_text(candidates) for _, candidates in asked]
-        reread = reread and self.rereader is not None
         found = _with(found, self._reread(templates, found) if reread else self._scored(_every(found)))
         found = [sorted(texts, key=lambda ways: -united(ways).rank)[:num] for texts in found]
         if reread:  # the log-likelihoods of the others are not asked for

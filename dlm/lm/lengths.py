@@ -24,8 +24,15 @@ from dlm.template import Hole, Template
 Lengths = tuple[int, ...]
 """The tokens of each hole of a text."""
 
-REACH, BEFORE = 16, 128
-"""The tokens behind a hole that are asked how long it is, and the most before it that are read for that."""
+ASKED, BEFORE = 8, 64
+"""The tokens behind a hole that are asked how long it is, and the most before it that are read for that. Twice as many of
+each cost four times as much, and were not measured to make the true length likelier, in prose or in source text."""
+
+REACH = 16
+"""The tokens before and behind the holes that there should be room for, however long they are."""
+
+TEMPER = 4.0
+"""What the log-probabilities of texts are divided by where they say which lengths to try again: one filling tells little."""
 
 ALIKE = 1e-9
 """The most nats that the log-probabilities of lengths differ by that are alike."""
@@ -78,22 +85,82 @@ class LengthSearch:
         """
         return max(num, self.tries) if self.ranks(causal=causal) else num
 
-    def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Iterator[tuple[Lengths, int]]:
-        """How many fillings each of the lengths gets.
+    def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
+        """How many fillings each of the lengths gets, where none of them is reread.
 
         Args:
             posterior: The log-probability of each, the likeliest first.
             num: How many alternatives are wanted.
 
-        Yields:
+        Returns:
             Lengths that get some, and how many: in proportion, and at least one of each while there are enough.
         """
         left = tries = max(self.effort, num)
+        shares: dict[Lengths, int] = {}
         for lengths, log_p in posterior.items():
-            count = min(left, max(1, round(tries * math.exp(log_p))))
-            if count:
-                yield lengths, count
-            left -= count
+            shares[lengths] = min(left, max(1, round(tries * math.exp(log_p))))
+            left -= shares[lengths]
+        return {lengths: count for lengths, count in shares.items() if count}
+
+    def surveyed(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
+        """How many fillings each of the lengths gets at first, where the causal reading says which to try again.
+
+        Half of all are shared out by the probability of the lengths for each of their tokens, since a token costs a
+        network call: where all lengths are alike, most are short, and the long ones lie apart.
+
+        Args:
+            posterior: The log-probability of each.
+            num: How many alternatives are wanted.
+
+        Returns:
+            Lengths that get some, and how many.
+        """
+        weights = {lengths: log_p - math.log(max(sum(lengths), 1)) for lengths, log_p in posterior.items()}
+        return _in_proportion(weights, (max(self.effort, num) + 1) // 2)
+
+    def followed(
+        self, posterior: Mapping[Lengths, float], found: Sequence[tuple[Lengths, float]], num: int
+    ) -> Mapping[Lengths, int]:
+        """How many more fillings each of the lengths gets, after those of `surveyed` were read as whole texts.
+
+        Args:
+            posterior: The log-probability of each.
+            found: The lengths of each filling that there is, and the log-probability of its text by the causal reading.
+            num: How many alternatives are wanted.
+
+        Returns:
+            Lengths that get some, and how many: by their probability, times that of the best text of these lengths, or
+            of the nearest that were tried, to the power of 1 / `TEMPER`.
+        """
+        best: dict[Lengths, float] = {}
+        for lengths, nats in found:
+            best[lengths] = max(best.get(lengths, -math.inf), nats)
+
+        def likely(lengths: Lengths) -> float:
+            nearest = min(best, key=lambda tried: (_apart(tried, lengths), tried))
+            return best[nearest] / TEMPER
+
+        some = max(best.values(), default=-math.inf) > -math.inf
+        weights = {lengths: log_p + (likely(lengths) if some else 0.0) for lengths, log_p in posterior.items()}
+        return _in_proportion(weights, max(self.effort, num) - len(found))
+
+
+def _apart(some: Lengths, others: Lengths) -> float:
+    """How far lengths are from others: by their ratios, since a token more or less is little of a long hole."""
+    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in zip(some, others, strict=True))
+
+
+def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:
+    """So many fillings in proportion to weights: at even steps through the weights of all lengths in order."""
+    highest = max(log_weights.values())
+    weights = {lengths: math.exp(log_weights[lengths] - highest) for lengths in sorted(log_weights)}
+    total, passed, given, shares = sum(weights.values()), 0.0, 0, dict[Lengths, int]()
+    for lengths, weight in weights.items():
+        passed += weight
+        upto = min(count, math.floor(count * passed / total + 0.5))
+        if upto > given:
+            shares[lengths], given = upto - given, upto
+    return shares
 
 
 @dataclass(frozen=True)
@@ -185,7 +252,7 @@ class Weigher:
             )
             middles.append([id_ for piece in pieces for id_ in piece])
         room = self._room - max(map(len, middles))
-        reach = max(0, min(REACH, len(behind), room))
+        reach = max(0, min(ASKED, len(behind), room))
         before = [id_ for part in parts[:first] for id_ in part][-min(BEFORE, room - reach) :] if room > reach else []
         given = [*self.layout.sidecar.affixes.prefix, *before]
         rows = [[*given, *middle] for middle in middles]
