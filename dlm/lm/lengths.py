@@ -142,7 +142,8 @@ class LengthSearch:
 
         some = max(best.values(), default=-math.inf) > -math.inf
         weights = {lengths: log_p + (likely(lengths) if some else 0.0) for lengths, log_p in posterior.items()}
-        return _in_proportion(weights, max(self.effort, num) - len(found))
+        left = {lengths: weight for lengths, weight in weights.items() if any(lengths) or lengths not in best}
+        return _in_proportion(left, max(self.effort, num) - len(found))
 
 
 def _apart(some: Lengths, others: Lengths) -> float:
@@ -151,15 +152,22 @@ def _apart(some: Lengths, others: Lengths) -> float:
 
 
 def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:
-    """So many fillings in proportion to weights: at even steps through the weights of all lengths in order."""
-    highest = max(log_weights.values())
-    weights = {lengths: math.exp(log_weights[lengths] - highest) for lengths in sorted(log_weights)}
+    """So many fillings in proportion to weights: at even steps through the weights of all lengths in order.
+
+    Holes of no tokens have one filling, and get no more.
+    """
+    likely = {lengths: weight for lengths, weight in sorted(log_weights.items()) if weight > -math.inf}
+    highest = max(likely.values(), default=0.0)
+    weights = {lengths: math.exp(weight - highest) for lengths, weight in likely.items()}
     total, passed, given, shares = sum(weights.values()), 0.0, 0, dict[Lengths, int]()
     for lengths, weight in weights.items():
         passed += weight
         upto = min(count, math.floor(count * passed / total + 0.5))
         if upto > given:
             shares[lengths], given = upto - given, upto
+    for empty in [lengths for lengths, share in shares.items() if share > 1 and not any(lengths)]:
+        others = {lengths: weight for lengths, weight in likely.items() if lengths != empty}
+        return {empty: 1, **_in_proportion(others, count - 1)}
     return shares
 
 

@@ -118,7 +118,10 @@ def test_infill_says_that_holes_are_filled_from_left_to_right(shelf: Path) -> No
     ("words", "told"),
     [
         (("--effort", "4"), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
-        (("--length-prior", "uniform"), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
+        (
+            ("--length-prior", "uniform"),
+            "--length-prior, --effort, --reread and --no-reread are for a search of lengths",
+        ),
         (("--no-reread",), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
         (("--order", "confidence"), "writes from left to right alone"),
         (("--export", "film.html"), "--watch and --export show masks in their places"),

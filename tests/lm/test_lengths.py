@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from dlm.config import Characters
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.sample import State
+from dlm.diffusion.unmask import TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.lengths import LengthSearch, Weigher, exact
+from dlm.lm.rows import Task, Written
 from dlm.model.spans import MOST_CHARACTERS, MOST_UNITS, MOST_WORDS, LengthPrior
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
@@ -154,6 +156,87 @@ def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: 
     for one in found:
         assert one.log_joint == pytest.approx(expected[one.text], abs=0.05)
     assert len({one.text for one in found}) == len(found)
+
+
+# Two rounds
+
+
+ALL = {(n,): -math.log(32) for n in range(1, 33)}
+"""Lengths of which nothing is known."""
+
+
+def test_the_first_round_costs_the_same_in_all_lengths_that_are_alike() -> None:
+    """Each of n tokens, at n calls, gets 1 / n of the fillings; no share is off by one or more."""
+    for effort in (1, 2, 7, 32, 301, 20_000):
+        shares = LengthSearch(effort=effort).surveyed(ALL, 1)
+        half = (effort + 1) // 2
+        whole = half / sum(1 / n for n in range(1, 33))
+        assert sum(shares.values()) == half and min(shares.values()) > 0
+        assert all(abs(shares.get((n,), 0) - whole / n) < 1 for n in range(1, 33))
+
+
+def test_the_first_round_follows_what_is_known_of_lengths() -> None:
+    known = {(3,): math.log(0.9), (6,): math.log(0.1), (9,): -math.inf}
+    assert LengthSearch(effort=200).surveyed(known, 1) == {(3,): 95, (6,): 5}
+
+
+def test_a_hole_of_nothing_is_filled_once() -> None:
+    search = LengthSearch(effort=10)
+    lengths = {(0, 0): math.log(0.8), (1, 0): math.log(0.1), (0, 1): math.log(0.1)}
+    assert search.surveyed(lengths, 1) == {(0, 0): 1, (0, 1): 2, (1, 0): 2}
+    assert search.followed(lengths, [((0, 0), -1.0), ((1, 0), -90.0), ((0, 1), -90.0)], 1) == {(0, 1): 4, (1, 0): 3}
+    assert search.surveyed({(0,): 0.0}, 9) == {(0,): 1} and search.followed({(0,): 0.0}, [((0,), -1.0)], 9) == {}
+
+
+def test_the_second_round_follows_the_best_texts_of_the_first() -> None:
+    search = LengthSearch(effort=4_004)
+    told = [((2,), -50.0), ((2,), -12.0), ((4,), -20.0), ((32,), -900.0)]
+    shares = search.followed({(n,): 0.0 for n in (2, 3, 4, 32)}, told, 1)
+    assert sum(shares.values()) == 4_000 and (32,) not in shares
+    assert shares[3,] == shares[4,] == pytest.approx(shares[2,] * math.exp(-2.0), abs=1)  # 8 nats; 3 is nearer to 4
+    twice = search.followed({(2,): math.log(2), (4,): 0.0}, [((2,), -5.0)] * 4, 1)
+    assert twice == {(2,): 2_667, (4,): 1_333}
+
+
+def test_where_no_text_of_the_first_round_is_possible_the_second_is_as_before_it() -> None:
+    search, lengths = LengthSearch(effort=8), {(1, 2): math.log(3), (2, 1): 0.0}
+    for found in ([], [((1, 2), -math.inf)] * 4):
+        assert search.followed(lengths, found, 1) == {(1, 2): (8 - len(found)) * 3 // 4, (2, 1): (8 - len(found)) // 4}
+
+
+@pytest.mark.parametrize("text", ["ab[MASK:0-2]bc", "a[MASK:0-1]b[MASK:1-2]cd", "a[MASK:1-2:/[ab]+/]cc"])
+def test_with_enough_fillings_two_rounds_find_the_likeliest_of_all(text: str, joint: DiffusionLM) -> None:
+    """Among all spans of all lengths, the best by the causal reading; at this temperature all are drawn alike."""
+    template = parse_template(text)
+    holes = [part for part in template if isinstance(part, Hole)]
+    letters = range(2 if holes[-1].expression else len(SYMBOLS))
+    fillings = [
+        spans
+        for lengths in itertools.product(*(hole.lengths for hole in holes))
+        for spans in itertools.product(*(itertools.product(letters, repeat=length) for length in lengths))
+    ]
+    nats = joint.filling.rereader().nats(template, fillings)
+    hot = Sampler(token=TokenChoice(temperature=1e4))
+    found = joint.infill(text, num=3, search=LengthSearch(effort=400), sampler=hot)
+    best = sorted(zip(nats, fillings, strict=True), reverse=True)[:3]
+    assert [one.ids for one in found] == [spans for _, spans in best]
+    assert [one.log_whole for one in found] == pytest.approx([each for each, _ in best], abs=1e-3)
+
+
+def test_a_second_round_draws_others_than_the_first(joint: DiffusionLM) -> None:
+    asked: list[tuple[int | str, ...]] = []
+    filler = joint.filling.by_masks({}, None, 2, 0, 8, None)
+
+    def noted(tasks: Iterable[Task], watched: bool) -> Iterator[Written]:
+        tasks = [*tasks]
+        asked.extend(task.key for task in tasks)
+        return filler.write(tasks, watched)
+
+    (found,) = replace(filler, write=noted).fill({0: parse_template("ab[MASK:1-2]bc")}, 1, LengthSearch(effort=20))
+    assert len(found) == 1 and len(asked) == len({*asked}) == 20
+    assert {key[3:] for key in asked} == {
+        (n, i) for n, count in Counter(k[3] for k in asked).items() for i in range(count)
+    }
 
 
 # On a network
