@@ -14,7 +14,7 @@ from dlm.errors import ConfigError, DataError
 from dlm.evaluate.bootstrap import Interval, Ratio
 from dlm.evaluate.matching import character_accuracy, chrf
 from dlm.lm import DiffusionLM
-from dlm.lm.lengths import NOT_REREAD
+from dlm.lm.search import NOT_REREAD
 
 BIT = 0.6931471805599453
 """Nats of a bit."""

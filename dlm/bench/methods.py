@@ -10,9 +10,10 @@ from dlm.diffusion.unmask import LeftToRight, TokenChoice
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.lm.canvas import stack, written_text
-from dlm.lm.lengths import LengthSearch, is_open
+from dlm.lm.lengths import is_open
 from dlm.lm.rows import in_batches
 from dlm.lm.scoring import score_rows
+from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import Sentinels
 from dlm.model.text import encode
 from dlm.template import Hole, Template

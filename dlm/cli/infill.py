@@ -21,7 +21,7 @@ from dlm.template import LONGEST, Hole, Template, parse_template
 
 if TYPE_CHECKING:
     from dlm.lm import DiffusionLM, Infilling
-    from dlm.lm.lengths import LengthSearch
+    from dlm.lm.search import LengthSearch
 
 WRITTEN = (
     "spans",
@@ -194,13 +194,13 @@ def _search(
     length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM"
 ) -> "LengthSearch | None":
     """How lengths are searched, by the model's own prior or the one asked for; None where a model ends spans itself."""
-    from dlm.lm.lengths import NOT_REREAD, LengthSearch
+    from dlm.lm.search import NOT_REREAD, LengthSearch
     from dlm.model.spans import LengthPrior
 
     if lm.filling.in_the_middle and (length_prior, effort, reread) != (None, None, None):
         raise ConfigError(
-            "--length-prior, --effort, --reread and --no-reread are for a search of lengths, and this model, which fills "
-            "in the middle, ends a span by itself: leave them out"
+            "--length-prior, --effort, --reread and --no-reread are for a search of lengths, and this model, which "
+            "fills in the middle, ends a span by itself: leave them out"
         )
     if lm.filling.in_the_middle:
         return None

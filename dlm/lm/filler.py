@@ -13,9 +13,10 @@ from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
-from dlm.lm.lengths import NOT_REREAD, Lengths, LengthSearch, Weigher, exact, is_open
+from dlm.lm.lengths import Weigher, exact, is_open
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_batches, in_groups
+from dlm.lm.search import NOT_REREAD, Lengths, LengthSearch
 from dlm.template import Hole, Template
 
 Ways = list[list[Candidate]]
@@ -110,7 +111,7 @@ class Filler:
                     yield sorted((each.found for each in group), key=lambda one: -one.rank)
 
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
-        """The alternatives of a text whose holes may have several lengths."""
+        """The alternatives of a text whose holes may have several lengths, in two rounds where fillings are reread."""
         posterior = self.weigher.posterior(template, search)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread

@@ -23,12 +23,12 @@ from dlm.lm.filling import Filling
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout, Prompt
-from dlm.lm.lengths import LengthSearch
 from dlm.lm.rows import Task, in_groups
 from dlm.lm.sampler import Sampler, Watch
 from dlm.lm.samples import Sample
 from dlm.lm.scores import REPLICATES, Answers, Row, Rows, Scorer, greedy_by
 from dlm.lm.scoring import Score
+from dlm.lm.search import LengthSearch
 from dlm.lm.writer import Writer
 from dlm.model.backbone import Backbone
 from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_model

@@ -20,9 +20,10 @@ from dlm.diffusion.network import NetworkInput
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
 from dlm.lm.canvas import Canvas
-from dlm.lm.lengths import REACH, LengthSearch
+from dlm.lm.lengths import REACH
 from dlm.lm.rereading import Rereader
 from dlm.lm.scoring import Score
+from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import add_sentinels
 from dlm.model.text import token_ends
 from dlm.model.tokenizer import build_tokenizer

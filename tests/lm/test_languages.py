@@ -15,7 +15,7 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Confidence, FixedSteps, Random, Threshold, TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
-from dlm.lm.lengths import LengthSearch
+from dlm.lm.search import LengthSearch
 from dlm.model.tokenizer import _complete, build_tokenizer
 from dlm.template import parse_template
 from tests.support.commands import dlm, refusal

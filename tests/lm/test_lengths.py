@@ -20,8 +20,9 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
-from dlm.lm.lengths import LengthSearch, Weigher, exact
+from dlm.lm.lengths import Weigher, exact
 from dlm.lm.rows import Task, Written
+from dlm.lm.search import Lengths, LengthSearch
 from dlm.model.spans import MOST_CHARACTERS, MOST_UNITS, MOST_WORDS, LengthPrior
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Hole, Template, parse_template
@@ -161,7 +162,7 @@ def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: 
 # Two rounds
 
 
-ALL = {(n,): -math.log(32) for n in range(1, 33)}
+ALL: Mapping[Lengths, float] = {(n,): -math.log(32) for n in range(1, 33)}
 """Lengths of which nothing is known."""
 
 
@@ -176,13 +177,13 @@ def test_the_first_round_costs_the_same_in_all_lengths_that_are_alike() -> None:
 
 
 def test_the_first_round_follows_what_is_known_of_lengths() -> None:
-    known = {(3,): math.log(0.9), (6,): math.log(0.1), (9,): -math.inf}
+    known: Mapping[Lengths, float] = {(3,): math.log(0.9), (6,): math.log(0.1), (9,): -math.inf}
     assert LengthSearch(effort=200).surveyed(known, 1) == {(3,): 95, (6,): 5}
 
 
 def test_a_hole_of_nothing_is_filled_once() -> None:
     search = LengthSearch(effort=10)
-    lengths = {(0, 0): math.log(0.8), (1, 0): math.log(0.1), (0, 1): math.log(0.1)}
+    lengths: Mapping[Lengths, float] = {(0, 0): math.log(0.8), (1, 0): math.log(0.1), (0, 1): math.log(0.1)}
     assert search.surveyed(lengths, 1) == {(0, 0): 1, (0, 1): 2, (1, 0): 2}
     assert search.followed(lengths, [((0, 0), -1.0), ((1, 0), -90.0), ((0, 1), -90.0)], 1) == {(0, 1): 4, (1, 0): 3}
     assert search.surveyed({(0,): 0.0}, 9) == {(0,): 1} and search.followed({(0,): 0.0}, [((0,), -1.0)], 9) == {}
@@ -199,7 +200,8 @@ def test_the_second_round_follows_the_best_texts_of_the_first() -> None:
 
 
 def test_where_no_text_of_the_first_round_is_possible_the_second_is_as_before_it() -> None:
-    search, lengths = LengthSearch(effort=8), {(1, 2): math.log(3), (2, 1): 0.0}
+    search = LengthSearch(effort=8)
+    lengths: Mapping[Lengths, float] = {(1, 2): math.log(3), (2, 1): 0.0}
     for found in ([], [((1, 2), -math.inf)] * 4):
         assert search.followed(lengths, found, 1) == {(1, 2): (8 - len(found)) * 3 // 4, (2, 1): (8 - len(found)) // 4}
 

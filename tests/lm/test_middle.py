@@ -12,10 +12,10 @@ from dlm.diffusion.unmask import Confidence, TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.canvas import Canvas
-from dlm.lm.lengths import LengthSearch
 from dlm.lm.middle import MiddleFiller
 from dlm.lm.rows import Task, Written
 from dlm.lm.scoring import Score
+from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import add_sentinels
 from dlm.model.text import encode
 from dlm.model.tokenizer import build_tokenizer

@@ -14,7 +14,7 @@ from dlm.diffusion.devices import has_float64
 from dlm.diffusion.reuse import Reuse
 from dlm.diffusion.unmask import Confidence, EntropyBound, FixedSteps, Threshold, TokenChoice
 from dlm.lm import DiffusionLM, Sampler
-from dlm.lm.lengths import LengthSearch
+from dlm.lm.search import LengthSearch
 from dlm.model.loading import load_model
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.weights import Held

@@ -1,0 +1,149 @@
+"""How holes of unknown length are searched: how many fillings each of the lengths gets, and how fillings are ranked."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dlm.model.spans import LengthPrior
+
+Lengths = tuple[int, ...]
+"""The tokens of each hole of a text."""
+
+TEMPER = 4.0
+"""What log-probabilities of texts are divided by where they say which lengths to try again: one text tells little."""
+
+NOT_REREAD = "--reread is for a model with a causal reading, with readings joint: leave it out"
+
+
+@dataclass(frozen=True)
+class LengthSearch:
+    """How the holes of unknown length are searched, and how fillings are ranked.
+
+    Fillings that the causal reading ranks are written in two rounds: the texts of the first say which lengths to try
+    again.
+
+    Attributes:
+        prior: How likely each length is by itself; None for what the model's run counted, or else all alike.
+        effort: The most lengths of a hole that are weighed, and the fillings that are tried.
+        tries: The fillings of known length that are tried where the causal reading ranks them.
+        reread: Whether fillings are ranked by the causal reading of the whole text, rather than by the log-probability
+            of length and span; None for where the model has one and there is something to rank: several fillings
+            of known length, or of unknown length where a text stands behind the last hole.
+    """
+
+    prior: LengthPrior | None = None
+    effort: int = 32
+    tries: int = 8
+    reread: bool | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.effort, self.tries) < 1:
+            raise ValueError(f"effort and tries must be at least 1, got {self.effort} and {self.tries}")
+
+    def ranks(self, *, causal: bool) -> bool:
+        """Whether fillings of known length may be ranked by the causal reading.
+
+        Args:
+            causal: Whether the model has one.
+
+        Returns:
+            Whether there is one, and it is not left out.
+        """
+        return causal and self.reread is not False
+
+    def tried(self, num: int, *, causal: bool) -> int:
+        """How many fillings of known length are written, before the likeliest are chosen.
+
+        Args:
+            num: How many alternatives are wanted.
+            causal: Whether the model has a causal reading.
+
+        Returns:
+            As many as alternatives are wanted, unless the causal reading ranks them.
+        """
+        return max(num, self.tries) if self.ranks(causal=causal) else num
+
+    def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
+        """How many fillings each of the lengths gets, where none of them is reread.
+
+        Args:
+            posterior: The log-probability of each, the likeliest first.
+            num: How many alternatives are wanted.
+
+        Returns:
+            Lengths that get some, and how many: in proportion, and at least one of each while there are enough.
+        """
+        left = tries = max(self.effort, num)
+        shares: dict[Lengths, int] = {}
+        for lengths, log_p in posterior.items():
+            shares[lengths] = min(left, max(1, round(tries * math.exp(log_p))))
+            left -= shares[lengths]
+        return {lengths: count for lengths, count in shares.items() if count}
+
+    def surveyed(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
+        """How many fillings each of the lengths gets at first, where the causal reading says which to try again.
+
+        Half of all are shared out by the probability of the lengths for each of their tokens, since a token costs a
+        network call: where all lengths are alike, most are short, and the long ones lie apart.
+
+        Args:
+            posterior: The log-probability of each.
+            num: How many alternatives are wanted.
+
+        Returns:
+            Lengths that get some, and how many.
+        """
+        weights = {lengths: log_p - math.log(max(sum(lengths), 1)) for lengths, log_p in posterior.items()}
+        return _in_proportion(weights, (max(self.effort, num) + 1) // 2)
+
+    def followed(
+        self, posterior: Mapping[Lengths, float], found: Sequence[tuple[Lengths, float]], num: int
+    ) -> Mapping[Lengths, int]:
+        """How many more fillings each of the lengths gets, after those of `surveyed` were read as whole texts.
+
+        Args:
+            posterior: The log-probability of each.
+            found: The lengths of each filling that there is, and the log-probability of its text by the causal reading.
+            num: How many alternatives are wanted.
+
+        Returns:
+            Lengths that get some, and how many: by their probability, times that of the best text of these lengths, or
+            of the nearest that were tried, to the power of 1 / `TEMPER`.
+        """
+        best: dict[Lengths, float] = {}
+        for lengths, nats in found:
+            best[lengths] = max(best.get(lengths, -math.inf), nats)
+
+        def likely(lengths: Lengths) -> float:
+            nearest = min(best, key=lambda tried: (_apart(tried, lengths), tried))
+            return best[nearest] / TEMPER
+
+        some = max(best.values(), default=-math.inf) > -math.inf
+        weights = {lengths: log_p + (likely(lengths) if some else 0.0) for lengths, log_p in posterior.items()}
+        left = {lengths: weight for lengths, weight in weights.items() if any(lengths) or lengths not in best}
+        return _in_proportion(left, max(self.effort, num) - len(found))
+
+
+def _apart(some: Lengths, others: Lengths) -> float:
+    """How far lengths are from others: by their ratios, since a token more or less is little of a long hole."""
+    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in zip(some, others, strict=True))
+
+
+def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:
+    """So many fillings in proportion to weights: at even steps through the weights of all lengths in order.
+
+    Holes of no tokens have one filling, and get no more.
+    """
+    likely = {lengths: weight for lengths, weight in sorted(log_weights.items()) if weight > -math.inf}
+    highest = max(likely.values(), default=0.0)
+    weights = {lengths: math.exp(weight - highest) for lengths, weight in likely.items()}
+    total, passed, given, shares = sum(weights.values()), 0.0, 0, dict[Lengths, int]()
+    for lengths, weight in weights.items():
+        passed += weight
+        upto = min(count, math.floor(count * passed / total + 0.5))
+        if upto > given:
+            shares[lengths], given = upto - given, upto
+    for empty in [lengths for lengths, share in shares.items() if share > 1 and not any(lengths)]:
+        others = {lengths: weight for lengths, weight in likely.items() if lengths != empty}
+        return {empty: 1, **_in_proportion(others, count - 1)}
+    return shares
