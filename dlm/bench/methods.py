@@ -90,7 +90,7 @@ class Method:
 def _diffusion(*, ranked: bool) -> Fill:
     """All holes at once, by the default of `dlm infill`: the likeliest of several candidates, or a single draw.
 
-    Where lengths are searched, there are as many candidates as the search tries.
+    Where lengths are searched, there are as many candidates as the search tries, if no more are asked for.
     """
 
     def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
@@ -100,7 +100,11 @@ def _diffusion(*, ranked: bool) -> Fill:
             seed=how.seed,
             batch_size=how.batch_size,
             draws=how.draws,
-            search=LengthSearch(tries=how.candidates if ranked else 1, reread=True if ranked else how.reread),
+            search=LengthSearch(
+                effort=max(LengthSearch.effort, how.candidates) if ranked else LengthSearch.effort,
+                tries=how.candidates if ranked else 1,
+                reread=True if ranked else how.reread,
+            ),
         )
         return (alternatives[0].spans for alternatives in found)
 
