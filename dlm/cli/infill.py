@@ -125,6 +125,8 @@ def infill(
     Example:  dlm infill runs/tiny "def add(a, b): return [MASK:8]"
     """
     check_outputs(output, export, overwrite, {"--file": file, "the text -": Path("-") if text == "-" else None})
+    if not re.fullmatch(r"[^\s\[\]:]+", marker):
+        raise ConfigError(f"--marker is a word without blanks, colons and brackets, got {marker!r}")
     batch = jsonl or (file is not None and is_batch(file))
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
@@ -305,9 +307,10 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
     for rank, found in enumerate(alternatives, start=1):
         score = f"log-likelihood {found.log_likelihood:.2f} nats, {counted(found.calls, 'network call')}"
         if found.length_posterior:
-            lengths = " and ".join(map(str, found.lengths))
+            what = "length" if len(found.lengths) == 1 else "lengths"
+            lengths = ", ".join(map(str, found.lengths))
             score = (
-                f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the length {lengths}"
+                f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the {what} {lengths}"
             )
         if found.log_whole is not None:
             score += f"; read as a whole, {found.log_whole:.2f} nats"

@@ -29,6 +29,10 @@ Twice as many of each cost four times as much, and were not seen to make the tru
 source text and in prose.
 """
 
+KEPT, WEIGHED = 4, 8
+"""Beginnings of several holes' lengths that are kept after each hole, and that are weighed at the next, each for one of
+`effort`."""
+
 REACH = 16
 """The tokens before and behind the holes that there should be room for, however long they are."""
 
@@ -57,8 +61,9 @@ class Weigher:
     def posterior(self, template: Template, search: LengthSearch) -> Mapping[Lengths, float]:
         """The posterior of the lengths of all holes of a text.
 
-        Holes are taken from left to right. Of several, the likeliest beginnings are kept (a beam of four times
-        `effort`); where that is all there are, the posterior is that of enumeration.
+        Holes are taken from left to right. Of several, the likeliest beginnings are kept, and the likeliest of what
+        goes on from these are weighed (`KEPT` and `WEIGHED` times `effort`); where that is all there are, the posterior
+        is that of enumeration.
 
         Args:
             template: Texts and holes.
@@ -87,11 +92,13 @@ class Weigher:
                 for length, own in considered
                 if sum(before) + length - _shortest(template[: place + 1]) <= spare
             }
+            if len(longer) > WEIGHED * search.effort:
+                longer = dict(sorted(longer.items(), key=lambda item: -item[1])[: WEIGHED * search.effort])
             if len(longer) > 1:
                 evidence = self._evidence(template, parts, place, [*longer])
                 if max(evidence) > -math.inf:  # else the model rules out what stands behind, whatever the length
                     longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
-            beam = dict(sorted(longer.items(), key=lambda item: -item[1])[: 4 * search.effort])
+            beam = dict(sorted(longer.items(), key=lambda item: -item[1])[: KEPT * search.effort])
         total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
         return {each: nats - total for each, nats in beam.items()}
 

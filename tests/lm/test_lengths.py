@@ -118,6 +118,23 @@ def test_a_narrow_beam_keeps_the_likeliest(weigher: Weigher) -> None:
     assert next(iter(narrow)) == next(iter(wide)) and sum(map(math.exp, narrow.values())) == pytest.approx(1.0)
 
 
+def test_each_hole_costs_the_same_however_many_stand_before_it(weigher: Weigher) -> None:
+    """At most `WEIGHED` times the effort are weighed at each, by as many rows as tokens are asked."""
+    read: list[int] = []
+
+    class Counting(Translated):
+        def __call__(self, inputs: NetworkInput) -> Tensor:
+            read.append(len(inputs.ids_BL))
+            return super().__call__(inputs)
+
+    counting = replace(weigher, denoiser=Counting(len(weigher.layout.tokenizer)))
+    counting.posterior(parse_template("ab[MASK:0-3]c[MASK:0-3]d[MASK:0-3]a[MASK:0-3]b"), LengthSearch(effort=2))
+    assert sum(read) == 2 + 2 * 2 + 2 * 4 + 2 * 8  # one token behind each; two lengths a hole
+    read.clear()
+    counting.posterior(parse_template("b".join(["a[MASK:0-1]"] * 7) + "c"), LengthSearch(effort=2))
+    assert sum(read) == 2 * (2 + 4 + 8 + 16 + 16 + 16) + 16
+
+
 def test_of_more_lengths_than_the_effort_the_likeliest_are_weighed(weigher: Weigher) -> None:
     """By the prior; of lengths that are all alike, some at even steps."""
     words = LengthPrior(inside={2: 5, 3: 9, 11: 6, 12: 2})
