@@ -110,7 +110,10 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
                 r"and write a slash within it as \/"
             )
         if 0 < most < least:
-            raise DataError(f"[{marker}:{size}] is a range that ends before it begins: write [{marker}:{most}-{least}]")
+            rest = "" if expression is None else f":/{expression}/"
+            raise DataError(
+                f"[{marker}:{size}{rest}] is a range that ends before it begins: write [{marker}:{most}-{least}{rest}]"
+            )
         raise DataError(
             f"[{marker}:{size}] is no span: write a number of tokens of at least 1, as in [{marker}:12], a range, as "
             f"in [{marker}:3-12], or [{marker}] for any length"

@@ -65,6 +65,10 @@ def test_a_range_that_ends_before_it_begins_is_told_as_it_is_meant() -> None:
         parse_template("a[MASK:3-2]b")
     meant = str(caught.value).rsplit("write ", 1)[1]
     assert parse_template(f"a{meant}b") == ("a", Hole(2, 3), "b")
+    with pytest.raises(DataError, match="ends before it begins") as caught:
+        parse_template("a[MASK:3-2:/c+/]b")
+    meant = str(caught.value).rsplit("write ", 1)[1]
+    assert parse_template(f"a{meant}b") == ("a", Hole(2, 3, "c+"), "b")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class Method:
 def _diffusion(*, ranked: bool) -> Fill:
     """All holes at once, by the default of `dlm infill`: the likeliest of several candidates, or a single draw.
 
-    Where lengths are searched, there are as many candidates as the search tries, if no more are asked for.
+    Where lengths are searched, as many fillings are tried as a search does by itself, or more if more are asked for.
     """
 
     def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from itertools import groupby, islice
 
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, DataError
 from dlm.lm.candidates import Candidate, by_text, united
 from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.infillings import Infilling
@@ -112,7 +112,7 @@ class Filler:
 
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
         """The alternatives of a text whose holes may have several lengths, in two rounds where fillings are reread."""
-        posterior = self.weigher.posterior(template, search)
+        posterior = self._possible(template, self.weigher.posterior(template, search))
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
         reread = reread and self.rereader is not None
@@ -125,17 +125,30 @@ class Filler:
         (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=reread)
         return best
 
+    def _possible(self, template: Template, posterior: Mapping[Lengths, float]) -> Mapping[Lengths, float]:
+        """The lengths that the languages of the holes have where these then stand."""
+        if not any(isinstance(part, Hole) and part.pattern is not None for part in template):
+            return posterior
+        found = {}
+        for lengths, log_p in posterior.items():
+            known = exact(template, lengths)
+            if self.languages.held(known, self.layout.holes(known)) is not None:
+                found[lengths] = log_p
+        if not found:
+            raise DataError(
+                "no text of the lengths that were weighed matches the expressions: raise --effort, or say other lengths"
+            )
+        return found
+
     def _tried(
         self, template: Template, place: int, shares: Mapping[Lengths, int], before: Sequence[Candidate] = ()
     ) -> list[Candidate]:
-        """So many fillings of each of some lengths, none of them drawn as one before; none of impossible lengths."""
+        """So many fillings of each of some lengths, none of them drawn as one before."""
         drawn = Counter(each.found.lengths for each in before)
         asked: list[tuple[Template, Task]] = []
         for lengths, count in shares.items():
             known, first = exact(template, lengths), drawn[lengths]
-            if self.languages.held(known, self.layout.holes(known)) is not None:
-                tasks = self._tasks(known, place, first + count, lengths)[first:]
-                asked += [(known, task) for task in tasks]
+            asked += [(known, task) for task in self._tasks(known, place, first + count, lengths)[first:]]
         return [*self._written(asked, watched=False)]
 
     def _weighed(

@@ -12,6 +12,9 @@ Lengths = tuple[int, ...]
 TEMPER = 4.0
 """What log-probabilities of texts are divided by where they say which lengths to try again: one text tells little."""
 
+FEW = 8
+"""Below so many fillings, the first round takes the likeliest lengths."""
+
 NOT_REREAD = "--reread is for a model with a causal reading, with readings joint: leave it out"
 
 
@@ -93,8 +96,11 @@ class LengthSearch:
         Returns:
             Lengths that get some, and how many.
         """
+        tries = max(self.effort, num)
+        if tries < FEW:
+            return dict.fromkeys(sorted(posterior, key=lambda lengths: -posterior[lengths])[: (tries + 1) // 2], 1)
         weights = {lengths: log_p - math.log(max(sum(lengths), 1)) for lengths, log_p in posterior.items()}
-        return _in_proportion(weights, (max(self.effort, num) + 1) // 2)
+        return _in_proportion(weights, (tries + 1) // 2)
 
     def followed(
         self, posterior: Mapping[Lengths, float], found: Sequence[tuple[Lengths, float]], num: int
@@ -118,8 +124,8 @@ class LengthSearch:
             nearest = min(best, key=lambda tried: (_apart(tried, lengths), tried))
             return best[nearest] / TEMPER
 
-        some = max(best.values(), default=-math.inf) > -math.inf
-        weights = {lengths: log_p + (likely(lengths) if some else 0.0) for lengths, log_p in posterior.items()}
+        any_possible = max(best.values(), default=-math.inf) > -math.inf
+        weights = {lengths: log_p + (likely(lengths) if any_possible else 0.0) for lengths, log_p in posterior.items()}
         left = {lengths: weight for lengths, weight in weights.items() if any(lengths) or lengths not in best}
         return _in_proportion(left, max(self.effort, num) - len(found))
 
@@ -130,9 +136,9 @@ def _apart(some: Lengths, others: Lengths) -> float:
 
 
 def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:
-    """So many fillings in proportion to weights: at even steps through the weights of all lengths in order.
+    """So many fillings in proportion to weights: at even steps through the weights of all lengths in ascending order.
 
-    Holes of no tokens have one filling, and get no more.
+    This is systematic resampling, without its random start. Holes of no tokens have one filling, and get no more.
     """
     likely = {lengths: weight for lengths, weight in sorted(log_weights.items()) if weight > -math.inf}
     highest = max(likely.values(), default=0.0)
@@ -143,7 +149,8 @@ def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[
         upto = min(count, math.floor(count * passed / total + 0.5))
         if upto > given:
             shares[lengths], given = upto - given, upto
-    for empty in [lengths for lengths, share in shares.items() if share > 1 and not any(lengths)]:
+    empty = next((lengths for lengths in shares if not any(lengths)), None)
+    if empty is not None and shares[empty] > 1:
         others = {lengths: weight for lengths, weight in likely.items() if lengths != empty}
         return {empty: 1, **_in_proportion(others, count - 1)}
     return shares

@@ -174,8 +174,9 @@ class _Attend:
             return nn.functional.scaled_dot_product_attention(q, k, v, mask, self.dropout, scale=self.scaling)
         logits = (q @ k.transpose(2, 3)).mul_(self.scaling)
         if mask is not None:
-            logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits.add_(mask)
-        # Either way the sums are of float32; kept, the weights are of float32 for the gradient alone.
+            # Not in place: in bf16, what hides a token would round to -inf, and a row that sees nothing would be nan.
+            logits = logits.masked_fill_(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        # Softmax sums in float32 in any case. Its weights are kept in float32 only where a gradient needs them.
         weights = logits.softmax(-1, dtype=torch.float32 if logits.requires_grad else None).to(q.dtype)
         if self.dropout > 0.0:
             weights = nn.functional.dropout(weights, self.dropout)

@@ -24,12 +24,13 @@ from dlm.lm.lengths import Weigher, exact
 from dlm.lm.rows import Task, Written
 from dlm.lm.search import Lengths, LengthSearch
 from dlm.model.spans import MOST_CHARACTERS, MOST_UNITS, MOST_WORDS, LengthPrior
-from dlm.model.tokenizer import build_tokenizer
+from dlm.model.tokenizer import _complete, build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.joints import Chain
 from tests.support.tiny_runs import describe, train
+from tests.support.tokenizers import like_llama
 
 SYMBOLS = "abcd"
 
@@ -198,17 +199,29 @@ def test_the_first_round_follows_what_is_known_of_lengths() -> None:
     assert LengthSearch(effort=200).surveyed(known, 1) == {(3,): 95, (6,): 5}
 
 
+def test_of_few_fillings_the_first_are_of_the_likeliest_lengths() -> None:
+    known: Mapping[Lengths, float] = {(1,): math.log(0.2), (5,): math.log(0.3), (8,): math.log(0.5)}
+    assert LengthSearch(effort=1).surveyed(known, 1) == LengthSearch(effort=2).surveyed(known, 2) == {(8,): 1}
+    assert LengthSearch(effort=4).surveyed(known, 1) == {(8,): 1, (5,): 1}
+
+
+def test_more_alternatives_than_the_effort_are_tried() -> None:
+    search, found = LengthSearch(effort=4), [((1,), -1.0)] * 50
+    assert sum(search.surveyed(ALL, 100).values()) == sum(search.followed(ALL, found, 100).values()) == 50
+
+
 def test_a_hole_of_nothing_is_filled_once() -> None:
     search = LengthSearch(effort=10)
     lengths: Mapping[Lengths, float] = {(0, 0): math.log(0.8), (1, 0): math.log(0.1), (0, 1): math.log(0.1)}
     assert search.surveyed(lengths, 1) == {(0, 0): 1, (0, 1): 2, (1, 0): 2}
     assert search.followed(lengths, [((0, 0), -1.0), ((1, 0), -90.0), ((0, 1), -90.0)], 1) == {(0, 1): 4, (1, 0): 3}
+    assert search.followed(lengths, [((1, 0), -1.0), ((0, 1), -1.0)], 1) == {(0, 0): 1, (0, 1): 4, (1, 0): 3}
     assert search.surveyed({(0,): 0.0}, 9) == {(0,): 1} and search.followed({(0,): 0.0}, [((0,), -1.0)], 9) == {}
 
 
 def test_the_second_round_follows_the_best_texts_of_the_first() -> None:
     search = LengthSearch(effort=4_004)
-    told = [((2,), -50.0), ((2,), -12.0), ((4,), -20.0), ((32,), -900.0)]
+    told = [((2,), -12.0), ((2,), -50.0), ((4,), -20.0), ((32,), -900.0)]
     shares = search.followed({(n,): 0.0 for n in (2, 3, 4, 32)}, told, 1)
     assert sum(shares.values()) == 4_000 and (32,) not in shares
     assert shares[3,] == shares[4,] == pytest.approx(shares[2,] * math.exp(-2.0), abs=1)  # 8 nats; 3 is nearer to 4
@@ -240,6 +253,21 @@ def test_with_enough_fillings_two_rounds_find_the_likeliest_of_all(text: str, jo
     best = sorted(zip(nats, fillings, strict=True), reverse=True)[:3]
     assert [one.ids for one in found] == [spans for _, spans in best]
     assert [one.log_whole for one in found] == pytest.approx([each for each, _ in best], abs=1e-3)
+
+
+@pytest.mark.parametrize("effort", [1, 2, 8, 32])
+@pytest.mark.parametrize("readings", ["masked", "joint"])
+def test_lengths_that_leave_a_language_no_text_are_not_tried(effort: int, readings: str, make_lm: MakeLM) -> None:
+    """Behind another token, the one that spells a choice has its blank; only an empty first hole leaves it a place."""
+    lm = make_lm(_complete(like_llama()), 48, readings={"name": readings})
+    for counts in ({1: 1, 0: 1}, {1: 200, 0: 10}):
+        search = LengthSearch(LengthPrior(inside=counts), effort=effort)
+        try:
+            (one,) = lm.infill("[MASK:0-2][MASK:1:/you/] b, you", search=search)
+        except DataError as error:
+            assert "raise --effort" in str(error) and effort == 1
+        else:
+            assert one.spans == ("", "you")
 
 
 def test_a_second_round_draws_others_than_the_first(joint: DiffusionLM) -> None:

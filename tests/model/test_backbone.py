@@ -16,10 +16,12 @@ from transformers import (
 )
 
 from dlm.diffusion.draws import generator
+from dlm.diffusion.network import NetworkInput
 from dlm.errors import CheckpointError, ConfigError
 from dlm.model.attention import attention_implementation
 from dlm.model.backbone import Backbone
 from dlm.model.loading import build_model, load_model
+from dlm.model.precision import in_precision
 from tests.support.fixtures import Refused
 from tests.support.networks import ask
 from tests.support.tiny_models import ENCODERS, GROUPED, LENGTH, SIZES, SMALL, SPECIAL, VOCABULARY, build, text
@@ -359,3 +361,15 @@ def test_attention_by_device_and_length() -> None:
     assert attention_implementation("auto", cpu, 512, learns=True) == "sdpa"  # in float32
     assert attention_implementation("auto", cpu, 4096) == attention_implementation("auto", gpu, 64) == "sdpa"
     assert attention_implementation("flash_attention_2", cpu, 64) == "flash_attention_2"
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "mistral"])
+@torch.no_grad()
+def test_padding_that_a_window_leaves_alone_is_no_nan_in_half_precision(architecture: str) -> None:
+    """What hides a token is the least number of float32, which bf16 has not: all of such a row would be -inf."""
+    windows = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2} if architecture == "qwen3" else {}
+    network = build(architecture, {**GROUPED, **windows, "sliding_window": 4}, attention="eager")
+    x_BL = text(2, 16)
+    x_BL[1, 4:] = 37
+    half = in_precision(Backbone(network, 37, patterns=True), "bf16")
+    assert half(NetworkInput(x_BL, x_BL != 37, torch.zeros(2))).isfinite().all()
