@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
     """Has glibc keep up to `KEPT` bytes of memory that is freed, for what the main thread computes next.
 
     By itself it gives the memory of tensors back to the system at once, so that those of every step are fetched anew,
-    cleared page by page. On a CPU that was measured to cost up to half of a forward pass, and an eighth of a training
+    cleared page by page. On a CPU that was measured to cost up to half of a forward pass, and a tenth of a training
     step; the most memory that training took was the same. Blocks of `LARGE` bytes go back as they did. Other systems
     and other C libraries have no such setting.
     """
