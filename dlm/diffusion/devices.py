@@ -9,7 +9,7 @@ from torch import Tensor
 def copied(x: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device; a copy from the CPU's memory to a GPU's does not wait for what the GPU is computing."""
     if x.device.type == "cpu" and device.type == "cuda":
-        return x.pin_memory().to(device, non_blocking=True)
+        return x.contiguous().pin_memory().to(device, non_blocking=True)  # an expanded tensor cannot be pinned
     return x.to(device)
 
 
