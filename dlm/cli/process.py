@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
 
     By itself it gives the memory of tensors back to the system at once, so that those of every step are fetched anew,
     cleared page by page. On a CPU that was measured to cost up to half of a forward pass, and a tenth of a training
-    step; the most memory that training took was the same. Blocks of `LARGE` bytes go back as they did. Other systems
-    and other C libraries have no such setting.
+    step; the most memory that training took was the same. Blocks of `LARGE` bytes and more go back as they did. Other
+    systems and other C libraries have no such setting.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and mallopt(M_MMAP_THRESHOLD, LARGE):

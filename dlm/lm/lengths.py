@@ -92,13 +92,12 @@ class Weigher:
                 for length, own in considered
                 if sum(before) + length - _shortest(template[: place + 1]) <= spare
             }
-            if len(longer) > WEIGHED * search.effort:
-                longer = dict(sorted(longer.items(), key=lambda item: -item[1])[: WEIGHED * search.effort])
+            longer = _likeliest(longer, WEIGHED * search.effort)
             if len(longer) > 1:
                 evidence = self._evidence(template, parts, place, [*longer])
                 if max(evidence) > -math.inf:  # else the model rules out what stands behind, whatever the length
                     longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
-            beam = dict(sorted(longer.items(), key=lambda item: -item[1])[: KEPT * search.effort])
+            beam = _likeliest(longer, KEPT * search.effort)
         total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
         return {each: nats - total for each, nats in beam.items()}
 
@@ -161,6 +160,11 @@ class Weigher:
 def _shortest(parts: Template) -> int:
     """The fewest tokens that the holes may have together."""
     return sum(part.tokens for part in parts if isinstance(part, Hole))
+
+
+def _likeliest(log_p: Mapping[Lengths, float], most: int) -> dict[Lengths, float]:
+    """So many lengths at most, the likeliest first."""
+    return dict(sorted(log_p.items(), key=lambda item: -item[1])[:most])
 
 
 def _considered(lengths: Sequence[tuple[int, float]], effort: int) -> Sequence[tuple[int, float]]:
