@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dlm.errors import DataError
+from dlm.errors import ConfigError, DataError
 
 LONGEST = 32
 """The most tokens of a hole of any length, where nothing else is asked for."""
@@ -64,9 +64,12 @@ def parse_template(
         The parts; putting them together again gives `text` with its escapes resolved.
 
     Raises:
+        ConfigError: The marker has blanks, colons or brackets, or is empty.
         DataError: There is no hole; the length of one is no number of tokens and no range, or its expression has no
             end; or there are choices, and no hole that says nothing, or a choice is empty.
     """
+    if not re.fullmatch(r"[^\s\[\]:]+", marker):
+        raise ConfigError(f"--marker is a word without blanks, colons and brackets, got {marker!r}")
     parts: list[str | Hole] = []
     literal, end = "", 0
     for found in re.finditer(rf"(\\*)\[{re.escape(marker)}(?::{_EXPRESSION}|:(?P<size>[^\]\n]*))?\]", text):

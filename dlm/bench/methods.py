@@ -18,6 +18,9 @@ from dlm.model.sentinels import Sentinels
 from dlm.model.text import encode
 from dlm.template import Hole, Template
 
+FEWEST = 2
+"""The fewest masked copies that a bound is estimated from: two that complement each other."""
+
 
 @dataclass(frozen=True)
 class How:
@@ -94,12 +97,13 @@ def _diffusion(*, ranked: bool) -> Fill:
     """
 
     def written(lm: DiffusionLM, templates: Mapping[int, Template], how: How) -> Iterator[tuple[str, ...]]:
+        one = not ranked and not any(map(is_open, templates.values()))
         found = lm.infill_each(
             templates,
             sampler=how.sampler,
             seed=how.seed,
             batch_size=how.batch_size,
-            draws=how.draws,
+            draws=FEWEST if one else how.draws,  # a single draw is ranked with no other
             search=LengthSearch(
                 effort=max(LengthSearch.effort, how.candidates) if ranked else LengthSearch.effort,
                 tries=how.candidates if ranked else 1,

@@ -204,7 +204,7 @@ def check_once(option: str, values: Sequence[object]) -> None:
 
 @contextmanager
 def passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Shows how many passes are done: a bar in a terminal, a line elsewhere; nothing beside JSON."""
+    """Shows which pass is next: by a bar in a terminal, by a line elsewhere; nothing beside JSON."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(24),
@@ -217,8 +217,8 @@ def passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
     task = bar.add_task("")
 
     def told(done: int, total: int, what: str) -> None:
-        if shown and not errors.is_terminal and not done:
-            errors.print(f"writing and timing, {total} {'pass' if total == 1 else 'passes'}", highlight=False)
+        if shown and not errors.is_terminal:
+            errors.print(f"{done + 1} of {total}: {what}", highlight=False, markup=False, soft_wrap=True)
         bar.update(task, completed=done, total=total, description=what)
 
     with bar:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from dlm.cli.console import caution, is_first
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dlm.data.documents import Documents
@@ -46,4 +46,7 @@ def own_documents(
     for name, value in (("--format", format), ("--subset", subset), ("--field", field)):
         if value is not None:
             raise ConfigError(f"{name} is of other text than the run's own: give that by --data, or leave {name} out")
-    return own_text.own_documents(lm, model, split)
+    try:
+        return own_text.own_documents(lm, model, split)
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{error}; --data FILE measures other text") from error

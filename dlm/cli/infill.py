@@ -53,7 +53,7 @@ Effort = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Lengths that are weighed, and fillings that the likeliest is taken of.",
+        help="How many lengths are weighed and how many fillings tried, at most; the likeliest is given.",
         show_default="32; 8 fillings where lengths are given, if a causal reading ranks them",
     ),
 ]
@@ -97,8 +97,9 @@ def infill(
     num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
     marker: Marker = "MASK",
     max_length: Annotated[
-        int, typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.")
-    ] = LONGEST,
+        int | None,
+        typer.Option(min=1, help="The most tokens of a span such as [MASK], of any length.", show_default=str(LONGEST)),
+    ] = None,
     choices: Choices = None,
     length_prior: Prior = None,
     effort: Effort = None,
@@ -125,16 +126,18 @@ def infill(
     Example:  dlm infill runs/tiny "def add(a, b): return [MASK:8]"
     """
     check_outputs(output, export, overwrite, {"--file": file, "the text -": Path("-") if text == "-" else None})
-    if not re.fullmatch(r"[^\s\[\]:]+", marker):
-        raise ConfigError(f"--marker is a word without blanks, colons and brackets, got {marker!r}")
     batch = jsonl or (file is not None and is_batch(file))
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
     prior_text = _text_of(length_prior)
-    ask = partial(_template_of, marker=marker, longest=max_length, choices=_choices(choices))
+    ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
+    if max_length is not None and not any(
+        hole.most == max_length for record in records for hole in _holes(record.asked)
+    ):
+        raise ConfigError(f"--max-length is for spans such as [{marker}], and every span has its length: leave it out")
     quiet_libraries()
 
     how = options.build_sampler(context.obj)
@@ -145,7 +148,7 @@ def infill(
     if search is None:
         _note("this model fills in the middle: one span after the other, from left to right")
     else:
-        _tell_cost(lm, [*templates.values()], search, num, asked=effort is not None)
+        _tell_cost(lm, [*templates.values()], search, num, effort, length_prior)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -218,9 +221,14 @@ def _search(
 
 
 def _tell_cost(
-    lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch", num: int, *, asked: bool
+    lm: "DiffusionLM",
+    templates: Sequence[Template],
+    search: "LengthSearch",
+    num: int,
+    effort: int | None,
+    length_prior: str | None,
 ) -> None:
-    """Says what a search will cost before it begins; refuses an effort that is asked for where nothing is searched."""
+    """Says what a search will cost before it begins; refuses options that are of no use where nothing is searched."""
     from dlm.lm.lengths import ASKED, is_open
 
     resolved = [*map(lm.languages.resolved, templates)]
@@ -228,13 +236,15 @@ def _tell_cost(
     searched = [template for template in templates if is_open(template)]
     causal = lm.formulation.readings.causal
     tries = search.tried(num, causal=causal)
-    if asked and len(templates) == len(resolved) and not searched and not search.ranks(causal=causal):
+    if length_prior is not None and templates and not any(map(is_open, resolved)):
+        raise ConfigError("--length-prior is for spans of unknown length, and every span has its length: leave it out")
+    if effort is not None and len(templates) == len(resolved) and not searched and not search.ranks(causal=causal):
         raise ConfigError(
             "--effort: nothing is searched here, since every span has its length and no causal reading ranks fillings; "
             "leave it out, or ask for more alternatives by --num"
         )
     if searched:
-        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+        holes = max(sum(hole.most is not None for hole in _holes(each)) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
         _note(
             f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
@@ -244,6 +254,10 @@ def _tell_cost(
         known = [template for template in templates if not is_open(template)]
         what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
         _note(f"{_each_of(known)}{what} taken of {tries} fillings (--effort)")
+
+
+def _holes(template: Template | None) -> list[Hole]:
+    return [part for part in template or () if isinstance(part, Hole)]
 
 
 def _each_of(texts: Sequence[Template]) -> str:
@@ -305,7 +319,9 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
     """Writes the alternatives of a single text, and their likelihoods to stderr."""
     write_text("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
     for rank, found in enumerate(alternatives, start=1):
-        score = f"log-likelihood {found.log_likelihood:.2f} nats, {counted(found.calls, 'network call')}"
+        score = f"log-likelihood {found.log_likelihood:.2f} nats"
+        if found.calls:  # of choices, all are scored and none is written
+            score += f", {counted(found.calls, 'network call')}"
         if found.length_posterior:
             what = "length" if len(found.lengths) == 1 else "lengths"
             lengths = ", ".join(map(str, found.lengths))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
-from dlm.cli.console import check_apart, check_free, check_writable, errors
+from dlm.cli.console import caution, check_apart, check_free, check_writable, errors
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ def recording(
     from dlm.film.frames import Recorder
     from dlm.film.live import LiveView
 
+    if watch and (not errors.is_terminal or errors.is_dumb_terminal):
+        caution("--watch draws in a terminal, and stderr is none; --export FILE.html keeps the film")
     with LiveView(errors, keep=False) if watch else nullcontext() as view:
         recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
         yield recorder.take if watch or export else None

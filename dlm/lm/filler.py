@@ -117,8 +117,9 @@ class Filler:
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
         reread = reread and self.rereader is not None
         if reread:
-            found = self._tried(template, place, search.surveyed(posterior, num))
-            read = [(each.found.lengths, each.found.rank) for each in self._reread([template], [[found]])]
+            first = _of_lengths(self._tried(template, place, search.surveyed(posterior, num)), posterior)
+            found = [*self._reread([template], [[[*first]]])]
+            read = [(each.found.lengths, each.found.rank) for each in found]
             found += self._tried(template, place, search.followed(posterior, read, num), found)
         else:
             found = self._tried(template, place, search.shared_out(posterior, num))
@@ -186,13 +187,16 @@ class Filler:
         return [[*map(united, texts)] for texts in found]
 
     def _reread(self, templates: Sequence[Template], found: Sequence[Ways]) -> Iterator[Candidate]:
-        """Candidates as the causal reading finds them, each read as a whole."""
+        """Candidates as the causal reading finds them, each read as a whole, and once."""
         assert self.rereader is not None
         rows: list[Canvas] = []
         for template, texts in zip(templates, found, strict=True):
-            rows += self.rereader.rows(template, [each.found.ids for each in _every([texts])])
+            new = [each.found for each in _every([texts]) if each.found.log_whole is None]
+            longest = max((sum(lengths) for each in new for lengths in each.length_posterior), default=0)
+            rows += self.rereader.rows(template, [each.ids for each in new], longest)
+        nats = self.rereader.read(rows)
         return (
-            each.knowing(log_whole=nats) for each, nats in zip(_every(found), self.rereader.read(rows), strict=True)
+            each if each.found.log_whole is not None else each.knowing(log_whole=next(nats)) for each in _every(found)
         )
 
     def _scored(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:

@@ -48,7 +48,7 @@ class Rereader:
         """
         return certain_if_empty(rows, lambda asked: (score.log_likelihood for score in self.score(asked)))
 
-    def rows(self, template: Template, fillings: Sequence[Filling]) -> list[Canvas]:
+    def rows(self, template: Template, fillings: Sequence[Filling], longest: int = 0) -> list[Canvas]:
         """The rows that are read.
 
         Fillings of different lengths are compared by the same text behind them: `REACH` tokens, or as many as the
@@ -57,6 +57,7 @@ class Rereader:
         Args:
             template: Texts and holes.
             fillings: What may stand in the holes.
+            longest: The tokens of the longest filling that these are compared with, where that is none of them.
 
         Returns:
             One a filling.
@@ -67,7 +68,9 @@ class Rereader:
         behind = [id_ for part in parts[holes[-1] + 1 :] for id_ in part]
         middles = [self._middle(template, parts, holes, filling) for filling in fillings]
         prefix = self.layout.sidecar.affixes.prefix
-        room = self.layout.sidecar.context - len(prefix) - max(map(len, middles))
+        between = len(self._middle(template, parts, holes, [()] * len(holes)))
+        written = max([longest, *(sum(map(len, filling)) for filling in fillings)])
+        room = self.layout.sidecar.context - len(prefix) - between - written
         reach = max(0, min(REACH, len(behind), max(room // 2, room - len(before))))
         kept = max(0, min(len(before), room - reach))
         given = [*prefix, *before[len(before) - kept :]]

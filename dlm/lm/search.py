@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from dlm.model.spans import LengthPrior
 
 Lengths = tuple[int, ...]
@@ -120,19 +122,18 @@ class LengthSearch:
         for lengths, nats in found:
             best[lengths] = max(best.get(lengths, -math.inf), nats)
 
-        def likely(lengths: Lengths) -> float:
-            nearest = min(best, key=lambda tried: (_apart(tried, lengths), tried))
-            return best[nearest] / TEMPER
-
-        any_possible = max(best.values(), default=-math.inf) > -math.inf
-        weights = {lengths: log_p + (likely(lengths) if any_possible else 0.0) for lengths, log_p in posterior.items()}
+        weights = dict(posterior)
+        if any(nats > -math.inf for nats in best.values()):
+            for lengths, tried in zip(posterior, _nearest([*posterior], sorted(best)), strict=True):
+                weights[lengths] += best[tried] / TEMPER
         left = {lengths: weight for lengths, weight in weights.items() if any(lengths) or lengths not in best}
         return _in_proportion(left, max(self.effort, num) - len(found))
 
 
-def _apart(some: Lengths, others: Lengths) -> float:
-    """How far lengths are from others: by their ratios, since a token more or less is little of a long hole."""
-    return sum(abs(math.log((a + 1) / (b + 1))) for a, b in zip(some, others, strict=True))
+def _nearest(asked: Sequence[Lengths], tried: Sequence[Lengths]) -> list[Lengths]:
+    """Of what was tried, what is nearest to each: by ratios, since a token more or less is little of a long hole."""
+    some, others = (torch.tensor(each, dtype=torch.float64).add(1).log() for each in (asked, tried))
+    return [tried[place] for place in torch.cdist(some, others, p=1).argmin(1).tolist()]
 
 
 def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:

@@ -83,18 +83,18 @@ def own_documents(lm: DiffusionLM, model: str, split: str | None = None) -> Docu
         DataError: The text is gone, or is no longer what the run read, so that trained text may be in it.
     """
     if lm.config is None:
-        raise ConfigError("this model has no validation text of its own: give one by --data FILE")
+        raise ConfigError("this model has no validation text of its own")
     own = lm.config.data
     folder = Path(resolve(model)).resolve().parent
     if folder.name == CHECKPOINTS and (folder.parent / "config.yaml").is_file():
         own = load_config(folder.parent / "config.yaml").data  # its text may have moved since the checkpoint
+    if own.streaming and split not in (None, "validation"):
+        raise ConfigError("--split of a run that streams its text is validation")
+    if split not in (None, "train", "validation"):
+        raise ConfigError(f"--split of a run is train or validation, got {split!r}")
     if own.streaming:
-        if split not in (None, "validation"):
-            raise ConfigError("--split of a run that streams its text is validation; give other text by --data FILE")
         documents = open_stream(own).validation
     else:
-        if split not in (None, "train", "validation"):
-            raise ConfigError(f"--split of a run is train or validation, got {split!r}")
         splits = read_splits(own)
         documents = splits.train if split == "train" else splits.validation
     _check_same(model, sequences_of(lm, documents), split)
@@ -111,5 +111,5 @@ def _check_same(model: str, sequences: Sequences, split: str | None) -> None:
     if known not in (None, tokens.checksum, tokens.earlier_checksum):
         raise DataError(
             f"the {split or 'validation'} text of {model}, or what this version makes of it, "
-            "has changed since the run read it: put the old text back, or name the text to score by --data"
+            "has changed since the run read it: put the old text back"
         )

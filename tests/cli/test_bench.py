@@ -51,7 +51,9 @@ def test_a_table_with_the_judge_below_it(folders: dict[str, Path]) -> None:
     assert "2 texts of 8 tokens, temperature 1, batches of 2, seed 0; tokens/s is that of 1 pass in turns" in table
     assert f"judge: {folders['autoregressive']}, causal reading, exactly" in table
     assert "the judge is one of these models" in table and "≤" not in table
-    assert told == "writing and timing, 16 passes\n"
+    passes = told.splitlines()
+    assert [line.split(": ")[0] for line in passes] == [f"{number} of 16" for number in range(1, 17)]
+    assert passes[0] == passes[8].replace("9 of", "1 of") == f"1 of 16: {folders['autoregressive']} causal"
 
 
 def test_temperatures_and_batch_sizes_are_columns_where_they_vary(folders: dict[str, Path]) -> None:

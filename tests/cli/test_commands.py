@@ -201,10 +201,12 @@ def test_films_are_written(run: Path, tmp_path: Path, suffix: str) -> None:
         assert [file.name for file in tmp_path.glob(f"*{name}{suffix}*")] == [path.name]
 
 
-def test_watching_without_a_terminal_is_harmless(run: Path) -> None:
+def test_watching_without_a_terminal_is_told_and_harmless(run: Path) -> None:
     for words in (["sample", str(run), "--num", "2"], ["infill", str(run), "the [MASK:4] sat"]):
         plain, watched = dlm(*words), dlm(*words, "--watch")
-        assert watched[0] == plain[0] and "\x1b" not in watched[1] and watched[1].count("\n") == plain[1].count("\n")
+        told, rest = watched[1].split("\n", 1)
+        assert told == "--watch draws in a terminal, and stderr is none; --export FILE.html keeps the film"
+        assert watched[0] == plain[0] and "\x1b" not in rest and rest.count("\n") == plain[1].count("\n")
 
 
 def test_a_checkpoint_folder_is_a_model_too(run: Path) -> None:
@@ -407,6 +409,7 @@ def test_eval_follows_a_text_that_has_moved(configuration: Path, text: Path, tmp
     assert err.splitlines()[-1] == f"done: dlm sample '{folder}'"
     before = answer("eval", folder, *few)
     there.rename(moved)
+    assert f"there is no file {there}; --data FILE measures other text" in refusal("eval", folder)
     dlm("train", "--resume", "--run-dir", folder, "--set", f"data.train.path={moved}")
     for model in (folder, folder / "checkpoints/last", folder / "checkpoints/step-000002"):
         assert answer("eval", model, *few) == before

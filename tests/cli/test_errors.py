@@ -341,6 +341,8 @@ BAD: list[tuple[str | list[str], str]] = [
     (["infill", "@model", "a [MASK:5-3]"], "[MASK:5-3] is a range that ends before it begins: write [MASK:3-5]"),
     (["infill", "@model", "a [:3]", "--marker", ""], "--marker is a word"),
     (["infill", "@model", "a [a]b:3]", "--marker", "a]b"], "--marker is a word"),
+    (["infill", "@model", "a [MASK:3]", "--max-length", "9"], "every span has its length: leave it out"),
+    (["infill", "@model", "a [MASK:2] b", "--length-prior", "uniform"], "every span has its length: leave it out"),
     (["infill", "@model", "a [MASK:5-0]"], "[MASK:5-0] is no span"),
     (["infill", "@model", "a [MASK:/(/]"], "/(/ is no regular expression"),
     (["infill", "@model", "a [MASK:/a(?=b)/]"], "lookahead and lookbehind"),
