@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def gemma(folder: Path) -> DiffusionGemma:
-    return DiffusionGemma.from_pretrained(folder, dtype="fp32")
+    return DiffusionGemma.from_pretrained(folder, dtype="fp32", device="cpu")
 
 
 def test_it_writes_what_transformers_writes_of_the_same_draws(gemma: DiffusionGemma) -> None:

@@ -535,7 +535,7 @@ def test_positions_that_are_numbered_from_the_models_padding_on_are_not_written_
     )
     AutoModelForMaskedLM.from_config(config).save_pretrained(tmp_path / "model")
     byte_tokenizer.save_pretrained(tmp_path / "model")
-    lm = DiffusionLM.from_pretrained(tmp_path / "model")
+    lm = DiffusionLM.from_pretrained(tmp_path / "model", device="cpu")
     assert byte_tokenizer.pad_token_id != 1 and lm.context == 32
     x_BL = torch.full((1, 32), 65)
     assert torch.isfinite(ask(lm.denoisers.scoring, x_BL, None, torch.ones_like(x_BL, dtype=torch.bool))[:, 65]).all()

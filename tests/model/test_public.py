@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def loaded(made: dict[str, Path]) -> dict[str, DiffusionLM]:
-    return {name: DiffusionLM.from_pretrained(folder, dtype="fp32") for name, folder in made.items()}
+    return {name: DiffusionLM.from_pretrained(folder, dtype="fp32", device="cpu") for name, folder in made.items()}
 
 
 def text(*shape: int) -> Tensor:
@@ -221,7 +221,7 @@ def test_what_is_saved_is_plain_and_used_alike(loaded: dict[str, DiffusionLM], t
         with torch.inference_mode():
             torch.testing.assert_close(plain(x_BL).logits, lm.model(x_BL).logits, atol=1e-5, rtol=0)
         assert spell.mask_token_id == lm.process.mask_id
-        again = DiffusionLM.from_pretrained(tmp_path / name, dtype="fp32")
+        again = DiffusionLM.from_pretrained(tmp_path / name, dtype="fp32", device="cpu")
         assert again.sidecar == lm.sidecar
         torch.testing.assert_close(log_p(again, x_BL), log_p(lm, x_BL), atol=1e-5, rtol=0)
         assert again.generate("ab", length=12) == lm.generate("ab", length=12)
@@ -250,7 +250,9 @@ def test_shards_are_read_and_a_missing_one_is_refused(
     index = {"metadata": {}, "weight_map": {key: file for file, keys in parts.items() for key in keys}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     x_BL = text(1, 8)
-    assert torch.equal(log_p(DiffusionLM.from_pretrained(folder, dtype="fp32"), x_BL), log_p(loaded["llada"], x_BL))
+    assert torch.equal(
+        log_p(DiffusionLM.from_pretrained(folder, dtype="fp32", device="cpu"), x_BL), log_p(loaded["llada"], x_BL)
+    )
     (folder / "model-00002-of-00003.safetensors").unlink()
     with refused(CheckpointError, str(folder), "model-00002-of-00003.safetensors"):
         DiffusionLM.from_pretrained(folder)
@@ -265,7 +267,7 @@ def test_a_hub_name_loads_from_the_cache_without_network(
     (tmp_path / "made").mkdir()
     name = f"owner/{FOLDERS.get(make.__name__, make.__name__)}"
     public.into_cache(make(tmp_path / "made"), name, tmp_path / "hub")
-    lm = DiffusionLM.from_pretrained(name, dtype="fp32")
+    lm = DiffusionLM.from_pretrained(name, dtype="fp32", device="cpu")
     assert lm.sidecar.family is not None
     assert len(lm.generate("ab", length=4, sampler=Sampler(token=TokenChoice()))) == 1
 

@@ -30,7 +30,7 @@ def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     made = {"bd3lm": shelf / "Qwen3-0.6B-diffusion-bd3lm-v0.1", "sdar": shelf / "SDAR-1.7B-Chat"}[request.param]
     made.mkdir()
     (public.a2d if request.param == "bd3lm" else public.sdar)(made)
-    return DiffusionLM.from_pretrained(made, dtype="fp32")
+    return DiffusionLM.from_pretrained(made, dtype="fp32", device="cpu")
 
 
 def dense(lm: DiffusionLM, ids: list[int], block_L: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_what_it_does_not_do_is_refused(lm: DiffusionLM, refused: Refused) -> No
 
 def test_saved_it_writes_the_same(lm: DiffusionLM, tmp_path: Path) -> None:
     lm.save_pretrained(tmp_path / "saved")
-    again = DiffusionLM.from_pretrained(tmp_path / "saved", dtype="fp32")
+    again = DiffusionLM.from_pretrained(tmp_path / "saved", dtype="fp32", device="cpu")
     assert again.sidecar == lm.sidecar and again.layout.before_id is None
     assert again.generate("abc", length=6, sampler=GREEDY) == lm.generate("abc", length=6, sampler=GREEDY)
     assert again.nelbo("some text", draws=4) == pytest.approx(lm.nelbo("some text", draws=4))
