@@ -117,10 +117,10 @@ class Filler:
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
         reread = reread and self.rereader is not None
         if reread:
-            first = _of_lengths(self._tried(template, place, search.surveyed(posterior, num)), posterior)
+            first = _of_lengths(self._tried(template, place, search.first_round(posterior, num)), posterior)
             found = [*self._reread([template], [[[*first]]])]
             read = [(each.found.lengths, each.found.rank) for each in found]
-            found += self._tried(template, place, search.followed(posterior, read, num), found)
+            found += self._tried(template, place, search.second_round(posterior, read, num), found)
         else:
             found = self._tried(template, place, search.shared_out(posterior, num))
         (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=reread)

@@ -85,7 +85,7 @@ class LengthSearch:
             left -= shares[lengths]
         return {lengths: count for lengths, count in shares.items() if count}
 
-    def surveyed(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
+    def first_round(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
         """How many fillings each of the lengths gets at first, where the causal reading says which to try again.
 
         Half of all are shared out by the probability of the lengths for each of their tokens, since a token costs a
@@ -104,10 +104,10 @@ class LengthSearch:
         weights = {lengths: log_p - math.log(max(sum(lengths), 1)) for lengths, log_p in posterior.items()}
         return _in_proportion(weights, (tries + 1) // 2)
 
-    def followed(
+    def second_round(
         self, posterior: Mapping[Lengths, float], found: Sequence[tuple[Lengths, float]], num: int
     ) -> Mapping[Lengths, int]:
-        """How many more fillings each of the lengths gets, after those of `surveyed` were read as whole texts.
+        """How many more fillings each of the lengths gets, after those of `first_round` were read as whole texts.
 
         Args:
             posterior: The log-probability of each.

@@ -187,7 +187,7 @@ ALL: Mapping[Lengths, float] = {(n,): -math.log(32) for n in range(1, 33)}
 def test_the_first_round_costs_the_same_in_all_lengths_that_are_alike() -> None:
     """Each of n tokens, at n calls, gets 1 / n of the fillings; no share is off by one or more."""
     for effort in (1, 2, 7, 32, 301, 20_000):
-        shares = LengthSearch(effort=effort).surveyed(ALL, 1)
+        shares = LengthSearch(effort=effort).first_round(ALL, 1)
         half = (effort + 1) // 2
         whole = half / sum(1 / n for n in range(1, 33))
         assert sum(shares.values()) == half and min(shares.values()) > 0
@@ -196,36 +196,36 @@ def test_the_first_round_costs_the_same_in_all_lengths_that_are_alike() -> None:
 
 def test_the_first_round_follows_what_is_known_of_lengths() -> None:
     known: Mapping[Lengths, float] = {(3,): math.log(0.9), (6,): math.log(0.1), (9,): -math.inf}
-    assert LengthSearch(effort=200).surveyed(known, 1) == {(3,): 95, (6,): 5}
+    assert LengthSearch(effort=200).first_round(known, 1) == {(3,): 95, (6,): 5}
 
 
 def test_of_few_fillings_the_first_are_of_the_likeliest_lengths() -> None:
     known: Mapping[Lengths, float] = {(1,): math.log(0.2), (5,): math.log(0.3), (8,): math.log(0.5)}
-    assert LengthSearch(effort=1).surveyed(known, 1) == LengthSearch(effort=2).surveyed(known, 2) == {(8,): 1}
-    assert LengthSearch(effort=4).surveyed(known, 1) == {(8,): 1, (5,): 1}
+    assert LengthSearch(effort=1).first_round(known, 1) == LengthSearch(effort=2).first_round(known, 2) == {(8,): 1}
+    assert LengthSearch(effort=4).first_round(known, 1) == {(8,): 1, (5,): 1}
 
 
 def test_more_alternatives_than_the_effort_are_tried() -> None:
     search, found = LengthSearch(effort=4), [((1,), -1.0)] * 50
-    assert sum(search.surveyed(ALL, 100).values()) == sum(search.followed(ALL, found, 100).values()) == 50
+    assert sum(search.first_round(ALL, 100).values()) == sum(search.second_round(ALL, found, 100).values()) == 50
 
 
 def test_a_hole_of_nothing_is_filled_once() -> None:
     search = LengthSearch(effort=10)
     lengths: Mapping[Lengths, float] = {(0, 0): math.log(0.8), (1, 0): math.log(0.1), (0, 1): math.log(0.1)}
-    assert search.surveyed(lengths, 1) == {(0, 0): 1, (0, 1): 2, (1, 0): 2}
-    assert search.followed(lengths, [((0, 0), -1.0), ((1, 0), -90.0), ((0, 1), -90.0)], 1) == {(0, 1): 4, (1, 0): 3}
-    assert search.followed(lengths, [((1, 0), -1.0), ((0, 1), -1.0)], 1) == {(0, 0): 1, (0, 1): 4, (1, 0): 3}
-    assert search.surveyed({(0,): 0.0}, 9) == {(0,): 1} and search.followed({(0,): 0.0}, [((0,), -1.0)], 9) == {}
+    assert search.first_round(lengths, 1) == {(0, 0): 1, (0, 1): 2, (1, 0): 2}
+    assert search.second_round(lengths, [((0, 0), -1.0), ((1, 0), -90.0), ((0, 1), -90.0)], 1) == {(0, 1): 4, (1, 0): 3}
+    assert search.second_round(lengths, [((1, 0), -1.0), ((0, 1), -1.0)], 1) == {(0, 0): 1, (0, 1): 4, (1, 0): 3}
+    assert search.first_round({(0,): 0.0}, 9) == {(0,): 1} and search.second_round({(0,): 0.0}, [((0,), -1.0)], 9) == {}
 
 
 def test_the_second_round_follows_the_best_texts_of_the_first() -> None:
     search = LengthSearch(effort=4_004)
     told = [((2,), -12.0), ((2,), -50.0), ((4,), -20.0), ((32,), -900.0)]
-    shares = search.followed({(n,): 0.0 for n in (2, 3, 4, 32)}, told, 1)
+    shares = search.second_round({(n,): 0.0 for n in (2, 3, 4, 32)}, told, 1)
     assert sum(shares.values()) == 4_000 and (32,) not in shares
     assert shares[3,] == shares[4,] == pytest.approx(shares[2,] * math.exp(-2.0), abs=1)  # 8 nats; 3 is nearer to 4
-    twice = search.followed({(2,): math.log(2), (4,): 0.0}, [((2,), -5.0)] * 4, 1)
+    twice = search.second_round({(2,): math.log(2), (4,): 0.0}, [((2,), -5.0)] * 4, 1)
     assert twice == {(2,): 2_667, (4,): 1_333}
 
 
@@ -233,7 +233,10 @@ def test_where_no_text_of_the_first_round_is_possible_the_second_is_as_before_it
     search = LengthSearch(effort=8)
     lengths: Mapping[Lengths, float] = {(1, 2): math.log(3), (2, 1): 0.0}
     for found in ([], [((1, 2), -math.inf)] * 4):
-        assert search.followed(lengths, found, 1) == {(1, 2): (8 - len(found)) * 3 // 4, (2, 1): (8 - len(found)) // 4}
+        assert search.second_round(lengths, found, 1) == {
+            (1, 2): (8 - len(found)) * 3 // 4,
+            (2, 1): (8 - len(found)) // 4,
+        }
 
 
 @pytest.mark.parametrize("text", ["ab[MASK:0-2]bc", "a[MASK:0-1]b[MASK:1-2]cd", "a[MASK:1-2:/[ab]+/]cc"])
