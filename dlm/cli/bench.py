@@ -3,19 +3,18 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from dlm.cli import options
 from dlm.cli.console import check_free, errors, quiet_libraries, write_data, write_text
+from dlm.cli.progress import progress
 from dlm.cli.writing import calibrated
 from dlm.errors import ConfigError
 from dlm.plain import counted, plain_json
@@ -155,7 +154,7 @@ def frontier(
     check_once("--samplers", [each.name for each in asked or ()])
     options.check_device(device)
     opened, judging = open_models(models, judge, samplers=asked, device=device, **weights)
-    with passes(shown=not as_json) as told:
+    with progress("passes", shown=not as_json) as told:
         found = bench_frontier(
             opened,
             judging,
@@ -200,29 +199,6 @@ def check_once(option: str, values: Sequence[object]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise ConfigError(f"{option}: {value} is given twice")
-
-
-@contextmanager
-def passes(*, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Shows which pass is next: by a bar in a terminal, by a line elsewhere; nothing beside JSON."""
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=errors,
-        transient=True,
-        disable=not (shown and errors.is_terminal),
-    )
-    task = bar.add_task("")
-
-    def told(done: int, total: int, what: str) -> None:
-        if shown and not errors.is_terminal:
-            errors.print(f"{done + 1} of {total}: {what}", highlight=False, markup=False, soft_wrap=True)
-        bar.update(task, completed=done, total=total, description=what)
-
-    with bar:
-        yield told
 
 
 def _frontier(found: "Frontier") -> str:

@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 
 from dlm.cli import options
-from dlm.cli.bench import check_once, names, passes, table_of
+from dlm.cli.bench import check_once, names, table_of
 from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.infill import Reread
+from dlm.cli.progress import progress
 from dlm.errors import ConfigError
 from dlm.plain import counted, plain_json
 from dlm.template import LONGEST
@@ -108,7 +109,7 @@ def infill(
     first = opened[models[0]]
     named = format, split, None, field
     documents = own_documents(first, models[0], *named) if data is None else named_documents(first, data, *named)
-    with passes(shown=not as_json) as told:
+    with progress("passes", shown=not as_json) as told:
         found = bench_infilling(
             entries,
             [*documents.texts()],

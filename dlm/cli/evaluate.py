@@ -12,6 +12,7 @@ import typer
 from dlm.cli import options
 from dlm.cli.console import caution, is_first, quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
+from dlm.cli.progress import progress
 from dlm.cli.tasks import Asked, run_tasks
 from dlm.data.detokenize import DETOKENIZERS, check_detokenizer
 from dlm.errors import ConfigError
@@ -260,7 +261,8 @@ def evaluate(
         documents = documents.first(max_documents)
     text = _arranged(lm, documents, per, detokenize, wrap, stride)
     estimate = {"draws": draws, "batch_size": batch_size, "seed": seed, "time": chain}
-    report = _measured(lm, text, reading or (), (chain_rule_sequences or 16) if chain_rule else 0, estimate)
+    exactly = (chain_rule_sequences or 16) if chain_rule else 0
+    report = _measured(lm, text, reading or (), exactly, estimate, shown=not as_json)
     if is_first():
         _print(lm, text, report, per, as_json=as_json)
 
@@ -331,14 +333,18 @@ def _arranged(
 
 
 def _measured(
-    lm: "DiffusionLM", text: Arranged, readings: Sequence[str], exactly: int, how: Mapping[str, Any]
+    lm: "DiffusionLM", text: Arranged, readings: Sequence[str], exactly: int, how: Mapping[str, Any], *, shown: bool
 ) -> Reports:
     """What is found of the text, and of so many of its sequences exactly."""
     from dlm.evaluate.chain_rule import evaluate_chain_rule
     from dlm.evaluate.readings import evaluate_readings
 
-    found = evaluate_readings(lm, text.sequences, readings, words_D=text.words_D, **how)
-    return found, evaluate_chain_rule(lm, text.sequences, count=exactly, **how) if exactly else None
+    with progress("sequences", shown=shown and is_first()) as told:
+        found = evaluate_readings(lm, text.sequences, readings, words_D=text.words_D, told=told, **how)
+        if not exactly:
+            return found, None
+        told(0, exactly, "chain rule")
+        return found, evaluate_chain_rule(lm, text.sequences, count=exactly, **how)
 
 
 def _print(lm: "DiffusionLM", text: Arranged, reports: Reports, per: Unit, *, as_json: bool) -> None:

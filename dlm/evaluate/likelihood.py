@@ -92,6 +92,7 @@ def measure(
     time: Time | None,
     reading: str,
     words_D: NDArray[np.int64] | None = None,
+    told: Callable[[int], None] | None = None,
 ) -> Measured:
     """What `evaluate_likelihood` reports, and the sums behind it, so that two readings can be compared text by text.
 
@@ -105,6 +106,7 @@ def measure(
         time: The chain whose bound is estimated; None for the model's own.
         reading: How the model is read.
         words_D: Words of each document, for the perplexity a word; None for none.
+        told: Called with the number of sequences that are done, before every batch.
 
     Returns:
         Both.
@@ -119,7 +121,7 @@ def measure(
         raise DataError(f"nothing to evaluate: {why}")
     lm.model.eval()
     estimator = estimator_of(lm, draws, time, reading)
-    scores = _score(lm, sequences, rows, estimator, batch_size, seed)
+    scores = _score(lm, sequences, rows, estimator, batch_size, seed, told)
     return Measured(_report(lm, sequences, scores, estimator, reading, draws, seed, words_D), scores)
 
 
@@ -206,7 +208,13 @@ class Scores:
 
 
 def _score(
-    lm: DiffusionLM, sequences: Sequences, rows: Sequence[int], estimator: Likelihood, batch_size: int, seed: int
+    lm: DiffusionLM,
+    sequences: Sequences,
+    rows: Sequence[int],
+    estimator: Likelihood,
+    batch_size: int,
+    seed: int,
+    told: Callable[[int], None] | None,
 ) -> Scores:
     """Scores sequences, each process its part, and adds up the parts."""
     nats_RD = torch.zeros(2, len(sequences.tokens.sizes), dtype=torch.float64)
@@ -220,6 +228,8 @@ def _score(
     for number in range(team.process_index, rounds * team.num_processes, team.num_processes):
         here = batches[number % len(batches)]
         part = rows[here]
+        if told:
+            told(min(number * batch_size, len(rows)))
         batch = sequences.batch(part)
         x0_BL, loss_mask_BL = (x_BL.to(lm.arithmetic_device) for x_BL in (batch.x0_BL, batch.loss_mask_BL))
         streams = [generator(seed, "evaluate", row) for row in part]

@@ -1,6 +1,6 @@
 """The readings of one model on the same text, side by side."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,6 +90,7 @@ def evaluate_readings(
     seed: int = 0,
     time: Time | None = None,
     words_D: NDArray[np.int64] | None = None,
+    told: Callable[[int, int, str], None] | None = None,
 ) -> ReadingsReport:
     """Measures a corpus in several readings, and compares them text by text.
 
@@ -105,6 +106,7 @@ def evaluate_readings(
         seed: Decides the noise and the bootstrap.
         time: The chain whose bound is estimated; by default the model's own.
         words_D: Words of each document, for the perplexity a word; None for none.
+        told: Called with (sequences done, all of them, the reading), before every batch.
 
     Returns:
         The report of each, and the differences.
@@ -118,7 +120,16 @@ def evaluate_readings(
     for name in names:  # before the first takes its time
         estimator_of(lm, draws, time, name)
     how: dict[str, Any] = {"rows": rows, "draws": draws, "batch_size": batch_size, "seed": seed}
-    first, *others = (measure(lm, sequences, time=time, reading=name, words_D=words_D, **how) for name in names)
+    count = len(sequences) if rows is None else len(rows)
+
+    def measured(number: int, name: str) -> Measured:
+        def tell(done: int) -> None:
+            if told:
+                told(number * count + done, len(names) * count, name)
+
+        return measure(lm, sequences, time=time, reading=name, words_D=words_D, told=tell, **how)
+
+    first, *others = (measured(number, name) for number, name in enumerate(names))
     return ReadingsReport(
         {each.report.reading: each.report for each in (first, *others)},
         tuple(Difference.between(other, first, seed) for other in others),

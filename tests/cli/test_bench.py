@@ -52,8 +52,8 @@ def test_a_table_with_the_judge_below_it(folders: dict[str, Path]) -> None:
     assert f"judge: {folders['autoregressive']}, causal reading, exactly" in table
     assert "the judge is one of these models" in table and "≤" not in table
     passes = told.splitlines()
-    assert [line.split(": ")[0] for line in passes] == [f"{number} of 16" for number in range(1, 17)]
-    assert passes[0] == passes[8].replace("9 of", "1 of") == f"1 of 16: {folders['autoregressive']} causal"
+    assert [line.split(": ")[-1] for line in passes] == [f"{number} of 16 passes" for number in range(16)]
+    assert passes[0] == passes[8].replace("8 of", "0 of") == f"{folders['autoregressive']} causal: 0 of 16 passes"
 
 
 def test_temperatures_and_batch_sizes_are_columns_where_they_vary(folders: dict[str, Path]) -> None:

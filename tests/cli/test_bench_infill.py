@@ -43,8 +43,8 @@ def test_a_table_for_each_kind(shelf: Path) -> None:
     assert [table.count(f" {name} ") for name in ("diffusion", "fim", "left")] == [4 + 1, 4, 4]
     assert "3 passages of each kind, temperature 1, seed 0" in table and "≤" in table
     passes = told.splitlines()
-    assert [line.split(": ")[0] for line in passes] == [f"{number} of 12" for number in range(1, 13)]
-    assert passes[0] == f"1 of 12: 2 tokens, known length: {shelf / 'masked'} diffusion"
+    assert [line.split(": ")[-1] for line in passes] == [f"{number} of 12 passes" for number in range(12)]
+    assert passes[0] == f"2 tokens, known length: {shelf / 'masked'} diffusion: 0 of 12 passes"
 
 
 def test_json_has_every_figure_and_is_the_same_again(shelf: Path) -> None:
