@@ -32,7 +32,7 @@ def progress(unit: str, *, shown: bool) -> Iterator[Callable[[int, int, str], No
         transient=True,
         disable=not (shown and errors.is_terminal),
     )
-    task = bar.add_task("")
+    task = bar.add_task("", total=None)
     last, said_at = "", 0.0
 
     def told(done: int, total: int, what: str) -> None:
