@@ -109,6 +109,7 @@ class Infillings:
         device: cpu, cuda or mps.
         contexts: The context of each model, in its tokens.
         skipped: Kinds of spans that do not fit.
+        beyond: Kinds whose spans are longer than those of unknown length may be, and are not filled as such.
         finished: Whether it ran to its end.
         points: A point for each kind, known or not, model and method, in this order.
     """
@@ -121,6 +122,7 @@ class Infillings:
     device: str
     contexts: dict[str, int]
     skipped: tuple[str, ...]
+    beyond: tuple[str, ...]
     finished: bool
     points: tuple[Point, ...]
 
@@ -212,23 +214,24 @@ def bench_infilling(
         The points.
 
     Raises:
-        DataError: No kind fits the text and the contexts.
+        DataError: No kind fits the text and the contexts, or what is to be filled.
     """
     models = {name: lm for name, lm, _ in entries}
-    context = min(lm.context - len(lm.sidecar.affixes) for lm in models.values())
-    source = Texts(texts, entries[0][1].tokenizer, context)
+    source = Texts(texts, [(lm.tokenizer, lm.context - len(lm.sidecar.affixes)) for lm in models.values()])
+    context = source.context
     chosen = {kind: found for kind in kinds if (found := source.passages(kind, num, how.seed))}
     if not chosen:
         raise DataError(
             f"none of these spans fit: a passage needs a document of {3 * context // 4 + 2} tokens, and its holes take "
             f"at most half of the context of {context}; give longer text, or other spans by --spans"
         )
-    parts = [
-        (kind, known)
-        for kind in chosen
-        for known in lengths
-        if known or not isinstance(kind.span, int) or kind.span <= how.longest
-    ]
+    beyond = [kind for kind in chosen if isinstance(kind.span, int) and kind.span > how.longest and False in lengths]
+    parts = [(kind, known) for kind in chosen for known in lengths if known or kind not in beyond]
+    if not parts:
+        raise DataError(
+            f"spans of unknown length have at most {how.longest} tokens, and these have more: raise --max-length, or "
+            "ask for --lengths known"
+        )
     points: list[Point] = []
     finished = False
     try:
@@ -247,6 +250,7 @@ def bench_infilling(
         device=entries[0][1].device.type,
         contexts={name: lm.context for name, lm in models.items()},
         skipped=tuple(kind.name for kind in kinds if kind not in chosen),
+        beyond=tuple(kind.name for kind in beyond),
         finished=finished,
         points=tuple(points),
     )

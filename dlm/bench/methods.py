@@ -123,7 +123,7 @@ def _diffusion_nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> l
         for _, passage in batch:
             spans = passage.ids(lm.tokenizer)
             canvases.append(lm.layout.holes(passage.template([*map(len, spans)], how.longest)).written(spans))
-        x0_BL, editable_BL = (x_BL.to(lm.arithmetic_device) for x_BL in stack(canvases, lm.tokenizer.pad_token_id))
+        x0_BL, editable_BL = (x_BL.to(lm.arithmetic_device) for x_BL in stack(canvases, lm.pad_id))
         streams = [generator(how.seed, "infilling", number) for number, _ in batch]
         scores = score_rows(lm.denoisers.ranking, lm.process, estimator, x0_BL, editable_BL, streams)
         nats += [-score.log_likelihood for score in scores]
@@ -140,7 +140,7 @@ def _by_next_tokens(*, middle: bool, ranked: bool) -> Fill:
         spans: dict[int, list[str]] = {number: [] for number in templates}
         while asked := {number: one for number, each in parts.items() if (one := _next_hole(each)) is not None}:
             # Only what stands behind says where a continuation ends: it is written as long as may be, and cut.
-            filled = asked if middle else {number: _longest(template) for number, template in asked.items()}
+            filled = asked if middle else {number: _longest(filler.fitting(each)) for number, each in asked.items()}
             for (number, template), found in zip(asked.items(), filler.fill(filled, num), strict=True):
                 cut = is_open(template) and not middle
                 span = _likeliest(lm, template, found, how, cut=cut) if ranked or cut else found[0].spans[0]

@@ -22,6 +22,10 @@ TOKENS, NAMED = (4, 8, 16, 32, 64), ("words", "lines")
 _UNITS = {"words": re.compile(r"(?<!\S)\S+(?=\s)"), "lines": re.compile(r"(?<=\n)[^\n]*\S[^\n]*(?=\n)")}
 
 
+Reader = tuple[PreTrainedTokenizerBase, int]
+"""The tokenizer of a model, and its context."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What the holes of a passage are.
@@ -80,13 +84,16 @@ class Texts:
 
     Attributes:
         texts: The documents.
-        tokenizer: The first model's, in whose tokens lengths are.
-        context: The shortest context of the models.
+        readers: The tokenizer and the context of each model; lengths are in tokens of the first.
     """
 
     texts: Sequence[str]
-    tokenizer: PreTrainedTokenizerBase
-    context: int
+    readers: Sequence[Reader]
+
+    @property
+    def context(self) -> int:
+        """The shortest context of the models."""
+        return min(context for _, context in self.readers)
 
     def passages(self, kind: Kind, count: int, seed: int) -> list[Passage]:
         """Passages with holes of one kind.
@@ -113,7 +120,7 @@ class Texts:
 
     @cached_property
     def _read(self) -> list["_Text"]:
-        return [_Text(text, self.tokenizer, self.context) for text in self.texts]
+        return [_Text(text, self.readers, self.context) for text in self.texts]
 
     def _at_random(self, stream: torch.Generator) -> "_Text":
         weights_1V = torch.tensor([[len(text) for text in self.texts]], dtype=torch.float64)
@@ -125,13 +132,13 @@ class _Text:
     """One document; its tokens are found when they are first asked for."""
 
     text: str
-    tokenizer: PreTrainedTokenizerBase
+    readers: Sequence[Reader]
     context: int
 
     @cached_property
     def ends(self) -> list[int]:
         """Where each token ends, in characters; the first entry is where the first begins."""
-        return [0, *token_ends(self.tokenizer, self.text)]
+        return [0, *token_ends(self.readers[0][0], self.text)]
 
     def passage(self, kind: Kind, stream: torch.Generator) -> Passage | None:
         """A passage at a random place; None where it has no such holes."""
@@ -141,7 +148,7 @@ class _Text:
         # Neither the first token nor the last is in a hole, so that every hole has a text on either side.
         first = 1 + int(torch.randint(tokens - width - 1, (), generator=stream))
         spans = self._spans(kind, first, first + width, stream)
-        if len(spans) < kind.holes or self._too_long(spans):
+        if len(spans) < kind.holes or not all(self._fits(spans, *reader) for reader in self.readers):
             return None
         low, high = self.ends[max(0, first - self.context)], self.ends[min(tokens, first + width + self.context)]
         borders = [low, *(place for span in spans for place in span), high]
@@ -166,8 +173,9 @@ class _Text:
             if unit.end() <= high:
                 yield unit.span()
 
-    def _too_long(self, spans: Sequence[tuple[int, int]]) -> bool:
-        """Whether the spans fill more than half of the context, or hold what the tokenizer does not know."""
-        ids = encode(self.tokenizer, [self.text[a:b] for a, b in spans], continues=True)
-        unknown = any(self.tokenizer.unk_token_id in each for each in ids)
-        return unknown or sum(map(len, ids)) > self.context // 2
+    def _fits(self, spans: Sequence[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, context: int) -> bool:
+        """Whether a model knows what the spans hold, and has room for them, for what is between them and for more."""
+        ids = encode(tokenizer, [self.text[a:b] for a, b in spans], continues=True)
+        (whole,) = encode(tokenizer, [self.text[spans[0][0] : spans[-1][1]]], continues=True)
+        known = not any(tokenizer.unk_token_id in each for each in ids)
+        return known and sum(map(len, ids)) <= context // 2 and len(whole) <= 3 * context // 4

@@ -196,6 +196,8 @@ def _notes(found: "Infillings") -> Iterator[str]:
     if len({*found.contexts.values()}) > 1:
         contexts = ", ".join(f"{name} {context:,}" for name, context in found.contexts.items())
         yield f"the contexts differ, and a longer one sees more of the text beside a hole: {contexts}"
+    if found.beyond:
+        yield f"left out at unknown length, as they are longer than --max-length: {', '.join(found.beyond)}"
     if found.skipped:
         yield f"left out, as the text or half of the shortest context has no room: {', '.join(found.skipped)}"
 

@@ -62,7 +62,7 @@ Reread = Annotated[
     typer.Option(
         "--reread/--no-reread",
         help="Rank fillings by the causal reading of the whole text.",
-        show_default="where the model has one",
+        show_default="where the model has one; not of choices, nor where a span of unknown length ends the text",
     ),
 ]
 
@@ -134,10 +134,8 @@ def infill(
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
-    if max_length is not None and not any(
-        hole.most == max_length for record in records for hole in _holes(record.asked)
-    ):
-        raise ConfigError(f"--max-length is for spans such as [{marker}], and every span has its length: leave it out")
+    parsed = {number: record.asked for number, record in enumerate(records) if record.asked is not None}
+    _check_length(max_length, [records[number].given for number in parsed], ask, marker)
     quiet_libraries()
 
     how = options.build_sampler(context.obj)
@@ -145,10 +143,8 @@ def infill(
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = _search(length_prior, prior_text, effort, reread, lm)
-    if search is None:
-        _note("this model fills in the middle: one span after the other, from left to right")
-    else:
-        _tell_cost(lm, [*templates.values()], search, num, effort, length_prior)
+    dropped = [template for number, template in parsed.items() if number not in templates]
+    _announce(lm, [*templates.values()], dropped, search, num, effort, length_prior)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -220,29 +216,51 @@ def _search(
     )
 
 
-def _tell_cost(
+def _check_length(
+    max_length: int | None, given: Sequence[Mapping[str, Any]], ask: Callable[..., Template], marker: str
+) -> None:
+    """Refuses `--max-length` where no span of any record has any length."""
+    if max_length is not None and given and all(ask(each, longest=1) == ask(each, longest=2) for each in given):
+        raise ConfigError(f"--max-length is for spans such as [{marker}], and every span has its length: leave it out")
+
+
+def _announce(
     lm: "DiffusionLM",
     templates: Sequence[Template],
-    search: "LengthSearch",
+    dropped: Sequence[Template],
+    search: "LengthSearch | None",
     num: int,
     effort: int | None,
     length_prior: str | None,
 ) -> None:
-    """Says what a search will cost before it begins; refuses options that are of no use where nothing is searched."""
+    """Says how spans will be filled; refuses options of a search where none of them, those left out too, has one."""
+    from dlm.lm.lengths import is_open
+
+    if search is None:
+        _note("this model fills in the middle: one span after the other, from left to right")
+        return
+    resolved = [*map(lm.languages.resolved, templates)]
+    if resolved and not any(map(is_open, (*resolved, *dropped))):
+        if length_prior is not None:
+            raise ConfigError(
+                "--length-prior is for spans of unknown length, and every span has its length: leave it out"
+            )
+        enumerated = any(lm.languages.enumerated(each, search.effort) for each in resolved)
+        if effort is not None and not enumerated and not search.ranks(causal=lm.formulation.readings.causal):
+            raise ConfigError(
+                "--effort: nothing is searched here, since every span has its length and no causal reading ranks "
+                "fillings; leave it out, or ask for more alternatives by --num"
+            )
+    _tell_cost(lm, resolved, search, num)
+
+
+def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch", num: int) -> None:
+    """Says what a search will cost before it begins."""
     from dlm.lm.lengths import ASKED, is_open
 
-    resolved = [*map(lm.languages.resolved, templates)]
-    templates = [each for each in resolved if not lm.languages.enumerated(each, search.effort)]
+    templates = [each for each in templates if not lm.languages.enumerated(each, search.effort)]
     searched = [template for template in templates if is_open(template)]
-    causal = lm.formulation.readings.causal
-    tries = search.tried(num, causal=causal)
-    if length_prior is not None and templates and not any(map(is_open, resolved)):
-        raise ConfigError("--length-prior is for spans of unknown length, and every span has its length: leave it out")
-    if effort is not None and len(templates) == len(resolved) and not searched and not search.ranks(causal=causal):
-        raise ConfigError(
-            "--effort: nothing is searched here, since every span has its length and no causal reading ranks fillings; "
-            "leave it out, or ask for more alternatives by --num"
-        )
+    tries = search.tried(num, causal=lm.formulation.readings.causal)
     if searched:
         holes = max(sum(hole.most is not None for hole in _holes(each)) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")

@@ -101,7 +101,8 @@ def recording(
     from dlm.film.live import LiveView
 
     if watch and (not errors.is_terminal or errors.is_dumb_terminal):
-        caution("--watch draws in a terminal, and stderr is none; --export FILE.html keeps the film")
+        remedy = "; --export FILE.html keeps the film" if export is None else ""
+        caution(f"--watch draws in a terminal, and stderr is none that can draw{remedy}")
     with LiveView(errors, keep=False) if watch else nullcontext() as view:
         recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
         yield recorder.take if watch or export else None

@@ -92,8 +92,9 @@ class Languages:
             most: How many ways are enumerated at most.
 
         Returns:
-            The text with its chosen holes, and the row with their ids; None where a hole is no choice, where there are
-            too many ways, or where a choice would be written otherwise.
+            The text with its chosen holes, and the row with their ids, for all ways of lengths that the holes may have;
+            None where there is no such way, where a hole is no choice, where there are too many ways, or where a choice
+            would be written otherwise.
         """
         ways = 1
         for hole in _holes(template):
@@ -106,7 +107,13 @@ class Languages:
             if row is None:
                 return None
             found.append(row)
-        return found
+        lengths = [hole.lengths for hole in _holes(template)]
+        fitting = [
+            (whole, row)
+            for whole, row in found
+            if all(len(places) in known for places, known in zip(row.holes, lengths, strict=True))
+        ]
+        return fitting or None
 
     def _rows(self, template: Template, chosen: Sequence[str]) -> Iterator[tuple[Template, Canvas]]:
         """The rows whose holes are written as they should: with a blank before them where the decoder takes it."""

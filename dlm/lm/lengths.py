@@ -104,13 +104,14 @@ class Weigher:
     def _spare(self, template: Template, parts: Sequence[Sequence[int]]) -> int:
         """How many tokens the holes of a text may have beyond their fewest.
 
-        With so many there still is text before and behind them to read, if the shortest leave room for that.
+        With so many there still is text before and behind them to read: `REACH` tokens of each, or as much as half of
+        the room that the shortest leave.
         """
         holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
         inside = sum(map(len, parts[holes[0] : holes[-1] + 1]))
         read = min(REACH, sum(map(len, parts[: holes[0]]))) + min(REACH, sum(map(len, parts[holes[-1] + 1 :])))
         spare = self._room - inside
-        return spare - read if spare > read else spare
+        return max(spare - read, spare // 2)
 
     @property
     def _room(self) -> int:

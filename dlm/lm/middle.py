@@ -144,6 +144,19 @@ class MiddleFiller:
                     f"has room for {self._room} beside its special tokens"
                 )
 
+    def fitting(self, template: Template) -> Template:
+        """The text with holes that have no more tokens than the context has room for.
+
+        Args:
+            template: Texts and holes, of which `check` refuses none.
+
+        Returns:
+            The same where all fit.
+        """
+        text = self._text(template, ())
+        holes = {place: self._asked(text, place).hole for place in text.holes}
+        return tuple(holes.get(place, part) for place, part in enumerate(template))
+
     def nats(self, templates: Sequence[Template], spans: Sequence[Sequence[Sequence[int]]]) -> list[float]:
         """The exact log-probability of given spans, each hole after those before it.
 

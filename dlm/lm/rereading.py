@@ -57,7 +57,7 @@ class Rereader:
         Args:
             template: Texts and holes.
             fillings: What may stand in the holes.
-            longest: The tokens of the longest filling that these are compared with, where that is none of them.
+            longest: The most tokens of a filling that these may be compared with, where that is none of them.
 
         Returns:
             One a filling.

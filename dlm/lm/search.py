@@ -133,7 +133,8 @@ class LengthSearch:
 def _nearest(asked: Sequence[Lengths], tried: Sequence[Lengths]) -> list[Lengths]:
     """Of what was tried, what is nearest to each: by ratios, since a token more or less is little of a long hole."""
     some, others = (torch.tensor(each, dtype=torch.float64).add(1).log() for each in (asked, tried))
-    return [tried[place] for place in torch.cdist(some, others, p=1).argmin(1).tolist()]
+    places = [place for part in some.split(1024) for place in torch.cdist(part, others, p=1).argmin(1).tolist()]
+    return [tried[place] for place in places]
 
 
 def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -25,7 +26,7 @@ from dlm.lm.rereading import Rereader
 from dlm.lm.scoring import Score
 from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import add_sentinels
-from dlm.model.text import token_ends
+from dlm.model.text import encode, token_ends
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import parse_template
 from tests.support.fixtures import MakeLM, Refused
@@ -97,7 +98,7 @@ def test_a_known_best_filling_is_always_found(kind: Kind, known: bool, knowing: 
 @pytest.mark.parametrize("kind", all_kinds((4, 8, "words", "lines"), (1, 3)), ids=lambda kind: kind.name)
 def test_passages_are_parts_of_the_text_and_their_spans_what_is_asked_for(kind: Kind) -> None:
     tokenizer = build_tokenizer(Bytes(), lambda: ())
-    passages = Texts([PROSE], tokenizer, 200).passages(kind, 25, 0)
+    passages = Texts([PROSE], [(tokenizer, 200)]).passages(kind, 25, 0)
     assert len(passages) == 25
     words, lines = Counter(PROSE.split()), PROSE.splitlines()
     for passage in passages:
@@ -117,7 +118,7 @@ def test_every_place_is_as_likely() -> None:
     text, context, count = "abcdefghij" * 20, 16, 1000
     tokenizer = build_tokenizer(Characters(), lambda: [text])
     places: Counter[str] = Counter()
-    for passage in Texts([text], tokenizer, context).passages(Kind(4), count, 3):
+    for passage in Texts([text], [(tokenizer, context)]).passages(Kind(4), count, 3):
         places[passage.spans[0]] += 1
     assert sum((seen - count / 10) ** 2 / (count / 10) for seen in places.values()) < 33.7  # 9 degrees, p = 1e-4
     assert len(places) == 10
@@ -125,7 +126,7 @@ def test_every_place_is_as_likely() -> None:
 
 def test_documents_are_chosen_by_their_length() -> None:
     tokenizer = build_tokenizer(Bytes(), lambda: ())
-    passages = Texts(["a" * 300, "b" * 100, "c"], tokenizer, 16).passages(Kind(4), 400, 0)
+    passages = Texts(["a" * 300, "b" * 100, "c"], [(tokenizer, 16)]).passages(Kind(4), 400, 0)
     share = sum(passage.spans == ("aaaa",) for passage in passages) / 400
     assert share == pytest.approx(0.75, abs=0.09)
 
@@ -133,10 +134,27 @@ def test_documents_are_chosen_by_their_length() -> None:
 def test_the_same_spans_for_every_model_and_run_and_others_for_another_seed() -> None:
     tokenizer = build_tokenizer(Bytes(), lambda: ())
     first, again, longer, other = (
-        Texts([PROSE], tokenizer, 64).passages(Kind("words"), count, seed)
+        Texts([PROSE], [(tokenizer, 64)]).passages(Kind("words"), count, seed)
         for count, seed in ((20, 0), (20, 0), (30, 0), (20, 1))
     )
     assert first == again == longer[:20] and first != other
+
+
+@pytest.mark.parametrize("kind", [Kind(4), Kind(2, 3), Kind("words", 3)], ids=lambda kind: kind.name)
+def test_what_is_cut_out_fits_every_model_in_its_own_tokens(kind: Kind) -> None:
+    long, short = build_tokenizer(Bpe(size=400), lambda: [PROSE * 9]), build_tokenizer(Bytes(), lambda: ())
+    for passage in Texts([PROSE], [(long, 48), (short, 64)]).passages(kind, 40, 0):
+        for tokenizer, context in ((long, 48), (short, 64)):
+            assert sum(map(len, passage.ids(tokenizer))) <= context // 2
+            assert len(encode(tokenizer, ["".join(passage.parts[1:-1])])[0]) <= 3 * context // 4
+
+
+def test_spans_that_a_model_does_not_know_are_not_cut_out() -> None:
+    some = build_tokenizer(Characters(), lambda: [PROSE.replace("a", "")])
+    all_ = build_tokenizer(Characters(), lambda: [PROSE])
+    for readers in ([(all_, 64), (some, 64)], [(some, 64), (all_, 64)]):
+        passages = Texts([PROSE], readers).passages(Kind(2), 40, 0)
+        assert len(passages) == 40 and not any("a" in span for passage in passages for span in passage.spans)
 
 
 @pytest.mark.parametrize("spec", [Bytes(), Bpe(size=300), Characters()], ids=lambda spec: spec.name)
@@ -205,8 +223,38 @@ def test_a_paired_difference_has_less_error_than_two_figures() -> None:
     assert figure.difference_interval[1] - figure.difference_interval[0] < 1e-9
 
 
+def test_spans_that_may_be_longer_than_the_context_are_as_long_as_fits(models: dict[str, DiffusionLM]) -> None:
+    entries = entries_of({name: models[name] for name in ("joint", "fim")}, None, QUICK)
+    how = replace(QUICK, longest=400)
+    found = bench_infilling(entries, [PROSE], kinds=[Kind(2)], lengths=[False], num=2, how=how)
+    assert len(found.points) == len(entries) and found.beyond == ()
+
+
+def test_spans_longer_than_those_of_unknown_length_may_be_are_named(
+    models: dict[str, DiffusionLM], refused: Refused
+) -> None:
+    entries = entries_of({"fim": models["fim"]}, [METHODS["fim"]], QUICK)
+    ask = partial(bench_infilling, entries, [PROSE], num=1, how=replace(QUICK, longest=3))
+    found = ask(kinds=[Kind(2), Kind(4)], lengths=[True, False])
+    assert found.beyond == ("4 tokens",) and found.skipped == () and len(found.points) == 3
+    assert ask(kinds=[Kind(2), Kind(4)], lengths=[True]).beyond == ()
+    with refused(DataError, "at most 3 tokens", "raise --max-length"):
+        ask(kinds=[Kind(4)], lengths=[False])
+
+
+def test_a_single_draw_is_not_ranked_and_of_unknown_lengths_the_best_is(models: dict[str, DiffusionLM]) -> None:
+    entries = entries_of({"masked": models["masked"]}, None, QUICK)
+    few, many = (
+        bench_infilling(
+            entries, [PROSE], kinds=[Kind(2)], lengths=[True, False], num=2, how=replace(QUICK, draws=draws)
+        )
+        for draws in (2, 16)
+    )
+    assert few.points[0].calls == many.points[0].calls and few.points[1].calls < many.points[1].calls
+
+
 def test_the_chain_rule_is_no_more_than_the_bound(models: dict[str, DiffusionLM]) -> None:
-    passages = Texts([PROSE], models["masked"].tokenizer, 32).passages(Kind(3), 24, 0)
+    passages = Texts([PROSE], [(models["masked"].tokenizer, 32)]).passages(Kind(3), 24, 0)
     bound, exact = (
         sum(METHODS["diffusion"].nats(models["masked"], passages, replace(QUICK, draws=64, chain_rule=exact)))  # type: ignore[misc]
         for exact in (False, True)

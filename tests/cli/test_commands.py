@@ -201,12 +201,27 @@ def test_films_are_written(run: Path, tmp_path: Path, suffix: str) -> None:
         assert [file.name for file in tmp_path.glob(f"*{name}{suffix}*")] == [path.name]
 
 
-def test_watching_without_a_terminal_is_told_and_harmless(run: Path) -> None:
+def test_watching_without_a_terminal_is_told_and_harmless(run: Path, tmp_path: Path) -> None:
+    nowhere = "--watch draws in a terminal, and stderr is none that can draw"
     for words in (["sample", str(run), "--num", "2"], ["infill", str(run), "the [MASK:4] sat"]):
         plain, watched = dlm(*words), dlm(*words, "--watch")
         told, rest = watched[1].split("\n", 1)
-        assert told == "--watch draws in a terminal, and stderr is none; --export FILE.html keeps the film"
+        assert (
+            told == "--watch draws in a terminal, and stderr is none that can draw; --export FILE.html keeps the film"
+        )
         assert watched[0] == plain[0] and "\x1b" not in rest and rest.count("\n") == plain[1].count("\n")
+        assert dlm(*words, "--watch", "--export", tmp_path / f"{words[0]}.svg")[1].startswith(f"{nowhere}\n")
+
+
+def test_options_of_a_search_are_not_refused_for_what_other_records_lack(run: Path, tmp_path: Path) -> None:
+    """A record that is left out is no reason to say that every span has its length."""
+    rows = tmp_path / "rows.jsonl"
+    words = ["infill", run, "--file", rows, "--keep-going"]
+    rows.write_text('{"text": "a [MASK:3] b"}\n{"text": "x [MASK:9998-9999] y"}\n')
+    for option in (["--length-prior", "uniform"], ["--effort", "4"]):
+        assert "line 2: " in refusal(*words, *option, code=1)
+    rows.write_text('{"text": "no span"}\n')
+    assert "line 1: nothing to fill" in refusal(*words, "--max-length", "9", code=1)
 
 
 def test_a_checkpoint_folder_is_a_model_too(run: Path) -> None:

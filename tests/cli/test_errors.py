@@ -342,6 +342,11 @@ BAD: list[tuple[str | list[str], str]] = [
     (["infill", "@model", "a [:3]", "--marker", ""], "--marker is a word"),
     (["infill", "@model", "a [a]b:3]", "--marker", "a]b"], "--marker is a word"),
     (["infill", "@model", "a [MASK:3]", "--max-length", "9"], "every span has its length: leave it out"),
+    (["infill", "@model", "a [MASK:3-9]", "--max-length", "9"], "every span has its length: leave it out"),
+    (
+        ["infill", "@model", "a [MASK] b", "--choices", "c,d", "--length-prior", "uniform"],
+        "every span has its length: leave it out",
+    ),
     (["infill", "@model", "a [MASK:2] b", "--length-prior", "uniform"], "every span has its length: leave it out"),
     (["infill", "@model", "a [MASK:5-0]"], "[MASK:5-0] is no span"),
     (["infill", "@model", "a [MASK:/(/]"], "/(/ is no regular expression"),
@@ -581,7 +586,9 @@ def test_an_infinite_bound_names_the_tokens_that_the_model_never_predicts(tmp_pa
     (tmp_path / "odd.txt").write_text("some words to train on " * 4)
     out, err = commands.dlm("eval", tmp_path / "model", "--data", tmp_path / "odd.txt")
     assert "nan" not in out and "inf" in out
-    assert err.startswith("the bound is infinite: the text holds tokens that the model never predicts: 'w' (4 times)")
+    assert err.splitlines()[1].startswith(
+        "the bound is infinite: the text holds tokens that the model never predicts: 'w' (4 times)"
+    )
     out, _ = commands.dlm("eval", tmp_path / "model", "--data", tmp_path / "odd.txt", "--json")
     found = json.loads(out)
     assert found["impossible_tokens"] == {"w": 4}

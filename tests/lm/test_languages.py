@@ -151,6 +151,16 @@ def test_choices_of_several_lengths_are_weighed_by_them_too(tiny_lm: DiffusionLM
     assert [one.text for one in tiny_lm.infill(template, num=2)] == [one.text for one in found[:2]]
 
 
+def test_choices_are_no_longer_than_a_span_may_be(tiny_lm: DiffusionLM) -> None:
+    """However they are found: all of them scored, or drawn."""
+    template = parse_template("x[MASK]y[MASK]z", longest=2, choices=["a", "bcd", "ef"])
+    for effort in (1, 60):
+        found = tiny_lm.infill(template, num=9, search=LengthSearch(effort=effort), draws=2)
+        assert found and {span for one in found for span in one.spans} <= {"a", "ef"}
+        assert all(max(lengths) <= 2 for one in found for lengths in one.length_posterior)
+    assert {one.spans for one in found} == {("a", "a"), ("a", "ef"), ("ef", "a"), ("ef", "ef")}
+
+
 def test_many_choices_are_drawn_and_so_are_those_beside_other_holes(tiny_lm: DiffusionLM) -> None:
     words = [f"{one}{other}" for one in "abcdef" for other in "ghijkl"]
     found = tiny_lm.infill(parse_template("x[MASK]y", choices=words), num=5, search=QUICK)

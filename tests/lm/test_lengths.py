@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +20,13 @@ from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
+from dlm.lm.canvas import Canvas
 from dlm.lm.lengths import Weigher, exact
+from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written
 from dlm.lm.search import Lengths, LengthSearch
 from dlm.model.spans import MOST_CHARACTERS, MOST_UNITS, MOST_WORDS, LengthPrior
+from dlm.model.text import encode
 from dlm.model.tokenizer import _complete, build_tokenizer
 from dlm.template import Hole, Template, parse_template
 from tests.support.commands import dlm, refusal
@@ -258,6 +261,35 @@ def test_with_enough_fillings_two_rounds_find_the_likeliest_of_all(text: str, jo
     assert [one.log_whole for one in found] == pytest.approx([each for each, _ in best], abs=1e-3)
 
 
+def test_where_lengths_differ_the_nearest_is_so_by_the_sum_of_all_holes() -> None:
+    """(1, 1) is nearer to (3, 1), at log 2, than to (2, 2), at 2 log 1.5, though not as the crow flies."""
+    found = [((3, 1), -8.0), ((2, 2), -80.0)]
+    shares = LengthSearch(effort=12).second_round({(1, 1): 0.0, (2, 2): 0.0, (3, 1): -90.0}, found, 1)
+    assert shares == {(1, 1): 10}
+
+
+def test_fillings_of_both_rounds_are_read_once_and_beside_the_same_text(
+    joint: DiffusionLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a context of 24, of which the longest of the lengths, 12, leaves 12: no round's own longest decides."""
+    seen: list[list[Canvas]] = []
+    read = Rereader.read
+
+    def spy(self: Rereader, rows: Sequence[Canvas]) -> Iterator[float]:
+        seen.append([*rows])
+        return read(self, rows)
+
+    monkeypatch.setattr(Rereader, "read", spy)
+    joint.infill(f"{'abcd' * 3}[MASK:1-20]{'cdab' * 8}", search=LengthSearch(effort=12))
+    first, second = ([tuple(row.ids) for row in rows] for rows in seen)
+    assert first and second and not set(first) & set(second)
+    behind = tuple(encode(joint.tokenizer, ["cdabcd"])[0])
+    before = tuple(encode(joint.tokenizer, ["cdabcd"])[0])
+    for row in (*first, *second):
+        assert row[: -len(behind)][:6] == before and row[-len(behind) :] == behind
+    assert max(map(len, first)) < 24
+
+
 @pytest.mark.parametrize("effort", [1, 2, 8, 32])
 @pytest.mark.parametrize("readings", ["masked", "joint"])
 def test_lengths_that_leave_a_language_no_text_are_not_tried(effort: int, readings: str, make_lm: MakeLM) -> None:
@@ -333,11 +365,13 @@ def test_what_no_model_predicts_behind_a_hole_weighs_nothing(make_lm: MakeLM) ->
 
 
 def test_the_longest_hole_leaves_text_to_read(lm: DiffusionLM, weigher: Weigher) -> None:
-    """Of a context of 24, so that lengths up to 24 less the text would hide all that tells them apart."""
-    found = weigher.posterior(parse_template("abcdabcd[MASK:1-24]abcdabcd"), LengthSearch(effort=30))
-    assert sorted(found) == [(length,) for length in range(1, 24 - 8 - 8 + 1)]
+    """Of a context of 24: room for all of the text, or half of the room that the shortest leaves."""
+    found = weigher.posterior(parse_template("abcd[MASK:1-24]abcd"), LengthSearch(effort=30))
+    assert sorted(found) == [(length,) for length in range(1, 24 - 4 - 4 + 1)]
     assert len({round(nats, 6) for nats in found.values()}) > 3
-    assert [*weigher.posterior(parse_template("ab[MASK:23-24]cd"), LengthSearch())] == [(23,), (24,)]
+    for least, fitting in ((23, [23]), (20, [20, 21, 22]), (1, range(1, 13))):
+        found = weigher.posterior(parse_template(f"{'abcd' * 4}[MASK:{least}-24]{'cd' * 8}"), LengthSearch(effort=30))
+        assert sorted(found) == [(length,) for length in fitting]
 
 
 @pytest.mark.parametrize("timed", [False, True])
