@@ -138,7 +138,8 @@ def _guarded(command: Callable[..., None], *, shared: bool = False) -> Callable[
                     "another process of this run has ended, and this one with it; what that one said is the reason"
                 )
             else:
-                message = f"{type(error).__name__}: {error}; run it again with --debug for the traceback"
+                told = ": ".join(filter(None, (type(error).__name__, str(error))))
+                message = f"{told}; run it again with --debug for the traceback"
             _fail(message, 1, debug)
 
     return run

@@ -51,6 +51,7 @@ Methods = Annotated[
 
 
 def infill(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(metavar="MODEL", help="Run folders, checkpoint folders or Hub names.", show_default=False),
@@ -94,6 +95,7 @@ def infill(
     check_once("--holes", asked_holes)
     if draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
+    _check_use(context, known, methods, chain_rule=chain_rule)
     weights = options.check_weights(dtype, quantised)
     quiet_libraries()
     from dlm.bench.infilling import all_kinds, bench_infilling, entries_of
@@ -122,6 +124,20 @@ def infill(
     write_data(plain_json(found.to_dict()) if as_json else _report(found), None)
     if not found.finished:
         raise KeyboardInterrupt
+
+
+def _check_use(context: typer.Context, known: list[bool], methods: str | None, *, chain_rule: bool) -> None:
+    """Refuses options that change nothing in what is asked for."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    if "max_length" in given and False not in known:
+        raise ConfigError("--max-length is for spans of unknown length: leave it out, or ask for --lengths unknown")
+    if "candidates" in given and methods is not None and "+rerank" not in methods:
+        raise ConfigError("--candidates is for methods with +rerank, and --methods names none: leave it out")
+    if "reread" in given and False not in known:
+        raise ConfigError("--reread and --no-reread are for spans of unknown length: leave them out")
+    if "draws" in given and chain_rule and False not in known:
+        raise ConfigError("--draws is for bounds, and --chain-rule has none: leave one of them out")
 
 
 def _spans(text: str | None) -> list[int | str]:
@@ -179,9 +195,10 @@ def _report(found: "Infillings") -> str:
 
 def _notes(found: "Infillings") -> Iterator[str]:
     """What was done, and what is to be known of the figures."""
+    unknown = any(not p.known for p in found.points)
     yield (
         f"{counted(found.num, 'passage')} of each kind, temperature {found.temperature:g}, seed {found.seed}, "
-        f"{found.device}; spans of unknown length have at most {found.longest} tokens"
+        f"{found.device}" + (f"; spans of unknown length have at most {found.longest} tokens" if unknown else "")
     )
     yield (
         "in brackets: the difference from the first line of a table, with its 95% interval over passages; exact match, "

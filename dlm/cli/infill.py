@@ -36,6 +36,8 @@ WRITTEN = (
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
+MOST_FILLINGS = 65_536
+"""Fillings of a text that may be tried: all of them are held until the likeliest are known."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -53,6 +55,7 @@ Effort = Annotated[
     int | None,
     typer.Option(
         min=1,
+        max=MOST_FILLINGS,
         help="How many lengths are weighed and how many fillings tried, at most; the likeliest is given.",
         show_default="32; 8 fillings where lengths are given, if a causal reading ranks them",
     ),
@@ -94,7 +97,7 @@ def infill(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Fill what can be filled of a batch, and name the rest at the end.")
     ] = False,
-    num: Annotated[int, typer.Option(min=1, help="Alternatives, the likeliest first.")] = 1,
+    num: Annotated[int, typer.Option(min=1, max=MOST_FILLINGS, help="Alternatives, the likeliest first.")] = 1,
     marker: Marker = "MASK",
     max_length: Annotated[
         int | None,
@@ -142,13 +145,14 @@ def infill(
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = _search(length_prior, prior_text, effort, reread, lm)
+    search = _search(length_prior, prior_text, effort, reread, lm, num)
     dropped = [template for number, template in parsed.items() if number not in templates]
-    _announce(lm, [*templates.values()], dropped, search, num, effort, length_prior)
+    _check_use(lm, [*templates.values()], dropped, search, effort, length_prior)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
-        )
+        )  # what cannot work is refused by now
+        _tell_cost(lm, [*templates.values()], search, num)
         if batch or as_json:
             _write_lines([*wanted.values()], found, output, overwrite)
         else:
@@ -192,7 +196,7 @@ def _text_of(length_prior: str | None) -> str:
 
 
 def _search(
-    length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM"
+    length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM", num: int
 ) -> "LengthSearch | None":
     """How lengths are searched, by the model's own prior or the one asked for; None where a model ends spans itself."""
     from dlm.lm.search import NOT_REREAD, LengthSearch
@@ -205,6 +209,8 @@ def _search(
         )
     if lm.filling.in_the_middle:
         return None
+    if effort is not None and effort < num:
+        raise ConfigError(f"--effort {effort} tries fewer fillings than the alternatives of --num {num}: raise it")
     if reread and not lm.formulation.readings.causal:
         raise ConfigError(NOT_REREAD)
     if length_prior == "run" and lm.sidecar.lengths is None:
@@ -221,23 +227,21 @@ def _check_length(
 ) -> None:
     """Refuses `--max-length` where no span of any record has any length."""
     if max_length is not None and given and all(ask(each, longest=1) == ask(each, longest=2) for each in given):
-        raise ConfigError(f"--max-length is for spans such as [{marker}], and every span has its length: leave it out")
+        raise ConfigError(f"--max-length is for spans such as [{marker}], and every span says its own: leave it out")
 
 
-def _announce(
+def _check_use(
     lm: "DiffusionLM",
     templates: Sequence[Template],
     dropped: Sequence[Template],
     search: "LengthSearch | None",
-    num: int,
     effort: int | None,
     length_prior: str | None,
 ) -> None:
-    """Says how spans will be filled; refuses options of a search where none of them, those left out too, has one."""
+    """Refuses options of a search where no span needs one, of the texts that are filled and of those left out."""
     from dlm.lm.lengths import is_open
 
     if search is None:
-        _note("this model fills in the middle: one span after the other, from left to right")
         return
     resolved = [*map(lm.languages.resolved, templates)]
     if resolved and not any(map(is_open, (*resolved, *dropped))):
@@ -251,13 +255,16 @@ def _announce(
                 "--effort: nothing is searched here, since every span has its length and no causal reading ranks "
                 "fillings; leave it out, or ask for more alternatives by --num"
             )
-    _tell_cost(lm, resolved, search, num)
 
 
-def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch", num: int) -> None:
-    """Says what a search will cost before it begins."""
+def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch | None", num: int) -> None:
+    """Says how spans will be filled, and what a search will cost, before it begins."""
     from dlm.lm.lengths import ASKED, is_open
 
+    if search is None:
+        _note("this model fills in the middle: one span after the other, from left to right")
+        return
+    templates = [*map(lm.languages.resolved, templates)]
     templates = [each for each in templates if not lm.languages.enumerated(each, search.effort)]
     searched = [template for template in templates if is_open(template)]
     tries = search.tried(num, causal=lm.formulation.readings.causal)

@@ -14,7 +14,7 @@ from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
 from dlm.diffusion.remask import AnyRemasker, Planner, SigmaRemasker
 from dlm.diffusion.rules import Changes, Generators, StepInput, time_of_share
-from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Order, Predictions, Step, TokenChoice
+from dlm.diffusion.unmask import Ancestral, Budget, FixedSteps, Order, Predictions, Step, TokenChoice, check_steps
 
 
 class _Reopening(ABC):
@@ -57,8 +57,7 @@ class Remasking(_Reopening):
     token: TokenChoice
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_steps(self.steps)
 
     def step(self, given: StepInput, denoiser: Denoiser, generators: Generators) -> Changes | None:
         """Goes back by one time; see `Rule`."""

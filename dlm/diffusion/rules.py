@@ -15,7 +15,7 @@ from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.draws import largest, random_scores, uniforms
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
-from dlm.diffusion.unmask import Budget, Order, Predictions, Step, TokenChoice
+from dlm.diffusion.unmask import Budget, Order, Predictions, Step, TokenChoice, check_steps
 
 Generators = Sequence[torch.Generator]
 
@@ -191,8 +191,7 @@ class ReverseChain:
     tokens_are_final: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_steps(self.steps)
         if self.redrawn > 0.0 and self.process.absorbing:
             raise ValueError(f"redrawn must be 0 with absorbing noise, got {self.redrawn}: see Remasking")
 

@@ -24,6 +24,24 @@ Generators = Sequence[torch.Generator]
 CPU_SLICE = 2**19
 """Entries of a distribution drawn from at once on a CPU: in float64 they still fit its cache."""
 
+MOST_STEPS = 1_000_000
+"""Steps of a sampler, each of which takes its time though it may reveal nothing."""
+
+
+def check_steps(steps: int) -> None:
+    """Refuses a number of steps that no sampler takes.
+
+    Args:
+        steps: How many.
+
+    Raises:
+        ValueError: They are fewer than one, or more than `MOST_STEPS`.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    if steps > MOST_STEPS:
+        raise ValueError(f"steps must be at most {MOST_STEPS:,}, got {steps}")
+
 
 class Predictions:
     """What the denoiser says of the masked positions, with the statistics that orders and budgets ask for."""
@@ -229,8 +247,7 @@ class FixedSteps:
     order: ClassVar[Order | None] = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_steps(self.steps)
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """What brings the masks down to the share of this step; see `Budget`."""
@@ -273,8 +290,7 @@ class Ancestral:
     order: ClassVar[Order | None] = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        check_steps(self.steps)
 
     def count(self, step: Step, generators: Generators) -> Tensor:
         """A binomial draw a row; see `Budget`."""

@@ -16,7 +16,7 @@ from tests.support import commands
 from tests.support.commands import answer, dlm, refusal
 from tests.support.fixtures import MakeLM
 
-QUICK = ("--num", "3", "--spans", "2,words", "--holes", "1", "--draws", "2", "--candidates", "2", "--max-length", "4")
+QUICK = ("--num", "3", "--spans", "2,words", "--holes", "1", "--draws", "2")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,17 @@ def shelf(make_lm: MakeLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_table_for_each_kind(shelf: Path) -> None:
-    words = ("bench", "infill", shelf / "masked", shelf / "middle", "--data", shelf / "text.txt", *QUICK)
+    words = (
+        "bench",
+        "infill",
+        shelf / "masked",
+        shelf / "middle",
+        "--data",
+        shelf / "text.txt",
+        *QUICK,
+        "--max-length",
+        "4",
+    )
     table, told = dlm(*words, "--methods", "diffusion,fim,left")
     heads = [line for line in table.splitlines() if line.endswith("known length")]
     assert heads == [f"{kind}, {length} length" for kind in ("2 tokens", "words") for length in ("known", "unknown")]
@@ -48,7 +58,19 @@ def test_a_table_for_each_kind(shelf: Path) -> None:
 
 
 def test_json_has_every_figure_and_is_the_same_again(shelf: Path) -> None:
-    words = ("bench", "infill", shelf / "middle", "--data", shelf / "text.txt", *QUICK, "--lengths", "known", "--json")
+    words = (
+        "bench",
+        "infill",
+        shelf / "middle",
+        "--data",
+        shelf / "text.txt",
+        *QUICK,
+        "--lengths",
+        "known",
+        "--candidates",
+        "2",
+        "--json",
+    )
     one, again = answer(*words), answer(*words)
     assert [(point["kind"], point["method"]) for point in one["points"]] == [
         (kind, method) for kind in ("2 tokens", "words") for method in ("fim", "fim+rerank", "left", "left+rerank")
@@ -70,7 +92,19 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         return _measure(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(infilling, "_measure", measure)
-    words = ("bench", "infill", shelf / "middle", "--data", shelf / "text.txt", *QUICK, "--methods", "fim", "--json")
+    words = (
+        "bench",
+        "infill",
+        shelf / "middle",
+        "--data",
+        shelf / "text.txt",
+        *QUICK,
+        "--methods",
+        "fim",
+        "--max-length",
+        "4",
+        "--json",
+    )
     found = commands.invoke(*map(str, words))
     tree = json.loads(found.stdout)
     assert found.exit_code == 130 and "interrupted" in found.stderr
@@ -94,6 +128,12 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         (("masked", "--methods", "fim"), "--methods: fim suits none of these models: leave it out"),
         (("masked", "middle", "--methods", "fim"), "{0}/masked fills no holes by any of these methods"),
         (("middle", "--methods", "fim+rerank", "--temperature", "0"), "which are all the same at temperature 0"),
+        (("masked", "--lengths", "known", "--max-length", "5"), "--max-length is for spans of unknown length"),
+        (("masked", "--lengths", "known", "--no-reread"), "--reread and --no-reread are for spans of unknown length"),
+        (("masked", "--methods", "diffusion", "--candidates", "4"), "--candidates is for methods with +rerank"),
+        (("masked", "--lengths", "known", "--chain-rule", "--draws", "4"), "--draws is for bounds"),
+        (("masked", "--lengths", "unknown", "--spans", "64", "--max-length", "9"), "none of these spans fit"),
+        (("masked", "--lengths", "unknown", "--spans", "9", "--max-length", "8"), "raise --max-length"),
         (("masked", "--spans", "64", "--holes", "3"), "none of these spans fit: a passage needs a document of"),
         (("masked", "--data", "short.txt"), "none of these spans fit: a passage needs a document of 26 tokens"),
     ],
