@@ -84,7 +84,8 @@ def parse_template(
         literal = ""
     parts.append(literal + text[end:])
     if len(parts) == 1:
-        raise DataError(f"nothing to fill: the text has no span such as [{marker}:12] or [{marker}]")
+        begun = f"; [{marker}:/ begins an expression, which /] ends" if f"[{marker}:/" in text else ""
+        raise DataError(f"nothing to fill: the text has no span such as [{marker}:12] or [{marker}]{begun}")
     if choices is not None:
         parts = _with_choices(parts, choices, marker, longest)
     return tuple(part for part in parts if part != "")
@@ -118,7 +119,7 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
                 f"[{marker}:{size}{rest}] is a range that ends before it begins: write [{marker}:{most}-{least}{rest}]"
             )
         raise DataError(
-            f"[{marker}:{size}] is no span: write a number of tokens of at least 1, as in [{marker}:12], a range, as "
+            f"[{marker}:{size}] is no span: write a number of tokens, of at least 1 and at most nine digits, as in [{marker}:12], a range, as "
             f"in [{marker}:3-12], or [{marker}] for any length"
         )
     return Hole(least, None if least == most else most, expression)

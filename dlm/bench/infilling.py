@@ -75,7 +75,7 @@ class Point:
         chrf: The mean chrF2 of a hole, from 0 to 1.
         length_error: The mean of how many characters more or fewer were written.
         bits: Bits a character of what stood there; None of lengths that are not given, and of methods that re-rank.
-        bits_exact: Whether they are exact, or an upper bound.
+        bits_exact: Whether they are there and exact, rather than an upper bound.
         calls: Rows that the network read for a hole, on average: those written, weighed and ranked.
         milliseconds: The time of a hole, on average, many passages side by side.
     """
@@ -361,7 +361,7 @@ def _point(
         chrf=Figure.of(own.chrf_U, holes_U, first.chrf_U, how.seed),
         length_error=Figure.of(own.length_U, holes_U, first.length_U, how.seed),
         bits=bits,
-        bits_exact=method.name != "diffusion" or how.chain_rule,
+        bits_exact=bits is not None and (method.name != "diffusion" or how.chain_rule),
         calls=own.calls / float(holes_U.sum()),
         milliseconds=1000 * own.seconds / float(holes_U.sum()),
     )

@@ -193,7 +193,7 @@ def test_points_of_every_method(models: dict[str, DiffusionLM]) -> None:
     for point in found.points:
         assert 0 <= point.exact_match.value <= point.chrf.value <= 1 and point.calls > 0
         assert (point.bits is not None) == (point.known and "rerank" not in point.method)
-        assert point.bits_exact == (point.method != "diffusion")
+        assert point.bits_exact == (point.bits is not None and point.method != "diffusion")
     reranked = {point.known: point for point in found.points if point.method == "diffusion+rerank"}
     plain = {point.known: point for point in found.points if (point.model, point.method) == ("joint", "diffusion")}
     # The search of lengths ranks so already.

@@ -335,7 +335,8 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample @model --prompts @prompts.jsonl --output @taken.txt", "exists already"),
     ("sample @model --keep-going", "give --prompts FILE"),
     # spans held to expressions and choices
-    (["infill", "@model", "a [MASK:/b"], "nothing to fill"),
+    (["infill", "@model", "a [MASK:/b"], "[MASK:/ begins an expression, which /] ends"),
+    (["infill", "@model", "a [MASK:99999999999999999999]"], "at most nine digits"),
     (["infill", "@model", "a [MASK:/[0-9]+]"], "begins an expression that does not end"),
     (["infill", "@model", "a [MASK:2-:/b/]"], "[MASK:2-] is no span"),
     (["infill", "@model", "a [MASK:5-3]"], "[MASK:5-3] is a range that ends before it begins: write [MASK:3-5]"),
