@@ -119,8 +119,8 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
                 f"[{marker}:{size}{rest}] is a range that ends before it begins: write [{marker}:{most}-{least}{rest}]"
             )
         raise DataError(
-            f"[{marker}:{size}] is no span: write a number of tokens, of at least 1 and at most nine digits, as in [{marker}:12], a range, as "
-            f"in [{marker}:3-12], or [{marker}] for any length"
+            f"[{marker}:{size}] is no span: write a number of tokens, of at least 1 and at most nine digits, as in "
+            f"[{marker}:12], a range, as in [{marker}:3-12], or [{marker}] for any length"
         )
     return Hole(least, None if least == most else most, expression)
 
