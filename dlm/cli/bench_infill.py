@@ -128,8 +128,7 @@ def infill(
 
 def _check_use(context: typer.Context, known: list[bool], methods: str | None, *, chain_rule: bool) -> None:
     """Refuses options that change nothing in what is asked for."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name != "DEFAULT"}
+    given = options.given_names(context)
     if "max_length" in given and False not in known:
         raise ConfigError("--max-length is for spans of unknown length: leave it out, or ask for --lengths unknown")
     if "candidates" in given and methods is not None and "+rerank" not in methods:

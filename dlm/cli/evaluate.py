@@ -287,8 +287,7 @@ Reports = tuple["ReadingsReport", "ChainRuleReport | None"]
 
 def _check_together(context: typer.Context, tasks: bool) -> None:
     """Refuses options of a text with `--tasks`, and those of tasks without."""
-    given = {name: context.get_parameter_source(name) for name in context.params}
-    asked = [name for name, source in given.items() if source is not None and source.name != "DEFAULT"]
+    asked = options.given_names(context)
     if tasks and (of_text := [name for name in asked if name in OF_TEXT]):
         raise ConfigError(
             f"{_option(of_text[0])} is of a text that is scored, and --tasks have their own: leave it out"

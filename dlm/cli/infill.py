@@ -269,7 +269,7 @@ def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "Length
     searched = [template for template in templates if is_open(template)]
     tries = search.tried(num, causal=lm.formulation.readings.causal)
     if searched:
-        holes = max(sum(hole.most is not None for hole in _holes(each)) for each in searched)
+        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
         _note(
             f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
@@ -279,10 +279,6 @@ def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "Length
         known = [template for template in templates if not is_open(template)]
         what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
         _note(f"{_each_of(known)}{what} taken of {tries} fillings (--effort)")
-
-
-def _holes(template: Template | None) -> list[Hole]:
-    return [part for part in template or () if isinstance(part, Hole)]
 
 
 def _each_of(texts: Sequence[Template]) -> str:

@@ -211,8 +211,13 @@ def read_sampler(text: str) -> Mapping[str, Any]:
         context = get_command(described).make_context("dlm sample", words)
     except USAGE as error:
         raise ConfigError(f"--sampler: {usage_message(error)}; see dlm sample --help") from error
-    given = {name: context.get_parameter_source(name) for name in context.params}
-    return {name: context.params[name] for name, source in given.items() if source and source.name != "DEFAULT"}
+    return {name: context.params[name] for name in given_names(context)}
+
+
+def given_names(context: Any) -> list[str]:
+    """The options and arguments that a command line gives, rather than leave at their defaults, by name."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source is not None and source.name != "DEFAULT"]
 
 
 def build_sampler(given: Mapping[str, Any]) -> "Sampler":

@@ -192,7 +192,7 @@ class Filler:
         rows: list[Canvas] = []
         for template, texts in zip(templates, found, strict=True):
             new = [each.found for each in _every([texts]) if each.found.log_whole is None]
-            longest = max((sum(lengths) for each in new for lengths in each.length_posterior), default=0)
+            longest = max(map(sum, new[0].length_posterior), default=0) if new else 0  # all have the same posterior
             rows += self.rereader.rows(template, [each.ids for each in new], longest)
         nats = self.rereader.read(rows)
         return (

@@ -35,6 +35,11 @@ def shelf(make_lm: MakeLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def in_the_middle(shelf: Path) -> tuple[object, ...]:
+    """The quick benchmark of the model that fills in the middle."""
+    return ("bench", "infill", shelf / "middle", "--data", shelf / "text.txt", *QUICK)
+
+
 def test_a_table_for_each_kind(shelf: Path) -> None:
     words = (
         "bench",
@@ -58,19 +63,7 @@ def test_a_table_for_each_kind(shelf: Path) -> None:
 
 
 def test_json_has_every_figure_and_is_the_same_again(shelf: Path) -> None:
-    words = (
-        "bench",
-        "infill",
-        shelf / "middle",
-        "--data",
-        shelf / "text.txt",
-        *QUICK,
-        "--lengths",
-        "known",
-        "--candidates",
-        "2",
-        "--json",
-    )
+    words = (*in_the_middle(shelf), "--lengths", "known", "--candidates", "2", "--json")
     one, again = answer(*words), answer(*words)
     assert [(point["kind"], point["method"]) for point in one["points"]] == [
         (kind, method) for kind in ("2 tokens", "words") for method in ("fim", "fim+rerank", "left", "left+rerank")
@@ -92,19 +85,7 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         return _measure(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(infilling, "_measure", measure)
-    words = (
-        "bench",
-        "infill",
-        shelf / "middle",
-        "--data",
-        shelf / "text.txt",
-        *QUICK,
-        "--methods",
-        "fim",
-        "--max-length",
-        "4",
-        "--json",
-    )
+    words = (*in_the_middle(shelf), "--methods", "fim", "--max-length", "4", "--json")
     found = commands.invoke(*map(str, words))
     tree = json.loads(found.stdout)
     assert found.exit_code == 130 and "interrupted" in found.stderr
