@@ -4,8 +4,8 @@
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from dlm.errors import ConfigError, DataError
 
@@ -35,6 +35,16 @@ class Hole:
     def lengths(self) -> Sequence[int]:
         """How many tokens it may have."""
         return self.among or range(self.tokens, (self.tokens if self.most is None else self.most) + 1)
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether it may have no tokens."""
+        return 0 in self.lengths
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has none."""
+        return self.tokens == 0 and self.most is None
 
     @property
     def pattern(self) -> str | None:
@@ -89,6 +99,20 @@ def parse_template(
     if choices is not None:
         parts = _with_choices(parts, choices, marker, longest)
     return tuple(part for part in parts if part != "")
+
+
+def exact(template: Template, lengths: Iterable[int]) -> Template:
+    """A template whose holes have these lengths."""
+    following = iter(lengths)
+    return tuple(
+        replace(part, tokens=next(following), most=None, among=None) if isinstance(part, Hole) else part
+        for part in template
+    )
+
+
+def is_open(template: Template) -> bool:
+    """Whether a hole of a template may have several lengths."""
+    return any(isinstance(part, Hole) and part.most is not None for part in template)
 
 
 _EXPRESSION = r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])*)/"

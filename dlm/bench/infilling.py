@@ -74,7 +74,8 @@ class Point:
         accuracy: The mean share of characters in their places.
         chrf: The mean chrF2 of a hole, from 0 to 1.
         length_error: The mean of how many characters more or fewer were written.
-        bits: Bits a character of what stood there; None of lengths that are not given, and of methods that re-rank.
+        bits: Bits a character of what stood there, with the blanks before it that are written again; None of lengths
+            that are not given, and of methods that re-rank.
         bits_exact: Whether they are there and exact, rather than an upper bound.
         calls: Rows that the network read for a hole, on average: those written, weighed and ranked.
         milliseconds: The time of a hole, on average, many passages side by side.
@@ -293,7 +294,7 @@ def _points(
 def _measure(lm: DiffusionLM, method: Method, passages: Sequence[Passage], how: How, *, known: bool) -> _Measured:
     """Fills the holes of passages by one method, and compares what it writes with what stood there."""
     templates = {
-        number: passage.template([*map(len, passage.ids(lm.tokenizer))] if known else None, how.longest)
+        number: passage.known(method.layout(lm)).template if known else passage.template(None, how.longest)
         for number, passage in enumerate(passages)
     }
     with _counting(lm) as calls:
@@ -343,9 +344,10 @@ def _point(
     how: How,
 ) -> Point:
     """What is known of an entry, beside the first."""
-    name, _, method = entry
+    name, lm, method = entry
     holes_U = torch.full((len(passages),), float(kind.holes), dtype=torch.float64)
-    characters_U = torch.tensor([sum(map(len, passage.spans)) for passage in passages], dtype=torch.float64)
+    layout = method.layout(lm)
+    characters_U = torch.tensor([passage.known(layout).characters for passage in passages], dtype=torch.float64)
     bits = None
     if own.nats_U is not None:
         bits = Figure.of(own.nats_U / BIT, characters_U, None if first.nats_U is None else first.nats_U / BIT, how.seed)

@@ -10,13 +10,13 @@ from dlm.diffusion.unmask import LeftToRight, TokenChoice
 from dlm.errors import ConfigError
 from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.lm.canvas import stack, written_text
-from dlm.lm.lengths import is_open
+from dlm.lm.layout import Layout
+from dlm.lm.parts import own_of
 from dlm.lm.rows import in_batches
 from dlm.lm.scoring import score_rows
 from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import Sentinels
-from dlm.model.text import encode
-from dlm.template import Hole, Template
+from dlm.template import Hole, Template, is_open
 
 FEWEST = 2
 """The fewest masked copies that a bound is estimated from: two that complement each other."""
@@ -85,9 +85,18 @@ class Method:
         Returns:
             Whether it can.
         """
-        if self.name.startswith("diffusion"):
+        if self.at_once:
             return readings.any_order and (readings.causal or not self.draws)
         return middle if self.name.startswith("fim") else readings.causal
+
+    def layout(self, lm: DiffusionLM) -> Layout:
+        """How it makes rows of texts."""
+        return lm.layout if self.at_once else lm.layout.one_by_one
+
+    @property
+    def at_once(self) -> bool:
+        """Whether it fills all holes at once, rather than by next tokens."""
+        return self.name.startswith("diffusion")
 
 
 def _diffusion(*, ranked: bool) -> Fill:
@@ -121,8 +130,8 @@ def _diffusion_nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> l
     for batch in in_batches([*enumerate(passages)], how.batch_size):
         canvases = []
         for _, passage in batch:
-            spans = passage.ids(lm.tokenizer)
-            canvases.append(lm.layout.holes(passage.template([*map(len, spans)], how.longest)).written(spans))
+            known = passage.known(lm.layout)
+            canvases.append(lm.layout.holes(known.template).written(known.ids))
         x0_BL, editable_BL = (x_BL.to(lm.arithmetic_device) for x_BL in stack(canvases, lm.pad_id))
         streams = [generator(how.seed, "infilling", number) for number, _ in batch]
         scores = score_rows(lm.denoisers.ranking, lm.process, estimator, x0_BL, editable_BL, streams)
@@ -158,9 +167,8 @@ def _nats_of_next_tokens(*, middle: bool) -> Nats:
 
     def nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> list[float]:
         filler = lm.filling.by_next_tokens(None, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
-        spans = [passage.ids(lm.tokenizer) for passage in passages]
-        known = [passage.template([*map(len, ids)], how.longest) for passage, ids in zip(passages, spans, strict=True)]
-        return [-each for each in filler.nats(known, spans)]
+        known = [passage.known(filler.layout) for passage in passages]
+        return [-each for each in filler.nats([each.template for each in known], [each.ids for each in known])]
 
     return nats
 
@@ -221,11 +229,13 @@ def _likeliest(lm: DiffusionLM, template: Template, found: Sequence[Infilling], 
     Where candidates may be cut, each of their beginnings is one.
     """
     whole = {each.ids[0]: None for each in found}
-    ids = [*{each[:n]: None for each in whole for n in range(1, len(each) + 1)}] if cut else [*whole]
-    nats = lm.filling.rereader(4 * how.batch_size).nats(template, [[each] for each in ids])
+    layout = lm.layout.one_by_one
+    parts = layout.parts(template)
+    fewest = 1 + own_of(parts.leads[1])
+    ids = [*{each[:n]: None for each in whole for n in range(fewest, len(each) + 1)}] if cut else [*whole]
+    nats = lm.filling.rereader(4 * how.batch_size, layout).nats(template, [[each] for each in ids])
     best = ids[max(range(len(ids)), key=nats.__getitem__)]
     before, behind = (template[0], template[-1])
     assert isinstance(before, str) and isinstance(behind, str)
-    given = encode(lm.tokenizer, [before])[0]
-    place = range(len(given), len(given) + len(best))
-    return written_text(lm.tokenizer, [*given, *best], place, before, behind)
+    place = range(len(parts.ids[0]), len(parts.ids[0]) + len(best))
+    return written_text(lm.tokenizer, [*parts.ids[0], *best], place, before, behind, parts.leads[1])

@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dlm.diffusion.draws import generator, inverse_cdf_
+from dlm.lm.layout import Layout
+from dlm.lm.parts import own_of
 from dlm.model.text import encode, token_ends
 from dlm.template import Hole, Template
 
@@ -73,9 +75,36 @@ class Passage:
         holes = iter([Hole(length) for length in lengths] if lengths else [Hole(1, longest)] * len(self.spans))
         return tuple(next(holes) if place % 2 else part for place, part in enumerate(self.parts))
 
-    def ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """The ids of what stood in each hole."""
-        return encode(tokenizer, self.spans, continues=True)
+    def known(self, layout: Layout) -> "Known":
+        """The passage with holes of as many tokens as stood there.
+
+        Args:
+            layout: How texts become rows of a model.
+
+        Returns:
+            What is known of it.
+        """
+        template = self.template([1] * len(self.spans), 1)
+        ids = layout.filled(template, self.spans)
+        leads = layout.leads(template)
+        lengths = [len(each) - own_of(lead) for each, lead in zip(ids, leads, strict=True)]
+        characters = sum(len(lead.text) for lead in leads if lead is not None) + sum(map(len, self.spans))
+        return Known(self.template(lengths, 1), ids, characters)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A passage in the tokens of one model, when the lengths of its holes are known.
+
+    Attributes:
+        template: Texts and holes.
+        ids: Those of what stood in each hole, its lead with them.
+        characters: What they spell.
+    """
+
+    template: Template
+    ids: list[list[int]]
+    characters: int
 
 
 @dataclass

@@ -239,7 +239,7 @@ def _check_use(
     length_prior: str | None,
 ) -> None:
     """Refuses options of a search where no span needs one, of the texts that are filled and of those left out."""
-    from dlm.lm.lengths import is_open
+    from dlm.template import is_open
 
     if search is None:
         return
@@ -259,7 +259,8 @@ def _check_use(
 
 def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch | None", num: int) -> None:
     """Says how spans will be filled, and what a search will cost, before it begins."""
-    from dlm.lm.lengths import ASKED, is_open
+    from dlm.lm.evidence import ASKED
+    from dlm.template import is_open
 
     if search is None:
         _note("this model fills in the middle: one span after the other, from left to right")

@@ -66,6 +66,7 @@ def sample_verified(
     *,
     generators: Sequence[torch.Generator],
     stop_ids: Sequence[int] = (),
+    first_BV: Tensor | None = None,
 ) -> Iterator[State]:
     """Writes what is editable at the end of each row, behind what is given.
 
@@ -79,6 +80,7 @@ def sample_verified(
         before_id: The id that stands before every text.
         generators: One stream a row; a row's text depends on its own stream and prompt alone.
         stop_ids: Once one of these is written, a row is done, and the rest of it is filled with the first of them.
+        first_BV: Boolean, what each row may begin with; None for anything.
 
     Yields:
         The masks before the first call, the state after every call, and the last state.
@@ -89,6 +91,7 @@ def sample_verified(
     rows = [_Row.of(x_L, editable_L, before_id) for x_L, editable_L in zip(x_BL.tolist(), editable_BL, strict=True)]
     active, drafting = [b for b, row in enumerate(rows) if row.left], _Drafting(how, denoiser, cache, mask_id)
     cache.select(active)
+    drafting.first_BV = None if first_BV is None else first_BV[active]
     while active:
         found = drafting.step([rows[b].unread for b in active], [generators[b] for b in active])
         calls += 1
@@ -149,6 +152,7 @@ class _Drafting:
         self.drafts: list[list[int]] = []
         self.drafts_BK: Tensor | None = None
         self.q_BKV: Tensor | None = None
+        self.first_BV: Tensor | None = None
 
     def select(self, rows: Sequence[int]) -> None:
         """Drops the rows that are finished."""
@@ -219,6 +223,9 @@ class _Drafting:
         position_BN = layout.position_BN + torch.tensor(self.cache.lengths)[:, None]
         inputs = behind_cache(self.cache, ids_BN, layout.wanted_BN, layout.seen_BNN, position_BN)
         log_p_BWV = self.denoiser(inputs).unflatten(0, (rows, -1))
+        if self.first_BV is not None:  # of the first call alone, whose first prediction is the first token's
+            first_BV, self.first_BV = copied(self.first_BV, log_p_BWV.device), None
+            log_p_BWV[:, 0] = log_p_BWV[:, 0].masked_fill(~first_BV, -torch.inf).log_softmax(-1)
         weights_BWV = self.how.token.probabilities(log_p_BWV.flatten(0, 1)).view_as(log_p_BWV)
         return weights_BWV[:, :groups], weights_BWV[:, groups:].unflatten(1, (groups, k))
 

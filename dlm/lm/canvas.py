@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import DataError
+from dlm.lm.parts import Lead, Parts, own_of
 from dlm.model.text import decode, drops_blanks, encode, pieces
 from dlm.model.tokenizer import Affixes
 from dlm.template import Hole, Template
@@ -22,6 +23,7 @@ class Canvas:
         editable: Whether each position is to be written, or scored.
         holes: Where the holes of a template are, in reading order.
         start: Where the text begins, behind the special tokens before it.
+        leads: What the holes begin with that is no part of them, one a hole; none where no hole has any.
     """
 
     ids: list[int]
@@ -29,12 +31,19 @@ class Canvas:
     holes: list[range]
 
     start: int = 0
+    leads: tuple[Lead | None, ...] = ()
+
+    @property
+    def spans(self) -> list[range]:
+        """What is written for each hole: its own positions, and that of a lead which has its own."""
+        leads = self.leads or (None,) * len(self.holes)
+        return [range(hole.start - own_of(lead), hole.stop) for hole, lead in zip(self.holes, leads, strict=True)]
 
     def written(self, spans: Sequence[Sequence[int]]) -> "Canvas":
-        """The row with ids written into its holes, as many as each has."""
+        """The row with ids written into its spans, as many as each has."""
         ids = [*self.ids]
-        for hole, span in zip(self.holes, spans, strict=True):
-            ids[hole.start : hole.stop] = span
+        for place, span in zip(self.spans, spans, strict=True):
+            ids[place.start : place.stop] = span
         return replace(self, ids=ids)
 
     @classmethod
@@ -47,18 +56,14 @@ class Canvas:
         return cls(ids, [i in hole for i in range(len(ids))], [hole], len(before))
 
 
-def lay_out(
-    template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int, context: int, affixes: Affixes
-) -> Canvas:
+def lay_out(template: Template, parts: Callable[[Template], Parts], context: int, affixes: Affixes) -> Canvas:
     """A template as the model sees it.
 
-    Each of its texts becomes tokens on its own, so that no token crosses the border of a hole. A text longer than the
-    context is seen through a window, with as much of it on either side of the holes as fits.
+    A text longer than the context is seen through a window, with as much of it on either side of the holes as fits.
 
     Args:
         template: Texts and holes, at least one hole.
-        tokenizer: The model's tokenizer.
-        mask_id: What stands in the holes.
+        parts: Makes ids of the parts of a template.
         context: The longest row, in tokens.
         affixes: The special tokens around the text, or around the window on it.
 
@@ -73,12 +78,13 @@ def lay_out(
     if widest > context:  # before as many ids are made
         raise DataError(f"a span of {widest} tokens does not fit the context of {context}")
     ids: list[int] = []
-    holes: list[range] = []
-    for part, written in zip(template, encoded_parts(template, tokenizer, mask_id), strict=True):
+    spans: list[range] = []
+    found = parts(template)
+    for part, written in zip(template, found.ids, strict=True):
         if isinstance(part, Hole):
-            holes.append(range(len(ids), len(ids) + part.tokens))
+            spans.append(range(len(ids), len(ids) + len(written)))
         ids += written
-    first, last = holes[0].start, holes[-1].stop
+    first, last = spans[0].start, spans[-1].stop
     if last - first > context:
         raise DataError(
             f"the spans and the text between them take {last - first} tokens and the context of this model is "
@@ -87,38 +93,12 @@ def lay_out(
     start = max(0, min(first - (context - (last - first)) // 2, len(ids) - context))
     window = range(start, min(start + context, len(ids)))
     before, behind = affixes.around([])
-    moved = [range(hole.start - start + len(before), hole.stop - start + len(before)) for hole in holes]
+    moved = [range(span.start - start + len(before), span.stop - start + len(before)) for span in spans]
     row = [*before, *(ids[i] for i in window), *behind]
-    in_holes = {i for hole in moved for i in hole}
-    return Canvas(row, [i in in_holes for i in range(len(row))], moved, len(before))
-
-
-def encoded_parts(template: Template, tokenizer: PreTrainedTokenizerBase, mask_id: int) -> list[list[int]]:
-    """The ids of each part of a template, masks for a hole, as few as it may have.
-
-    The blanks beside a hole are left out where the mask takes them, as RoBERTa's does: they belong to its word.
-
-    Args:
-        template: Texts and holes.
-        tokenizer: The model's tokenizer.
-        mask_id: What stands in the holes.
-
-    Returns:
-        One list a part.
-    """
-    found: list[list[int]] = []
-    mask = tokenizer.added_tokens_decoder.get(mask_id)
-    takes_left, takes_right = (mask.lstrip, mask.rstrip) if mask else (False, False)
-    for number, part in enumerate(template):
-        if isinstance(part, Hole):
-            found.append([mask_id] * part.tokens)
-            continue
-        if takes_left and number + 1 < len(template):
-            part = part.rstrip()
-        if takes_right and number:
-            part = part.lstrip()
-        found.append(encode(tokenizer, [part], continues=number > 0)[0])
-    return found
+    in_spans = {i for span in moved for i in span}
+    leads = tuple(lead for part, lead in zip(template, found.leads, strict=True) if isinstance(part, Hole))
+    holes = [range(span.start + own_of(lead), span.stop) for span, lead in zip(moved, leads, strict=True)]
+    return Canvas(row, [i in in_spans for i in range(len(row))], holes, len(before), leads)
 
 
 def fill(template: Template, spans: Sequence[str]) -> str:
@@ -138,13 +118,13 @@ def written_spans(template: Template, tokenizer: PreTrainedTokenizerBase, row: C
     Returns:
         One text a hole.
     """
-    holes, spans = iter(row.holes), []
+    found, spans = zip(row.spans, row.leads or (None,) * len(row.holes), strict=True), []
     for number, part in enumerate(template):
         if isinstance(part, Hole):
-            hole = next(holes)
+            span, lead = next(found)
             before, behind = beside(template, number)
-            place = range(hole.start - row.start, hole.stop - row.start)
-            spans.append(written_text(tokenizer, row.ids[row.start :], place, before, behind))
+            place = range(span.start - row.start, span.stop - row.start)
+            spans.append(written_text(tokenizer, row.ids[row.start :], place, before, behind, lead))
     return tuple(spans)
 
 
@@ -161,16 +141,22 @@ def given_text(tokenizer: PreTrainedTokenizerBase, canvas: Canvas, hole: range) 
 
 
 def written_text(
-    tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], hole: range, before: str, behind: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    ids: Sequence[int],
+    hole: range,
+    before: str,
+    behind: str = "",
+    lead: Lead | None = None,
 ) -> str:
     """The text that the ids of a hole add to a text.
 
     Args:
         tokenizer: The tokenizer.
         ids: The ids of the text, without special tokens around it.
-        hole: Where they were written.
+        hole: Where they were written, those of the lead with them.
         before: The text before the hole, which it is put behind as it is.
         behind: The text after it.
+        lead: What ends `before` and was written again.
 
     Returns:
         What the hole adds, without a blank that ends `before` already and that is in no token of its own, and with
@@ -181,7 +167,9 @@ def written_text(
     alone = decode(tokenizer, ids[: hole.start])
     if alone != seen and (seen + added).startswith(alone):  # what ends before the hole is no whole character
         added = (seen + added)[len(alone) :]
-    if before[-1:].isspace() and not seen[-1:].isspace():
+    if lead is not None:
+        added = added.removeprefix(lead.text)
+    elif before[-1:].isspace() and not seen[-1:].isspace():
         added = added.removeprefix(" ")
     if drops_blanks(tokenizer) and _grow_together(tokenizer, added, behind):
         added += " "

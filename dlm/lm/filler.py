@@ -13,11 +13,11 @@ from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
-from dlm.lm.lengths import Weigher, exact, is_open
+from dlm.lm.lengths import Weigher
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.lm.search import NOT_REREAD, Lengths, LengthSearch
-from dlm.template import Hole, Template
+from dlm.template import Hole, Template, exact, is_open
 
 Ways = list[list[Candidate]]
 """The candidates of a template, those of each text together."""

@@ -10,6 +10,7 @@ from dlm.diffusion.unmask import LeftToRight, Margin
 from dlm.errors import ConfigError
 from dlm.lm.canvas import Canvas, stack
 from dlm.lm.filler import Filler
+from dlm.lm.layout import Layout
 from dlm.lm.lengths import Weigher
 from dlm.lm.middle import MiddleFiller
 from dlm.lm.rereading import Rereader
@@ -134,7 +135,7 @@ class Filling:
             return scorer.of_rows([Row.alone(canvas, (seed, "middle")) for canvas in canvases], batch_size)
 
         return MiddleFiller(
-            lm.layout,
+            lm.layout.one_by_one,
             sentinels,
             lambda tokens: how.rule(lm.formulation, lm.process, LeftToRight(), tokens),
             lambda tasks, ends: lm.writer.write(tasks, how, batch_size=batch_size, watch=None, ends=ends),
@@ -144,11 +145,12 @@ class Filling:
             batch_size,
         )
 
-    def rereader(self, batch_size: int = 64) -> Rereader:
+    def rereader(self, batch_size: int = 64, layout: Layout | None = None) -> Rereader:
         """What tells by the causal reading how likely texts are whose holes are filled.
 
         Args:
             batch_size: Texts read side by side.
+            layout: How the texts became rows that were filled; the model's own for None.
 
         Returns:
             The reader.
@@ -158,7 +160,7 @@ class Filling:
         """
         scorer = self.lm.scorer(self.lm.denoisers.scoring, self.lm.estimator("causal"))
         return Rereader(
-            self.lm.layout,
+            layout or self.lm.layout,
             lambda canvases: scorer.of_rows([Row.alone(canvas, ("reread",)) for canvas in canvases], batch_size),
         )
 

@@ -17,7 +17,8 @@ class Infilling:
     Attributes:
         text: The whole text; outside the holes it is byte for byte what was given.
         spans: What was written into each hole.
-        ids: The ids that were written into each hole.
+        ids: The ids that were written into each hole, and for the end of the text before it where it takes that in.
+        lengths: The tokens of each hole.
         log_likelihood: A lower bound, in nats, of the log-probability of the spans given the rest (exact for
             a single token).
         calls: Network calls that this text took part in, without those of a search.
@@ -31,16 +32,12 @@ class Infilling:
     text: str
     spans: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
     log_likelihood: float
     calls: int
     log_length: float = 0.0
     length_posterior: Mapping[tuple[int, ...], float] = field(default_factory=dict)
     log_whole: float | None = None
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """The tokens of each hole."""
-        return tuple(map(len, self.ids))
 
     @property
     def log_joint(self) -> float:
@@ -66,5 +63,5 @@ class Infilling:
             The text, its log-likelihood 0.
         """
         spans = written_spans(template, tokenizer, row)
-        written = tuple(tuple(row.ids[hole.start : hole.stop]) for hole in row.holes)
-        return cls(fill(template, spans), spans, written, 0.0, calls)
+        written = tuple(tuple(row.ids[span.start : span.stop]) for span in row.spans)
+        return cls(fill(template, spans), spans, written, tuple(map(len, row.holes)), 0.0, calls)

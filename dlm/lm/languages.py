@@ -10,6 +10,8 @@ from dlm.diffusion.process import Process
 from dlm.errors import ConfigError, DataError, shortened
 from dlm.lm.canvas import Canvas, beside, given_text, written_spans
 from dlm.lm.layout import Layout
+from dlm.lm.parts import Lead
+from dlm.model.expressions import compile_expression
 from dlm.model.spelling import Spelling
 from dlm.model.text import encode
 from dlm.template import Hole, Template
@@ -51,21 +53,21 @@ class Languages:
                 f"an expression or choices say what masks may become, and this model's noise is "
                 f"{self.process.noise.name}: give the spans their tokens alone, as in [MASK:12]"
             )
-        shortest = [part if isinstance(part, str) else replace(part, most=None) for part in template]
-        canvas = self.layout.holes(tuple(shortest))
+        canvas = self.layout.holes(_shortest(template))
         number, found = 0, list[str | Hole]()
         for part in template:
             if isinstance(part, Hole):
                 if part.pattern is not None:
                     self._check_choices(part)
-                    part = self._possible(part, self._automaton(part, template, canvas, number))
+                    automaton = self._automaton(part, template, canvas, number)
+                    part = self._possible(part, automaton, led=_lead(canvas, number) is not None)
                 number += 1
             found.append(part)
         self.layout.holes(tuple(found))
         return tuple(found)
 
     def held(self, template: Template, canvas: Canvas) -> tuple[Held, ...] | None:
-        """The spans of a row that are held to languages.
+        """The spans of a row that are held to languages, or begin with the end of the text before them.
 
         Args:
             template: The text with holes of known length.
@@ -77,6 +79,10 @@ class Languages:
         held = []
         for number, (part, places) in enumerate(zip(_holes(template), canvas.holes, strict=True)):
             if part.pattern is None:
+                if (lead := _lead(canvas, number)) is not None:
+                    # No more tokens than it has bytes spell it: those behind need not be held.
+                    places = canvas.spans[number][: len(lead.text.encode())]
+                    held.append(Held(places, self.spelling.beginning(lead.text)))
                 continue
             automaton = self._automaton(part, template, canvas, number)
             if len(places) not in automaton.lengths(len(places)):
@@ -102,8 +108,10 @@ class Languages:
         if not 1 <= ways <= most:
             return None
         found = []
+        canvas = self.layout.holes(_shortest(template))
+        leads = [_lead(canvas, number) for number in range(len(canvas.holes))]
         for chosen in itertools.product(*(hole.choices for hole in _holes(template))):
-            row = next(self._rows(template, chosen), None)
+            row = next(self._rows(template, chosen, leads), None)
             if row is None:
                 return None
             found.append(row)
@@ -115,11 +123,13 @@ class Languages:
         ]
         return fitting or None
 
-    def _rows(self, template: Template, chosen: Sequence[str]) -> Iterator[tuple[Template, Canvas]]:
+    def _rows(
+        self, template: Template, chosen: Sequence[str], leads: Sequence[Lead | None]
+    ) -> Iterator[tuple[Template, Canvas]]:
         """The rows whose holes are written as they should: with a blank before them where the decoder takes it."""
         tokenizer = self.layout.tokenizer
         first = isinstance(template[0], Hole)
-        for blank in itertools.product(("", " "), repeat=len(chosen)):
+        for blank in itertools.product(*(("", " ") if lead is None else (lead.text,) for lead in leads)):
             spelled = [
                 encode(tokenizer, [before + text], continues=number > 0 or not first)[0]
                 for number, (before, text) in enumerate(zip(blank, chosen, strict=True))
@@ -139,6 +149,8 @@ class Languages:
         place = [at for at, part in enumerate(template) if isinstance(part, Hole)][number]
         before, _ = beside(template, place)
         begins = canvas.holes[number].start == canvas.start
+        if (lead := _lead(canvas, number)) is not None:
+            return self.spelling.automaton(hole.pattern, lead=lead.text)
         seen = given_text(self.layout.tokenizer, canvas, canvas.holes[number])
         taken = before[-1:].isspace() and not seen[-1:].isspace()
         return self.spelling.automaton(hole.pattern, stripped=taken or (begins and self.spelling.strips))
@@ -153,9 +165,11 @@ class Languages:
                     f"choice {shortened(repr(choice), 60)} has characters that this model cannot write; leave it out"
                 )
 
-    def _possible(self, hole: Hole, automaton: Automaton) -> Hole:
-        """The hole with the lengths that its language has."""
+    def _possible(self, hole: Hole, automaton: Automaton, *, led: bool) -> Hole:
+        """The hole with the lengths that its language has; an empty one has no lead."""
         possible = automaton.lengths(max(hole.lengths))
+        if led and compile_expression(hole.pattern or "").accepts(""):
+            possible = [0, *possible]
         lengths = tuple(length for length in possible if length in hole.lengths)
         if not lengths:
             known = automaton.lengths(self.layout.sidecar.context)
@@ -169,6 +183,19 @@ class Languages:
 def _chosen(ids: Sequence[int], text: str) -> Hole:
     """A hole of one text."""
     return Hole(len(ids), choices=(text,))
+
+
+def _shortest(template: Template) -> Template:
+    """A text with holes of as few tokens as they may have, and those that are held to a language not empty."""
+    return tuple(
+        replace(part, tokens=max(part.tokens, part.pattern is not None), most=None) if isinstance(part, Hole) else part
+        for part in template
+    )
+
+
+def _lead(canvas: Canvas, number: int) -> Lead | None:
+    """What a hole of a row begins with that is no part of it."""
+    return canvas.leads[number] if canvas.leads else None
 
 
 def _holes(template: Template) -> Sequence[Hole]:

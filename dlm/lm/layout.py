@@ -9,10 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import ConfigError, DataError
 from dlm.lm.canvas import Canvas, lay_out
+from dlm.lm.parts import Lead, Parts, joined, parts_of, shared, span_ids
 from dlm.model.checkpoint import Sidecar
+from dlm.model.spelling import Spelling
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 from dlm.model.tokenizer import Affixes, memory_lead, special_ids
-from dlm.template import Template
+from dlm.template import Hole, Template, exact
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,19 @@ class Layout:
     Attributes:
         tokenizer: The model's.
         sidecar: Its context, and the special tokens around a row.
+        spelling: What the tokens spell that holes are written with; None where holes are not held to their leads.
+        together: Whether the tokens of a hole are held to its lead together, rather than the first alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
     sidecar: Sidecar
+    spelling: Spelling | None = None
+    together: bool = True
+
+    @property
+    def one_by_one(self) -> "Layout":
+        """The same for next tokens, of which only the first is held to a lead."""
+        return replace(self, together=False)
 
     @property
     def first_id(self) -> int | None:
@@ -277,7 +288,47 @@ class Layout:
         Raises:
             DataError: The holes and the text between them are longer than the context.
         """
-        return lay_out(template, self.tokenizer, self.sidecar.mask_id, self.sidecar.context, self.sidecar.affixes)
+        return lay_out(template, self.parts, self.sidecar.context, self.sidecar.affixes)
+
+    def parts(self, template: Template) -> Parts:
+        """The ids of the parts of a text with holes; see `parts_of`."""
+        mask_id = self.sidecar.mask_id
+        return parts_of(template, self.tokenizer, mask_id, self.spelling, together=self.together)
+
+    def unmoved(self, template: Template) -> list[int]:
+        """The ids before the first hole of a text that stand there whatever its holes are filled with.
+
+        Args:
+            template: Texts and holes, at least one hole.
+
+        Returns:
+            Ids, the last ones left out where they are others if holes are empty.
+        """
+        holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        lengths, found = [1] * len(holes), list[list[int]]()
+        for number, place in enumerate([*holes, len(template)]):
+            found.append(joined(self.parts(exact(template, lengths)).ids[:place]))
+            if not any(isinstance(part, Hole) and part.may_be_empty for part in template[place : place + 1]):
+                break
+            lengths[number] = 0
+        return found[0][: min(shared(found[0], other) for other in found)]
+
+    def filled(self, template: Template, spans: Sequence[str]) -> list[list[int]]:
+        """What is written into the holes of a text for these texts to stand in them.
+
+        Args:
+            template: Texts and holes, none of which may be empty.
+            spans: A text a hole, none of them empty.
+
+        Returns:
+            The ids of each hole, its lead with them; see `Canvas.spans`.
+        """
+        return [span_ids(span, lead, self.tokenizer) for span, lead in zip(spans, self.leads(template), strict=True)]
+
+    def leads(self, template: Template) -> list[Lead | None]:
+        """What each hole of a text begins with that is no part of it."""
+        found = zip(template, self.parts(template).leads, strict=True)
+        return [lead for part, lead in found if isinstance(part, Hole)]
 
     def pieces(self, text: str) -> list[Canvas]:
         """A text with its end that is to be scored, in pieces where it is longer than the context.

@@ -6,28 +6,23 @@ chain rule, token by token away from the hole. It has no noise, so that lengths 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from dlm.diffusion.denoiser import Denoiser
+from dlm.diffusion.devices import copied
 from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
 from dlm.diffusion.rules import time_of_share
-from dlm.lm.canvas import Canvas, encoded_parts, stack
+from dlm.lm.canvas import Canvas, stack
+from dlm.lm.evidence import questions
 from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
 from dlm.lm.search import Lengths, LengthSearch
 from dlm.model.spans import LengthPrior
 from dlm.template import Hole, Template
-
-ASKED, BEFORE = 8, 64
-"""The tokens behind a hole that are asked how long it is, and the most before it that are read for that.
-
-Twice as many of each cost four times as much, and were not seen to make the true length of words likelier, in
-source text and in prose.
-"""
 
 KEPT, WEIGHED = 4, 8
 """Beginnings of several holes' lengths that are kept after each hole, and that are weighed at the next, each for one of
@@ -76,9 +71,8 @@ class Weigher:
             DataError: The shortest holes, and what stands between them, do not fit the context.
         """
         self.layout.holes(template)
-        parts = encoded_parts(template, self.layout.tokenizer, self.process.mask_id)
         prior = search.prior or self.layout.sidecar.lengths or LengthPrior()
-        spare = self._spare(template, parts)
+        spare = self._spare(template)
         beam: dict[Lengths, float] = {(): 0.0}
         for place, part in enumerate(template):
             if not isinstance(part, Hole):
@@ -94,20 +88,21 @@ class Weigher:
             }
             longer = _likeliest(longer, WEIGHED * search.effort)
             if len(longer) > 1:
-                evidence = self._evidence(template, parts, place, [*longer])
+                evidence = self._evidence(template, place, [*longer])
                 if max(evidence) > -math.inf:  # else the model rules out what stands behind, whatever the length
                     longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
             beam = _likeliest(longer, KEPT * search.effort)
         total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
         return {each: nats - total for each, nats in beam.items()}
 
-    def _spare(self, template: Template, parts: Sequence[Sequence[int]]) -> int:
+    def _spare(self, template: Template) -> int:
         """How many tokens the holes of a text may have beyond their fewest.
 
         With so many there still is text before and behind them to read: `REACH` tokens of each, or as much as half of
         the room that the shortest leave.
         """
         holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        parts = self.layout.parts(template).ids
         inside = sum(map(len, parts[holes[0] : holes[-1] + 1]))
         read = min(REACH, sum(map(len, parts[: holes[0]]))) + min(REACH, sum(map(len, parts[holes[-1] + 1 :])))
         spare = self._room - inside
@@ -117,44 +112,32 @@ class Weigher:
     def _room(self) -> int:
         return self.layout.sidecar.context - len(self.layout.sidecar.affixes)
 
-    def _evidence(
-        self, template: Template, parts: Sequence[Sequence[int]], place: int, every: Sequence[Lengths]
-    ) -> list[float]:
+    def _evidence(self, template: Template, place: int, every: Sequence[Lengths]) -> list[float]:
         """Log p(the text behind a hole | what stands before it, the holes being unknown), for each of some lengths."""
-        behind = parts[place + 1] if place + 1 < len(parts) and isinstance(template[place + 1], str) else []
-        mask_id, first = self.process.mask_id, next(i for i, part in enumerate(template) if isinstance(part, Hole))
-        middles: list[list[int]] = []
-        for lengths in every:
-            following = iter(lengths)
-            pieces = (
-                [mask_id] * next(following) if isinstance(template[i], Hole) else parts[i]
-                for i in range(first, place + 1)
-            )
-            middles.append([id_ for piece in pieces for id_ in piece])
-        room = self._room - max(map(len, middles))
-        reach = max(0, min(ASKED, len(behind), room))
-        before = [id_ for part in parts[:first] for id_ in part][-min(BEFORE, room - reach) :] if room > reach else []
-        given = [*self.layout.sidecar.affixes.prefix, *before]
-        rows = [[*given, *middle] for middle in middles]
-        found = [0.0] * len(rows)
-        for batch in in_batches([(row, i) for row in range(len(rows)) for i in range(reach)], self.batch_size):
-            canvases = []
-            for row, i in batch:
-                ids = [*rows[row], *behind[:i], *[mask_id] * (reach - i)]
-                canvases.append(Canvas(ids, [at == len(rows[row]) + i for at in range(len(ids))], []))
-            for (row, _), nats in zip(batch, self._log_p(canvases, [behind[i] for _, i in batch]), strict=True):
-                found[row] += nats
+        asked = questions(self.layout, template, place, every)
+        found = [0.0] * len(asked)
+        parts = [(i, at) for i, each in enumerate(asked) for at in range(len(each.asked))]
+        for batch in in_batches(parts, self.batch_size):
+            log_p = self._log_p([asked[i].canvas(at) for i, at in batch], [asked[i].wanted(at) for i, at in batch])
+            for (i, _), nats in zip(batch, log_p, strict=True):
+                found[i] += nats
         return found
 
-    def _log_p(self, canvases: Sequence[Canvas], targets: Sequence[int]) -> list[float]:
-        """The log-probability of one token of each row."""
+    def _log_p(self, canvases: Sequence[Canvas], wanted: Sequence[int | str]) -> list[float]:
+        """The log-probability of one token of each row: of an id, or of all that a text may begin with."""
         x_BL, wanted_BL = stack(canvases, self.pad_id)
         shares = [canvas.ids.count(self.process.mask_id) / len(canvas.ids) for canvas in canvases]
         share_B = torch.tensor(shares, dtype=torch.float64)
         time_B = time_of_share(self.process, share_B)
         with torch.inference_mode():
             log_p_NV = self.denoiser(NetworkInput(x_BL, wanted_BL, time_B))
-        found: list[float] = log_p_NV.gather(1, torch.tensor(targets, device=log_p_NV.device)[:, None])[:, 0].tolist()
+        id_N1 = torch.tensor([each if isinstance(each, int) else 0 for each in wanted], device=log_p_NV.device)[:, None]
+        found: list[float] = log_p_NV.gather(1, id_N1)[:, 0].tolist()
+        for row, each in enumerate(wanted):
+            if isinstance(each, str):
+                assert self.layout.spelling is not None
+                first_V = copied(self.layout.spelling.beginning(each).first_V, log_p_NV.device)
+                found[row] = log_p_NV[row, first_V].logsumexp(0).item()
         return found
 
 
@@ -186,17 +169,3 @@ def _stands_alone(template: Template, place: int) -> bool:
     before, behind = template[:place][-1:], template[place + 1 :][:1]
     begins = all(isinstance(part, str) and part.endswith("\n") for part in before)
     return begins and all(isinstance(part, str) and part.startswith("\n") for part in behind)
-
-
-def exact(template: Template, lengths: Iterable[int]) -> Template:
-    """A template whose holes have these lengths."""
-    following = iter(lengths)
-    return tuple(
-        replace(part, tokens=next(following), most=None, among=None) if isinstance(part, Hole) else part
-        for part in template
-    )
-
-
-def is_open(template: Template) -> bool:
-    """Whether a hole of a template may have several lengths."""
-    return any(isinstance(part, Hole) and part.most is not None for part in template)

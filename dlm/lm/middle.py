@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from dlm.diffusion.automaton import Automaton
+from dlm.diffusion.constrain import Held
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
 from dlm.errors import DataError
-from dlm.lm.canvas import Canvas, certain_if_empty, encoded_parts, fill, written_text
+from dlm.lm.canvas import Canvas, certain_if_empty, fill, written_text
 from dlm.lm.infillings import Infilling
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import REACH
+from dlm.lm.parts import Lead, own_of
 from dlm.lm.rows import Task, Written, in_batches
 from dlm.lm.scoring import Score
 from dlm.model.sentinels import BESIDE, Sentinels
@@ -23,7 +26,8 @@ class _Text:
     Attributes:
         template: Texts and holes.
         key: What its random numbers follow from.
-        parts: The ids of its parts; of a hole those that were written.
+        parts: The ids of its parts; of a hole those that were written, its lead with them.
+        leads: What its holes begin with that is no part of them; one a part.
         spans: What was written into each hole so far, as text.
         nats: The log-probability of that.
         calls: Network calls so far.
@@ -32,6 +36,7 @@ class _Text:
     template: Template
     key: tuple[int | str, ...]
     parts: list[list[int]]
+    leads: list[Lead | None]
     spans: list[str] = field(default_factory=list)
     nats: float = 0.0
     calls: int = 0
@@ -50,6 +55,7 @@ class _Asked:
         text: The text.
         place: Which part of it.
         hole: The hole, with no more tokens than fit.
+        lead: What it begins with that is no part of it.
         before: The ids of all that stands before it.
         given: The ids that it is written behind.
         start: Where the text begins in these, behind special tokens.
@@ -58,22 +64,36 @@ class _Asked:
     text: _Text
     place: int
     hole: Hole
+    lead: Lead | None
     before: list[int]
     given: list[int]
     start: int
 
     @property
-    def most(self) -> int:
-        """The most tokens it may have."""
-        return self.hole.lengths[-1]
+    def fewest(self) -> int:
+        """The fewest tokens that are written, the lead's own with them."""
+        return self.hole.tokens + own_of(self.lead)
 
-    def task(self, rule: Rule | Verified, written: Sequence[int], masks: Sequence[int], *ends: int) -> Task:
+    @property
+    def most(self) -> int:
+        """The most of them."""
+        return self.hole.lengths[-1] + own_of(self.lead)
+
+    def task(
+        self,
+        rule: Rule | Verified,
+        written: Sequence[int],
+        masks: Sequence[int],
+        ends: Sequence[int],
+        first: Automaton | None,
+    ) -> Task:
         """What is written behind what was written of it already."""
         given = [*self.given, *written]
         ids = [*given, *masks]
         place = range(len(given), len(ids))
         canvas = Canvas(ids, [i in place for i in range(len(ids))], [place], self.start)
-        return Task(canvas, rule, (*self.text.key, len(self.text.spans), "rest" if ends else "first"), ends)
+        held = () if first is None or written else (Held(place[:1], first),)
+        return Task(canvas, rule, (*self.text.key, len(self.text.spans), "rest" if ends else "first"), (*ends,), held)
 
 
 @dataclass(frozen=True)
@@ -162,7 +182,7 @@ class MiddleFiller:
 
         Args:
             templates: Texts with holes of known length.
-            spans: The ids of each hole of each.
+            spans: The ids of each hole of each, its lead with them.
 
         Returns:
             Nats a text.
@@ -193,17 +213,24 @@ class MiddleFiller:
                 yield sorted(map(_infilling, group), key=lambda one: -one.log_likelihood)
 
     def _text(self, template: Template, key: tuple[int | str, ...]) -> _Text:
-        parts = encoded_parts(template, self.layout.tokenizer, self.layout.sidecar.mask_id)
-        return _Text(template, key, parts)
+        parts = self.layout.parts(template)
+        return _Text(template, key, parts.ids, parts.leads)
+
+    def _first(self, lead: Lead | None) -> Automaton | None:
+        """What a hole with a lead may begin with."""
+        if lead is None:
+            return None
+        assert self.layout.spelling is not None
+        return self.layout.spelling.beginning(lead.text)
 
     def _fill_holes(self, texts: Sequence[_Text], number: int) -> None:
         """Fills the next hole of some texts."""
         asked = [self._asked(text, text.holes[number]) for text in texts]
         for open_ended in (False, True):
             part = [each for each in asked if (each.hole.most is not None) == open_ended]
-            written = self._written(part, [[] for _ in part], [each.hole.tokens for each in part], ends=False)
+            written = self._written(part, [[] for _ in part], [each.fewest for each in part], ends=False)
             if open_ended:
-                left = [each.most - each.hole.tokens for each in part]
+                left = [each.most - each.fewest for each in part]
                 written = self._written(part, written, left, ends=True)
             self._take(part, written, open_ended=open_ended)
 
@@ -213,8 +240,9 @@ class MiddleFiller:
         """What was written of some holes and so many tokens more, or fewer where they end."""
         mask_id, found = self.layout.sidecar.mask_id, [[*ids] for ids in before]
         wanted = [i for i, count in enumerate(counts) if count]
+        stops = self.end_ids if ends else ()
         tasks = [
-            asked[i].task(self.rule(counts[i]), before[i], [mask_id] * counts[i], *(self.end_ids if ends else ()))
+            asked[i].task(self.rule(counts[i]), before[i], [mask_id] * counts[i], stops, self._first(asked[i].lead))
             for i in wanted
         ]
         rows = (
@@ -236,7 +264,7 @@ class MiddleFiller:
         The fewest tokens of a hole are drawn where no end may be, those beyond where one may, and an end where there
         was room for one token more.
         """
-        fewest = [each.hole.tokens if open_ended else len(ids) for each, ids in zip(asked, written, strict=True)]
+        fewest = [each.fewest if open_ended else len(ids) for each, ids in zip(asked, written, strict=True)]
         firsts = [ids[:count] for ids, count in zip(written, fewest, strict=True)]
         nats = self._nats([each.given for each in asked], firsts, ends=False)
         if open_ended:
@@ -251,7 +279,7 @@ class MiddleFiller:
             before = "".join(_text_before(text, place))
             behind = next((part for part in text.template[place + 1 : place + 2] if isinstance(part, str)), "")
             row, hole = [*each.before, *ids], range(len(each.before), len(each.before) + len(ids))
-            text.spans.append(written_text(self.layout.tokenizer, row, hole, before, behind))
+            text.spans.append(written_text(self.layout.tokenizer, row, hole, before, behind, each.lead))
             text.parts[place], text.nats = ids, text.nats + added
 
     def _nats(self, givens: Sequence[list[int]], scored: Sequence[list[int]], *, ends: bool) -> list[float]:
@@ -264,7 +292,7 @@ class MiddleFiller:
 
     def _asked(self, text: _Text, place: int) -> _Asked:
         """A hole, and as much of what stands beside it as the context has room for."""
-        hole = text.template[place]
+        hole, lead = text.template[place], text.leads[place]
         assert isinstance(hole, Hole)
         before = [id_ for part in text.parts[:place] for id_ in part]
         beside = text.template[place + 1 : place + 2]
@@ -272,12 +300,12 @@ class MiddleFiller:
         if hole.most is not None:
             kept = min(REACH, len(before)) + min(REACH, len(behind))
             hole = Hole(hole.tokens, max(hole.tokens, min(hole.most, self._room - kept)))
-        room = self._room - hole.lengths[-1]
+        room = self._room - hole.lengths[-1] - own_of(lead)
         left = min(len(before), max(room // 2, room - len(behind)))
         seen, after = before[len(before) - left :], behind[: room - left]
         prefix = [*self.layout.sidecar.affixes.prefix]
         row = seen if self.sentinels is None else self.sentinels.before_middle(seen, after)
-        return _Asked(text, place, hole, before, [*prefix, *row], len(prefix))
+        return _Asked(text, place, hole, lead, before, [*prefix, *row], len(prefix))
 
 
 def _text_before(text: _Text, place: int) -> Iterator[str]:
@@ -289,5 +317,6 @@ def _text_before(text: _Text, place: int) -> Iterator[str]:
 
 def _infilling(text: _Text) -> Infilling:
     written = tuple(tuple(text.parts[place]) for place in text.holes)
+    lengths = tuple(len(text.parts[place]) - own_of(text.leads[place]) for place in text.holes)
     spans = tuple(text.spans)
-    return Infilling(fill(text.template, spans), spans, written, text.nats, text.calls)
+    return Infilling(fill(text.template, spans), spans, written, lengths, text.nats, text.calls)

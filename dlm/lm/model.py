@@ -35,6 +35,7 @@ from dlm.model.checkpoint import Sidecar, upload_model, whole_folder, write_mode
 from dlm.model.loading import usable_positions
 from dlm.model.precision import Precision, working_precisions
 from dlm.model.spelling import Spelling
+from dlm.model.text import drops_blanks
 from dlm.model.time_embedding import TimeEmbedding
 from dlm.model.tokenizer import affixes_of, special_ids, vocabulary_of
 from dlm.model.weights import Dtype, Held, Quantization
@@ -109,8 +110,11 @@ class DiffusionLM:
         ends = family.end_ids(tokenizer) if family else []
         self.process = self.formulation.process(vocabulary_of(tokenizer, self._backbone.vocabulary, allowed=ends))
         self.end_ids, self.pad_id = (ids.end, *ends), ids.pad
-        self.layout = Layout(tokenizer, sidecar)
         self.unknown = () if ids.unknown is None or ids.unknown in ends else (ids.unknown,)
+        forbidden = (*self.process.vocabulary.forbidden, *self.unknown, *self.end_ids)
+        spelling = Spelling(tokenizer, self.process.vocabulary.size, forbidden)
+        holds = self.process.absorbing and not drops_blanks(tokenizer)
+        self.layout = Layout(tokenizer, sidecar, spelling if holds else None)
         self.precision, scoring = working_precisions(precision, model.dtype, self.device)
         self.denoisers = Denoisers.of(
             self._backbone,
@@ -122,8 +126,6 @@ class DiffusionLM:
             writing=self.precision,
             scoring=scoring,
         )
-        forbidden = (*self.process.vocabulary.forbidden, *self.unknown, *self.end_ids)
-        spelling = Spelling(tokenizer, self.process.vocabulary.size, forbidden)
         self.languages = Languages(self.layout, self.process, spelling)
         aligned = family is None or family.aligned
         self.writer = Writer(self.denoisers, self.formulation, ids.mask, ids.pad, self.layout.before_id, aligned)

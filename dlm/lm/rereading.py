@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from dlm.lm.canvas import Canvas, certain_if_empty, encoded_parts
+from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import REACH
+from dlm.lm.parts import joined, own_of
 from dlm.lm.scoring import Score
-from dlm.template import Hole, Template
+from dlm.template import Hole, Template, exact
 
 Filling = Sequence[Sequence[int]]
-"""The ids of each hole of a text."""
+"""The ids of each hole of a text, its lead with them."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Rereader:
 
     def nats(self, template: Template, fillings: Sequence[Filling]) -> list[float]:
         """Log p(the spans, what stands between them and behind them | what stands before the first).
+
+        The end of what stands before is with the spans where tokens may join the two; see `dlm.lm.parts`.
 
         Args:
             template: Texts and holes.
@@ -62,29 +66,23 @@ class Rereader:
         Returns:
             One a filling.
         """
-        parts = encoded_parts(template, self.layout.tokenizer, self.layout.sidecar.mask_id)
         holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
-        before = [id_ for part in parts[: holes[0]] for id_ in part]
-        behind = [id_ for part in parts[holes[-1] + 1 :] for id_ in part]
-        middles = [self._middle(template, parts, holes, filling) for filling in fillings]
+        parts = cache(lambda *lengths: self.layout.parts(exact(template, lengths)))
+        base = parts(*[1] * len(holes))
+        before, behind = self.layout.unmoved(template), joined(base.ids[holes[-1] + 1 :])
+        beside = sum(len(ids) for place, ids in enumerate(base.ids) if place not in holes)
+        written = max([longest + sum(map(own_of, base.leads)), *(sum(map(len, filling)) for filling in fillings)])
         prefix = self.layout.sidecar.affixes.prefix
-        between = len(self._middle(template, parts, holes, [()] * len(holes)))
-        written = max([longest, *(sum(map(len, filling)) for filling in fillings)])
-        room = self.layout.sidecar.context - len(prefix) - between - written
+        room = self.layout.sidecar.context - len(prefix) - (beside - len(before) - len(behind)) - written
         reach = max(0, min(REACH, len(behind), max(room // 2, room - len(before))))
         kept = max(0, min(len(before), room - reach))
         given = [*prefix, *before[len(before) - kept :]]
         canvases = []
-        for middle in middles:
-            row = [*given, *middle, *behind[:reach]]
+        for filling in fillings:
+            ids = [*parts(*(int(len(span) > 0) for span in filling)).ids]
+            for place, span in zip(holes, filling, strict=True):
+                ids[place] = [*span]
+            whole = joined(ids)
+            row = [*given, *whole[len(before) : len(whole) - (len(behind) - reach)]]
             canvases.append(Canvas(row, [i >= len(given) for i in range(len(row))], []))
         return canvases
-
-    @staticmethod
-    def _middle(
-        template: Template, parts: Sequence[Sequence[int]], holes: Sequence[int], filling: Filling
-    ) -> list[int]:
-        """The ids from the first hole to the last."""
-        written = dict(zip(holes, filling, strict=True))
-        places = range(holes[0], holes[-1] + 1)
-        return [id_ for place in places for id_ in written.get(place, parts[place])]

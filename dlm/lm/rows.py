@@ -27,7 +27,7 @@ class Task:
         rule: How a step is taken.
         key: What its random numbers follow from.
         stop_ids: The ids that end the text; none for a text that fills its canvas.
-        held: The spans that are held to a language.
+        held: The spans that are held to a language; of next tokens the first alone.
         other: The row that it is guided away from; None without guidance.
     """
 

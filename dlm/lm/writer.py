@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Generator, Tensor
 
 from dlm.diffusion.constrain import ConstrainedDenoiser
@@ -88,7 +89,9 @@ class Writer:
             row = remembering, RowCache(len(x_BL), x_BL.shape[1] + 1 + width), x_BL, editable_BL
             if isinstance(rule, Verified):
                 assert self.before_id is not None
-                return sample_verified(rule, *row, self.mask_id, self.before_id, generators=streams, stop_ids=stops)
+                known = self.mask_id, self.before_id
+                first_BV = _first_ids(batch)
+                return sample_verified(rule, *row, *known, generators=streams, stop_ids=stops, first_BV=first_BV)
             grid = self.formulation.grid(blocks or 1)
             grid = replace(grid, aligned=grid.aligned and self.aligned)
             ids = self.mask_id, self.before_id
@@ -96,3 +99,12 @@ class Writer:
 
         timed = self.formulation.timed
         return write_rows(tasks, states, pad_id=self.pad_id, timed=timed, batch_size=batch_size, watch=watch)
+
+
+def _first_ids(batch: Sequence[Task]) -> Tensor | None:
+    """Which ids each row may begin with, boolean, shape (B, V): those that its span is held to; None for all."""
+    held = [task.held[0].automaton.first_V if task.held else None for task in batch]
+    known = next((first_V for first_V in held if first_V is not None), None)
+    if known is None:
+        return None
+    return torch.stack([torch.ones_like(known) if first_V is None else first_V for first_V in held])

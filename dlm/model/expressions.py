@@ -56,6 +56,18 @@ class ByteAutomaton:
             state = int(self.next_SB[state, byte])
         return bool(self.accepting_S[state])
 
+    def behind(self, text: str) -> "ByteAutomaton":
+        """The language of the same texts behind another, which begins each of them."""
+        lead, states = text.encode(), len(self.accepting_S)
+        if not lead:
+            return self
+        nothing = states + len(lead)
+        next_SB = np.full((nothing + 1, 256), nothing)
+        next_SB[:states] = self.next_SB
+        for place, byte in enumerate(lead):
+            next_SB[states + place, byte] = self.start if place == len(lead) - 1 else states + place + 1
+        return ByteAutomaton(next_SB, np.append(self.accepting_S, np.zeros(len(lead) + 1, dtype=np.bool_)), states)
+
 
 @lru_cache(maxsize=64)
 def compile_expression(expression: str) -> ByteAutomaton:

@@ -51,8 +51,8 @@ class LengthPrior:
         words = [line.split() for line in lines]
         rests = islice((length for each in words for length in _rests(tokenizer, each)), MOST_UNITS)
         paragraphs = [part.strip("\n") for text in taken for part in text.split("\n\n") if part.strip()][:MOST_UNITS]
-        inside = _lengths(tokenizer, [*islice(chain.from_iterable(words), MOST_UNITS)])
-        return cls(_counted(inside, rests), _counted(_lengths(tokenizer, [*lines, *paragraphs])))
+        inside = islice((length for each in words for length in _words(tokenizer, each[:MOST_UNITS])), MOST_UNITS)
+        return cls(_counted(inside, rests), _counted(_lines(tokenizer, [*lines, *paragraphs])))
 
     def log_p(self, lengths: Sequence[int], *, whole_lines: bool) -> list[float]:
         """The logarithm of the prior of each length, normalised over these.
@@ -74,8 +74,17 @@ def _counted(*kinds: Iterable[int]) -> Mapping[int, int]:
     return dict(sorted(Counter(chain(*kinds)).items()))
 
 
-def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Iterator[int]:
-    return map(len, encode(tokenizer, texts, continues=True))
+def _words(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Iterator[int]:
+    """How long the words of a line are, each with the blank before it where a token joins the two."""
+    ends = token_ends(tokenizer, " ".join(words))
+    for start, word in zip(accumulate((len(word) + 1 for word in words), initial=0), words, strict=False):
+        yield bisect_right(ends, start + len(word)) - bisect_right(ends, start)
+
+
+def _lines(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> Iterator[int]:
+    """How long lines are, without the token of the line break before them, which may hold their indentation."""
+    (before,) = encode(tokenizer, ["\n"], continues=True)
+    return (len(ids) - len(before) for ids in encode(tokenizer, ["\n" + line for line in lines], continues=True))
 
 
 def _rests(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Iterator[int]:

@@ -74,11 +74,60 @@ class Spelling:
         blank = next((id_ for id_, spelled in self.bytes_of.items() if spelled[:1] == b" " and spelled.strip()), None)
         return blank is not None and decode(self.tokenizer, [blank])[:1] != " "
 
-    def automaton(self, expression: str, *, stripped: bool = False) -> Automaton:
+    def joins(self, blank: str) -> bool:
+        """Whether a token begins with a blank and goes on with a word.
+
+        Args:
+            blank: One character that is a blank or a line break.
+
+        Returns:
+            Whether there is one.
+        """
+        longer = (spelled[len(blank.encode()) :] for spelled in self._begun_by(blank).values())
+        return any(rest and not rest[:1].isspace() for rest in longer)
+
+    def goes_on(self, text: str) -> bool:
+        """Whether a token begins with the end of a text, and goes on behind it."""
+        ends = (text[start:] for start in range(len(text)))
+        return any(len(spelled) > len(end.encode()) for end in ends for spelled in self._begun_by(end).values())
+
+    def beginning(self, text: str) -> Automaton:
+        """The language of what begins with a text, in tokens; what follows it may be any bytes.
+
+        Args:
+            text: The text.
+
+        Returns:
+            What accepts the strings of tokens that spell it and go on, or end with it.
+        """
+        if text not in self._beginning:
+            anything = ByteAutomaton(np.zeros((1, 256), dtype=np.int64), np.ones(1, dtype=np.bool_), 0)
+            self._beginning[text] = self._lifted(anything.behind(text), text, stripped=False)
+        return self._beginning[text]
+
+    @cached_property
+    def _beginning(self) -> dict[str, Automaton]:
+        """The languages of the texts that were asked for."""
+        return {}
+
+    def _begun_by(self, text: str) -> dict[int, bytes]:
+        """The tokens that begin with a text."""
+        if text not in self._begun:
+            begin = text.encode()
+            self._begun[text] = {id_: each for id_, each in self.bytes_of.items() if each.startswith(begin)}
+        return self._begun[text]
+
+    @cached_property
+    def _begun(self) -> dict[str, dict[int, bytes]]:
+        """The tokens that begin with the texts that were asked for."""
+        return {}
+
+    def automaton(self, expression: str, *, lead: str = "", stripped: bool = False) -> Automaton:
         """The language of an expression, in tokens.
 
         Args:
             expression: See `compile_expression`.
+            lead: What stands before every text that the expression matches.
             stripped: Whether the first token loses the blank that it may begin with.
 
         Returns:
@@ -88,14 +137,14 @@ class Spelling:
             ConfigError: What a token spells depends on the tokens around it.
             DataError: The expression cannot be used, or no tokens of this tokenizer spell a text of its language.
         """
-        key = expression, stripped
+        key = expression, lead, stripped
         if key not in self._known:
-            shown = shortened(expression, 60)
-            self._known[key] = self._lifted(compile_expression(expression), shown, stripped=stripped)
+            shown, language = shortened(expression, 60), compile_expression(expression).behind(lead)
+            self._known[key] = self._lifted(language, shown, stripped=stripped)
         return self._known[key]
 
     @cached_property
-    def _known(self) -> dict[tuple[str, bool], Automaton]:
+    def _known(self) -> dict[tuple[str, str, bool], Automaton]:
         """The languages that were asked for."""
         return {}
 

@@ -21,14 +21,14 @@ from dlm.diffusion.unmask import TokenChoice
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.canvas import Canvas
-from dlm.lm.lengths import Weigher, exact
+from dlm.lm.lengths import Weigher
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written
 from dlm.lm.search import Lengths, LengthSearch
 from dlm.model.spans import MOST_CHARACTERS, MOST_UNITS, MOST_WORDS, LengthPrior
 from dlm.model.text import encode
 from dlm.model.tokenizer import _complete, build_tokenizer
-from dlm.template import Hole, Template, parse_template
+from dlm.template import Hole, Template, exact, parse_template
 from tests.support.commands import dlm, refusal
 from tests.support.fixtures import MakeLM, Refused
 from tests.support.joints import Chain

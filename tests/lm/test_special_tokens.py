@@ -8,8 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, pipeline
 
+from dlm.diffusion.formulation import Formulation
 from dlm.lm import DiffusionLM
-from dlm.lm.canvas import Canvas, fill, lay_out, written_spans
+from dlm.lm.canvas import Canvas, fill, written_spans
+from dlm.lm.layout import Layout
+from dlm.model.checkpoint import Sidecar
 from dlm.model.text import encode
 from dlm.model.tokenizer import Affixes, affixes_of
 from dlm.template import parse_template
@@ -51,7 +54,7 @@ def test_our_own_tokenizers_put_nothing_around_a_text(tiny_lm: DiffusionLM) -> N
 def test_a_row_looks_like_transformers_own(lm: DiffusionLM) -> None:
     mask = str(lm.tokenizer.mask_token)
     for text in ("i love [MASK:1] very much.", "[MASK:1] love you", "i love[MASK:1]", "i [MASK:1] you , (a cat)"):
-        canvas = lay_out(parse_template(text), lm.tokenizer, lm.process.mask_id, lm.context, lm.sidecar.affixes)
+        canvas = lm.layout.holes(parse_template(text))
         assert canvas.ids == lm.tokenizer(text.replace("[MASK:1]", mask))["input_ids"], text
 
 
@@ -83,7 +86,7 @@ def test_special_tokens_stay_and_are_not_scored(lm: DiffusionLM) -> None:
 
 def test_a_text_longer_than_the_context_keeps_its_special_tokens(lm: DiffusionLM) -> None:
     template = parse_template("we saw a cat " * 20 + "[MASK:2]" + " you love" * 20)
-    canvas = lay_out(template, lm.tokenizer, lm.process.mask_id, lm.context, lm.sidecar.affixes)
+    canvas = lm.layout.holes(template)
     assert len(canvas.ids) == lm.context
     assert canvas.ids[0] == lm.sidecar.affixes.prefix[0] and canvas.ids[-1] == lm.sidecar.affixes.suffix[0]
     assert lm.nelbo("you love " * 20)[0] > 0.0
@@ -119,7 +122,7 @@ def filled(tokenizer: PreTrainedTokenizerFast, text: str, *tokens: str) -> str:
     """A text whose holes are filled with these tokens."""
     template = parse_template(text)
     mask_id = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else 0
-    canvas = lay_out(template, tokenizer, mask_id, 64, affixes_of(tokenizer))
+    canvas = Layout(tokenizer, Sidecar(Formulation(), 64, mask_id, affixes=affixes_of(tokenizer))).holes(template)
     written = iter([tokenizer.get_vocab()[token] for token in tokens])
     row = canvas.written([[next(written) for _ in hole] for hole in canvas.holes])
     return fill(template, written_spans(template, tokenizer, row))

@@ -1,0 +1,89 @@
+"""What is asked of a model to learn how long a hole is: the text behind it, behind so many masks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from dlm.lm.canvas import Canvas
+from dlm.lm.layout import Layout
+from dlm.lm.parts import joined, shared
+from dlm.lm.search import Lengths
+from dlm.template import Template, exact
+
+ASKED, BEFORE = 8, 64
+"""The tokens behind a hole that are asked how long it is, and the most before it that are read for that.
+
+Twice as many of each cost four times as much, and were not seen to make the true length of words likelier, in
+source text and in prose.
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row, of which some tokens are asked from left to right; those after the one that is asked are masks.
+
+    Attributes:
+        ids: The row; masks in holes.
+        asked: The places of the tokens. A mask among them is asked whether it begins with `lead`, and stays a mask.
+        lead: The end of the text before a hole, which that is held to; empty where no mask is asked.
+        mask_id: The id of the mask.
+    """
+
+    ids: list[int]
+    asked: list[int]
+    lead: str
+    mask_id: int
+
+    def canvas(self, number: int) -> Canvas:
+        """The row that asks one of the tokens."""
+        hidden = {*self.asked[number:]}
+        ids = [self.mask_id if at in hidden else id_ for at, id_ in enumerate(self.ids)]
+        return Canvas(ids, [at == self.asked[number] for at in range(len(ids))], [])
+
+    def wanted(self, number: int) -> int | str:
+        """What is asked of it: an id, or the text that a token is to begin with."""
+        id_ = self.ids[self.asked[number]]
+        return self.lead if id_ == self.mask_id else id_
+
+
+def questions(layout: Layout, template: Template, place: int, every: Sequence[Lengths]) -> list[Question]:
+    """What is asked of each of some lengths of a hole: the same text of all.
+
+    Where the hole may be empty, the end of the text before it may have other tokens then. So it is asked too.
+
+    Args:
+        layout: How texts become rows.
+        template: Texts and holes.
+        place: Which part of the template the hole is.
+        every: The lengths of the holes up to this one, and of none behind it.
+
+    Returns:
+        A question for each.
+    """
+    mask_id, affixes, room = layout.sidecar.mask_id, layout.sidecar.affixes, layout.sidecar.context
+    upto = template[: place + 1 + any(isinstance(part, str) for part in template[place + 1 : place + 2])]
+    parts = cache(lambda *filled: layout.parts(exact(upto, filled)))
+    may_be_empty = any(length == 0 for *_, length in every)
+
+    def ids_of(*lengths: int) -> list[list[int]]:
+        left = iter(lengths)
+        known = zip(upto, parts(*(int(length > 0) for length in lengths)).ids, strict=True)
+        return [ids if isinstance(part, str) else [*ids, *[mask_id] * (next(left) - 1)] for part, ids in known]
+
+    some = parts(*[1] * len(every[0]))
+    lead = some.leads[place] if may_be_empty else None
+    rows = [joined(ids_of(*lengths)) for lengths in every]
+    behind, kept = len(joined(some.ids[place + 1 :])), len(layout.unmoved(template))
+    room -= len(affixes) + max(map(len, rows)) - behind - kept
+    reach = max(0, min(ASKED, behind, room))
+    dropped = kept - max(0, min(BEFORE, kept, room - reach))
+    moved = len(affixes.prefix) - dropped
+    found = []
+    for ids, (*before, _) in zip(rows, every, strict=True):
+        first = joined(ids_of(*before, 1)[:place])
+        begin = shared(first, joined(ids_of(*before, 0))) if may_be_empty else len(first)
+        read = [*affixes.prefix, *ids[dropped : len(ids) - (behind - reach)]]
+        led = None if lead is None else len(first) + moved
+        asked = [at for at in range(begin + moved, len(read)) if at == led or read[at] != mask_id]
+        found.append(Question(read, asked, "" if lead is None else lead.text, mask_id))
+    return found

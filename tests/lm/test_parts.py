@@ -1,0 +1,246 @@
+"""Holes at the borders of words and lines: what is written there has the tokens that a whole text has."""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dlm.config import Bpe, Bytes, Characters
+from dlm.diffusion.denoiser import FunctionDenoiser
+from dlm.diffusion.network import NetworkInput
+from dlm.lm import DiffusionLM
+from dlm.lm.evidence import questions
+from dlm.lm.layout import Encoded
+from dlm.lm.lengths import Weigher
+from dlm.lm.parts import joined
+from dlm.lm.scores import Row
+from dlm.lm.search import LengthSearch
+from dlm.model.sentinels import add_sentinels
+from dlm.model.spans import LengthPrior
+from dlm.model.text import decode, encode
+from dlm.model.tokenizer import _complete, build_tokenizer
+from dlm.template import Hole, Template, exact, parse_template
+from tests.support.fixtures import MakeLM
+from tests.support.tokenizers import like_llama, like_roberta
+
+CODE = """class Point:
+    def __init__(self, x, y):
+        self.x = x
+        self.y = y
+        if not (x or y):
+            print('at 0')
+
+    def swapped(self):
+        return Point(self.y, self.x)
+
+def main():
+    for x in range(10):
+        print(Point(x, x + 1).swapped())
+"""
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return build_tokenizer(Bpe(size=420), lambda: [CODE] * 20)
+
+
+@pytest.fixture(scope="module", params=["masked", "joint"])
+def lm(request: pytest.FixtureRequest, make_lm: MakeLM, tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
+    return make_lm(tokenizer, 64, readings={"name": request.param})
+
+
+@pytest.fixture(scope="module")
+def joint(make_lm: MakeLM, tokenizer: PreTrainedTokenizerBase) -> DiffusionLM:
+    return make_lm(tokenizer, 64, readings={"name": "joint"})
+
+
+def middle_lm(make_lm: MakeLM) -> DiffusionLM:
+    """A model that fills in the middle."""
+    tokenizer = build_tokenizer(Bpe(size=420), lambda: [CODE] * 20)
+    sentinels = add_sentinels(tokenizer, "psm")
+    lm = make_lm(tokenizer, 64, readings={"name": "autoregressive"})
+    return DiffusionLM(lm.model, tokenizer, sidecar=replace(lm.sidecar, sentinels=sentinels), precision="fp32")
+
+
+def borders() -> Iterator[tuple[str, str, str]]:
+    """Every word and every line of the code, with what stands before it and behind."""
+    for found in [*re.finditer(r"(?<=[ \n])[^\s]+(?=\s)", CODE), *re.finditer(r"(?<=\n)[^\n]+(?=\n)", CODE)]:
+        yield CODE[: found.start()], found[0], CODE[found.end() :]
+
+
+def test_words_and_lines_that_are_cut_out_leave_the_tokens_of_the_whole_text(joint: DiffusionLM) -> None:
+    (whole,) = encode(joint.tokenizer, [CODE])
+    crossed = 0
+    for before, span, behind in borders():
+        template = before, Hole(1), behind
+        ids, (written,) = [*joint.layout.parts(template).ids], joint.layout.filled(template, [span])
+        crossed += joined(encode(joint.tokenizer, [before, span, behind])) != whole
+        assert joined([ids[0], written, ids[2]]) == whole, (before[-9:], span)
+    assert crossed > 40  # or the tokens would be those of the whole text by themselves
+
+
+@pytest.mark.parametrize("spec", [Bytes(), Characters()], ids=lambda spec: spec.name)
+def test_where_no_token_has_two_characters_every_text_keeps_its_own(spec: Bytes | Characters, make_lm: MakeLM) -> None:
+    lm = make_lm(build_tokenizer(spec, lambda: [CODE]), 64)
+    for before, _, behind in borders():
+        parts = lm.layout.parts((before, Hole(1), behind))
+        assert parts.leads == [None] * 3 and [parts.ids[0], parts.ids[2]] == encode(lm.tokenizer, [before, behind])
+
+
+def test_an_empty_hole_joins_the_texts_beside_it(joint: DiffusionLM) -> None:
+    for text in (
+        "f([MASK:0-2])",
+        "x = [MASK:0-2] y",
+        "[MASK:0-2]class Point",
+        "a [MASK:0-1][MASK:0-3]:",
+        "x [MASK:0-1]",
+    ):
+        template: Template = tuple(
+            part if isinstance(part, str) else replace(part, most=None) for part in parse_template(text)
+        )
+        (whole,) = encode(joint.tokenizer, [re.sub(r"\[MASK:[^]]*\]", "", text)])
+        assert joined(joint.layout.parts(template).ids) == joint.layout.holes(template).ids == whole
+        assert not any(joint.layout.holes(template).editable)
+
+
+TEXTS = [
+    "def [MASK:2](self):\n        return [MASK:3]\n",
+    "class Point:\n    def main():\n[MASK:4]\n\n    def swapped",
+    "for [MASK:1] in [MASK:2]:\n    [MASK:3]\n    [MASK:1]",
+    "x =  [MASK:1] [MASK:2][MASK:1]  y",
+    "class Point:\n\n[MASK:2-4]\n\n",
+    "if not [MASK:0-2] x [MASK:0-2]:\n[MASK:0-1]\n",
+    "x is [MASK:/[0-9]{2}/] or\n[MASK:/x+/] = y",
+    " [MASK:2]",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_text_is_what_its_tokens_say(text: str, lm: DiffusionLM) -> None:
+    """Untrained, a model takes any token: what is not held to the text before it would go wrong soon."""
+    template = parse_template(text)
+    for seed in range(3):
+        for found in lm.infill(template, num=3, seed=seed, search=LengthSearch(effort=8, tries=3), draws=2):
+            rest, spans = found.text, iter(found.spans)
+            for part in template:
+                written = part if isinstance(part, str) else next(spans)
+                assert rest.startswith(written)
+                rest = rest.removeprefix(written)
+            known = exact(template, found.lengths)
+            ids, ids_of_span = [*lm.layout.parts(known).ids], iter(found.ids)
+            for place, part in enumerate(known):
+                ids[place] = ids[place] if isinstance(part, str) else [*next(ids_of_span)]
+            assert not rest and decode(lm.tokenizer, joined(ids)) == found.text
+
+
+@pytest.mark.parametrize(
+    "text", ["def [MASK:2](self):\n        [MASK:3]\n", "x:\n[MASK:3]\n", "x = [MASK:1-4]\n", "x [MASK]"]
+)
+def test_next_tokens_begin_with_the_end_of_the_text_too(text: str, make_lm: MakeLM) -> None:
+    lm, template = middle_lm(make_lm), parse_template(text)
+    for found in lm.infill(template, num=12, seed=1):
+        lengths, spans = iter(found.lengths), iter(found.spans)
+        assert found.text == "".join(part if isinstance(part, str) else next(spans) for part in template)
+        assert all(next(lengths) in part.lengths for part in template if isinstance(part, Hole))
+        ids, written = [*lm.layout.parts(template).ids], iter(found.ids)
+        for place, part in enumerate(template):
+            ids[place] = ids[place] if isinstance(part, str) else [*next(written)]
+        assert decode(lm.tokenizer, joined(ids)) == found.text
+
+
+@pytest.mark.parametrize("kind", ["roberta", "llama", "unigram"])
+def test_tokenizers_of_others_join_blanks_too(kind: str, make_lm: MakeLM) -> None:
+    made = _complete(like_roberta() if kind == "roberta" else like_llama(unigram=kind == "unigram"))
+    lm = make_lm(made, 32)
+    for seed in range(4):
+        for found in lm.infill("love [MASK:2] love[MASK:1]", num=4, seed=seed, draws=2):
+            assert lm.layout.spelling is not None and lm.layout.spelling.bytes_of[found.ids[0][0]].startswith(b" ")
+            first = decode(made, [*encode(made, ["love"])[0], *found.ids[0]])
+            assert first == f"love {found.spans[0]}" and found.text.startswith(first)
+
+
+def test_choices_are_written_with_the_blank_before_them(joint: DiffusionLM) -> None:
+    template = parse_template("return [MASK]\n", choices=["x", "self", "Point(x)"])
+    for found in joint.infill(template, num=3):
+        (ids,) = encode(joint.tokenizer, [" " + found.spans[0]])
+        assert found.ids == (tuple(ids),)
+
+
+class Two:
+    """A model of two texts in ids, that are as likely as each other, exactly: masks are summed over."""
+
+    def __init__(self, texts: Sequence[Sequence[int]], vocabulary: int, unseen: Sequence[int]) -> None:
+        self.texts, self.vocabulary, self.unseen = texts, vocabulary, unseen
+
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        found = []
+        for row, place in inputs.wanted_BL.nonzero().tolist():
+            seen = inputs.ids_BL[row].tolist()
+            fit = [
+                text
+                for text in self.texts
+                if all(id_ in (*self.unseen, own) for id_, own in zip(seen, text, strict=False))
+            ]
+            p_V = torch.zeros(self.vocabulary, dtype=torch.float64)
+            for text in fit:
+                p_V[text[place]] += 1 / len(fit)
+            found.append(p_V.log())
+        return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    ("texts", "asked"),
+    [
+        (("print()  ", "print(x)  "), "print([MASK:0-1])"),
+        (("not  x:", "not self x:"), "not [MASK:0-1] x:"),
+        (("):\n        if not", "):\n    if not"), "):\n[MASK:0-1]if not"),
+    ],
+)
+def test_an_empty_hole_is_as_likely_as_its_text(
+    texts: Sequence[str], asked: str, joint: DiffusionLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Of two texts that are equally likely, of which one has nothing in the hole, so are the lengths."""
+    ids = [row + [0] * 8 for row in encode(tokenizer, texts)]
+    known = FunctionDenoiser(Two(ids, len(tokenizer), (joint.process.mask_id, joint.pad_id)))
+    weigher = Weigher(joint.layout, known, joint.process, joint.pad_id, 4)
+    found = weigher.posterior(parse_template(asked), LengthSearch(LengthPrior()))
+    assert found[(0,)] == pytest.approx(math.log(0.5)) and found[(1,)] == pytest.approx(math.log(0.5))
+
+
+@pytest.mark.parametrize(
+    "text", ["print([MASK:0-2])\n", "x = [MASK:0-2] + [MASK:0-1] y\n", "def main():\n[MASK:0-3]\n"]
+)
+def test_whole_texts_are_read_with_the_tokens_that_they_have(text: str, joint: DiffusionLM) -> None:
+    """The causal reading of a filled text is that of its ids behind those that all fillings leave as they are."""
+    template = parse_template(text)
+    holes = sum(isinstance(part, Hole) for part in template)
+    unmoved = joint.layout.unmoved(template)
+    scorer = joint.scorer(joint.denoisers.scoring, joint.estimator("causal"))
+    found = [each.ids for seed in range(4) for each in joint.infill(template, num=4, seed=seed, draws=2)]
+    for filling in {*found, ((),) * holes}:
+        spans = iter(filling)
+        parts = joint.layout.parts(
+            tuple(p if isinstance(p, str) else Hole(int(len(next(spans)) > 0)) for p in template)
+        )
+        spans = iter(filling)
+        whole = joined(
+            ids if isinstance(part, str) else next(spans) for part, ids in zip(template, parts.ids, strict=True)
+        )
+        assert whole[: len(unmoved)] == unmoved
+        row = joint.layout.continued(Encoded(unmoved), whole[len(unmoved) :])
+        (score,) = scorer.of_rows([Row.alone(row, ("reread",))], 1)
+        assert joint.filling.rereader().nats(template, [filling]) == pytest.approx([score.log_likelihood], rel=1e-5)
+
+
+def test_all_lengths_are_asked_about_the_same_text(joint: DiffusionLM) -> None:
+    for text in ("print([MASK:0-3])\n", "x = [MASK:0-3] + y\n", "def main():\n[MASK:0-3]\nx"):
+        template, mask_id = parse_template(text), joint.process.mask_id
+        asked = questions(joint.layout, template, 1, [(n,) for n in range(4)])
+        said = [decode(joint.tokenizer, [id_ for at in one.asked if (id_ := one.ids[at]) != mask_id]) for one in asked]
+        led = [one.lead * any(one.ids[at] == mask_id for at in one.asked) for one in asked]
+        assert len({"".join(sorted(a + b)) for a, b in zip(said, led, strict=True)}) == 1, said
