@@ -43,12 +43,11 @@ class Automaton:
             state = int(self.next_SC[state, number])
         return bool(self.accepting_S[state])
 
-    @cached_property
-    def first_V(self) -> Tensor:
-        """Boolean, whether an accepted string may begin with each id."""
+    def first_V(self, tokens: int) -> Tensor:
+        """Boolean, whether an accepted string of so many tokens may begin with each id."""
         live_S = self.accepting_S
-        while ((more_S := live_S | live_S[self.next_SC].any(1)) != live_S).any():
-            live_S = more_S
+        for _ in range(tokens - 1):
+            live_S = live_S[self.next_SC].any(1)
         live_C = live_S[self.next_SC[self.start]]
         return torch.cat([live_C, live_C.new_zeros(1)])[self.class_V]
 

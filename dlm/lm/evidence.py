@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from torch import Tensor
+
 from dlm.lm.canvas import Canvas
 from dlm.lm.layout import Layout
 from dlm.lm.parts import joined, shared
@@ -24,14 +26,15 @@ class Question:
 
     Attributes:
         ids: The row; masks in holes.
-        asked: The places of the tokens. A mask among them is asked whether it begins with `lead`, and stays a mask.
-        lead: The end of the text before a hole, which that is held to; empty where no mask is asked.
+        asked: The places of the tokens. A mask among them is asked whether a hole may begin with it, and stays a mask.
+        first_V: What the hole may begin with, which is held to the end of the text before it; None where that is not
+            asked.
         mask_id: The id of the mask.
     """
 
     ids: list[int]
     asked: list[int]
-    lead: str
+    first_V: Tensor | None
     mask_id: int
 
     def canvas(self, number: int) -> Canvas:
@@ -40,10 +43,10 @@ class Question:
         ids = [self.mask_id if at in hidden else id_ for at, id_ in enumerate(self.ids)]
         return Canvas(ids, [at == self.asked[number] for at in range(len(ids))], [])
 
-    def wanted(self, number: int) -> int | str:
-        """What is asked of it: an id, or the text that a token is to begin with."""
+    def wanted(self, number: int) -> int | Tensor:
+        """What is asked of it: an id, or all those that a hole may begin with."""
         id_ = self.ids[self.asked[number]]
-        return self.lead if id_ == self.mask_id else id_
+        return self.first_V if id_ == self.mask_id and self.first_V is not None else id_
 
 
 def questions(layout: Layout, template: Template, place: int, every: Sequence[Lengths]) -> list[Question]:
@@ -79,11 +82,15 @@ def questions(layout: Layout, template: Template, place: int, every: Sequence[Le
     dropped = kept - max(0, min(BEFORE, kept, room - reach))
     moved = len(affixes.prefix) - dropped
     found = []
-    for ids, (*before, _) in zip(rows, every, strict=True):
+    for ids, (*before, length) in zip(rows, every, strict=True):
         first = joined(ids_of(*before, 1)[:place])
         begin = shared(first, joined(ids_of(*before, 0))) if may_be_empty else len(first)
         read = [*affixes.prefix, *ids[dropped : len(ids) - (behind - reach)]]
-        led = None if lead is None else len(first) + moved
+        first_V = None
+        if lead is not None and length and layout.spelling is not None:
+            count, automaton = layout.spelling.beginning(lead.text, lead.own + length)
+            first_V = automaton.first_V(count)
+        led = None if first_V is None else len(first) + moved
         asked = [at for at in range(begin + moved, len(read)) if at == led or read[at] != mask_id]
-        found.append(Question(read, asked, "" if lead is None else lead.text, mask_id))
+        found.append(Question(read, asked, first_V, mask_id))
     return found

@@ -80,9 +80,9 @@ class Languages:
         for number, (part, places) in enumerate(zip(_holes(template), canvas.holes, strict=True)):
             if part.pattern is None:
                 if (lead := _lead(canvas, number)) is not None:
-                    # No more tokens than it has bytes spell it: those behind need not be held.
-                    places = canvas.spans[number][: len(lead.text.encode())]
-                    held.append(Held(places, self.spelling.beginning(lead.text)))
+                    span = canvas.spans[number]
+                    count, automaton = self.spelling.beginning(lead.text, len(span))
+                    held.append(Held(span[:count], automaton))
                 continue
             automaton = self._automaton(part, template, canvas, number)
             if len(places) not in automaton.lengths(len(places)):

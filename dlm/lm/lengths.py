@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.devices import copied
@@ -123,8 +124,8 @@ class Weigher:
                 found[i] += nats
         return found
 
-    def _log_p(self, canvases: Sequence[Canvas], wanted: Sequence[int | str]) -> list[float]:
-        """The log-probability of one token of each row: of an id, or of all that a text may begin with."""
+    def _log_p(self, canvases: Sequence[Canvas], wanted: Sequence[int | Tensor]) -> list[float]:
+        """The log-probability of one token of each row: of an id, or of all that may stand there."""
         x_BL, wanted_BL = stack(canvases, self.pad_id)
         shares = [canvas.ids.count(self.process.mask_id) / len(canvas.ids) for canvas in canvases]
         share_B = torch.tensor(shares, dtype=torch.float64)
@@ -134,10 +135,8 @@ class Weigher:
         id_N1 = torch.tensor([each if isinstance(each, int) else 0 for each in wanted], device=log_p_NV.device)[:, None]
         found: list[float] = log_p_NV.gather(1, id_N1)[:, 0].tolist()
         for row, each in enumerate(wanted):
-            if isinstance(each, str):
-                assert self.layout.spelling is not None
-                first_V = copied(self.layout.spelling.beginning(each).first_V, log_p_NV.device)
-                found[row] = log_p_NV[row, first_V].logsumexp(0).item()
+            if isinstance(each, Tensor):
+                found[row] = log_p_NV[row, copied(each, log_p_NV.device)].logsumexp(0).item()
         return found
 
 

@@ -216,12 +216,12 @@ class MiddleFiller:
         parts = self.layout.parts(template)
         return _Text(template, key, parts.ids, parts.leads)
 
-    def _first(self, lead: Lead | None) -> Automaton | None:
+    def _first(self, asked: _Asked) -> Automaton | None:
         """What a hole with a lead may begin with."""
-        if lead is None:
+        if asked.lead is None:
             return None
         assert self.layout.spelling is not None
-        return self.layout.spelling.beginning(lead.text)
+        return self.layout.spelling.beginning(asked.lead.text, asked.fewest)[1]
 
     def _fill_holes(self, texts: Sequence[_Text], number: int) -> None:
         """Fills the next hole of some texts."""
@@ -242,7 +242,7 @@ class MiddleFiller:
         wanted = [i for i, count in enumerate(counts) if count]
         stops = self.end_ids if ends else ()
         tasks = [
-            asked[i].task(self.rule(counts[i]), before[i], [mask_id] * counts[i], stops, self._first(asked[i].lead))
+            asked[i].task(self.rule(counts[i]), before[i], [mask_id] * counts[i], stops, self._first(asked[i]))
             for i in wanted
         ]
         rows = (

@@ -103,7 +103,8 @@ class Writer:
 
 def _first_ids(batch: Sequence[Task]) -> Tensor | None:
     """Which ids each row may begin with, boolean, shape (B, V): those that its span is held to; None for all."""
-    held = [task.held[0].automaton.first_V if task.held else None for task in batch]
+    spans = [task.held[0] if task.held else None for task in batch]
+    held = [None if span is None else span.automaton.first_V(len(span.places)) for span in spans]
     known = next((first_V for first_V in held if first_V is not None), None)
     if known is None:
         return None

@@ -91,22 +91,28 @@ class Spelling:
         ends = (text[start:] for start in range(len(text)))
         return any(len(spelled) > len(end.encode()) for end in ends for spelled in self._begun_by(end).values())
 
-    def beginning(self, text: str) -> Automaton:
-        """The language of what begins with a text, in tokens; what follows it may be any bytes.
+    def beginning(self, text: str, tokens: int) -> tuple[int, Automaton]:
+        """How tokens are held to spell a text and more.
 
         Args:
-            text: The text.
+            text: What they begin with.
+            tokens: How many there are.
 
         Returns:
-            What accepts the strings of tokens that spell it and go on, or end with it.
+            How many of the first are held, no more than the text has bytes; and their language.
         """
-        if text not in self._beginning:
-            anything = ByteAutomaton(np.zeros((1, 256), dtype=np.int64), np.ones(1, dtype=np.bool_), 0)
-            self._beginning[text] = self._lifted(anything.behind(text), text, stripped=False)
-        return self._beginning[text]
+        held = min(tokens, len(text.encode()))
+        key = text, held == tokens
+        if key not in self._beginning:
+            # One byte at least stands behind the text, where none of the tokens that are not held does.
+            next_SB, accepting_S = np.array([[1], [1]]).repeat(256, axis=1), np.array([not key[1], True])
+            self._beginning[key] = self._lifted(
+                ByteAutomaton(next_SB, accepting_S, 0).behind(text), text, stripped=False
+            )
+        return held, self._beginning[key]
 
     @cached_property
-    def _beginning(self) -> dict[str, Automaton]:
+    def _beginning(self) -> dict[tuple[str, bool], Automaton]:
         """The languages of the texts that were asked for."""
         return {}
 

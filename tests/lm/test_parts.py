@@ -242,5 +242,6 @@ def test_all_lengths_are_asked_about_the_same_text(joint: DiffusionLM) -> None:
         template, mask_id = parse_template(text), joint.process.mask_id
         asked = questions(joint.layout, template, 1, [(n,) for n in range(4)])
         said = [decode(joint.tokenizer, [id_ for at in one.asked if (id_ := one.ids[at]) != mask_id]) for one in asked]
-        led = [one.lead * any(one.ids[at] == mask_id for at in one.asked) for one in asked]
+        lead = joint.layout.leads(exact(template, [1]))[0]
+        led = [lead.text if lead and any(one.ids[at] == mask_id for at in one.asked) else "" for one in asked]
         assert len({"".join(sorted(a + b)) for a, b in zip(said, led, strict=True)}) == 1, said
