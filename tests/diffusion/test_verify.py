@@ -106,6 +106,7 @@ def write(
     *,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
+    first_BV: Tensor | None = None,
 ) -> list[State]:
     """The states of rows with these prompts."""
     canvas_BL = torch.tensor([[*prompt, *[MASK] * (LENGTH - len(prompt))] for prompt in prompts])
@@ -120,6 +121,7 @@ def write(
             BEFORE,
             generators=[generator(seed, row) for row in range(len(prompts))],
             stop_ids=stop_ids,
+            first_BV=first_BV,
         )
     )
 
@@ -201,6 +203,17 @@ def test_prompts_of_any_length_are_continued_by_the_chain_and_left_as_they_are()
     conditional[0] = TABLE[0] / TABLE[0].sum()
     assert fits(last.x_BL[chosen], conditional)
     assert last.calls_B[torch.tensor([len(prompt) == LENGTH for prompt in prompts])].sum() == 0
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_text_that_may_begin_with_some_tokens_alone_is_drawn_from_those(drafts: int) -> None:
+    """A row whose prompt leaves nothing to write has no first token, and the others keep theirs."""
+    prompts: list[tuple[int, ...]] = [(), (), (1, 1, 2)] * (ROWS // 2)
+    first_BV = torch.tensor([[True, False, True], [True, True, True], [False, True, False]] * (ROWS // 2))
+    last = write(Verified(drafts), useless, prompts, first_BV=first_BV)[-1]
+    kept = TABLE.clone()
+    kept[1] = 0.0
+    assert fits(last.x_BL[0::3], kept / kept.sum()) and fits(last.x_BL[1::3], TABLE)
 
 
 @pytest.mark.parametrize("drafts", [0, 2])

@@ -67,6 +67,57 @@ def test_a_language_of_tokens_is_that_of_their_texts(spelling: Spelling, express
         assert not matches or len(ids) in automaton.lengths(5)
 
 
+@pytest.mark.parametrize("lead", [" ", "\n", " t", "the "])
+def test_what_is_held_to_a_beginning_has_it_and_more(spelling: Spelling, lead: str) -> None:
+    begun = 0
+    for ids in strings(spelling, 2):
+        spelled = [spelling.bytes_of[id_] for id_ in ids]
+        if not ids or b"" in spelled:
+            continue
+        whole, (count, automaton) = b"".join(spelled), spelling.beginning(lead, len(ids))
+        expected = whole.startswith(lead.encode()) and len(whole) > len(lead.encode())
+        assert automaton.accepts(ids[:count]) == expected, whole
+        assert not expected or automaton.first_V(count)[ids[0]]
+        begun += expected
+    assert begun or len(lead) > 1 or lead == "\n"
+
+
+@pytest.mark.parametrize("expression", ["(a|the| cat)?", r"\w{0,3}", "[^a]*"])
+def test_a_language_behind_a_text_begins_with_it(spelling: Spelling, expression: str) -> None:
+    automaton, matched = spelling.automaton(expression, lead=" "), 0
+    blanks = [id_ for id_, spelled in spelling.bytes_of.items() if spelled[:1] == b" "]
+    for number, rest in enumerate(strings(spelling, 3)):
+        ids = [blanks[number % len(blanks)], *rest] if number % 3 else rest
+        try:
+            text = b"".join(map(spelling.bytes_of.__getitem__, ids)).decode()
+        except UnicodeDecodeError:
+            continue
+        expected = text[:1] == " " and re.fullmatch(expression, text[1:]) is not None
+        assert automaton.accepts(ids) == expected, text
+        matched += expected
+    assert matched
+
+
+def test_a_string_may_begin_with_what_some_string_of_as_many_tokens_begins_with(spelling: Spelling) -> None:
+    """Enumerated: of the strings of one token, and of two."""
+    automaton = spelling.automaton("( t|the |0)[a-z0]?")
+    ids = [*spelling.bytes_of]
+    assert {id_ for id_ in ids if automaton.first_V(1)[id_]} == {id_ for id_ in ids if automaton.accepts([id_])}
+    other = {id_ for id_ in ids if any(automaton.accepts([id_, second]) for second in ids)}
+    assert {id_ for id_ in ids if automaton.first_V(2)[id_]} == other
+
+
+def test_tokens_go_on_behind_blanks_where_they_hold_words() -> None:
+    joins = {name: make() for name, make in TOKENIZERS.items()}
+    found = {
+        name: Spelling(each, id_count(each), all_special_ids(each) | {each.unk_token_id})
+        for name, each in joins.items()
+    }
+    for name, spelling in found.items():
+        assert spelling.joins(" ") == spelling.goes_on(" ") == (name not in ("bytes", "characters")), name
+        assert not spelling.joins("\n") and not spelling.goes_on("\n")
+
+
 def test_tokens_that_may_stand_for_each_other_are_one_class() -> None:
     tokenizer = build_tokenizer(Bytes(), lambda: ())
     found = Spelling(tokenizer, id_count(tokenizer), all_special_ids(tokenizer)).automaton("[0-9]{4}")
