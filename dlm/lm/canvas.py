@@ -47,13 +47,13 @@ class Canvas:
         return replace(self, ids=ids)
 
     @classmethod
-    def after(cls, given: Sequence[int], rest: Sequence[int], affixes: Affixes) -> "Canvas":
+    def after(cls, given: Sequence[int], rest: Sequence[int], affixes: Affixes, lead: Lead | None = None) -> "Canvas":
         """A row of given ids, and after them a hole: masks that are to be written, or ids that are to be scored."""
         before, behind = affixes.around(rest)
         first = len(before) + len(given)
-        hole = range(first, first + len(rest))
+        span = range(first, first + len(rest))
         ids = [*before, *given, *rest, *behind]
-        return cls(ids, [i in hole for i in range(len(ids))], [hole], len(before))
+        return cls(ids, [i in span for i in range(len(ids))], [span[own_of(lead) :]], len(before), (lead,))
 
 
 def lay_out(template: Template, parts: Callable[[Template], Parts], context: int, affixes: Affixes) -> Canvas:

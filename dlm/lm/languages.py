@@ -76,19 +76,28 @@ class Languages:
         Returns:
             Its spans; None where a language has no string of as many tokens in its place.
         """
-        held = []
+        held: list[Held] = []
         for number, (part, places) in enumerate(zip(_holes(template), canvas.holes, strict=True)):
             if part.pattern is None:
-                if (lead := _lead(canvas, number)) is not None:
-                    span = canvas.spans[number]
-                    count, automaton = self.spelling.beginning(lead.text, len(span))
-                    held.append(Held(span[:count], automaton))
+                held += self._led(canvas, number)
                 continue
             automaton = self._automaton(part, template, canvas, number)
             if len(places) not in automaton.lengths(len(places)):
                 return None
             held.append(Held(places, automaton))
         return tuple(held)
+
+    def led(self, canvas: Canvas) -> tuple[Held, ...]:
+        """The spans of a row that begin with the end of the text before them."""
+        return tuple(held for number in range(len(canvas.holes)) for held in self._led(canvas, number))
+
+    def _led(self, canvas: Canvas, number: int) -> Sequence[Held]:
+        """How a span is held to its lead, if it has one."""
+        if (lead := _lead(canvas, number)) is None:
+            return ()
+        span = canvas.spans[number]
+        count, automaton = self.spelling.beginning(lead.text, len(span))
+        return (Held(span[:count], automaton),)
 
     def enumerated(self, template: Template, most: int) -> Sequence[tuple[Template, Canvas]] | None:
         """All ways of filling the holes of a text with their choices, each by the tokens that its text has.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import ConfigError, DataError
 from dlm.lm.canvas import Canvas, lay_out
-from dlm.lm.parts import Lead, Parts, joined, parts_of, shared, span_ids
+from dlm.lm.parts import Lead, Parts, joined, own_of, parted, parts_of, shared, span_ids
 from dlm.model.checkpoint import Sidecar
 from dlm.model.spelling import Spelling
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
@@ -105,13 +105,15 @@ class Layout:
         """How chats are written."""
         return ChatTemplate.of(self.tokenizer, self.sidecar.family, shift=self.sidecar.formulation.shift)
 
-    def canvas(self, prompt: Prompt, length: int | None = None) -> Canvas:
+    def canvas(self, prompt: Prompt, length: int | None = None, *, led: bool = False) -> Canvas:
         """A prompt as the model sees it, and the masks that it writes into.
 
         Args:
             prompt: A text, a chat, or nothing.
             length: Tokens to write; by default what the context leaves room for, and for a published model no more
                 than its publisher's own number.
+            led: Whether the last blank of a text, or its line break, is written again where tokens join it to what
+                follows; see `dlm.lm.parts`.
 
         Returns:
             The row.
@@ -125,7 +127,10 @@ class Layout:
             length = min(room, family.length) if (family := self.sidecar.family) else room
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
-        return Canvas.after(given, [self.sidecar.mask_id] * length, affixes)
+        lead = None
+        if led and isinstance(prompt, str):
+            given, lead = parted(prompt, self.tokenizer, self.spelling, 1)
+        return Canvas.after(given, [self.sidecar.mask_id] * (length + own_of(lead)), affixes, lead)
 
     def unguided(self, prompt: Prompt, canvas: Canvas, negative: str | None) -> Canvas:
         """The row that a text is guided away from.
@@ -142,8 +147,8 @@ class Layout:
             ConfigError: There is no prompt, or it is a chat whose messages are not known apart.
             DataError: What stands in its place does not fit the context.
         """
-        (hole,) = canvas.holes
-        if hole.start == canvas.start:
+        (span,) = canvas.spans
+        if span.start == canvas.start:
             raise ConfigError("--guidance leads towards a prompt, and there is none: give --prompt or --chat")
         if negative is None:
             return self.hidden(canvas)
@@ -152,7 +157,7 @@ class Layout:
                 "--negative-prompt takes the place of a last message, and this chat is one text: leave it out"
             )
         try:
-            other = self.canvas(_instead(prompt, negative), len(hole))
+            other = self.canvas(_instead(prompt, negative), len(span))
         except DataError as error:
             raise DataError(f"--negative-prompt: {error}") from error
         self.warn_of_unseen([other], "by the negative prompt")

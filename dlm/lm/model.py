@@ -580,11 +580,13 @@ class DiffusionLM:
         family = self.sidecar.family
         sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
         asked: list[tuple[Prompt, Task]] = []
+        led = not self.writer.remembers(sampler)
         for place, prompt in prompts.items():
-            canvas = self.layout.canvas(prompt, length)
+            canvas = self.layout.canvas(prompt, length, led=led)
             if length is None and sampler.negative is not None:
-                room = self.layout.room(prompt, sampler.negative)
-                canvas = self.layout.canvas(prompt, min(room, sum(canvas.editable)))
+                (hole,), (span,) = canvas.holes, canvas.spans
+                room = self.layout.room(prompt, sampler.negative) - (len(span) - len(hole))
+                canvas = self.layout.canvas(prompt, min(room, len(hole)), led=led)
             rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
             key = ("sample", place) if place else ("sample",)
             stop_ids = self.end_ids if prompt or self.documents_apart else ()
@@ -592,7 +594,8 @@ class DiffusionLM:
             if sampler.guides:
                 other = self.layout.unguided(prompt, canvas, sampler.negative)
             self.layout.warn_of_unseen([canvas])
-            tasks = (Task(canvas, rule, (seed, *key, number), stop_ids, other=other) for number in range(num))
+            task = Task(canvas, rule, (seed, *key), stop_ids, self.languages.led(canvas), other)
+            tasks = (replace(task, key=(*task.key, number)) for number in range(num))
             asked += [(prompt, task) for task in tasks]
         batches = self.writer.write([task for _, task in asked], sampler, batch_size=batch_size, watch=watch)
         rows = (row for batch in batches for row in zip(batch.x_BL.tolist(), batch.calls, strict=True))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.model.spelling import Spelling
 from dlm.model.text import encode
-from dlm.template import Hole, Template
+from dlm.template import Template
 
 LONGEST = 8
 """The most characters of a lead: text that ends in more blanks and line breaks keeps its tokens."""
@@ -84,12 +84,15 @@ def parts_of(
         text = text.lstrip() if takes_right and start else text
         if texts:
             first = next(iter(texts))
-            if part is None:
-                (ids[first],) = encode(tokenizer, [text], continues=start > 0)
+            held = spelling if part is not None and part.tokens else None
+            if part is not None and takes_left and text != text.rstrip():
+                (ids[first],) = encode(tokenizer, [text.rstrip()], continues=start > 0)
+                leads[number] = Lead(" ", own=0) if held is not None and held.joins(" ") else None
             else:
-                ids[first], leads[number] = _parted(
-                    text, part, tokenizer, spelling, continues=start > 0, takes_blanks=takes_left, together=together
-                )
+                longest = 0 if part is None or part.pattern is not None else LONGEST if together else 1
+                ids[first], lead = parted(text, tokenizer, held, longest, continues=start > 0)
+                if part is not None:
+                    leads[number] = lead
         if part is not None:
             ids[number] = [mask_id] * (part.tokens + own_of(leads[number]))
         start = number + 1
@@ -129,33 +132,33 @@ def own_of(lead: Lead | None) -> int:
     return 0 if lead is None else lead.own
 
 
-def _parted(
-    text: str,
-    hole: Hole,
-    tokenizer: PreTrainedTokenizerBase,
-    spelling: Spelling | None,
-    *,
-    continues: bool,
-    takes_blanks: bool,
-    together: bool,
+def parted(
+    text: str, tokenizer: PreTrainedTokenizerBase, spelling: Spelling | None, longest: int, *, continues: bool = False
 ) -> tuple[list[int], Lead | None]:
-    """The ids of a text that stay as they are, whatever fills the hole behind it, and the lead of that hole."""
+    """The ids of a text that stay as they are, whatever is written behind it, and its end, which is written again.
+
+    Args:
+        text: The text.
+        tokenizer: The model's tokenizer.
+        spelling: What its tokens spell; None where nothing holds what is written to a lead.
+        longest: The most characters of a lead with positions of its own.
+        continues: Whether it is a part from within a text.
+
+    Returns:
+        Ids, and the lead of what is written.
+    """
 
     def ids_of(*texts: str) -> list[list[int]]:
         return encode(tokenizer, texts, continues=continues)
 
-    kept, blank = text.rstrip() if takes_blanks else text, text[-1:]
-    if spelling is None or not blank.isspace() or hole.tokens == 0:
-        return ids_of(kept)[0], None
-    if kept != text:
-        return ids_of(kept)[0], Lead(" ", own=0) if spelling.joins(" ") else None
-    if spelling.joins(blank):
+    blank = text[-1:]
+    if spelling is not None and blank.isspace() and spelling.joins(blank):
         shorter, longer = ids_of(text[:-1], text + "a")
         if longer[: len(shorter)] == shorter:
             return shorter, Lead(blank, own=0)
     kept = text.rstrip()
     last = text[len(kept) :]
-    if hole.pattern is None and len(last) <= (LONGEST if together else 1) and spelling.goes_on(last):
+    if spelling is not None and 0 < len(last) <= longest and spelling.goes_on(last):
         shorter, longer = ids_of(kept, text + "a")
         own = len(longer) - len(shorter) - 1
         if own > 0 and longer[: len(shorter)] == shorter:

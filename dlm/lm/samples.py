@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.lm.canvas import written_text
 from dlm.lm.layout import Prompt
+from dlm.lm.parts import Lead
 from dlm.lm.rows import Task
 
 
@@ -18,7 +19,8 @@ class Sample:
     Attributes:
         text: The prompt, exactly as it was given, and what was written after it; after a chat that alone.
         continuation: What was written alone.
-        ids: The ids that were written, up to the end of text and without it.
+        ids: The ids that were written, up to the end of text and without it; those for the end of the prompt with them
+            where that was written again.
         calls: Network calls that this text took part in.
     """
 
@@ -36,6 +38,7 @@ class Sample:
         ends: Container[int],
         calls: int,
         tokenizer: PreTrainedTokenizerBase,
+        lead: Lead | None = None,
     ) -> Self:
         """The text of what was written, up to its first end.
 
@@ -46,6 +49,7 @@ class Sample:
             ends: The ids that end a text.
             calls: Network calls that it took part in.
             tokenizer: The model's.
+            lead: The end of the prompt that was written again.
 
         Returns:
             The text.
@@ -53,7 +57,7 @@ class Sample:
         kept = tuple(written[: next((i for i, id_ in enumerate(written) if id_ in ends), None)])
         whole = [*given, *kept]
         before = prompt if isinstance(prompt, str) else ""
-        text = written_text(tokenizer, whole, range(len(given), len(whole)), before)
+        text = written_text(tokenizer, whole, range(len(given), len(whole)), before, lead=lead)
         return cls(before + text, text, kept, calls)
 
     @classmethod
@@ -72,6 +76,6 @@ class Sample:
         Returns:
             The text.
         """
-        (hole,) = task.canvas.holes
-        given = ids[task.canvas.start : hole.start]  # without special tokens around it
-        return cls.of(prompt, given, ids[hole.start : hole.stop], task.stop_ids, calls, tokenizer)
+        (span,), lead = task.canvas.spans, next(iter(task.canvas.leads), None)
+        given = ids[task.canvas.start : span.start]  # without special tokens around it
+        return cls.of(prompt, given, ids[span.start : span.stop], task.stop_ids, calls, tokenizer, lead)

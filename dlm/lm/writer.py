@@ -39,6 +39,17 @@ class Writer:
     before_id: int | None
     aligned: bool = True
 
+    def remembers(self, sampler: Sampler) -> bool:
+        """Whether what is written in blocks is memory for the blocks behind it.
+
+        Args:
+            sampler: What rules are made of.
+
+        Returns:
+            Whether it is, in texts that go on to their end.
+        """
+        return sampler.blocks(self.formulation) is not None and self.formulation.readings.remembers
+
     def write(
         self,
         tasks: Sequence[Task],
@@ -65,7 +76,7 @@ class Writer:
         """
         denoiser = self.denoisers.infilling if inside else self.denoisers.sampling
         blocks = sampler.blocks(self.formulation)
-        remembers = not inside and blocks is not None and self.formulation.readings.remembers
+        remembers = not inside and self.remembers(sampler)
 
         def states(
             batch: Sequence[Task], x_BL: Tensor, editable_BL: Tensor, streams: Sequence[Generator]

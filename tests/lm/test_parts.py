@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Bpe, Bytes, Characters
 from dlm.diffusion.denoiser import FunctionDenoiser
+from dlm.diffusion.guide import Guidance
 from dlm.diffusion.network import NetworkInput
-from dlm.lm import DiffusionLM
+from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.evidence import questions
 from dlm.lm.layout import Encoded
 from dlm.lm.lengths import Weigher
@@ -151,6 +152,30 @@ def test_next_tokens_begin_with_the_end_of_the_text_too(text: str, make_lm: Make
         for place, part in enumerate(template):
             ids[place] = ids[place] if isinstance(part, str) else [*next(written)]
         assert decode(lm.tokenizer, joined(ids)) == found.text
+
+
+@pytest.mark.parametrize("prompt", ["def ", "def main():\n", "x =  ", "x\n\n", " ", "x"])
+def test_what_follows_a_prompt_begins_with_its_end(prompt: str, lm: DiffusionLM) -> None:
+    """By masks and by next tokens, and for texts of one token."""
+    for length in (1, 6):
+        for sample in lm.generate(prompt, num=8, length=length, seed=2):
+            canvas = lm.layout.canvas(prompt, length, led=True)
+            (span,) = canvas.spans
+            assert sample.text == prompt + sample.continuation and sample.continuation
+            assert decode(lm.tokenizer, [*canvas.ids[: span.start], *sample.ids]) == sample.text
+
+
+def test_a_prompt_that_ends_in_a_word_keeps_its_tokens(lm: DiffusionLM) -> None:
+    for prompt in ("def", "f(", None, ""):
+        assert lm.layout.canvas(prompt, 3, led=True) == lm.layout.canvas(prompt, 3)
+
+
+def test_a_negative_prompt_has_room_beside_the_end_of_a_prompt(
+    make_lm: MakeLM, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    lm, guided = make_lm(tokenizer, 24), Sampler(guidance=Guidance(1.0, negative="x = y + 1 and x " * 2))
+    (sample,) = lm.generate("def main():\n", sampler=guided)
+    assert sample.text.startswith("def main():\n")
 
 
 @pytest.mark.parametrize("kind", ["roberta", "llama", "unigram"])
