@@ -3,13 +3,14 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import ConfigError, DataError
 from dlm.lm.canvas import Canvas, lay_out
-from dlm.lm.parts import Lead, Parts, joined, own_of, parted, parts_of, shared, span_ids
+from dlm.lm.parts import LONGEST, Borders, Lead, Parts, joined, own_of, shared, without
 from dlm.model.checkpoint import Sidecar
 from dlm.model.spelling import Spelling
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
@@ -85,7 +86,13 @@ class Layout:
     spelling: Spelling | None = None
     together: bool = True
 
-    @property
+    @cached_property
+    def borders(self) -> Borders:
+        """How texts beside holes become ids."""
+        longest = LONGEST if self.together else 1
+        return Borders(self.tokenizer, self.sidecar.mask_id, self.spelling, longest)
+
+    @cached_property
     def one_by_one(self) -> "Layout":
         """The same for next tokens, of which only the first is held to a lead."""
         return replace(self, together=False)
@@ -129,7 +136,8 @@ class Layout:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
         lead = None
         if led and isinstance(prompt, str):
-            given, lead = parted(prompt, self.tokenizer, self.spelling, 1)
+            lead = self.borders.lead(prompt, longest=1)
+            given = self.borders.ids_of(without(prompt, lead), continues=False)
         return Canvas.after(given, [self.sidecar.mask_id] * (length + own_of(lead)), affixes, lead)
 
     def unguided(self, prompt: Prompt, canvas: Canvas, negative: str | None) -> Canvas:
@@ -296,9 +304,8 @@ class Layout:
         return lay_out(template, self.parts, self.sidecar.context, self.sidecar.affixes)
 
     def parts(self, template: Template) -> Parts:
-        """The ids of the parts of a text with holes; see `parts_of`."""
-        mask_id = self.sidecar.mask_id
-        return parts_of(template, self.tokenizer, mask_id, self.spelling, together=self.together)
+        """The ids of the parts of a text with holes; see `Borders.parts`."""
+        return self.borders.parts(template)
 
     def unmoved(self, template: Template) -> list[int]:
         """The ids before the first hole of a text that stand there whatever its holes are filled with.
@@ -328,7 +335,7 @@ class Layout:
         Returns:
             The ids of each hole, its lead with them; see `Canvas.spans`.
         """
-        return [span_ids(span, lead, self.tokenizer) for span, lead in zip(spans, self.leads(template), strict=True)]
+        return [self.borders.filled(span, lead) for span, lead in zip(spans, self.leads(template), strict=True)]
 
     def leads(self, template: Template) -> list[Lead | None]:
         """What each hole of a text begins with that is no part of it."""

@@ -6,8 +6,9 @@ itself says that another blank follows. So the end of a text that may be joined 
 written again at the beginning of the hole, which is held to it. This is known as token healing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from transformers import PreTrainedTokenizerBase
 
@@ -47,73 +48,116 @@ class Parts:
     leads: list[Lead | None]
 
 
-def parts_of(
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    mask_id: int,
-    spelling: Spelling | None = None,
-    *,
-    together: bool = True,
-) -> Parts:
-    """The ids of each part of a template, masks for a hole, as few as it may have.
+@dataclass(frozen=True)
+class Borders:
+    """How texts beside holes become ids.
 
-    The blanks beside a hole are left out where the mask takes them, as RoBERTa's does: they belong to its word.
-
-    Args:
-        template: Texts and holes.
+    Attributes:
         tokenizer: The model's tokenizer.
-        mask_id: What stands in the holes.
+        mask_id: What stands in holes.
         spelling: What the tokens spell that holes are written with; None where nothing holds a hole to a lead, so that
             texts keep all of their tokens.
-        together: Whether the tokens of a hole are held to its lead together. Else only its first token is, and no lead
-            has several characters.
-
-    Returns:
-        The parts.
+        longest: The most characters of a lead that has positions of its own.
     """
-    ids: list[list[int]] = [[] for _ in template]
-    leads: list[Lead | None] = [None] * len(template)
-    mask = tokenizer.added_tokens_decoder.get(mask_id)
-    takes_left, takes_right = (mask.lstrip, mask.rstrip) if mask else (False, False)
-    start = 0
-    for number, part in enumerate((*template, None)):
-        if isinstance(part, str) or (part is not None and part.is_empty):
-            continue
-        texts = {at: text for at in range(start, number) if isinstance(text := template[at], str)}
-        text = "".join(texts.values())
-        text = text.lstrip() if takes_right and start else text
-        if texts:
-            first = next(iter(texts))
-            held = spelling if part is not None and part.tokens else None
+
+    tokenizer: PreTrainedTokenizerBase
+    mask_id: int
+    spelling: Spelling | None
+    longest: int = LONGEST
+
+    def parts(self, template: Template) -> Parts:
+        """The ids of each part of a template, masks for a hole, as few as it may have.
+
+        The blanks beside a hole are left out where the mask takes them, as RoBERTa's does: they belong to its word.
+
+        Args:
+            template: Texts and holes.
+
+        Returns:
+            The parts.
+        """
+        ids: list[list[int]] = [[] for _ in template]
+        leads: list[Lead | None] = [None] * len(template)
+        mask = self.tokenizer.added_tokens_decoder.get(self.mask_id)
+        takes_left, takes_right = (mask.lstrip, mask.rstrip) if mask else (False, False)
+        start = 0
+        for number, part in enumerate((*template, None)):
+            if isinstance(part, str) or (part is not None and part.is_empty):
+                continue
+            texts = {at: text for at in range(start, number) if isinstance(text := template[at], str)}
+            text, continues = "".join(texts.values()), start > 0
+            text = text.lstrip() if takes_right and continues else text
             if part is not None and takes_left and text != text.rstrip():
-                (ids[first],) = encode(tokenizer, [text.rstrip()], continues=start > 0)
-                leads[number] = Lead(" ", own=0) if held is not None and held.joins(" ") else None
-            else:
-                longest = 0 if part is None or part.pattern is not None else LONGEST if together else 1
-                ids[first], lead = parted(text, tokenizer, held, longest, continues=start > 0)
-                if part is not None:
-                    leads[number] = lead
-        if part is not None:
-            ids[number] = [mask_id] * (part.tokens + own_of(leads[number]))
-        start = number + 1
-    return Parts(ids, leads)
+                text, lead = text.rstrip(), Lead(" ", own=0)
+                leads[number] = lead if part.tokens and self.spelling is not None and self.spelling.joins(" ") else None
+            elif part is not None and part.tokens:
+                longest = self.longest if part.pattern is None else 0
+                leads[number] = self.lead(text, longest=longest, continues=continues)
+                text = without(text, leads[number])
+            if texts:
+                ids[next(iter(texts))] = self.ids_of(text, continues=continues)
+            if part is not None:
+                ids[number] = [self.mask_id] * (part.tokens + own_of(leads[number]))
+            start = number + 1
+        return Parts(ids, leads)
+
+    def lead(self, text: str, *, longest: int, continues: bool = False) -> Lead | None:
+        """The end of a text that is written again with what stands behind it.
+
+        Args:
+            text: The text.
+            longest: The most characters of a lead that has positions of its own.
+            continues: Whether it is a part from within a text.
+
+        Returns:
+            The lead; None where all of the text's tokens stay, whatever stands behind it.
+        """
+        blank, last = text[-1:], text[len(text.rstrip()) :]
+        if self.spelling is None or not last:
+            return None
+        longer = self.ids_of(text + "a", continues=continues)
+        if self.spelling.joins(blank):
+            shorter = self.ids_of(text[:-1], continues=continues)
+            if longer[: len(shorter)] == shorter:
+                return Lead(blank, own=0)
+        if len(last) <= longest and self.spelling.goes_on(last):
+            shorter = self.ids_of(text.removesuffix(last), continues=continues)
+            own = len(longer) - len(shorter) - 1
+            if own > 0 and longer[: len(shorter)] == shorter:
+                return Lead(last, own)
+        return None
+
+    def filled(self, span: str, lead: Lead | None) -> list[int]:
+        """What is written into a hole for a text to stand in it, the lead with it.
+
+        Args:
+            span: The text, which is not empty.
+            lead: The hole's.
+
+        Returns:
+            Ids, more than the lead's own.
+        """
+        if lead is None:
+            return self.ids_of(span, continues=True)
+        both = self.ids_of(lead.text + span, continues=True)
+        if len(both) > lead.own:
+            return both
+        before_a_word = self.ids_of(lead.text + "a", continues=True)
+        return [*before_a_word[: lead.own], *self.ids_of(span, continues=True)]
+
+    def ids_of(self, text: str, *, continues: bool) -> list[int]:
+        """The ids of a text, or of a part from within one; see `encode`."""
+        return [*self._known(text, continues)]
+
+    @cached_property
+    def _known(self) -> Callable[[str, bool], list[int]]:
+        """The ids of the last texts: a text is filled by many lengths, with the same texts beside its holes."""
+        return lru_cache(maxsize=64)(lambda text, continues: encode(self.tokenizer, [text], continues=continues)[0])
 
 
-def span_ids(span: str, lead: Lead | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What is written into a hole for a text to stand in it, the lead with it.
-
-    Args:
-        span: The text, which is not empty.
-        lead: The hole's.
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        Ids, more than the lead's own.
-    """
-    if lead is None:
-        return encode(tokenizer, [span], continues=True)[0]
-    before_a_word, alone, both = encode(tokenizer, [lead.text + "a", span, lead.text + span], continues=True)
-    return both if len(both) > lead.own else [*before_a_word[: lead.own], *alone]
+def without(text: str, lead: Lead | None) -> str:
+    """A text whose end is written again."""
+    return text if lead is None else text.removesuffix(lead.text)
 
 
 def joined(ids: Iterable[Sequence[int]]) -> list[int]:
@@ -130,37 +174,3 @@ def shared(ids: Sequence[int], others: Sequence[int]) -> int:
 def own_of(lead: Lead | None) -> int:
     """How many positions are added to a hole for its lead."""
     return 0 if lead is None else lead.own
-
-
-def parted(
-    text: str, tokenizer: PreTrainedTokenizerBase, spelling: Spelling | None, longest: int, *, continues: bool = False
-) -> tuple[list[int], Lead | None]:
-    """The ids of a text that stay as they are, whatever is written behind it, and its end, which is written again.
-
-    Args:
-        text: The text.
-        tokenizer: The model's tokenizer.
-        spelling: What its tokens spell; None where nothing holds what is written to a lead.
-        longest: The most characters of a lead with positions of its own.
-        continues: Whether it is a part from within a text.
-
-    Returns:
-        Ids, and the lead of what is written.
-    """
-
-    def ids_of(*texts: str) -> list[list[int]]:
-        return encode(tokenizer, texts, continues=continues)
-
-    blank = text[-1:]
-    if spelling is not None and blank.isspace() and spelling.joins(blank):
-        shorter, longer = ids_of(text[:-1], text + "a")
-        if longer[: len(shorter)] == shorter:
-            return shorter, Lead(blank, own=0)
-    kept = text.rstrip()
-    last = text[len(kept) :]
-    if spelling is not None and 0 < len(last) <= longest and spelling.goes_on(last):
-        shorter, longer = ids_of(kept, text + "a")
-        own = len(longer) - len(shorter) - 1
-        if own > 0 and longer[: len(shorter)] == shorter:
-            return shorter, Lead(last, own)
-    return ids_of(text)[0], None
