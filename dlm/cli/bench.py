@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -219,12 +220,16 @@ def _frontier(found: "Frontier") -> str:
         ("repeated", lambda p: _share(p.repeated)),
         ("distinct", lambda p: _share(p.distinct)),
     ]
-    table = table_of(points, columns)
-    console = Console(width=400)  # a narrow terminal wraps lines; rich would cut figures off
-    with console.capture() as drawn:
-        console.print(table, highlight=False)
-    lines = [line.rstrip() for line in drawn.get().splitlines()]
-    return "\n".join([*lines, "", *_notes(found)])
+    return "\n".join([*lines_of(table_of(points, columns)), "", *_notes(found)])
+
+
+def lines_of(*parts: str | Table) -> list[str]:
+    """Texts and tables as plain lines; a narrow terminal wraps them, where rich would cut figures off."""
+    drawn = StringIO()
+    console = Console(width=400, file=drawn)
+    for part in parts:
+        console.print(part, highlight=False)
+    return [line.rstrip() for line in drawn.getvalue().splitlines()]
 
 
 def table_of(points: Iterable[Any], columns: Sequence[tuple[str, Callable[[Any], Any]]]) -> Table:

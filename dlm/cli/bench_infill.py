@@ -5,10 +5,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.table import Table
 
 from dlm.cli import options
-from dlm.cli.bench import check_once, names, table_of
+from dlm.cli.bench import check_once, lines_of, names, table_of
 from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
 from dlm.cli.infill import Reread
@@ -182,14 +182,10 @@ def _report(found: "Infillings") -> str:
         ("rows/hole", lambda p: f"{p.calls:,.0f}"),
         ("ms/hole", lambda p: f"{p.milliseconds:,.1f}"),
     ]
-    console = Console(width=400)  # a narrow terminal wraps lines; rich would cut figures off
-    with console.capture() as drawn:
-        for (kind, known), group in groupby(found.points, lambda p: (p.kind, p.known)):
-            console.print(f"{kind}, {'known' if known else 'unknown'} length", highlight=False)
-            console.print(table_of(group, columns), highlight=False)
-            console.print()
-    lines = [line.rstrip() for line in drawn.get().splitlines()]
-    return "\n".join([*lines, *_notes(found)])
+    parts: list[str | Table] = []
+    for (kind, known), group in groupby(found.points, lambda p: (p.kind, p.known)):
+        parts += [f"{kind}, {'known' if known else 'unknown'} length", table_of(group, columns), ""]
+    return "\n".join([*lines_of(*parts), *_notes(found)])
 
 
 def _notes(found: "Infillings") -> Iterator[str]:

@@ -97,8 +97,9 @@ class Sampler:
         """
         if self._verifies(formulation, inside):
             if self.reuse is not None:
+                instead = ", or add --no-verify" if formulation.readings.any_order else ""
                 raise ConfigError(
-                    "--cache is for masks: next tokens have an exact one of their own; leave it out, or add --no-verify"
+                    f"--cache is for masks: next tokens have an exact one of their own; leave it out{instead}"
                 )
             drafts = self.drafts if self.drafts is not None else DRAFTS if formulation.readings.remembers else 0
             # A call finds one token more than it drafts.

@@ -43,6 +43,8 @@ def resolve(model: str | Path) -> str:
     Raises:
         CheckpointError: There is no checkpoint at the path, or it is neither a path nor a Hub name.
     """
+    if not str(model):
+        raise CheckpointError("no model: the name is empty; give a run folder, a checkpoint folder or a Hub name")
     path = expand(model)
     for folder in map(follow, (path, path / CHECKPOINTS / "best", path / CHECKPOINTS / "last")):
         if (folder / "config.json").is_file() or is_adapter(str(folder)):
