@@ -112,7 +112,7 @@ class ConstrainedDenoiser(Denoiser):
         """The log-probability of each class at each position of a span."""
         masses_NC = torch.full((len(span.places), span.automaton.classes), -torch.inf, dtype=torch.float64)
         own = torch.tensor([place in index_of for place in span.places])
-        index_M = torch.tensor([*index_of.values()], device=self._log_p_MV.device)
+        index_M = torch.tensor([*index_of.values()], dtype=torch.long, device=self._log_p_MV.device)
         masses_NC[own] = span.automaton.masses(self._log_p_MV[index_M])
         settled = span.automaton.class_V[ids_L[span.places.start : span.places.stop][~own].cpu()]
         masses_NC[(~own).nonzero()[:, 0], settled] = 0.0

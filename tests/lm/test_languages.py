@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.config import Bpe, Characters
 from dlm.diffusion.network import NetworkInput
-from dlm.diffusion.remask import Cap
+from dlm.diffusion.remask import Cap, Planner
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import Confidence, FixedSteps, Random, Threshold, TokenChoice
 from dlm.errors import ConfigError, DataError
@@ -77,12 +77,14 @@ def test_what_is_written_matches(lm: DiffusionLM, text: str, expressions: list[s
         Sampler(budget=Threshold(0.3), token=TokenChoice(top_k=1)),
         Sampler(block_length=2),
         Sampler(budget=FixedSteps(4), remask=Cap(0.5)),
+        Sampler(budget=FixedSteps(12), remask=Planner(0.5)),
+        Sampler(budget=FixedSteps(12), remask=Planner(2.0)),
     ],
 )
 def test_it_matches_by_every_sampler(tiny_lm: DiffusionLM, sampler: Sampler) -> None:
     for seed in range(4):
-        for one in tiny_lm.infill("a[MASK:6:/(ab|cde)+/]b", num=4, sampler=sampler, seed=seed, draws=2):
-            assert one.lengths == (6,) and one.spans[0] in ("ababab", "cdecde")
+        for one in tiny_lm.infill("a[MASK:6:/(ab|cde)+/]b[MASK:6]", num=4, sampler=sampler, seed=seed, draws=2):
+            assert one.lengths == (6, 6) and one.spans[0] in ("ababab", "cdecde")
 
 
 def test_the_only_text_of_a_language_is_what_is_written(tiny_lm: DiffusionLM) -> None:
