@@ -65,26 +65,36 @@ def questions(layout: Layout, template: Template, place: int, every: Sequence[Le
     """
     mask_id, affixes, room = layout.sidecar.mask_id, layout.sidecar.affixes, layout.sidecar.context
     upto = template[: place + 1 + any(isinstance(part, str) for part in template[place + 1 : place + 2])]
-    parts = cache(lambda *filled: layout.parts(exact(upto, filled)))
+    some = layout.parts(exact(upto, [1] * len(every[0])))
+    kept, behind = len(layout.unmoved(template)), sum(map(len, some.ids[place + 1 :]))
+    # No more of a long text is looked at than may be read.
+    before, after = max(0, kept - BEFORE), max(0, behind - ASKED)
+    kept, behind = kept - before, behind - after
     may_be_empty = any(length == 0 for *_, length in every)
+    lead = some.leads[place] if may_be_empty else None
+
+    @cache
+    def parts(*filled: int) -> list[list[int]]:
+        ids = [*layout.parts(exact(upto, filled)).ids]
+        last = max(at for at, part in enumerate(ids) if part or not at)
+        ids[last] = ids[last][: len(ids[last]) - after]
+        ids[0] = ids[0][before:]
+        return ids
 
     def ids_of(*lengths: int) -> list[list[int]]:
         left = iter(lengths)
-        known = zip(upto, parts(*(int(length > 0) for length in lengths)).ids, strict=True)
+        known = zip(upto, parts(*(int(length > 0) for length in lengths)), strict=True)
         return [ids if isinstance(part, str) else [*ids, *[mask_id] * (next(left) - 1)] for part, ids in known]
 
-    some = parts(*[1] * len(every[0]))
-    lead = some.leads[place] if may_be_empty else None
     rows = [joined(ids_of(*lengths)) for lengths in every]
-    behind, kept = len(joined(some.ids[place + 1 :])), len(layout.unmoved(template))
     room -= len(affixes) + max(map(len, rows)) - behind - kept
-    reach = max(0, min(ASKED, behind, room))
-    dropped = kept - max(0, min(BEFORE, kept, room - reach))
+    reach = max(0, min(behind, room))
+    dropped = kept - max(0, min(kept, room - reach))
     moved = len(affixes.prefix) - dropped
     found = []
-    for ids, (*before, length) in zip(rows, every, strict=True):
-        first = joined(ids_of(*before, 1)[:place])
-        begin = shared(first, joined(ids_of(*before, 0))) if may_be_empty else len(first)
+    for ids, (*others, length) in zip(rows, every, strict=True):
+        first = joined(ids_of(*others, 1)[:place])
+        begin = shared(first, joined(ids_of(*others, 0))) if may_be_empty else len(first)
         read = [*affixes.prefix, *ids[dropped : len(ids) - (behind - reach)]]
         first_V = None
         if lead is not None and length and layout.spelling is not None:
