@@ -167,6 +167,7 @@ def _nats_of_next_tokens(*, middle: bool) -> Nats:
 
     def nats(lm: DiffusionLM, passages: Sequence[Passage], how: How) -> list[float]:
         filler = lm.filling.by_next_tokens(None, sentinels_of(lm, middle=middle), how.seed, how.batch_size)
+        filler = replace(filler, layout=lm.layout)  # nothing is written, so that all methods have the same leads
         known = [passage.known(filler.layout) for passage in passages]
         return [-each for each in filler.nats([each.template for each in known], [each.ids for each in known])]
 

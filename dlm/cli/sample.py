@@ -189,7 +189,7 @@ def _plain(text: "Sample") -> dict[str, Any]:
     return {
         "text": text.text,
         "continuation": text.continuation,
-        "tokens": len(text.ids),
+        "tokens": text.tokens,
         "network_calls": text.calls,
     }
 
@@ -211,7 +211,7 @@ def _facts(texts: "Sequence[Sample]", seconds: float, seed: int) -> dict[str, fl
     """What is said of all texts together."""
     from dlm.evaluate.samples import unigram_entropy
 
-    tokens, calls = sum(len(text.ids) for text in texts), sum(text.calls for text in texts)
+    tokens, calls = sum(text.tokens for text in texts), sum(text.calls for text in texts)
     return {
         "network_calls": calls,
         "tokens": tokens,

@@ -56,15 +56,15 @@ class ConstrainedDenoiser(Denoiser):
         self._log_p_MV = torch.empty(0, 0)
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
-        """Log-probabilities of the wanted positions, given the languages, float64; see `Denoiser`."""
+        """Log-probabilities of the wanted positions, given the languages; see `Denoiser`."""
         touched, self._seen = self._touched(inputs), []
         if not touched:
-            return self.denoiser(inputs).double()
+            return self.denoiser(inputs)
         ids_BL, wide_BL = inputs.ids_BL, inputs.wanted_BL.clone()
         for row, span in touched:
             places = slice(span.places.start, span.places.stop)
             wide_BL[row, places] |= ids_BL[row, places] == self.mask_id
-        log_p_MV = self.denoiser(replace(inputs, wanted_BL=wide_BL)).double()
+        log_p_MV = self.denoiser(replace(inputs, wanted_BL=wide_BL))
         number_BL = (wide_BL.flatten().cumsum(0) - 1).reshape(wide_BL.shape)
         self._log_p_MV = log_p_MV
         found_MV = log_p_MV.clone()
@@ -76,7 +76,8 @@ class ConstrainedDenoiser(Denoiser):
             chances = Chances(span.automaton, seen.masses_NC)
             for place in span.places:
                 if place in index_of:
-                    found_MV[index_of[place]] = self._given(log_p_MV[index_of[place]], chances, span.automaton)
+                    given_V = self._given(log_p_MV[index_of[place]], chances, span.automaton)
+                    found_MV[index_of[place]] = given_V.to(found_MV.dtype)
                 chances.go_on()
         return found_MV[inputs.wanted_BL[wide_BL].to(found_MV.device)]
 
@@ -122,4 +123,4 @@ class ConstrainedDenoiser(Denoiser):
     def _given(log_p_V: Tensor, chances: Chances, automaton: Automaton) -> Tensor:
         """What the network says of the next position, given what is settled and the language."""
         weights_V = automaton.of_tokens(chances.weights(), log_p_V.device)
-        return (log_p_V.clamp(min=IMPOSSIBLE) + weights_V).log_softmax(-1)
+        return (log_p_V.double().clamp(min=IMPOSSIBLE) + weights_V).log_softmax(-1)

@@ -84,7 +84,8 @@ def lay_out(template: Template, parts: Callable[[Template], Parts], context: int
         if isinstance(part, Hole):
             spans.append(range(len(ids), len(ids) + len(written)))
         ids += written
-    first, last = spans[0].start, spans[-1].stop
+    open_spans = [span for span in spans if len(span)] or spans[:1]  # where empty ones are, does not matter
+    first, last = open_spans[0].start, open_spans[-1].stop
     if last - first > context:
         raise DataError(
             f"the spans and the text between them take {last - first} tokens and the context of this model is "

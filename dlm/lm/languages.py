@@ -14,6 +14,7 @@ from dlm.lm.parts import Lead
 from dlm.model.expressions import compile_expression
 from dlm.model.spelling import Spelling
 from dlm.model.text import encode
+from dlm.plain import counted
 from dlm.template import Hole, Template
 
 
@@ -214,4 +215,4 @@ def _holes(template: Template) -> Sequence[Hole]:
 def _range(hole: Hole) -> str:
     """How many tokens a hole may have, in words."""
     least, most = min(hole.lengths), max(hole.lengths)
-    return f"{most} tokens" if least == most else f"{least} to {most} tokens"
+    return counted(most, "token") if least == most else f"{least} to {most} tokens"

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.errors import ConfigError, DataError
 from dlm.lm.canvas import Canvas, lay_out
-from dlm.lm.parts import LONGEST, Borders, Lead, Parts, joined, own_of, shared, without
+from dlm.lm.parts import Borders, Lead, Parts, joined, own_of, shared, without
 from dlm.model.checkpoint import Sidecar
 from dlm.model.spelling import Spelling
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
@@ -89,8 +89,8 @@ class Layout:
     @cached_property
     def borders(self) -> Borders:
         """How texts beside holes become ids."""
-        longest = LONGEST if self.together else 1
-        return Borders(self.tokenizer, self.sidecar.mask_id, self.spelling, longest)
+        room = self.sidecar.context - len(self.sidecar.affixes)
+        return Borders(self.tokenizer, self.sidecar.mask_id, self.spelling, room, self.together)
 
     @cached_property
     def one_by_one(self) -> "Layout":
@@ -129,15 +129,14 @@ class Layout:
             DataError: The prompt, or the prompt and the length, do not fit the context.
         """
         given, affixes = self._given(prompt)
-        room = self._room(given, affixes)
+        lead = self.one_by_one.borders.lead(prompt, 1) if led and isinstance(prompt, str) else None
+        if lead is not None and isinstance(prompt, str):
+            given = self.borders.ids_of(without(prompt, lead), continues=False)
+        room = self._room(given, affixes) - own_of(lead)
         if length is None:
             length = min(room, family.length) if (family := self.sidecar.family) else room
         if not 1 <= length <= room:
             raise DataError(f"the length must be from 1 to {room} tokens here, got {length}")
-        lead = None
-        if led and isinstance(prompt, str):
-            lead = self.borders.lead(prompt, longest=1)
-            given = self.borders.ids_of(without(prompt, lead), continues=False)
         return Canvas.after(given, [self.sidecar.mask_id] * (length + own_of(lead)), affixes, lead)
 
     def unguided(self, prompt: Prompt, canvas: Canvas, negative: str | None) -> Canvas:
@@ -155,8 +154,8 @@ class Layout:
             ConfigError: There is no prompt, or it is a chat whose messages are not known apart.
             DataError: What stands in its place does not fit the context.
         """
-        (span,) = canvas.spans
-        if span.start == canvas.start:
+        (hole,), (lead,) = canvas.holes, canvas.leads
+        if hole.start == canvas.start and lead is None:
             raise ConfigError("--guidance leads towards a prompt, and there is none: give --prompt or --chat")
         if negative is None:
             return self.hidden(canvas)
@@ -165,7 +164,7 @@ class Layout:
                 "--negative-prompt takes the place of a last message, and this chat is one text: leave it out"
             )
         try:
-            other = self.canvas(_instead(prompt, negative), len(span))
+            other = self.canvas(_instead(prompt, negative), len(hole))
         except DataError as error:
             raise DataError(f"--negative-prompt: {error}") from error
         self.warn_of_unseen([other], "by the negative prompt")

@@ -75,9 +75,8 @@ class Weigher:
         prior = search.prior or self.layout.sidecar.lengths or LengthPrior()
         spare = self._spare(template)
         beam: dict[Lengths, float] = {(): 0.0}
-        for place, part in enumerate(template):
-            if not isinstance(part, Hole):
-                continue
+        holes = [(place, part) for place, part in enumerate(template) if isinstance(part, Hole)]
+        for number, (place, part) in enumerate(holes):
             fitting = [n for n in part.lengths if n - part.tokens <= spare]
             log_p = prior.log_p(fitting, whole_lines=_stands_alone(template, place))
             considered = _considered([*zip(fitting, log_p, strict=True)], search.effort)
@@ -89,7 +88,7 @@ class Weigher:
             }
             longer = _likeliest(longer, WEIGHED * search.effort)
             if len(longer) > 1:
-                evidence = self._evidence(template, place, [*longer])
+                evidence = self._evidence(template, number, [*longer])
                 if max(evidence) > -math.inf:  # else the model rules out what stands behind, whatever the length
                     longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
             beam = _likeliest(longer, KEPT * search.effort)
@@ -113,9 +112,9 @@ class Weigher:
     def _room(self) -> int:
         return self.layout.sidecar.context - len(self.layout.sidecar.affixes)
 
-    def _evidence(self, template: Template, place: int, every: Sequence[Lengths]) -> list[float]:
+    def _evidence(self, template: Template, number: int, every: Sequence[Lengths]) -> list[float]:
         """Log p(the text behind a hole | what stands before it, the holes being unknown), for each of some lengths."""
-        asked = questions(self.layout, template, place, every)
+        asked = questions(self.layout, template, number, every)
         found = [0.0] * len(asked)
         parts = [(i, at) for i, each in enumerate(asked) for at in range(len(each.asked))]
         for batch in in_batches(parts, self.batch_size):

@@ -157,11 +157,11 @@ class MiddleFiller:
                 "a span is held to an expression or to choices by its masks, and this model fills in the middle by "
                 "next tokens: leave them out"
             )
-        for part in template:
-            if isinstance(part, Hole) and part.tokens > self._room:
+        for part, lead in zip(template, self.layout.parts(template).leads, strict=True):
+            if isinstance(part, Hole) and part.tokens + own_of(lead) > self._room:
                 raise DataError(
-                    f"a span of {part.tokens} tokens does not fit the context of {self.layout.sidecar.context}, which "
-                    f"has room for {self._room} beside its special tokens"
+                    f"a span of {part.tokens + own_of(lead)} tokens does not fit the context of "
+                    f"{self.layout.sidecar.context}, which has room for {self._room} beside its special tokens"
                 )
 
     def fitting(self, template: Template) -> Template:
@@ -299,7 +299,7 @@ class MiddleFiller:
         behind = text.parts[place + 1] if self.sentinels and any(isinstance(part, str) for part in beside) else []
         if hole.most is not None:
             kept = min(REACH, len(before)) + min(REACH, len(behind))
-            hole = Hole(hole.tokens, max(hole.tokens, min(hole.most, self._room - kept)))
+            hole = Hole(hole.tokens, max(hole.tokens, min(hole.most, self._room - kept - own_of(lead))))
         room = self._room - hole.lengths[-1] - own_of(lead)
         left = min(len(before), max(room // 2, room - len(behind)))
         seen, after = before[len(before) - left :], behind[: room - left]

@@ -580,13 +580,12 @@ class DiffusionLM:
         family = self.sidecar.family
         sampler, order = (sampler or Sampler()).completed(family), family.order if family else Random()
         asked: list[tuple[Prompt, Task]] = []
-        led = not self.writer.remembers(sampler)
+        led = sampler.negative is None and not self.writer.remembers(sampler)  # both rows have as much to be written
         for place, prompt in prompts.items():
             canvas = self.layout.canvas(prompt, length, led=led)
             if length is None and sampler.negative is not None:
-                (hole,), (span,) = canvas.holes, canvas.spans
-                room = self.layout.room(prompt, sampler.negative) - (len(span) - len(hole))
-                canvas = self.layout.canvas(prompt, min(room, len(hole)), led=led)
+                room = self.layout.room(prompt, sampler.negative)
+                canvas = self.layout.canvas(prompt, min(room, sum(canvas.editable)))
             rule = sampler.rule(self.formulation, self.process, order, sum(canvas.editable))
             key = ("sample", place) if place else ("sample",)
             stop_ids = self.end_ids if prompt or self.documents_apart else ()

@@ -17,7 +17,7 @@ from dlm.model.text import encode
 from dlm.template import Template
 
 LONGEST = 8
-"""The most characters of a lead: text that ends in more blanks and line breaks keeps its tokens."""
+"""The most bytes of a lead: text that ends in more blanks and line breaks keeps its tokens."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Lead:
 
     Attributes:
         text: What is written begins with it.
-        own: How many positions are added for it before those of the hole: as many as its tokens before a word. None are
-            where the hole's own first token takes it in.
+        own: How many positions are added for it before those of the hole: as many as its tokens before a word; 0 where
+            the hole's own first token takes it in.
     """
 
     text: str
@@ -57,13 +57,16 @@ class Borders:
         mask_id: What stands in holes.
         spelling: What the tokens spell that holes are written with; None where nothing holds a hole to a lead, so that
             texts keep all of their tokens.
-        longest: The most characters of a lead that has positions of its own.
+        room: The tokens of a row; a hole that fills it has no lead with positions of its own.
+        together: Whether the tokens of a hole are held to its lead together. Else only its first token is, and a lead
+            has one byte.
     """
 
     tokenizer: PreTrainedTokenizerBase
     mask_id: int
     spelling: Spelling | None
-    longest: int = LONGEST
+    room: int
+    together: bool = True
 
     def parts(self, template: Template) -> Parts:
         """The ids of each part of a template, masks for a hole, as few as it may have.
@@ -88,11 +91,12 @@ class Borders:
             text, continues = "".join(texts.values()), start > 0
             text = text.lstrip() if takes_right and continues else text
             if part is not None and takes_left and text != text.rstrip():
-                text, lead = text.rstrip(), Lead(" ", own=0)
-                leads[number] = lead if part.tokens and self.spelling is not None and self.spelling.joins(" ") else None
+                held = part.tokens > 0 and text == text.rstrip() + " "
+                leads[number] = Lead(" ", own=0) if held and self.spelling and self.spelling.joins(" ") else None
+                text = text.rstrip()
             elif part is not None and part.tokens:
-                longest = self.longest if part.pattern is None else 0
-                leads[number] = self.lead(text, longest=longest, continues=continues)
+                most = self.room - part.tokens if part.pattern is None else 0
+                leads[number] = self.lead(text, most, continues=continues)
                 text = without(text, leads[number])
             if texts:
                 ids[next(iter(texts))] = self.ids_of(text, continues=continues)
@@ -101,12 +105,12 @@ class Borders:
             start = number + 1
         return Parts(ids, leads)
 
-    def lead(self, text: str, *, longest: int, continues: bool = False) -> Lead | None:
+    def lead(self, text: str, most: int, *, continues: bool = False) -> Lead | None:
         """The end of a text that is written again with what stands behind it.
 
         Args:
             text: The text.
-            longest: The most characters of a lead that has positions of its own.
+            most: The most positions of its own that it may have.
             continues: Whether it is a part from within a text.
 
         Returns:
@@ -115,15 +119,17 @@ class Borders:
         blank, last = text[-1:], text[len(text.rstrip()) :]
         if self.spelling is None or not last:
             return None
-        longer = self.ids_of(text + "a", continues=continues)
-        if self.spelling.joins(blank):
+        if not continues and last == text and self.spelling.strips:
+            return None  # the decoder takes a blank from the beginning of a text
+        longest, longer = LONGEST if self.together else 1, self.ids_of(text + "a", continues=continues)
+        if self.spelling.joins(blank) and len(blank.encode()) <= longest:
             shorter = self.ids_of(text[:-1], continues=continues)
             if longer[: len(shorter)] == shorter:
                 return Lead(blank, own=0)
-        if len(last) <= longest and self.spelling.goes_on(last):
+        if len(last.encode()) <= longest and self.spelling.goes_on(last):
             shorter = self.ids_of(text.removesuffix(last), continues=continues)
             own = len(longer) - len(shorter) - 1
-            if own > 0 and longer[: len(shorter)] == shorter:
+            if 0 < own <= most and longer[: len(shorter)] == shorter:
                 return Lead(last, own)
         return None
 

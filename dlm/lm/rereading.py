@@ -70,10 +70,14 @@ class Rereader:
         parts = cache(lambda *lengths: self.layout.parts(exact(template, lengths)))
         base = parts(*[1] * len(holes))
         before, behind = self.layout.unmoved(template), joined(base.ids[holes[-1] + 1 :])
-        beside = sum(len(ids) for place, ids in enumerate(base.ids) if place not in holes)
-        written = max([longest + sum(map(own_of, base.leads)), *(sum(map(len, filling)) for filling in fillings)])
+        size, owns = sum(map(len, base.ids)) - len(holes), sum(map(own_of, base.leads))
+        # An empty hole may take a token more: its lead, which is else in its own first token.
+        may_be_empty = [hole for hole in holes if isinstance(part := template[hole], Hole) and part.may_be_empty]
+        empty = [parts(*(int(other != hole) for other in holes)).ids for hole in may_be_empty]
+        size += sum(max(0, sum(map(len, ids)) - (len(holes) - 1) - size) for ids in empty)
+        written = max([longest, *(sum(map(len, filling)) - owns for filling in fillings)])
         prefix = self.layout.sidecar.affixes.prefix
-        room = self.layout.sidecar.context - len(prefix) - (beside - len(before) - len(behind)) - written
+        room = self.layout.sidecar.context - len(prefix) - (size - len(before) - len(behind)) - written
         reach = max(0, min(REACH, len(behind), max(room // 2, room - len(before))))
         kept = max(0, min(len(before), room - reach))
         given = [*prefix, *before[len(before) - kept :]]

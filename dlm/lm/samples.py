@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dlm.lm.canvas import written_text
 from dlm.lm.layout import Prompt
-from dlm.lm.parts import Lead
+from dlm.lm.parts import Lead, own_of
 from dlm.lm.rows import Task
 
 
@@ -22,12 +22,14 @@ class Sample:
         ids: The ids that were written, up to the end of text and without it; those for the end of the prompt with them
             where that was written again.
         calls: Network calls that this text took part in.
+        tokens: How many tokens were written, without a position that was added for the end of the prompt.
     """
 
     text: str
     continuation: str
     ids: tuple[int, ...]
     calls: int
+    tokens: int
 
     @classmethod
     def of(
@@ -58,7 +60,7 @@ class Sample:
         whole = [*given, *kept]
         before = prompt if isinstance(prompt, str) else ""
         text = written_text(tokenizer, whole, range(len(given), len(whole)), before, lead=lead)
-        return cls(before + text, text, kept, calls)
+        return cls(before + text, text, kept, calls, len(kept) - own_of(lead))
 
     @classmethod
     def of_row(

@@ -56,17 +56,27 @@ class ByteAutomaton:
             state = int(self.next_SB[state, byte])
         return bool(self.accepting_S[state])
 
-    def behind(self, text: str) -> "ByteAutomaton":
-        """The language of the same texts behind another, which begins each of them."""
+    def behind(self, text: str, *, empty: bool = True) -> "ByteAutomaton":
+        """The language of the same texts behind another, which begins each of them.
+
+        Args:
+            text: What begins them.
+            empty: Whether it may stand alone, where the empty text is one of these.
+
+        Returns:
+            The automaton.
+        """
         lead, states = text.encode(), len(self.accepting_S)
-        if not lead:
-            return self
-        nothing = states + len(lead)
+        nothing = states + len(lead) + 1
         next_SB = np.full((nothing + 1, 256), nothing)
         next_SB[:states] = self.next_SB
-        for place, byte in enumerate(lead):
-            next_SB[states + place, byte] = self.start if place == len(lead) - 1 else states + place + 1
-        return ByteAutomaton(next_SB, np.append(self.accepting_S, np.zeros(len(lead) + 1, dtype=np.bool_)), states)
+        for place, byte in enumerate(lead, states):
+            next_SB[place, byte] = place + 1
+        after = nothing - 1  # behind the lead
+        next_SB[after] = self.next_SB[self.start]
+        accepting_S = np.append(self.accepting_S, np.zeros(len(lead) + 2, dtype=np.bool_))
+        accepting_S[after] = empty and self.accepting_S[self.start]
+        return ByteAutomaton(next_SB, accepting_S, states)
 
 
 @lru_cache(maxsize=64)

@@ -87,7 +87,14 @@ class Spelling:
         return any(rest and not rest[:1].isspace() for rest in longer)
 
     def goes_on(self, text: str) -> bool:
-        """Whether a token begins with the end of a text, and goes on behind it."""
+        """Whether a token begins with the end of a text, and goes on behind it.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Whether there is one.
+        """
         ends = (text[start:] for start in range(len(text)))
         return any(len(spelled) > len(end.encode()) for end in ends for spelled in self._begun_by(end).values())
 
@@ -105,10 +112,8 @@ class Spelling:
         key = text, held == tokens
         if key not in self._beginning:
             # One byte at least stands behind the text, where none of the tokens that are not held does.
-            next_SB, accepting_S = np.array([[1], [1]]).repeat(256, axis=1), np.array([not key[1], True])
-            self._beginning[key] = self._lifted(
-                ByteAutomaton(next_SB, accepting_S, 0).behind(text), text, stripped=False
-            )
+            anything = ByteAutomaton(np.zeros((1, 256), dtype=np.int64), np.ones(1, dtype=np.bool_), 0)
+            self._beginning[key] = self._lifted(anything.behind(text, empty=held < tokens), text, stripped=False)
         return held, self._beginning[key]
 
     @cached_property
@@ -133,7 +138,7 @@ class Spelling:
 
         Args:
             expression: See `compile_expression`.
-            lead: What stands before every text that the expression matches.
+            lead: What stands before every text that the expression matches; not before the empty text.
             stripped: Whether the first token loses the blank that it may begin with.
 
         Returns:
@@ -145,8 +150,9 @@ class Spelling:
         """
         key = expression, lead, stripped
         if key not in self._known:
-            shown, language = shortened(expression, 60), compile_expression(expression).behind(lead)
-            self._known[key] = self._lifted(language, shown, stripped=stripped)
+            shown, language = shortened(expression, 60), compile_expression(expression)
+            led = language.behind(lead, empty=False) if lead else language
+            self._known[key] = self._lifted(led, shown, stripped=stripped)
         return self._known[key]
 
     @cached_property

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dlm.bench.infilling import Figure, _counting, all_kinds, bench_infilling, entries_of
 from dlm.bench.methods import METHODS, How, method
-from dlm.bench.passages import Kind, Texts
+from dlm.bench.passages import Kind, Passage, Texts
 from dlm.config import Bpe, Bytes, Characters
 from dlm.diffusion.denoiser import Denoiser
 from dlm.diffusion.network import NetworkInput
@@ -26,9 +26,9 @@ from dlm.lm.rereading import Rereader
 from dlm.lm.scoring import Score
 from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import add_sentinels
-from dlm.model.text import encode, token_ends
+from dlm.model.text import decode, encode, token_ends
 from dlm.model.tokenizer import build_tokenizer
-from dlm.template import parse_template
+from dlm.template import Hole, parse_template
 from tests.support.fixtures import MakeLM, Refused
 
 CYCLE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN"
@@ -398,3 +398,54 @@ def test_what_cannot_be_compared_is_refused(models: dict[str, DiffusionLM], refu
 def test_the_words_of_kinds() -> None:
     assert [kind.name for kind in all_kinds((4, "words"), (1, 3))] == ["4 tokens", "words", "3 x 4 tokens", "3 x words"]
     assert re.fullmatch(r"\w+( tokens)?", Kind(16).name) and math.isfinite(len(all_kinds()))
+
+
+CODE = """class Point:
+    def __init__(self, x):
+        self.x = x
+
+    def moved(self):
+
+        return Point(self.x + 1)
+
+def main():
+    print(Point(3).moved())
+"""
+
+
+@pytest.fixture(scope="module")
+def coder(make_lm: MakeLM) -> DiffusionLM:
+    """A model whose tokens join blanks to words, and line breaks to indentations."""
+    return make_lm(build_tokenizer(Bpe(size=420), lambda: [CODE] * 20), 48, readings={"name": "joint"})
+
+
+@pytest.mark.parametrize("kind", [Kind("words"), Kind("lines"), Kind(2), Kind("words", 2)], ids=lambda kind: kind.name)
+def test_what_is_known_of_a_passage_is_what_its_tokens_spell(kind: Kind, coder: DiffusionLM) -> None:
+    led = 0
+    for passage in Texts([CODE], [(coder.tokenizer, 40)]).passages(kind, 25, 0):
+        for layout in (coder.layout, coder.layout.one_by_one):
+            known = passage.known(layout)
+            spelled = "".join(decode(coder.tokenizer, ids) for ids in known.ids)
+            leads = layout.leads(known.template)
+            assert known.characters == len(spelled) and all(map(str.endswith, [spelled], [passage.spans[-1]]))
+            assert spelled == "".join(
+                (lead.text if lead else "") + span for lead, span in zip(leads, passage.spans, strict=True)
+            )
+            holes = [part for part in known.template if isinstance(part, Hole)]
+            counts = [len(ids) - (lead.own if lead else 0) for ids, lead in zip(known.ids, leads, strict=True)]
+            assert [hole.lengths for hole in holes] == [range(count, count + 1) for count in counts]
+            led += any(leads)
+    assert led or kind.span == 2
+
+
+@pytest.mark.parametrize("name", ["left", "left+rerank", "diffusion"])
+def test_no_method_writes_the_end_of_the_text_alone(name: str, coder: DiffusionLM) -> None:
+    one, how = method(name), How(candidates=3, draws=2, longest=4)
+    before = "class Point:\n    def moved(self):\n"
+    for text in (before, before + "\n", before + "        self.x ="):
+        passage = Passage((text, "        return x", "\n\ndef main():\n    print(Point(3).moved())"))
+        known = passage.known(one.layout(coder)).template
+        for template in (known, passage.template(None, 4)):
+            for number in range(4):
+                ((span,),) = one.fill(coder, {number: template}, replace(how, seed=number))
+                assert span

@@ -1,8 +1,9 @@
 """Holes at the borders of words and lines: what is written there has the tokens that a whole text has."""
 
+import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from dlm.lm import DiffusionLM, Sampler
 from dlm.lm.evidence import questions
 from dlm.lm.layout import Encoded
 from dlm.lm.lengths import Weigher
-from dlm.lm.parts import joined
+from dlm.lm.parts import Lead, joined
 from dlm.lm.scores import Row
 from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import add_sentinels
@@ -262,10 +263,129 @@ def test_whole_texts_are_read_with_the_tokens_that_they_have(text: str, joint: D
         assert joint.filling.rereader().nats(template, [filling]) == pytest.approx([score.log_likelihood], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("texts", "asked", "expected"),
+    [
+        (("not  x:", "not self x:", "not( y:"), "not [MASK:0-1] x:", {(0,): 1, (1,): 1}),
+        (("x = y", "x = x", "x self = y"), "x[MASK:0-1] = [MASK:1]", {(0, 1): 2, (1, 1): 1}),
+        (("x print()", "x print(x)"), "x[MASK:0-1] print([MASK:0-1])", {(0, 0): 1, (0, 1): 1, (1, 0): 0, (1, 1): 0}),
+        (("def main():\n    x", "def main():\n\nx"), "def main():\n[MASK:1-2]x", {(1,): 1, (2,): 0}),
+    ],
+)
+def test_lengths_of_texts_that_are_known_are_as_likely_as_these(
+    texts: Sequence[str],
+    asked: str,
+    expected: Mapping[tuple[int, ...], int],
+    joint: DiffusionLM,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Equally likely texts: so many of them have holes of these lengths, or one of them in so many ways."""
+    ids = [row + [0] * 8 for row in encode(tokenizer, texts)]
+    known = FunctionDenoiser(Two(ids, len(tokenizer), (joint.process.mask_id, joint.pad_id)))
+    found = Weigher(joint.layout, known, joint.process, joint.pad_id, 4).posterior(
+        parse_template(asked), LengthSearch(LengthPrior())
+    )
+    total = sum(expected.values())
+    assert {each: math.exp(nats) for each, nats in found.items()} == pytest.approx(
+        {each: count / total for each, count in expected.items()}
+    )
+
+
+def test_what_is_asked_of_all_holes_together_is_asked_once(joint: DiffusionLM) -> None:
+    """Of every choice of lengths: the text behind the first hole, with its end and those of the texts between."""
+    mask_id = joint.process.mask_id
+    for text in ("x [MASK:0-1][MASK:0-1] y", "x[MASK:0-1] print([MASK:0-1]) y", "x[MASK:0-2] = [MASK:1-2] + y"):
+        template = parse_template(text)
+        holes = [part for part in template if isinstance(part, Hole)]
+        said = set()
+        for lengths in itertools.product(*(hole.lengths for hole in holes)):
+            told = ""
+            for number in range(len(holes)):
+                (one,) = questions(joint.layout, template, number, [lengths[: number + 1]])
+                lead = joint.layout.leads(exact(template, (*lengths[: number + 1], *[1] * (len(holes) - number - 1))))[
+                    number
+                ]
+                begun = lead.text if lead is not None and one.ids[one.asked[-1]] == mask_id else ""
+                told += begun + decode(joint.tokenizer, [one.ids[at] for at in one.asked if one.ids[at] != mask_id])
+            said.add(told)
+        assert len(said) == 1, said
+
+
+@pytest.mark.parametrize("text", ["[MASK:1]x[MASK:0-1]", "[MASK:0-1]x[MASK:1]", "[MASK:0-1] x[MASK:0-1]"])
+@pytest.mark.parametrize("side", ["before", "behind", "both"])
+def test_an_empty_hole_beside_a_long_text_is_filled(text: str, side: str, joint: DiffusionLM) -> None:
+    before, behind = CODE * (side != "behind"), CODE * (side != "before")
+    for found in joint.infill(before + text + behind, num=3, draws=2, search=LengthSearch(effort=8)):
+        assert found.text.startswith(before) and found.text.endswith(behind)
+
+
+@pytest.mark.parametrize("text", ["def f():\n   ", "x\n", "x ", "\n", "  ", "x\u3000", "x\u00a0"])
+def test_rows_are_never_longer_than_the_context(text: str, lm: DiffusionLM) -> None:
+    room = lm.layout.room(text)
+    for length in (None, room - 1, 1):
+        canvas = lm.layout.canvas(text, length, led=True)
+        assert len(canvas.ids) <= lm.context
+        assert length is None or len(canvas.holes[0]) == length
+    assert lm.generate(text, num=1)[0].text.startswith(text)
+    assert len(lm.layout.holes(parse_template(text + f"[MASK:{lm.context}]")).ids) == lm.context
+
+
+def test_filled_texts_are_read_within_the_context(joint: DiffusionLM) -> None:
+    before, read = "def main(): " * 40, joint.filling.rereader()
+    for text in ("x = [MASK:0-1] x x x", "x = [MASK:0-1] x ( [MASK:0-2]", "x\n[MASK:0-40]\n\n" + CODE):
+        template = parse_template(before + text)
+        for lengths in itertools.product(*(hole.lengths for hole in template if isinstance(hole, Hole))):
+            known = exact(template, lengths)
+            spans = [[5] * len(span) for span in joint.layout.holes(known).spans]
+            (row,) = read.rows(template, [spans], 2)
+            assert len(row.ids) <= joint.context, lengths
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_next_tokens_hold_what_they_are_held_to(drafts: int, joint: DiffusionLM) -> None:
+    """Also where a character has several bytes, which other tokens may share."""
+    for prompt in ("x\u3000", "x\u00a0", "x ", "x\n", "def f():\n   "):
+        for sample in joint.generate(prompt, num=24, length=6, seed=3, sampler=Sampler(drafts=drafts)):
+            (span,) = joint.layout.canvas(prompt, 6, led=True).spans
+            given = joint.layout.canvas(prompt, 6, led=True).ids[: span.start]
+            assert decode(joint.tokenizer, [*given, *sample.ids]) == sample.text
+
+
+def test_an_expression_that_matches_nothing_too_is_no_blank_alone(joint: DiffusionLM) -> None:
+    """Else nothing would be written in two ways: by no token, and by the blank before the hole."""
+    template = joint.languages.resolved(parse_template("x [MASK:/y?/] z"))
+    ((blank,),) = encode(joint.tokenizer, [" "])
+    for length in (1, 2):
+        known = exact(template, [length])
+        held = joint.languages.held(known, joint.layout.holes(known))
+        assert held is not None and not held[0].automaton.accepts([blank] * length)
+    assert isinstance(template[1], Hole) and {*template[1].lengths} == {0, 1, 2}
+    assert {one.spans for one in joint.infill("x [MASK:1-2:/y?/] z", num=9, draws=2)} == {("y",)}
+
+
+def test_a_blank_is_a_prompt_that_may_be_led_towards(joint: DiffusionLM) -> None:
+    (sample,) = joint.generate(" ", length=4, sampler=Sampler(verify=False, guidance=Guidance(1.0)))
+    assert sample.text.startswith(" ")
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram"])
+def test_where_a_decoder_takes_the_first_blank_it_is_not_written_again(kind: str, make_lm: MakeLM) -> None:
+    made = _complete(like_llama(unigram=kind == "unigram"))
+    assert make_lm(made, 32).layout.leads(parse_template(" [MASK:2]")) == [None]
+
+
+def test_a_mask_that_takes_blanks_is_led_by_one_alone(make_lm: MakeLM) -> None:
+    lm = make_lm(_complete(like_roberta()), 32)
+    led = [
+        lm.layout.leads(parse_template(text)) for text in ("x [MASK:2]", "x\n[MASK:2]", "x\t[MASK:2]", "x  [MASK:2]")
+    ]
+    assert led == [[Lead(" ", 0)], [None], [None], [None]]
+
+
 def test_all_lengths_are_asked_about_the_same_text(joint: DiffusionLM) -> None:
     for text in ("print([MASK:0-3])\n", "x = [MASK:0-3] + y\n", "def main():\n[MASK:0-3]\nx"):
         template, mask_id = parse_template(text), joint.process.mask_id
-        asked = questions(joint.layout, template, 1, [(n,) for n in range(4)])
+        asked = questions(joint.layout, template, 0, [(n,) for n in range(4)])
         said = [decode(joint.tokenizer, [id_ for at in one.asked if (id_ := one.ids[at]) != mask_id]) for one in asked]
         lead = joint.layout.leads(exact(template, [1]))[0]
         led = [lead.text if lead and any(one.ids[at] == mask_id for at in one.asked) else "" for one in asked]

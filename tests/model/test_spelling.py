@@ -86,13 +86,15 @@ def test_what_is_held_to_a_beginning_has_it_and_more(spelling: Spelling, lead: s
 def test_a_language_behind_a_text_begins_with_it(spelling: Spelling, expression: str) -> None:
     automaton, matched = spelling.automaton(expression, lead=" "), 0
     blanks = [id_ for id_, spelled in spelling.bytes_of.items() if spelled[:1] == b" "]
-    for number, rest in enumerate(strings(spelling, 3)):
-        ids = [blanks[number % len(blanks)], *rest] if number % 3 else rest
+    bare = next(id_ for id_, spelled in spelling.bytes_of.items() if spelled == b" ")
+    likely = [[id_] for id_, spelled in spelling.bytes_of.items() if spelled in (b" a", b"a", b"t", b"the", b" the")]
+    drawn = ([blanks[n % len(blanks)], *rest] if n % 3 else rest for n, rest in enumerate(strings(spelling, 3)))
+    for ids in [*drawn, *([bare, *rest] for rest in likely), *likely, [bare]]:
         try:
             text = b"".join(map(spelling.bytes_of.__getitem__, ids)).decode()
         except UnicodeDecodeError:
             continue
-        expected = text[:1] == " " and re.fullmatch(expression, text[1:]) is not None
+        expected = text[:1] == " " != text and re.fullmatch(expression, text[1:]) is not None
         assert automaton.accepts(ids) == expected, text
         matched += expected
     assert matched
