@@ -1,6 +1,6 @@
 """Small tokenizers of the kinds that public models have, made on the spot."""
 
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
@@ -50,6 +50,25 @@ def like_roberta() -> PreTrainedTokenizerFast:
         pad_token="<pad>",
         mask_token=AddedToken("<mask>", lstrip=True, special=True, normalized=False),
     )
+
+
+def like_qwen(text: str, size: int = 420) -> PreTrainedTokenizerFast:
+    """Byte-level pairs of a text: a digit has no blank before it, and punctuation takes the line break behind it."""
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    names, alphabet = ["<|end|>", "<|pad|>", "<|mask|>"], pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        [text] * 20, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=names)
+    )
+    end, pad, mask = names
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=pad, mask_token=mask)
 
 
 def like_llama(*, unigram: bool = False, special_bytes: bool = False) -> PreTrainedTokenizerFast:
