@@ -136,9 +136,11 @@ class MiddleFiller:
 
         Raises:
             DataError: A hole does not fit the context.
+            ConfigError: The sampler asks for what next tokens cannot do.
         """
         for template in templates.values():
             self.check(template)
+        self.rule(1)
         given = [[id_ for part in self._text(template, ()).parts for id_ in part] for template in templates.values()]
         self.layout.warn_of_unseen([Canvas(ids, [False] * len(ids), []) for ids in given])
         return self._fill(templates, num)
