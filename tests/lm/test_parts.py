@@ -350,12 +350,51 @@ def test_filled_texts_are_read_within_the_context(joint: DiffusionLM) -> None:
 
 @pytest.mark.parametrize("drafts", [0, 2])
 def test_next_tokens_hold_what_they_are_held_to(drafts: int, joint: DiffusionLM) -> None:
-    """Also where a character has several bytes, which other tokens may share."""
     for prompt in ("x\u3000", "x\u00a0", "x ", "x\n", "def f():\n   "):
         for sample in joint.generate(prompt, num=24, length=6, seed=3, sampler=Sampler(drafts=drafts)):
             (span,) = joint.layout.canvas(prompt, 6, led=True).spans
             given = joint.layout.canvas(prompt, 6, led=True).ids[: span.start]
             assert decode(joint.tokenizer, [*given, *sample.ids]) == sample.text
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_next_tokens_hold_characters_of_several_bytes(drafts: int, make_lm: MakeLM) -> None:
+    """Other tokens share the first of them."""
+    lm = make_lm(like_qwen("one\u3000two x\u3000xy \u3001\u3002\n", 300), 32, readings={"name": "joint"})
+    assert lm.layout.spelling is not None and lm.layout.spelling.joins("\u3000")
+    for sample in lm.generate("x\u3000", num=40, length=4, seed=3, sampler=Sampler(drafts=drafts)):
+        (span,) = lm.layout.canvas("x\u3000", 4, led=True).spans
+        given = lm.layout.canvas("x\u3000", 4, led=True).ids[: span.start]
+        assert decode(lm.tokenizer, [*given, *sample.ids]) == sample.text
+
+
+def test_a_lead_is_for_tokens_that_stay_as_they_are(make_lm: MakeLM) -> None:
+    """A tokenizer without words joins any characters: where it joins others too, no end is written again."""
+    lm = make_lm(like_qwen(CODE, 500, pattern=r"[\s\S]+"), 64)
+    kept = 0
+    for before, _, behind in borders():
+        template = before, Hole(1), behind
+        given, (lead,) = lm.layout.parts(template).ids[0], lm.layout.leads(template)
+        kept += lead is None
+        assert lead is None or encode(lm.tokenizer, [before + "a"])[0][: len(given)] == given
+    assert kept
+
+
+def test_a_text_has_one_token_at_least_beside_those_of_its_lead(joint: DiffusionLM) -> None:
+    for before in ("class Point:\n\n", "main():\n", "x = "):
+        template = before, Hole(1), "\n"
+        (lead,) = joint.layout.leads(template)
+        assert lead is not None
+        for span in ("x", "    x", "    ", " ", "\n", "self", "    def main():"):
+            (ids,) = joint.layout.filled(template, [span])
+            assert len(ids) > lead.own and decode(joint.tokenizer, ids) == lead.text + span
+
+
+def test_a_hole_that_may_be_empty_leaves_the_text_before_it_to_both(joint: DiffusionLM) -> None:
+    for text in ("x [MASK:0-2] y", "x\n[MASK:0-2]", "x [MASK:0-2:/a*/]"):
+        template = parse_template(text)
+        assert joint.layout.leads(template) == [None]
+        assert joint.layout.leads(exact(template, [1])) != [None] or ":/" in text
 
 
 def test_an_expression_that_matches_nothing_too_is_no_blank_alone(joint: DiffusionLM) -> None:

@@ -52,9 +52,12 @@ def like_roberta() -> PreTrainedTokenizerFast:
     )
 
 
-def like_qwen(text: str, size: int = 420) -> PreTrainedTokenizerFast:
-    """Byte-level pairs of a text: a digit has no blank before it, and punctuation takes the line break behind it."""
-    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+"""A digit has no blank before it, and punctuation takes the line break behind it."""
+
+
+def like_qwen(text: str, size: int = 420, pattern: str = QWEN) -> PreTrainedTokenizerFast:
+    """Byte-level pairs of a text, within the parts that a pattern matches."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
