@@ -428,6 +428,16 @@ def test_a_mask_that_takes_blanks_is_led_by_one_alone(make_lm: MakeLM) -> None:
     assert led == [[Lead(" ", 0)], [None], [None], [None]]
 
 
+@pytest.mark.parametrize("text", ["[MASK:0-50]", "[MASK:0-20] x [MASK:0-20]", "x = [MASK:1-30]\n[MASK:0-10]"])
+def test_questions_fit_the_context(text: str, joint: DiffusionLM) -> None:
+    template = parse_template(CODE + text + "\n" + CODE)
+    holes = [part for part in template if isinstance(part, Hole)]
+    for number in range(len(holes)):
+        every = [*itertools.product(*(sorted({hole.lengths[0], 3, hole.lengths[-1]}) for hole in holes[: number + 1]))]
+        for one in questions(joint.layout, template, number, every):
+            assert len(one.ids) <= joint.context and one.asked
+
+
 def test_all_lengths_are_asked_about_the_same_text(joint: DiffusionLM) -> None:
     for text in ("print([MASK:0-3])\n", "x = [MASK:0-3] + y\n", "def main():\n[MASK:0-3]\nx"):
         template, mask_id = parse_template(text), joint.process.mask_id
