@@ -20,6 +20,7 @@ from dlm.lm.evidence import questions
 from dlm.lm.layout import Encoded
 from dlm.lm.lengths import Weigher
 from dlm.lm.parts import Lead, joined
+from dlm.lm.rows import Task, Written
 from dlm.lm.scores import Row
 from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import add_sentinels
@@ -162,6 +163,27 @@ def test_next_tokens_begin_with_the_end_of_the_text_too(text: str, make_lm: Make
         assert decode(lm.tokenizer, joined(ids)) == found.text
 
 
+@pytest.mark.parametrize("text", ["x\n[MASK:40]", CODE + "[MASK:2-30]" + CODE, CODE + "x = [MASK:1]", "x\n[MASK]"])
+def test_next_tokens_have_room_and_are_held_once(text: str, make_lm: MakeLM) -> None:
+    lm, template = middle_lm(make_lm), parse_template(text)
+    filler, tasks = lm.filling.by_next_tokens(None, lm.sidecar.sentinels), list[Task]()
+
+    def write(asked: Sequence[Task], ends: bool) -> Iterator[Written]:
+        tasks.extend(asked)
+        return filler.write(asked, ends)
+
+    for found in next(replace(filler, write=write).fill({0: template}, 30)):
+        assert found.spans[0]
+    for task in tasks:
+        assert len(task.canvas.ids) < lm.context  # the end of a middle has room too
+        assert bool(task.held) == (task.key[-1] == "first")
+
+
+def test_blocks_behind_a_memory_keep_the_tokens_of_a_prompt(joint: DiffusionLM) -> None:
+    for sample in joint.generate("x = ", num=8, length=8, sampler=Sampler(block_length=4)):
+        assert decode(joint.tokenizer, [*encode(joint.tokenizer, ["x = "])[0], *sample.ids]) == sample.text
+
+
 @pytest.mark.parametrize("prompt", ["def ", "def main():\n", "x =  ", "x\n\n", " ", "x"])
 def test_what_follows_a_prompt_begins_with_its_end(prompt: str, lm: DiffusionLM) -> None:
     """By masks and by next tokens, and for texts of one token."""
@@ -182,8 +204,10 @@ def test_a_negative_prompt_has_room_beside_the_end_of_a_prompt(
     make_lm: MakeLM, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     lm, guided = make_lm(tokenizer, 24), Sampler(guidance=Guidance(1.0, negative="x = y + 1 and x " * 2))
-    (sample,) = lm.generate("def main():\n", sampler=guided)
-    assert sample.text.startswith("def main():\n")
+    room = lm.layout.room("def main():\n", guided.negative)
+    for length in (None, room):
+        (sample,) = lm.generate("def main():\n", length=length, sampler=guided)
+        assert sample.text.startswith("def main():\n") and sample.tokens <= room
 
 
 @pytest.mark.parametrize("kind", ["roberta", "llama", "unigram"])
