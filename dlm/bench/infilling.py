@@ -346,9 +346,9 @@ def _point(
     """What is known of an entry, beside the first."""
     name, lm, method = entry
     holes_U = torch.full((len(passages),), float(kind.holes), dtype=torch.float64)
-    characters_U = torch.tensor([passage.known(lm.layout).characters for passage in passages], dtype=torch.float64)
     bits = None
     if own.nats_U is not None:
+        characters_U = torch.tensor([passage.known(lm.layout).characters for passage in passages], dtype=torch.float64)
         bits = Figure.of(own.nats_U / BIT, characters_U, None if first.nats_U is None else first.nats_U / BIT, how.seed)
     return Point(
         kind=kind.name,
