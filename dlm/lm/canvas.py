@@ -23,7 +23,7 @@ class Canvas:
         editable: Whether each position is to be written, or scored.
         holes: Where the holes of a template are, in reading order.
         start: Where the text begins, behind the special tokens before it.
-        leads: What the holes begin with that is no part of them, one a hole; none where no hole has any.
+        leads: What each hole begins with that is no part of it; None for nothing.
     """
 
     ids: list[int]
@@ -36,8 +36,8 @@ class Canvas:
     @property
     def spans(self) -> list[range]:
         """What is written for each hole: its own positions, and that of a lead which has its own."""
-        leads = self.leads or (None,) * len(self.holes)
-        return [range(hole.start - own_of(lead), hole.stop) for hole, lead in zip(self.holes, leads, strict=True)]
+        pairs = zip(self.holes, self.leads, strict=True)
+        return [range(hole.start - own_of(lead), hole.stop) for hole, lead in pairs]
 
     def written(self, spans: Sequence[Sequence[int]]) -> "Canvas":
         """The row with ids written into its spans, as many as each has."""
@@ -119,7 +119,7 @@ def written_spans(template: Template, tokenizer: PreTrainedTokenizerBase, row: C
     Returns:
         One text a hole.
     """
-    found, spans = zip(row.spans, row.leads or (None,) * len(row.holes), strict=True), []
+    found, spans = zip(row.spans, row.leads, strict=True), []
     for number, part in enumerate(template):
         if isinstance(part, Hole):
             span, lead = next(found)

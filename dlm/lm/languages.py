@@ -61,7 +61,7 @@ class Languages:
                 if part.pattern is not None:
                     self._check_choices(part)
                     automaton = self._automaton(part, template, canvas, number)
-                    part = self._possible(part, automaton, led=_lead(canvas, number) is not None)
+                    part = self._possible(part, automaton, led=canvas.leads[number] is not None)
                 number += 1
             found.append(part)
         self.layout.holes(tuple(found))
@@ -94,7 +94,7 @@ class Languages:
 
     def _led(self, canvas: Canvas, number: int) -> Sequence[Held]:
         """How a span is held to its lead, if it has one."""
-        if (lead := _lead(canvas, number)) is None:
+        if (lead := canvas.leads[number]) is None:
             return ()
         span = canvas.spans[number]
         count, automaton = self.spelling.beginning(lead.text, len(span))
@@ -119,7 +119,7 @@ class Languages:
             return None
         found = []
         canvas = self.layout.holes(_shortest(template))
-        leads = [_lead(canvas, number) for number in range(len(canvas.holes))]
+        leads = canvas.leads
         for chosen in itertools.product(*(hole.choices for hole in _holes(template))):
             row = next(self._rows(template, chosen, leads), None)
             if row is None:
@@ -159,7 +159,7 @@ class Languages:
         place = [at for at, part in enumerate(template) if isinstance(part, Hole)][number]
         before, _ = beside(template, place)
         begins = canvas.holes[number].start == canvas.start
-        if (lead := _lead(canvas, number)) is not None:
+        if (lead := canvas.leads[number]) is not None:
             return self.spelling.automaton(hole.pattern, lead=lead.text)
         seen = given_text(self.layout.tokenizer, canvas, canvas.holes[number])
         taken = before[-1:].isspace() and not seen[-1:].isspace()
@@ -201,11 +201,6 @@ def _shortest(template: Template) -> Template:
         replace(part, tokens=max(part.tokens, part.pattern is not None), most=None) if isinstance(part, Hole) else part
         for part in template
     )
-
-
-def _lead(canvas: Canvas, number: int) -> Lead | None:
-    """What a hole of a row begins with that is no part of it."""
-    return canvas.leads[number] if canvas.leads else None
 
 
 def _holes(template: Template) -> Sequence[Hole]:

@@ -91,7 +91,7 @@ class _Asked:
         given = [*self.given, *written]
         ids = [*given, *masks]
         place = range(len(given), len(ids))
-        canvas = Canvas(ids, [i in place for i in range(len(ids))], [place], self.start)
+        canvas = Canvas(ids, [i in place for i in range(len(ids))], [place], self.start, (None,))
         held = () if first is None or written else (Held(place[:1], first),)
         return Task(canvas, rule, (*self.text.key, len(self.text.spans), "rest" if ends else "first"), (*ends,), held)
 

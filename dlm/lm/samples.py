@@ -78,6 +78,6 @@ class Sample:
         Returns:
             The text.
         """
-        (span,), lead = task.canvas.spans, next(iter(task.canvas.leads), None)
+        (span,), (lead,) = task.canvas.spans, task.canvas.leads
         given = ids[task.canvas.start : span.start]  # without special tokens around it
         return cls.of(prompt, given, ids[span.start : span.stop], task.stop_ids, calls, tokenizer, lead)
