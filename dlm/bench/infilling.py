@@ -107,6 +107,7 @@ class Infillings:
         temperature: Divides the log-probabilities.
         candidates: Fillings that are re-ranked.
         longest: The most tokens of a hole of unknown length.
+        length_top_p: The probability that the lengths of a hole have together which are filled.
         device: cpu, cuda or mps.
         contexts: The context of each model, in its tokens.
         skipped: Kinds of spans that do not fit.
@@ -120,6 +121,7 @@ class Infillings:
     temperature: float
     candidates: int
     longest: int
+    length_top_p: float
     device: str
     contexts: dict[str, int]
     skipped: tuple[str, ...]
@@ -248,6 +250,7 @@ def bench_infilling(
         temperature=how.temperature,
         candidates=how.candidates,
         longest=how.longest,
+        length_top_p=how.length_top_p,
         device=entries[0][1].device.type,
         contexts={name: lm.context for name, lm in models.items()},
         skipped=tuple(kind.name for kind in kinds if kind not in chosen),

@@ -30,6 +30,7 @@ class How:
         temperature: Divides the log-probabilities; 0 takes the likeliest token.
         candidates: The fillings of a passage that are re-ranked.
         longest: The most tokens of a hole of unknown length.
+        length_top_p: The probability that the lengths of a hole have together which are filled; see `LengthSearch`.
         draws: Masked copies of a passage that a bound is estimated from.
         reread: Whether `diffusion` ranks fillings of unknown length by the causal reading; see `LengthSearch`.
         chain_rule: Whether the likelihood of masks is exact, by the chain rule from left to right.
@@ -40,6 +41,7 @@ class How:
     temperature: float = 1.0
     candidates: int = 8
     longest: int = 32
+    length_top_p: float = LengthSearch.top_p
     draws: int = 16
     reread: bool | None = None
     chain_rule: bool = False
@@ -117,6 +119,7 @@ def _diffusion(*, ranked: bool) -> Fill:
                 effort=max(LengthSearch.effort, how.candidates) if ranked else LengthSearch.effort,
                 tries=how.candidates if ranked else 1,
                 reread=True if ranked else how.reread,
+                top_p=how.length_top_p,
             ),
         )
         return (alternatives[0].spans for alternatives in found)

@@ -11,7 +11,7 @@ from dlm.cli import options
 from dlm.cli.bench import check_once, lines_of, names, table_of
 from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
-from dlm.cli.infill import Reread
+from dlm.cli.infill import LengthTopP, Reread, check_length_top_p
 from dlm.cli.progress import progress
 from dlm.errors import ConfigError
 from dlm.plain import counted, plain_json
@@ -70,6 +70,7 @@ def infill(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Divides the log-probabilities; 0 takes the likeliest token.")
     ] = 1.0,
+    length_top_p: LengthTopP = None,
     reread: Reread = None,
     draws: Annotated[int, typer.Option(min=2, help="Masked copies that a bound is estimated from; even.")] = 16,
     chain_rule: Annotated[
@@ -96,17 +97,20 @@ def infill(
     if draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
     _check_use(context, known, methods, chain_rule=chain_rule)
+    check_length_top_p(length_top_p)
     weights = options.check_weights(dtype, quantised)
     quiet_libraries()
     from dlm.bench.infilling import all_kinds, bench_infilling, entries_of
     from dlm.bench.methods import How, method
     from dlm.lm import DiffusionLM
+    from dlm.lm.search import LengthSearch
 
     asked = [method(name) for name in names("--methods", methods)] if methods is not None else None
     check_once("--methods", [each.name for each in asked or ()])
     options.check_device(device)
     opened = {name: DiffusionLM.from_pretrained(name, device=device, **weights) for name in models}
-    how = How(temperature, candidates, max_length, draws, reread, chain_rule, seed, batch_size)
+    top_p = LengthSearch.top_p if length_top_p is None else length_top_p
+    how = How(temperature, candidates, max_length, top_p, draws, reread, chain_rule, seed, batch_size)
     entries = entries_of(opened, asked, how)
     first = opened[models[0]]
     named = format, split, None, field
@@ -133,6 +137,8 @@ def _check_use(context: typer.Context, known: list[bool], methods: str | None, *
         raise ConfigError("--max-length is for spans of unknown length: leave it out, or ask for --lengths unknown")
     if "candidates" in given and methods is not None and "+rerank" not in methods:
         raise ConfigError("--candidates is for methods with +rerank, and --methods names none: leave it out")
+    if "length_top_p" in given and False not in known:
+        raise ConfigError("--length-top-p is for spans of unknown length: leave it out, or ask for --lengths unknown")
     if "reread" in given and False not in known:
         raise ConfigError("--reread and --no-reread are for spans of unknown length: leave them out")
     if "draws" in given and chain_rule and False not in known:

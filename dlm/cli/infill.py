@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,6 +61,16 @@ Effort = Annotated[
         show_default="32; 8 fillings where lengths are given, if a causal reading ranks them",
     ),
 ]
+LengthTopP = Annotated[
+    float | None,
+    typer.Option(
+        "--length-top-p",
+        metavar="P",
+        help="Fill only the likeliest lengths of a span that together have this probability; 1 fills all, and finds "
+        "the likeliest text whatever its length, which is often a short one.",
+        show_default="0.7",
+    ),
+]
 Reread = Annotated[
     bool | None,
     typer.Option(
@@ -105,6 +116,7 @@ def infill(
     ] = None,
     choices: Choices = None,
     length_prior: Prior = None,
+    length_top_p: LengthTopP = None,
     effort: Effort = None,
     reread: Reread = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
@@ -133,7 +145,7 @@ def infill(
     if keep_going and not batch:
         raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
     content = _content(text, file)
-    prior_text = _text_of(length_prior)
+    asked = _Asked(length_prior, _text_of(length_prior), length_top_p, effort, reread)
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
     usable(records, lambda template: None, keep_going=keep_going)
@@ -145,9 +157,9 @@ def infill(
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = _search(length_prior, prior_text, effort, reread, lm, num)
+    search = asked.of(lm, num)
     dropped = [template for number, template in parsed.items() if number not in templates]
-    _check_use(lm, [*templates.values()], dropped, search, effort, length_prior)
+    _check_use(lm, [*templates.values()], dropped, search, asked)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
@@ -195,31 +207,71 @@ def _text_of(length_prior: str | None) -> str:
     return text
 
 
-def _search(
-    length_prior: str | None, text: str, effort: int | None, reread: bool | None, lm: "DiffusionLM", num: int
-) -> "LengthSearch | None":
-    """How lengths are searched, by the model's own prior or the one asked for; None where a model ends spans itself."""
-    from dlm.lm.search import NOT_REREAD, LengthSearch
-    from dlm.model.spans import LengthPrior
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of a search, before there is a model to search with; None for what is not said.
 
-    if lm.filling.in_the_middle and (length_prior, effort, reread) != (None, None, None):
-        raise ConfigError(
-            "--length-prior, --effort, --reread and --no-reread are for a search of lengths, and this model, which "
-            "fills in the middle, ends a span by itself: leave them out"
-        )
-    if lm.filling.in_the_middle:
-        return None
-    if effort is not None and effort < num:
-        raise ConfigError(f"--effort {effort} tries fewer fillings than the alternatives of --num {num}: raise it")
-    if reread and not lm.formulation.readings.causal:
-        raise ConfigError(NOT_REREAD)
-    if length_prior == "run" and lm.sidecar.lengths is None:
-        raise ConfigError("--length-prior run: nothing was counted when this model was made; name a text, or uniform")
-    own = length_prior in (None, "run")
-    asked = {} if effort is None else {"effort": effort, "tries": effort}
-    return LengthSearch(
-        None if own else LengthPrior.of_texts([text] if text else [], lm.tokenizer), reread=reread, **asked
-    )
+    Attributes:
+        prior: `--length-prior`.
+        text: The text that lengths are counted in; empty where that names no file.
+        top_p: `--length-top-p`.
+        effort: `--effort`.
+        reread: `--reread` or `--no-reread`.
+    """
+
+    prior: str | None
+    text: str
+    top_p: float | None
+    effort: int | None
+    reread: bool | None
+
+    def __post_init__(self) -> None:
+        check_length_top_p(self.top_p)
+
+    @property
+    def given(self) -> list[str]:
+        """The options that are said."""
+        every = {
+            "--length-prior": self.prior,
+            "--length-top-p": self.top_p,
+            "--effort": self.effort,
+            "--no-reread" if self.reread is False else "--reread": self.reread,
+        }
+        return [name for name, value in every.items() if value is not None]
+
+    def of(self, lm: "DiffusionLM", num: int) -> "LengthSearch | None":
+        """The search, by the model's own prior or the one asked for; None where a model ends spans itself."""
+        from dlm.lm.search import NOT_REREAD, LengthSearch
+        from dlm.model.spans import LengthPrior
+
+        if lm.filling.in_the_middle:
+            if self.given:
+                one = len(self.given) == 1
+                raise ConfigError(
+                    f"{' and '.join(self.given)} {'is' if one else 'are'} for a search of lengths, and this model, "
+                    f"which fills in the middle, ends a span by itself: leave {'it' if one else 'them'} out"
+                )
+            return None
+        if self.effort is not None and self.effort < num:
+            raise ConfigError(
+                f"--effort {self.effort} tries fewer fillings than the alternatives of --num {num}: raise it"
+            )
+        if self.reread and not lm.formulation.readings.causal:
+            raise ConfigError(NOT_REREAD)
+        if self.prior == "run" and lm.sidecar.lengths is None:
+            raise ConfigError(
+                "--length-prior run: nothing was counted when this model was made; name a text, or uniform"
+            )
+        own, texts = self.prior in (None, "run"), [self.text] if self.text else []
+        search = LengthSearch(None if own else LengthPrior.of_texts(texts, lm.tokenizer), reread=self.reread)
+        search = search if self.effort is None else replace(search, effort=self.effort, tries=self.effort)
+        return search if self.top_p is None else replace(search, top_p=self.top_p)
+
+
+def check_length_top_p(top_p: float | None) -> None:
+    """Refuses a share of the lengths that is none."""
+    if top_p is not None and not 0.0 < top_p <= 1.0:
+        raise ConfigError(f"--length-top-p must be above 0 and at most 1, got {top_p:g}")
 
 
 def _check_length(
@@ -235,8 +287,7 @@ def _check_use(
     templates: Sequence[Template],
     dropped: Sequence[Template],
     search: "LengthSearch | None",
-    effort: int | None,
-    length_prior: str | None,
+    asked: _Asked,
 ) -> None:
     """Refuses options of a search where no span needs one, of the texts that are filled and of those left out."""
     from dlm.template import is_open
@@ -245,12 +296,12 @@ def _check_use(
         return
     resolved = [*map(lm.languages.resolved, templates)]
     if resolved and not any(map(is_open, (*resolved, *dropped))):
-        if length_prior is not None:
+        if unused := [name for name in asked.given if name.startswith("--length")]:
             raise ConfigError(
-                "--length-prior is for spans of unknown length, and every span has its length: leave it out"
+                f"{unused[0]} is for spans of unknown length, and every span has its length: leave it out"
             )
         enumerated = any(lm.languages.enumerated(each, search.effort) for each in resolved)
-        if effort is not None and not enumerated and not search.ranks(causal=lm.formulation.readings.causal):
+        if asked.effort is not None and not enumerated and not search.ranks(causal=lm.formulation.readings.causal):
             raise ConfigError(
                 "--effort: nothing is searched here, since every span has its length and no causal reading ranks "
                 "fillings; leave it out, or ask for more alternatives by --num"

@@ -23,6 +23,7 @@ class Denoisers:
 
     Attributes:
         scoring: For likelihoods: predicts every token that a text may hold.
+        weighing: The same in the precision of what is written: says how long holes are before they are filled.
         sampling: Writes texts, which may end: never the unknown character.
         remembering: The same for calls behind a cache.
         within: The same again, inside of a text: never its end.
@@ -34,6 +35,7 @@ class Denoisers:
     """
 
     scoring: Denoiser
+    weighing: Denoiser
     sampling: Denoiser
     remembering: Denoiser
     within: Denoiser
@@ -64,7 +66,7 @@ class Denoisers:
             unknown: The ids of unknown characters.
             ends: The ids that end a text.
             first_id: The id that stands before every text, where there is one.
-            writing: What texts are written in.
+            writing: What texts are written in, and lengths are weighed in.
             scoring: What they are scored in.
 
         Returns:
@@ -101,6 +103,7 @@ class Denoisers:
 
         return cls(
             scoring=denoiser((), scoring),
+            weighing=placed((), writing),
             sampling=placed(unknown, writing),
             remembering=placed(unknown, behind_cache),
             within=placed((*unknown, *ends), behind_cache),

@@ -113,16 +113,19 @@ class Filler:
     def _searched(self, place: int, template: Template, num: int, search: LengthSearch) -> list[Infilling]:
         """The alternatives of a text whose holes may have several lengths, in two rounds where fillings are reread."""
         posterior = self._possible(template, self.weigher.posterior(template, search))
+        # Choices were written down to be chosen from, the long ones too.
+        chosen = any(isinstance(part, Hole) and part.choices for part in template)
+        likely = posterior if chosen else search.likely(posterior, num)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
         reread = reread and self.rereader is not None
         if reread:
-            first = _of_lengths(self._tried(template, place, search.first_round(posterior, num)), posterior)
+            first = _of_lengths(self._tried(template, place, search.first_round(likely, num)), posterior)
             found = [*self._reread([template], [[[*first]]])]
             read = [(each.found.lengths, each.found.rank) for each in found]
-            found += self._tried(template, place, search.second_round(posterior, read, num), found)
+            found += self._tried(template, place, search.second_round(likely, read, num), found)
         else:
-            found = self._tried(template, place, search.shared_out(posterior, num))
+            found = self._tried(template, place, search.shared_out(likely, num))
         (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=reread)
         return best
 

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dlm.diffusion.denoiser import PlacedDenoiser
 from dlm.diffusion.draws import generator
 from dlm.diffusion.unmask import LeftToRight, Margin
 from dlm.errors import ConfigError
@@ -91,11 +90,10 @@ class Filling:
             raise ConfigError("--negative-prompt is for what continues a prompt, and spans have a text on both sides")
         if how.guides and not all(any(isinstance(part, str) for part in each) for each in templates.values()):
             raise ConfigError("--guidance leads towards the text around spans, and there is none: leave it out")
-        weighing = PlacedDenoiser(lm.denoisers.scoring, lambda: lm.arithmetic_device)
         return Filler(
             lm.layout,
             lm.languages,
-            Weigher(lm.layout, weighing, lm.process, lm.pad_id, batch_size),
+            Weigher(lm.layout, lm.denoisers.weighing, lm.process, lm.pad_id, batch_size),
             lambda canvas: how.rule(lm.formulation, lm.process, order, sum(canvas.editable), inside=True),
             lambda tasks, watched: lm.writer.write(
                 [replace(task, other=lm.layout.hidden(task.canvas)) for task in tasks] if how.guides else tasks,

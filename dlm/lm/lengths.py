@@ -21,7 +21,7 @@ from dlm.lm.canvas import Canvas, stack
 from dlm.lm.evidence import questions
 from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
-from dlm.lm.search import Lengths, LengthSearch
+from dlm.lm.search import ALIKE, Lengths, LengthSearch
 from dlm.model.spans import LengthPrior
 from dlm.template import Hole, Template
 
@@ -31,9 +31,6 @@ KEPT, WEIGHED = 4, 8
 
 REACH = 16
 """The tokens before and behind the holes that there should be room for, however long they are."""
-
-ALIKE = 1e-9
-"""The most nats that the log-probabilities of lengths differ by that are alike."""
 
 
 @dataclass(frozen=True)

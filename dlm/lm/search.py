@@ -11,6 +11,9 @@ from dlm.model.spans import LengthPrior
 Lengths = tuple[int, ...]
 """The tokens of each hole of a text."""
 
+ALIKE = 1e-9
+"""The most nats that the log-probabilities of lengths differ by that are alike."""
+
 TEMPER = 4.0
 """What log-probabilities of texts are divided by where they say which lengths to try again: one text tells little."""
 
@@ -34,16 +37,40 @@ class LengthSearch:
         reread: Whether fillings are ranked by the causal reading of the whole text, rather than by the log-probability
             of length and span; None for where the model has one and there is something to rank: several fillings
             of known length, or of unknown length where a text stands behind the last hole.
+        top_p: The probability that the lengths have together which are filled: the likeliest, and no more than it
+            takes, as of tokens in nucleus sampling (1904.09751, section 3.1). Each token more costs nats, so that of
+            all texts of all lengths, the likeliest is often far shorter than what stood there.
     """
 
     prior: LengthPrior | None = None
     effort: int = 32
     tries: int = 8
     reread: bool | None = None
+    top_p: float = 0.7
 
     def __post_init__(self) -> None:
         if min(self.effort, self.tries) < 1:
             raise ValueError(f"effort and tries must be at least 1, got {self.effort} and {self.tries}")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def likely(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, float]:
+        """The lengths that are filled: the likeliest that have `top_p` together, and those as likely as the last.
+
+        Args:
+            posterior: The log-probability of each, up to a constant.
+            num: How many alternatives are wanted: there are no fewer lengths, so that these may differ in them.
+
+        Returns:
+            The same of these alone, the likeliest first.
+        """
+        ordered = sorted(posterior.items(), key=lambda item: -item[1])
+        if self.top_p == 1.0:
+            return dict(ordered)
+        weights = torch.tensor([log_p for _, log_p in ordered], dtype=torch.float64).softmax(0)
+        needed = int((weights.cumsum(0) < self.top_p).sum()) + 1
+        least = ordered[min(max(needed, num), len(ordered)) - 1][1] - ALIKE
+        return {lengths: log_p for lengths, log_p in ordered if log_p >= least}
 
     def ranks(self, *, causal: bool) -> bool:
         """Whether fillings of known length may be ranked by the causal reading.

@@ -110,6 +110,8 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         (("masked", "middle", "--methods", "fim"), "{0}/masked fills no holes by any of these methods"),
         (("middle", "--methods", "fim+rerank", "--temperature", "0"), "which are all the same at temperature 0"),
         (("masked", "--lengths", "known", "--max-length", "5"), "--max-length is for spans of unknown length"),
+        (("masked", "--lengths", "known", "--length-top-p", "1"), "--length-top-p is for spans of unknown length"),
+        (("masked", "--length-top-p", "0"), "--length-top-p must be above 0 and at most 1, got 0"),
         (("masked", "--lengths", "known", "--no-reread"), "--reread and --no-reread are for spans of unknown length"),
         (("masked", "--methods", "diffusion", "--candidates", "4"), "--candidates is for methods with +rerank"),
         (("masked", "--lengths", "known", "--chain-rule", "--draws", "4"), "--draws is for bounds"),
@@ -140,12 +142,10 @@ def test_infill_says_that_holes_are_filled_from_left_to_right(shelf: Path) -> No
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--effort", "4"), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
-        (
-            ("--length-prior", "uniform"),
-            "--length-prior, --effort, --reread and --no-reread are for a search of lengths",
-        ),
-        (("--no-reread",), "--length-prior, --effort, --reread and --no-reread are for a search of lengths"),
+        (("--effort", "4"), "--effort is for a search of lengths, and this model"),
+        (("--length-prior", "uniform"), "--length-prior is for a search of lengths, and this model"),
+        (("--no-reread",), "--no-reread is for a search of lengths, and this model"),
+        (("--length-top-p", "1", "--reread"), "--length-top-p and --reread are for a search of lengths"),
         (("--order", "confidence"), "writes from left to right alone"),
         (("--export", "film.html"), "--watch and --export show masks in their places"),
     ],

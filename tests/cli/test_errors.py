@@ -349,6 +349,8 @@ BAD: list[tuple[str | list[str], str]] = [
         "every span has its length: leave it out",
     ),
     (["infill", "@model", "a [MASK:2] b", "--length-prior", "uniform"], "every span has its length: leave it out"),
+    (["infill", "@model", "a [MASK:2] b", "--length-top-p", "0.5"], "every span has its length: leave it out"),
+    (["infill", "@model", "a [MASK] b", "--length-top-p", "nan"], "must be above 0 and at most 1, got nan"),
     (
         ["infill", "@model", "a [MASK] b", "--num", "9", "--effort", "4"],
         "fewer fillings than the alternatives of --num 9",

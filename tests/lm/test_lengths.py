@@ -162,9 +162,9 @@ def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: 
     """With enough fillings tried, the best is the likeliest of all lengths and spans together."""
     exact_lm = DiffusionLM(lm.model, lm.tokenizer, sidecar=lm.sidecar, precision="fp32")
     own = weigher.denoiser
-    vars(exact_lm)["denoisers"] = replace(lm.denoisers, infilling=own, ranking=own, scoring=own)
+    vars(exact_lm)["denoisers"] = replace(lm.denoisers, infilling=own, ranking=own, scoring=own, weighing=own)
     vars(exact_lm)["writer"] = replace(lm.writer, denoisers=exact_lm.denoisers)
-    text, search = "ab[MASK:0-2]bc", LengthSearch(effort=200)
+    text, search = "ab[MASK:0-2]bc", LengthSearch(effort=200, top_p=1.0)
     found = exact_lm.infill(text, num=10, search=search, draws=64, sampler=Sampler())
     template = parse_template(text)
     posterior = enumerated(template, LengthPrior())
@@ -180,11 +180,62 @@ def test_the_likeliest_filling_is_that_of_enumeration(lm: DiffusionLM, weigher: 
     assert len({one.text for one in found}) == len(found)
 
 
-# Two rounds
+# The lengths that are filled
 
 
 ALL: Mapping[Lengths, float] = {(n,): -math.log(32) for n in range(1, 33)}
 """Lengths of which nothing is known."""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_fewer_lengths_have_as_much_probability(seed: int) -> None:
+    """By enumeration of all sets of lengths."""
+    draws = torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    p_N, top_p = (draws[1:] / draws[1:].sum()).tolist(), float(draws[0].clamp(0.01, 0.99))
+    found = LengthSearch(top_p=top_p).likely({(n,): math.log(p) - 5.0 for n, p in enumerate(p_N)}, 1)
+    every = (each for size in range(1, 8) for each in itertools.combinations(range(7), size))
+    enough = [each for each in every if sum(p_N[n] for n in each) >= top_p]
+    fewest = min(map(len, enough))
+    best = max((each for each in enough if len(each) == fewest), key=lambda each: sum(p_N[n] for n in each))
+    assert {n for (n,) in found} == {*best}
+    assert [*found.values()] == sorted(found.values(), reverse=True)
+
+
+def test_lengths_that_are_alike_are_all_filled_or_none() -> None:
+    assert LengthSearch(top_p=0.1).likely(ALL, 1) == ALL
+    some: Mapping[Lengths, float] = {(1,): math.log(0.4), (2,): math.log(0.2), (3,): math.log(0.2), (4,): math.log(0.2)}
+    assert [*LengthSearch(top_p=0.3).likely(some, 1)] == [(1,)]
+    assert {*LengthSearch(top_p=0.5).likely(some, 1)} == {*some} == {*LengthSearch(top_p=1.0).likely(some, 1)}
+
+
+def test_alternatives_have_as_many_lengths_to_differ_in() -> None:
+    some: Mapping[Lengths, float] = {(0,): math.log(0.9), (2,): math.log(0.07), (5,): math.log(0.03)}
+    for num, lengths in ((1, 1), (2, 2), (3, 3), (9, 3)):
+        assert [*LengthSearch().likely(some, num)] == [(0,), (2,), (5,)][:lengths]
+
+
+@pytest.mark.parametrize("reread", [True, False])
+def test_only_likely_lengths_are_filled(reread: bool, joint: DiffusionLM) -> None:
+    """All lengths were weighed, and are told."""
+    template = parse_template(f"{'abcd' * 3}[MASK:0-9]{'cdab' * 3}")
+    for top_p in (0.2, 0.5, 1.0):
+        search = LengthSearch(effort=300, top_p=top_p, reread=reread)
+        found = joint.infill(template, num=2, search=search, draws=2)
+        assert len(found[0].length_posterior) == 10
+        likely = search.likely(found[0].length_posterior, 2)
+        assert all(one.lengths in likely for one in found)
+    every = joint.infill(template, num=300, search=search, draws=2)
+    few = LengthSearch(top_p=0.2).likely(every[0].length_posterior, 1)
+    assert len(few) < 5 and any(one.lengths not in few for one in every)
+
+
+def test_a_search_takes_a_share_of_the_lengths() -> None:
+    for wrong in (0.0, -1.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="top_p must be above 0 and at most 1"):
+            LengthSearch(top_p=wrong)
+
+
+# Two rounds
 
 
 def test_the_first_round_costs_the_same_in_all_lengths_that_are_alike() -> None:
@@ -255,7 +306,7 @@ def test_with_enough_fillings_two_rounds_find_the_likeliest_of_all(text: str, jo
     ]
     nats = joint.filling.rereader().nats(template, fillings)
     hot = Sampler(token=TokenChoice(temperature=1e4))
-    found = joint.infill(text, num=3, search=LengthSearch(effort=400), sampler=hot)
+    found = joint.infill(text, num=3, search=LengthSearch(effort=400, top_p=1.0), sampler=hot)
     best = sorted(zip(nats, fillings, strict=True), reverse=True)[:3]
     assert [one.ids for one in found] == [spans for _, spans in best]
     assert [one.log_whole for one in found] == pytest.approx([each for each, _ in best], abs=1e-3)
