@@ -54,7 +54,7 @@ class SelftestError(DlmError):
 
 
 class BatchError(DlmError):
-    """Some records of a batch could not be used; the others are done."""
+    """Some records of a batch could not be used; the others, if there are any, are done."""
 
     exit_code = 1
 

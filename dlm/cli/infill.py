@@ -170,7 +170,7 @@ def infill(
         else:
             (alternatives,) = found
     if not batch and not as_json:
-        _show(alternatives, output, overwrite)
+        _show(alternatives, num, output, overwrite)
     report(records)
 
 
@@ -388,7 +388,7 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
     return {**plain[0], **({"length_posterior": posterior} if posterior else {}), "alternatives": plain}
 
 
-def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: bool) -> None:
+def _show(alternatives: "Sequence[Infilling]", num: int, output: Path | None, overwrite: bool) -> None:
     """Writes the alternatives of a single text, and their likelihoods to stderr."""
     write_text("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
     for rank, found in enumerate(alternatives, start=1):
@@ -404,3 +404,5 @@ def _show(alternatives: "Sequence[Infilling]", output: Path | None, overwrite: b
         if found.log_whole is not None:
             score += f"; read as a whole, {found.log_whole:.2f} nats"
         _note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")
+    if len(alternatives) < num:
+        _note(f"only {counted(len(alternatives), 'text', 'differ')}, of the {num:,} that --num asks for")

@@ -228,4 +228,5 @@ def report(records: Sequence[Record[Any]]) -> None:
     for record in bad:
         caution(record.error)
     if bad:
-        raise BatchError(f"{len(bad)} of {counted(len(records), 'record')} could not be used; the others are done")
+        what = f"{len(bad)} of {counted(len(records), 'record')} could not be used"
+        raise BatchError(what if len(bad) == len(records) else f"{what}; the others are done")

@@ -327,6 +327,13 @@ def test_what_a_batch_writes_it_reads(run: Path, tmp_path: Path) -> None:
     assert [row["text"].startswith(first["text"]) for row, first in zip(second, found, strict=True)] == [True, True]
 
 
+def test_fewer_texts_than_are_asked_for_are_told(run: Path) -> None:
+    text, told = dlm("infill", run, "the [MASK] sat", "--num", "3", "--choices", "cat,dog")
+    assert len(text.split("\n---\n")) == 2
+    assert told.splitlines()[-1] == "only 2 texts differ, of the 3 that --num asks for"
+    assert "differ" not in dlm("infill", run, "the [MASK] sat", "--num", "2", "--choices", "cat,dog")[1]
+
+
 def test_a_batch_goes_on_without_its_bad_records(run: Path, tmp_path: Path) -> None:
     good = ['{"text": "the [MASK:3] sat", "id": 1}', '{"text": "[MASK:2]", "id": 2}']
     bad = ["not JSON", '{"text": 7}', '{"text": "no span"}', f'{{"text": "[MASK:{CONTEXT + 1}]"}}', "[]"]
@@ -339,6 +346,9 @@ def test_a_batch_goes_on_without_its_bad_records(run: Path, tmp_path: Path) -> N
     told = found.stderr.splitlines()
     assert [line.partition(":")[0] for line in told[:-1]] == [f"line {number}" for number in (1, 3, 4, 5, 8)]
     assert told[-1] == "dlm: 5 of 7 records could not be used; the others are done"
+    path.with_name("bad.jsonl").write_text("\n".join(bad), encoding="utf-8")
+    none = refusal("infill", run, "--file", path.with_name("bad.jsonl"), "--keep-going", code=1)
+    assert none.endswith("dlm: 5 of 5 records could not be used\n")
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in rows] == [1, 2] and [len(row["alternatives"]) for row in rows] == [2, 2]
     # A record's noise follows from its own number: mending the others does not change what was written.
