@@ -1,8 +1,8 @@
 """What is asked of a model to learn how long a hole is: the text behind it, behind so many masks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 from torch import Tensor
 
@@ -49,69 +49,114 @@ class Question:
         return self.first_V if id_ == self.mask_id and self.first_V is not None else id_
 
 
-def questions(layout: Layout, template: Template, number: int, every: Sequence[Lengths]) -> list[Question]:
-    """What is asked of each of some lengths of a hole, up to the next hole.
+@dataclass(frozen=True)
+class Inquiry:
+    """Asks how long one hole of a text is, by the text behind it, up to the next hole.
 
     This is the text that stands there whatever fills the next hole, from where the text ends that stands before this
     hole whatever fills it; what is between the two is asked with the next hole. So all that is asked of all holes
     together is one text for all lengths.
 
-    Args:
+    Attributes:
         layout: How texts become rows.
         template: Texts and holes.
         number: Which of the holes it is, from 0 on.
-        every: The lengths of the holes up to this one, and of none behind it.
-
-    Returns:
-        A question for each.
     """
-    mask_id, affixes, room = layout.sidecar.mask_id, layout.sidecar.affixes, layout.sidecar.context
-    holes = [at for at, part in enumerate(template) if isinstance(part, Hole)]
-    place, is_last = holes[number], number + 1 == len(holes)
-    kept, some = len(layout.unmoved(template)), layout.parts(exact(template, [1] * len(holes)))
-    # No more of a long text is looked at than may be read.
-    before = max(0, kept - BEFORE)
-    after = max(0, len(joined(some.ids[place + 1 :])) - ASKED) if is_last else 0
 
-    @cache
-    def parts(*filled: int) -> Parts:
-        found = layout.parts(exact(template, filled))
-        ids = [*found.ids]
-        last = max(at for at, part in enumerate(ids) if part or not at)
-        ids[last] = ids[last][: len(ids[last]) - after]
-        ids[0] = ids[0][before:]
-        return replace(found, ids=ids)
+    layout: Layout
+    template: Template
+    number: int
 
-    def ids_of(*lengths: int) -> list[list[int]]:
-        known = (*lengths, *[1] * (len(holes) - len(lengths)))
-        left = iter(known)
-        pairs = zip(template, parts(*(int(length > 0) for length in known)).ids, strict=True)
-        return [ids if isinstance(part, str) else [*ids, *[mask_id] * (next(left) - 1)] for part, ids in pairs]
+    def questions(self, every: Sequence[Lengths]) -> list[Question]:
+        """What is asked of each of some lengths.
 
-    def standing(*lengths: int) -> list[int]:
-        """The ids before the hole behind those of some lengths that stand there whatever fills it."""
-        at = holes[len(lengths)]
-        ids, hole = joined(ids_of(*lengths, 1)[:at]), template[at]
-        assert isinstance(hole, Hole)
-        return ids[: shared(ids, joined(ids_of(*lengths, 0)))] if hole.may_be_empty else ids
+        Args:
+            every: The lengths of the holes up to this one, and of none behind it.
 
-    rows = [joined(ids_of(*lengths)) if is_last else standing(*lengths) for lengths in every]
-    behind = max(
-        len(row) - len(joined(ids_of(*lengths)[: place + 1])) for row, lengths in zip(rows, every, strict=True)
-    )
-    room -= len(affixes) + max(map(len, rows)) - behind - (kept - before)
-    reach = max(0, min(ASKED, behind, room))
-    dropped = kept - before - max(0, min(kept - before, room - reach))
-    moved = len(affixes.prefix) - dropped
-    found = []
-    for ids, lengths in zip(rows, every, strict=True):
-        read = [*affixes.prefix, *ids[dropped : len(ids) - (behind - reach)]]
-        asked = [at for at in range(len(standing(*lengths[:-1])) + moved, len(read)) if read[at] != mask_id]
-        lead = parts(*(int(length > 0) for length in lengths), *[1] * (len(holes) - number - 1)).leads[place]
-        first_V = None
-        if lead is not None and layout.spelling is not None:
-            count, automaton = layout.spelling.beginning(lead.text, lead.own + lengths[-1])
+        Returns:
+            A question for each.
+        """
+        rows = [joined(self._ids(lengths)) if self._is_last else self._standing(lengths) for lengths in every]
+        ends = [len(joined(self._ids(lengths)[: self._place + 1])) for lengths in every]
+        behind = max(len(row) - end for row, end in zip(rows, ends, strict=True))
+        affixes, kept = self.layout.sidecar.affixes, self._unmoved - self._unread
+        room = self.layout.sidecar.context - len(affixes) - (max(map(len, rows)) - behind - kept)
+        reach = max(0, min(ASKED, behind, room))
+        dropped = kept - max(0, min(kept, room - reach))
+        read = [[*affixes.prefix, *row[dropped : len(row) - (behind - reach)]] for row in rows]
+        moved = len(affixes.prefix) - dropped
+        return [self._question(lengths, ids, moved) for lengths, ids in zip(every, read, strict=True)]
+
+    def _question(self, lengths: Lengths, row: list[int], moved: int) -> Question:
+        """What is asked of some lengths in their row, where everything stands so many places further on."""
+        mask_id, first_V = self.layout.sidecar.mask_id, None
+        begin = len(self._standing(lengths[:-1])) + moved
+        asked = [at for at in range(begin, len(row)) if row[at] != mask_id]
+        lead = self._parts(_filled(lengths, len(self._holes))).leads[self._place]
+        if lead is not None and self.layout.spelling is not None:
+            count, automaton = self.layout.spelling.beginning(lead.text, lead.own + lengths[-1])
             first_V = automaton.first_V(count)
-            asked += [at for at in (len(joined(ids_of(*lengths)[:place])) + moved,) if at < len(read)]
-        found.append(Question(read, asked, first_V, mask_id))
-    return found
+            first = len(joined(self._ids(lengths)[: self._place])) + moved
+            asked += [first] * (first < len(row))
+        return Question(row, asked, first_V, mask_id)
+
+    def _ids(self, lengths: Lengths) -> list[list[int]]:
+        """The ids of each part with holes of some lengths, those behind them of one token; see `_parts`."""
+        known = iter((*lengths, *[1] * (len(self._holes) - len(lengths))))
+        parts = zip(self.template, self._parts(_filled(lengths, len(self._holes))).ids, strict=True)
+        mask_id = self.layout.sidecar.mask_id
+        return [ids if isinstance(part, str) else [*ids, *[mask_id] * (next(known) - 1)] for part, ids in parts]
+
+    def _standing(self, lengths: Lengths) -> list[int]:
+        """The ids before the hole behind those of some lengths that stand there whatever fills it."""
+        at = self._holes[len(lengths)]
+        ids, hole = joined(self._ids((*lengths, 1))[:at]), self.template[at]
+        assert isinstance(hole, Hole)
+        return ids[: shared(ids, joined(self._ids((*lengths, 0))))] if hole.may_be_empty else ids
+
+    @cached_property
+    def _parts(self) -> Callable[[Lengths], Parts]:
+        """The parts with holes of one token or none, without what is not read of a long text."""
+
+        def parts(filled: Lengths) -> Parts:
+            found = self.layout.parts(exact(self.template, filled))
+            ids = [*found.ids]
+            last = max(at for at, part in enumerate(ids) if part or not at)
+            ids[last] = ids[last][: len(ids[last]) - self._unasked]
+            ids[0] = ids[0][self._unread :]
+            return replace(found, ids=ids)
+
+        return cache(parts)
+
+    @cached_property
+    def _holes(self) -> list[int]:
+        return [at for at, part in enumerate(self.template) if isinstance(part, Hole)]
+
+    @property
+    def _place(self) -> int:
+        return self._holes[self.number]
+
+    @property
+    def _is_last(self) -> bool:
+        return self.number + 1 == len(self._holes)
+
+    @cached_property
+    def _unmoved(self) -> int:
+        """How many ids stand before the first hole whatever fills it."""
+        return len(self.layout.unmoved(self.template))
+
+    @property
+    def _unread(self) -> int:
+        """How many of the first of these are not read."""
+        return max(0, self._unmoved - BEFORE)
+
+    @cached_property
+    def _unasked(self) -> int:
+        """How many ids at the end of the text are not asked."""
+        ids = self.layout.parts(exact(self.template, [1] * len(self._holes))).ids
+        return max(0, len(joined(ids[self._place + 1 :])) - ASKED) if self._is_last else 0
+
+
+def _filled(lengths: Lengths, holes: int) -> Lengths:
+    """Which holes are filled, 1, and which are empty, 0: those of no length are filled."""
+    return (*(int(length > 0) for length in lengths), *[1] * (holes - len(lengths)))

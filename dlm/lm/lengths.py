@@ -18,7 +18,7 @@ from dlm.diffusion.network import NetworkInput
 from dlm.diffusion.process import Process
 from dlm.diffusion.rules import time_of_share
 from dlm.lm.canvas import Canvas, stack
-from dlm.lm.evidence import questions
+from dlm.lm.evidence import Inquiry
 from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
 from dlm.lm.search import ALIKE, Lengths, LengthSearch
@@ -111,7 +111,7 @@ class Weigher:
 
     def _evidence(self, template: Template, number: int, every: Sequence[Lengths]) -> list[float]:
         """Log p(the text behind a hole | what stands before it, the holes being unknown), for each of some lengths."""
-        asked = questions(self.layout, template, number, every)
+        asked = Inquiry(self.layout, template, number).questions(every)
         found = [0.0] * len(asked)
         parts = [(i, at) for i, each in enumerate(asked) for at in range(len(each.asked))]
         for batch in in_batches(parts, self.batch_size):

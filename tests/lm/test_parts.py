@@ -16,7 +16,7 @@ from dlm.diffusion.denoiser import FunctionDenoiser
 from dlm.diffusion.guide import Guidance
 from dlm.diffusion.network import NetworkInput
 from dlm.lm import DiffusionLM, Sampler
-from dlm.lm.evidence import questions
+from dlm.lm.evidence import Inquiry
 from dlm.lm.layout import Encoded
 from dlm.lm.lengths import Weigher
 from dlm.lm.parts import Lead, joined
@@ -332,7 +332,7 @@ def test_what_is_asked_of_all_holes_together_is_asked_once(joint: DiffusionLM) -
         for lengths in itertools.product(*(hole.lengths for hole in holes)):
             told = ""
             for number in range(len(holes)):
-                (one,) = questions(joint.layout, template, number, [lengths[: number + 1]])
+                (one,) = Inquiry(joint.layout, template, number).questions([lengths[: number + 1]])
                 lead = joint.layout.leads(exact(template, (*lengths[: number + 1], *[1] * (len(holes) - number - 1))))[
                     number
                 ]
@@ -458,14 +458,14 @@ def test_questions_fit_the_context(text: str, joint: DiffusionLM) -> None:
     holes = [part for part in template if isinstance(part, Hole)]
     for number in range(len(holes)):
         every = [*itertools.product(*(sorted({hole.lengths[0], 3, hole.lengths[-1]}) for hole in holes[: number + 1]))]
-        for one in questions(joint.layout, template, number, every):
+        for one in Inquiry(joint.layout, template, number).questions(every):
             assert len(one.ids) <= joint.context and one.asked
 
 
 def test_all_lengths_are_asked_about_the_same_text(joint: DiffusionLM) -> None:
     for text in ("print([MASK:0-3])\n", "x = [MASK:0-3] + y\n", "def main():\n[MASK:0-3]\nx"):
         template, mask_id = parse_template(text), joint.process.mask_id
-        asked = questions(joint.layout, template, 0, [(n,) for n in range(4)])
+        asked = Inquiry(joint.layout, template, 0).questions([(n,) for n in range(4)])
         said = [decode(joint.tokenizer, [id_ for at in one.asked if (id_ := one.ids[at]) != mask_id]) for one in asked]
         lead = joint.layout.leads(exact(template, [1]))[0]
         led = [lead.text if lead and any(one.ids[at] == mask_id for at in one.asked) else "" for one in asked]
