@@ -62,15 +62,15 @@ class LengthSearch:
             num: How many alternatives are wanted: there are no fewer lengths, so that these may differ in them.
 
         Returns:
-            The same of these alone, the likeliest first.
+            The log-probability of each of these, given that it is one of them; the likeliest first.
         """
         ordered = sorted(posterior.items(), key=lambda item: -item[1])
-        if self.top_p == 1.0:
-            return dict(ordered)
-        weights = torch.tensor([log_p for _, log_p in ordered], dtype=torch.float64).softmax(0)
-        needed = int((weights.cumsum(0) < self.top_p).sum()) + 1
-        least = ordered[min(max(needed, num), len(ordered)) - 1][1] - ALIKE
-        return {lengths: log_p for lengths, log_p in ordered if log_p >= least}
+        log_p_N = torch.tensor([log_p for _, log_p in ordered], dtype=torch.float64)
+        # A sum that rounding keeps from its share is enough.
+        needed = int((log_p_N.softmax(0).cumsum(0) < self.top_p - ALIKE).sum()) + 1
+        count = len(ordered) if self.top_p == 1.0 else min(max(needed, num), len(ordered))
+        log_p_N = log_p_N[log_p_N >= log_p_N[count - 1] - ALIKE].log_softmax(0)
+        return {lengths: log_p for (lengths, _), log_p in zip(ordered, log_p_N.tolist(), strict=False)}
 
     def ranks(self, *, causal: bool) -> bool:
         """Whether fillings of known length may be ranked by the causal reading.

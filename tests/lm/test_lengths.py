@@ -197,15 +197,28 @@ def test_no_fewer_lengths_have_as_much_probability(seed: int) -> None:
     enough = [each for each in every if sum(p_N[n] for n in each) >= top_p]
     fewest = min(map(len, enough))
     best = max((each for each in enough if len(each) == fewest), key=lambda each: sum(p_N[n] for n in each))
-    assert {n for (n,) in found} == {*best}
-    assert [*found.values()] == sorted(found.values(), reverse=True)
+    total = sum(p_N[n] for n in best)
+    assert [*found] == sorted(found, key=lambda lengths: -p_N[lengths[0]])
+    assert {n: math.exp(nats) for (n,), nats in found.items()} == pytest.approx({n: p_N[n] / total for n in best})
 
 
 def test_lengths_that_are_alike_are_all_filled_or_none() -> None:
-    assert LengthSearch(top_p=0.1).likely(ALL, 1) == ALL
+    assert LengthSearch(top_p=0.1).likely(ALL, 1) == pytest.approx(ALL)
     some: Mapping[Lengths, float] = {(1,): math.log(0.4), (2,): math.log(0.2), (3,): math.log(0.2), (4,): math.log(0.2)}
     assert [*LengthSearch(top_p=0.3).likely(some, 1)] == [(1,)]
     assert {*LengthSearch(top_p=0.5).likely(some, 1)} == {*some} == {*LengthSearch(top_p=1.0).likely(some, 1)}
+
+
+def test_fillings_are_shared_out_among_likely_lengths_alone() -> None:
+    some: Mapping[Lengths, float] = {(n,): math.log(p) for n, p in enumerate((0.35, 0.35, *[0.01] * 30))}
+    search = LengthSearch(effort=20)
+    assert search.shared_out(search.likely(some, 1), 1) == {(0,): 10, (1,): 10}
+
+
+def test_a_share_that_rounding_misses_is_reached() -> None:
+    """In floating point, the three are a little less than 0.7 together."""
+    some: Mapping[Lengths, float] = {(n,): math.log(p) for n, p in enumerate((0.28, 0.24, 0.18, 0.1, 0.1, 0.1))}
+    assert len(LengthSearch(top_p=0.7).likely(some, 1)) == 3
 
 
 def test_alternatives_have_as_many_lengths_to_differ_in() -> None:
