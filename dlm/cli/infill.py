@@ -68,7 +68,7 @@ LengthTopP = Annotated[
         metavar="P",
         help="Fill only the likeliest lengths of a span that together have this probability; 1 fills all, and finds "
         "the likeliest text whatever its length, which is often a short one.",
-        show_default="0.7",
+        show_default="0.8",
     ),
 ]
 Reread = Annotated[

@@ -46,7 +46,7 @@ class LengthSearch:
     effort: int = 32
     tries: int = 8
     reread: bool | None = None
-    top_p: float = 0.7
+    top_p: float = 0.8
 
     def __post_init__(self) -> None:
         if min(self.effort, self.tries) < 1:
