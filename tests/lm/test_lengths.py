@@ -211,7 +211,7 @@ def test_lengths_that_are_alike_are_all_filled_or_none() -> None:
 
 def test_fillings_are_shared_out_among_likely_lengths_alone() -> None:
     some: Mapping[Lengths, float] = {(n,): math.log(p) for n, p in enumerate((0.35, 0.35, *[0.01] * 30))}
-    search = LengthSearch(effort=20)
+    search = LengthSearch(effort=20, top_p=0.7)
     assert search.shared_out(search.likely(some, 1), 1) == {(0,): 10, (1,): 10}
 
 
