@@ -107,7 +107,7 @@ class Infillings:
         temperature: Divides the log-probabilities.
         candidates: Fillings that are re-ranked.
         longest: The most tokens of a hole of unknown length.
-        length_top_p: The probability that the lengths of a hole have together which are filled.
+        length_top_p: The likeliest lengths that together have this probability are filled.
         device: cpu, cuda or mps.
         contexts: The context of each model, in its tokens.
         skipped: Kinds of spans that do not fit.

@@ -30,7 +30,7 @@ class How:
         temperature: Divides the log-probabilities; 0 takes the likeliest token.
         candidates: The fillings of a passage that are re-ranked.
         longest: The most tokens of a hole of unknown length.
-        length_top_p: The probability that the lengths of a hole have together which are filled; see `LengthSearch`.
+        length_top_p: The likeliest lengths that together have this probability are filled; see `LengthSearch`.
         draws: Masked copies of a passage that a bound is estimated from.
         reread: Whether `diffusion` ranks fillings of unknown length by the causal reading; see `LengthSearch`.
         chain_rule: Whether the likelihood of masks is exact, by the chain rule from left to right.

@@ -1,6 +1,6 @@
 """`dlm bench infill`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +18,7 @@ from dlm.plain import counted, plain_json
 from dlm.template import LONGEST
 
 if TYPE_CHECKING:
-    from dlm.bench.infilling import Figure, Infillings, Point
+    from dlm.bench.infilling import Entry, Figure, Infillings, Point
 
 Documents = Annotated[
     str | None,
@@ -112,6 +112,7 @@ def infill(
     top_p = LengthSearch.top_p if length_top_p is None else length_top_p
     how = How(temperature, candidates, max_length, top_p, draws, reread, chain_rule, seed, batch_size)
     entries = entries_of(opened, asked, how)
+    _check_searched(context, entries)
     first = opened[models[0]]
     named = format, split, None, field
     documents = own_documents(first, models[0], *named) if data is None else named_documents(first, data, *named)
@@ -143,6 +144,16 @@ def _check_use(context: typer.Context, known: list[bool], methods: str | None, *
         raise ConfigError("--reread and --no-reread are for spans of unknown length: leave them out")
     if "draws" in given and chain_rule and False not in known:
         raise ConfigError("--draws is for bounds, and --chain-rule has none: leave one of them out")
+
+
+def _check_searched(context: typer.Context, entries: "Sequence[Entry]") -> None:
+    """Refuses options of a search where no method has one."""
+    if any(method.at_once for _, _, method in entries):
+        return
+    if "length_top_p" in options.given_names(context):
+        raise ConfigError("--length-top-p is for a search of lengths, and none of these methods has one: leave it out")
+    if "reread" in options.given_names(context):
+        raise ConfigError("--reread is for a search of lengths, and none of these methods has one: leave it out")
 
 
 def _spans(text: str | None) -> list[int | str]:
@@ -201,9 +212,12 @@ def _notes(found: "Infillings") -> Iterator[str]:
         f"{counted(found.num, 'passage')} of each kind, temperature {found.temperature:g}, seed {found.seed}, "
         f"{found.device}" + (f"; spans of unknown length have at most {found.longest} tokens" if unknown else "")
     )
+    if unknown and any(p.method.startswith("diffusion") for p in found.points):
+        yield f"diffusion fills the likeliest lengths that together have the probability {found.length_top_p:g}"
     yield (
         "in brackets: the difference from the first line of a table, with its 95% interval over passages; exact match, "
-        "chrF and characters in their places are in %, the length error is in characters"
+        "chrF and characters in their places are in %, the length error is in characters; rows/hole are those that the "
+        "network read, to write, to weigh and to rank"
     )
     if any(p.method.endswith("+rerank") for p in found.points):
         yield f"+rerank takes the likeliest of {found.candidates} candidates, read as a whole with what stands behind"

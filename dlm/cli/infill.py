@@ -12,7 +12,19 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, read_text, write_text
-from dlm.cli.records import Record, file_lines, free_of, is_batch, read_batch, report, usable
+from dlm.cli.records import (
+    Kept,
+    Record,
+    Resume,
+    file_lines,
+    free_of,
+    is_batch,
+    read_batch,
+    report,
+    resumable,
+    unfinished,
+    usable,
+)
 from dlm.cli.writing import check_outputs, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
@@ -35,6 +47,8 @@ WRITTEN = (
     "log_whole",
 )
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
+OF_LENGTHS = ("--length-prior", "--length-top-p")
+"""Options that are for spans of unknown length alone."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
 MOST_FILLINGS = 65_536
@@ -75,7 +89,7 @@ Reread = Annotated[
     bool | None,
     typer.Option(
         "--reread/--no-reread",
-        help="Rank fillings by the causal reading of the whole text.",
+        help="Rank fillings by the causal reading of the text, from the first span to 16 tokens behind the last.",
         show_default="where the model has one; not of choices, nor where a span of unknown length ends the text",
     ),
 ]
@@ -108,6 +122,7 @@ def infill(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Fill what can be filled of a batch, and name the rest at the end.")
     ] = False,
+    resume: Resume = False,
     num: Annotated[int, typer.Option(min=1, max=MOST_FILLINGS, help="Alternatives, the likeliest first.")] = 1,
     marker: Marker = "MASK",
     max_length: Annotated[
@@ -140,15 +155,14 @@ def infill(
 
     Example:  dlm infill runs/tiny "def add(a, b): return [MASK:8]"
     """
-    check_outputs(output, export, overwrite, {"--file": file, "the text -": Path("-") if text == "-" else None})
+    reads = {"--file": file, "the text -": Path("-") if text == "-" else None}
     batch = jsonl or (file is not None and is_batch(file))
-    if keep_going and not batch:
-        raise ConfigError("--keep-going is for a batch of records: give a .jsonl file, or --jsonl")
-    content = _content(text, file)
+    if not batch and (given := [name for name, on in (("--keep-going", keep_going), ("--resume", resume)) if on]):
+        raise ConfigError(f"{given[0]} is for a batch of records: give a .jsonl file, or --jsonl")
+    check_outputs(output, export, overwrite, reads, resume=resume)
     asked = _Asked(length_prior, _text_of(length_prior), length_top_p, effort, reread)
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
-    records = read_batch(content, ask, name=file or "stdin") if batch else [_single("".join(content), text, ask)]
-    usable(records, lambda template: None, keep_going=keep_going)
+    records = _records(text, file, ask, batch=batch, keep_going=keep_going)
     parsed = {number: record.asked for number, record in enumerate(records) if record.asked is not None}
     _check_length(max_length, [records[number].given for number in parsed], ask, marker)
     quiet_libraries()
@@ -156,17 +170,17 @@ def infill(
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
+    wanted, kept = unfinished(wanted, output if resume else None, ("text", *WRITTEN), _is_filled)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = asked.of(lm, num)
-    dropped = [template for number, template in parsed.items() if number not in templates]
-    _check_use(lm, [*templates.values()], dropped, search, asked)
+    _check_use(lm, templates, parsed, search, asked)
     with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
         )  # what cannot work is refused by now
         _tell_cost(lm, [*templates.values()], search, num)
         if batch or as_json:
-            _write_lines([*wanted.values()], found, output, overwrite)
+            _write_lines([*wanted.values()], found, output, overwrite, kept)
         else:
             (alternatives,) = found
     if not batch and not as_json:
@@ -181,6 +195,16 @@ def _content(text: str | None, file: Path | None) -> list[str]:
     if text is None and file is None:
         raise ConfigError('give the text, or --file FILE, or - for stdin; for example dlm infill MODEL "a [MASK:3] b"')
     return [*split_lines(read_text(text))] if text is not None else file_lines(file or Path("-"))
+
+
+def _records(
+    text: str | None, file: Path | None, ask: Callable[[Mapping[str, Any]], Template], *, batch: bool, keep_going: bool
+) -> list[Record[Template]]:
+    """The records of a batch, or the only one; refused where one has no text with spans, unless it is left out."""
+    lines = _content(text, file)
+    records = read_batch(lines, ask, name=file or "stdin") if batch else [_single("".join(lines), text, ask)]
+    usable(records, lambda template: None, keep_going=keep_going)
+    return records
 
 
 def _single(content: str, given: str | None, ask: Callable[[Mapping[str, Any]], Template]) -> Record[Template]:
@@ -246,10 +270,9 @@ class _Asked:
 
         if lm.filling.in_the_middle:
             if self.given:
-                one = len(self.given) == 1
                 raise ConfigError(
-                    f"{' and '.join(self.given)} {'is' if one else 'are'} for a search of lengths, and this model, "
-                    f"which fills in the middle, ends a span by itself: leave {'it' if one else 'them'} out"
+                    f"{_are(self.given)} for a search of lengths, and this model, which fills in the middle, ends a "
+                    f"span by itself: leave {_them(self.given)} out"
                 )
             return None
         if self.effort is not None and self.effort < num:
@@ -269,9 +292,23 @@ class _Asked:
 
 
 def check_length_top_p(top_p: float | None) -> None:
-    """Refuses a share of the lengths that is none."""
+    """Refuses a probability that is not above 0 and at most 1."""
     if top_p is not None and not 0.0 < top_p <= 1.0:
-        raise ConfigError(f"--length-top-p must be above 0 and at most 1, got {top_p:g}")
+        raise ConfigError(f"--length-top-p must be above 0 and at most 1, got {top_p}")
+
+
+def _are(options_given: Sequence[str]) -> str:
+    """Options as what a sentence is about."""
+    *others, last = options_given
+    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
+
+
+def _them(options_given: Sequence[str]) -> str:
+    return "it" if len(options_given) == 1 else "them"
+
+
+def _has_choices(template: Template) -> bool:
+    return any(isinstance(part, Hole) and part.choices for part in template)
 
 
 def _check_length(
@@ -284,8 +321,8 @@ def _check_length(
 
 def _check_use(
     lm: "DiffusionLM",
-    templates: Sequence[Template],
-    dropped: Sequence[Template],
+    templates: Mapping[int, Template],
+    parsed: Mapping[int, Template],
     search: "LengthSearch | None",
     asked: _Asked,
 ) -> None:
@@ -294,11 +331,15 @@ def _check_use(
 
     if search is None:
         return
-    resolved = [*map(lm.languages.resolved, templates)]
-    if resolved and not any(map(is_open, (*resolved, *dropped))):
-        if unused := [name for name in asked.given if name.startswith("--length")]:
+    resolved = [*map(lm.languages.resolved, templates.values())]
+    dropped = [template for number, template in parsed.items() if number not in templates]
+    searched = [*filter(is_open, (*resolved, *dropped))]
+    if asked.top_p is not None and searched and all(map(_has_choices, searched)):
+        raise ConfigError("--length-top-p: choices are tried whatever their length; leave it out")
+    if resolved and not searched:
+        if unused := [name for name in asked.given if name in OF_LENGTHS]:
             raise ConfigError(
-                f"{unused[0]} is for spans of unknown length, and every span has its length: leave it out"
+                f"{_are(unused)} for spans of unknown length, and every span has its length: leave {_them(unused)} out"
             )
         enumerated = any(lm.languages.enumerated(each, search.effort) for each in resolved)
         if asked.effort is not None and not enumerated and not search.ranks(causal=lm.formulation.readings.causal):
@@ -361,12 +402,27 @@ def _template_of(fields: Mapping[str, Any], marker: str, longest: int, choices: 
 
 
 def _write_lines(
-    records: Sequence[Record[Template]], found: "Iterable[Sequence[Infilling]]", output: Path | None, overwrite: bool
+    records: Sequence[Record[Template]],
+    found: "Iterable[Sequence[Infilling]]",
+    output: Path | None,
+    overwrite: bool,
+    kept: Kept | None,
 ) -> None:
-    """Writes what is found of each record on a line, as soon as it is finished."""
-    with line_writer(output, overwrite=overwrite) as write:
+    """Writes what is found of each record on a line, as soon as it is finished, behind lines that are kept."""
+    keeps = None if kept is None else kept.size
+    with resumable(output), line_writer(output, overwrite=overwrite, keeps=keeps) as write:
         for record, alternatives in zip(records, found, strict=True):
             write(json_line({**record.given, **_filled(alternatives)}, output))
+
+
+def _is_filled(fields: Mapping[str, Any], template: Template) -> bool:
+    """Whether what is written on a line is a text with its spans filled."""
+    from dlm.lm.canvas import fill
+
+    spans, holes = fields.get("spans"), sum(isinstance(part, Hole) for part in template)
+    if not isinstance(spans, list) or len(spans) != holes or not all(isinstance(span, str) for span in spans):
+        return False
+    return bool(fields.get("text") == fill(template, spans))
 
 
 def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
@@ -405,4 +461,6 @@ def _show(alternatives: "Sequence[Infilling]", num: int, output: Path | None, ov
             score += f"; read as a whole, {found.log_whole:.2f} nats"
         _note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")
     if len(alternatives) < num:
-        _note(f"only {counted(len(alternatives), 'text', 'differ')}, of the {num:,} that --num asks for")
+        more = "; more are tried by a higher --effort or --length-top-p" if alternatives[0].length_posterior else ""
+        texts = "text was" if len(alternatives) == 1 else "texts were"
+        _note(f"only {len(alternatives):,} different {texts} found, of the {num:,} that --num asks for{more}")

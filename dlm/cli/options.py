@@ -57,7 +57,7 @@ HeldIn = Annotated[
         "--dtype",
         "--precision",
         help="What weights are held in and computed in: bf16, fp16, fp32, or auto: as they are stored, and where that "
-        "is fp32, texts are written in bf16 if the hardware computes in it.",
+        "is fp32, texts are written and holes' lengths weighed in bf16 if the hardware computes in it.",
     ),
 ]
 Load = Annotated[

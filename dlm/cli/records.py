@@ -4,17 +4,24 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
+
+import typer
 
 from dlm.cli.console import caution, json_line, read_text
 from dlm.data.chats import messages_of
 from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
-from dlm.errors import BatchError, ConfigError, DataError
+from dlm.errors import BatchError, ConfigError, DataError, InterruptedRunError
 from dlm.plain import counted
 
 Asked = TypeVar("Asked")
+
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep the lines that --output has already, and write the others.")
+]
 
 
 @dataclass
@@ -176,13 +183,19 @@ class Kept:
     size: int = 0
 
 
-def read_kept(output: Path, records: Sequence[Record[Any]], written: Sequence[str]) -> Kept:
+def read_kept(
+    output: Path,
+    records: Sequence[Record[Any]],
+    written: Sequence[str],
+    is_of: Callable[[Mapping[str, Any], Any], bool] = lambda fields, asked: True,
+) -> Kept:
     """Reads the lines that an earlier run has written, and checks that they are of the same records.
 
     Args:
         output: Where they are; there may be no such file.
         records: The records, in the order in which they are written.
-        written: The fields that are written beside a record's own.
+        written: The fields that are written beside a record's own, or in the place of one.
+        is_of: (what is written on a line, what a record asks for) -> whether it may be of this record.
 
     Returns:
         The lines.
@@ -205,14 +218,78 @@ def read_kept(output: Path, records: Sequence[Record[Any]], written: Sequence[st
         except (DataError, UnicodeDecodeError) as error:
             raise ConfigError(f"--resume: line {number} of {output} is no line of this command: {remedy}") from error
         own = {name: value for name, value in fields.items() if name not in written}
-        if json.dumps(own) != json.dumps(record.given):  # NaN is not equal to itself
-            raise ConfigError(f"--resume: line {number} of {output} is of another record than {record.place}: {remedy}")
+        given = {name: value for name, value in record.given.items() if name not in written}
         found.append({name: value for name, value in fields.items() if name in written})
+        # NaN is not equal to itself
+        if json.dumps(own) != json.dumps(given) or not is_of(found[-1], record.asked):
+            raise ConfigError(f"--resume: line {number} of {output} is of another record than {record.place}: {remedy}")
     if part:  # of a line that was being written; else it is someone's text, and is left alone
-        begun = json_line(records[len(lines)].given, output).removesuffix("}").encode()
+        given = dict(takewhile(lambda item: item[0] not in written, records[len(lines)].given.items()))
+        begun = json_line(given, output).removesuffix("}").encode()
         if part[: len(begun)] != begun[: len(part)]:
             raise ConfigError(f"--resume: line {len(lines) + 1} of {output} is no line of this command: {remedy}")
     return Kept(found, len(content) - len(part))
+
+
+def check_resume(resume: bool, output: Path | None, overwrite: bool) -> None:
+    """Refuses `--resume` where there is nothing to go on with.
+
+    Args:
+        resume: The value of `--resume`.
+        output: The value of `--output`.
+        overwrite: The value of `--overwrite`.
+
+    Raises:
+        ConfigError: There is no file to go on with.
+    """
+    if resume and (output is None or overwrite):
+        raise ConfigError("--resume goes on with the file of --output: give that, without --overwrite")
+
+
+def unfinished(
+    wanted: Mapping[int, Record[Asked]],
+    begun: Path | None,
+    written: Sequence[str],
+    is_of: Callable[[Mapping[str, Any], Any], bool] = lambda fields, asked: True,
+) -> tuple[dict[int, Record[Asked]], Kept | None]:
+    """The records of which an earlier run has not written the line.
+
+    Args:
+        wanted: Records by their numbers, in the order in which they are written.
+        begun: What that run has written; None where nothing is gone on with.
+        written: As for `read_kept`, as is `is_of`.
+        is_of: Whether a line may be of a record.
+
+    Returns:
+        The rest of the records, and the lines that are kept; None where nothing is gone on with.
+
+    Raises:
+        ConfigError: A line is of another record, or of none.
+    """
+    if begun is None:
+        return dict(wanted), None
+    kept = read_kept(begun, [*wanted.values()], written, is_of)
+    return dict([*wanted.items()][len(kept.found) :]), kept
+
+
+@contextmanager
+def resumable(output: Path | None) -> Iterator[None]:
+    """Says on Ctrl-C how to go on, where a file has some of the lines.
+
+    Args:
+        output: The value of `--output`.
+
+    Raises:
+        InterruptedRunError: There was a Ctrl-C, and the file has lines.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if output is None or not output.is_file() or not output.stat().st_size:
+            raise
+        raise InterruptedRunError(
+            f"interrupted: {output} has the lines that are finished; for the others, give --resume, without --overwrite"
+        ) from None
 
 
 def report(records: Sequence[Record[Any]]) -> None:

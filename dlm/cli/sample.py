@@ -10,7 +10,18 @@ import typer
 
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, write_data, write_text
-from dlm.cli.records import Record, chat_of, file_lines, read_batch, report, usable
+from dlm.cli.records import (
+    Kept,
+    Record,
+    Resume,
+    chat_of,
+    file_lines,
+    read_batch,
+    report,
+    resumable,
+    unfinished,
+    usable,
+)
 from dlm.cli.writing import calibrated, check_outputs, load_many, load_writer, recording
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
@@ -45,6 +56,7 @@ def sample(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Leave out bad lines of --prompts, and report them at the end.")
     ] = False,
+    resume: Resume = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Texts written side by side.", show_default="16")
     ] = None,
@@ -66,9 +78,9 @@ def sample(
     Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
     single = _single(prompt, chat, prompts)
-    if keep_going and prompts is None:
-        raise ConfigError("--keep-going leaves out bad lines of a file: give --prompts FILE too")
-    check_outputs(output, export, overwrite, {"--prompts": prompts})
+    if prompts is None and (given := [name for name, on in (("--keep-going", keep_going), ("--resume", resume)) if on]):
+        raise ConfigError(f"{given[0]} is for the lines of a file: give --prompts FILE too")
+    check_outputs(output, export, overwrite, {"--prompts": prompts}, resume=resume)
     records = (
         []
         if prompts is None
@@ -85,12 +97,14 @@ def sample(
     if prompts is not None:
         many = load_many(*weights, mask_token)
         wanted = usable(records, partial(many.layout.canvas, length=length), keep_going=keep_going)
+        wanted, kept = unfinished(wanted, output if resume else None, ("samples",))
         if wanted:
             one = next(iter(wanted.values())).asked
             asked["sampler"] = calibrated(many, how, context.obj, one, min(batch_size or 16, num * len(wanted)))
         began = time.perf_counter()
         with recording(many, title, watch and bool(wanted), export if wanted else None) as take:
-            texts = _write_lines(wanted, partial(many.generate_each, watch=take, **asked), output, overwrite)
+            write = partial(many.generate_each, watch=take, **asked)
+            texts = _write_lines(wanted, write, output, overwrite, kept)
             facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
     else:
         lm = load_writer(*weights, how, batch_size, mask_token)
@@ -162,11 +176,13 @@ def _write_lines(
     write: "Callable[..., Iterator[list[Sample]]]",
     output: Path | None,
     overwrite: bool,
+    kept: Kept | None,
 ) -> "list[Sample]":
     """Writes the texts of each record on a line, as soon as they are finished, and gives all of them."""
     written: list[Sample] = []
     found = write({number: record.asked for number, record in wanted.items()})
-    with line_writer(output, overwrite=overwrite) as write_line:
+    keeps = None if kept is None else kept.size
+    with resumable(output), line_writer(output, overwrite=overwrite, keeps=keeps) as write_line:
         for record, texts in zip(wanted.values(), found, strict=True):
             write_line(json_line({**record.given, "samples": [*map(_plain, texts)]}, output))
             written += texts

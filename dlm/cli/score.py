@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,13 +13,16 @@ from dlm.cli.console import caution, check_apart, check_free, errors, json_line,
 from dlm.cli.records import (
     Kept,
     Record,
+    Resume,
     chat_of,
+    check_resume,
     file_lines,
     free_of,
     is_batch,
     read_batch,
     read_kept,
     report,
+    resumable,
     usable,
 )
 from dlm.cli.writing import load
@@ -28,7 +30,7 @@ from dlm.data.keys import listed
 from dlm.data.lines import bare_suffix
 from dlm.data.records import parse_record
 from dlm.data.text import check_text
-from dlm.errors import ConfigError, DataError, InterruptedRunError
+from dlm.errors import ConfigError, DataError
 from dlm.plain import counted, finite
 
 if TYPE_CHECKING:
@@ -73,9 +75,6 @@ Lines = Annotated[
         help="A text a line, or records: .jsonl and .ndjson, compressed too; - reads stdin.", show_default=False
     ),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Keep the lines that --output has already, and score the others.")
-]
 
 
 def score(
@@ -109,8 +108,7 @@ def score(
     reading = _reading(reading, chain_rule)
     if draws is not None and draws % 2:
         raise ConfigError(f"--draws must be even, got {draws}")
-    if resume and (output is None or overwrite):
-        raise ConfigError("--resume goes on with the file of --output: give that, without --overwrite")
+    check_resume(resume, output, overwrite)
     check_apart({"FILE": file}, {"--output": output})
     check_free(output, overwrite or resume)
     lines = file_lines(file)
@@ -135,7 +133,7 @@ def score(
     began = time.perf_counter()
     found = _scored(lm, wanted, kept.found, how)
     rest = [*wanted.values()][len(kept.found) :]
-    with _resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
+    with resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
         scores = _write_lines(rest, found, reading, lambda line: write(json_line(line, output)))
     for told in _altered(lm, wanted.values()):
         caution(told)
@@ -255,19 +253,6 @@ def _write_lines(
             caution(f"{record.place}: an answer has the probability zero, or none: its log-likelihood is null")
         scores += each
     return scores
-
-
-@contextmanager
-def _resumable(output: Path | None) -> Iterator[None]:
-    """Says on Ctrl-C how to go on, where a file has what was scored."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if output is None or not output.is_file() or not output.stat().st_size:
-            raise
-        raise InterruptedRunError(
-            f"interrupted: {output} has what was scored; to score the rest, give --resume, without --overwrite"
-        ) from None
 
 
 def _plain(record: Record[Asked], scores: "Sequence[Score]", reading: str) -> dict[str, Any]:

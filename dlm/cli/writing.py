@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
 from dlm.cli.console import caution, check_apart, check_free, check_writable, errors
+from dlm.cli.records import check_resume
 from dlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from dlm.lm.sampler import Sampler, Watch
 
 
-def check_outputs(output: Path | None, export: Path | None, overwrite: bool, reads: Mapping[str, Path | None]) -> None:
+def check_outputs(
+    output: Path | None,
+    export: Path | None,
+    overwrite: bool,
+    reads: Mapping[str, Path | None],
+    *,
+    resume: bool = False,
+) -> None:
     """Refuses files that are read, exist unless they may be replaced, or cannot be written, and films of no known kind.
 
     Args:
@@ -25,10 +33,12 @@ def check_outputs(output: Path | None, export: Path | None, overwrite: bool, rea
         export: The value of `--export`.
         overwrite: Whether files may be replaced.
         reads: What the command reads, by the options that named it; see `check_apart`.
+        resume: Whether the output goes on with what is there; see `check_resume`.
     """
+    check_resume(resume, output, overwrite)
     options.check_export(export)
     check_apart(reads, {"--output": output, "--export": export})
-    check_free(output, overwrite)
+    check_free(output, overwrite or resume)
     check_free(export, overwrite)
     if export is not None:
         check_writable(export, export.parent)  # a film is written beside its file and renamed

@@ -51,9 +51,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Inquiry:
-    """Asks how long one hole of a text is, by the text behind it, up to the next hole.
+    """What is asked to learn how long one hole of a text is: the text behind it, up to the next hole.
 
-    This is the text that stands there whatever fills the next hole, from where the text ends that stands before this
+    More exactly, what stands there whatever fills the next hole, from where the text ends that stands before this
     hole whatever fills it; what is between the two is asked with the next hole. So all that is asked of all holes
     together is one text for all lengths.
 
@@ -158,5 +158,5 @@ class Inquiry:
 
 
 def _filled(lengths: Lengths, holes: int) -> Lengths:
-    """Which holes are filled, 1, and which are empty, 0: those of no length are filled."""
+    """Which holes are empty, 0, and which are filled, 1, as are those behind the given lengths."""
     return (*(int(length > 0) for length in lengths), *[1] * (holes - len(lengths)))

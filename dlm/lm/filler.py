@@ -115,7 +115,7 @@ class Filler:
         posterior = self._possible(template, self.weigher.posterior(template, search))
         # Choices were written down to be chosen from, the long ones too.
         chosen = any(isinstance(part, Hole) and part.choices for part in template)
-        likely = posterior if chosen else search.likely(posterior, num)
+        likely = posterior if chosen else search.likely(posterior)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
         reread = reread and self.rereader is not None

@@ -59,7 +59,7 @@ class DiffusionLM:
         end_ids: The ids that end a text, that of the end of text first.
         pad_id: The id that fills up the shorter rows of a batch.
         unknown: The id of unknown characters, which is never written, where there is one.
-        precision: What texts are written in.
+        precision: What texts are written in, and lengths of holes weighed in.
         denoisers: Predict clean tokens: to score texts, to write them, and to fill their holes.
         writer: Writes rows side by side.
     """

@@ -37,9 +37,9 @@ class LengthSearch:
         reread: Whether fillings are ranked by the causal reading of the whole text, rather than by the log-probability
             of length and span; None for where the model has one and there is something to rank: several fillings
             of known length, or of unknown length where a text stands behind the last hole.
-        top_p: The probability that the lengths have together which are filled: the likeliest, and no more than it
-            takes, as of tokens in nucleus sampling (1904.09751, section 3.1). Each token more costs nats, so that of
-            all texts of all lengths, the likeliest is often far shorter than what stood there.
+        top_p: The likeliest lengths that together have this probability are filled, as in nucleus sampling of tokens
+            (1904.09751, section 3.1); of choices, all are. Each token more costs nats, so that of all texts of all
+            lengths, the likeliest is often far shorter than what stood there.
     """
 
     prior: LengthPrior | None = None
@@ -54,12 +54,11 @@ class LengthSearch:
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def likely(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, float]:
+    def likely(self, posterior: Mapping[Lengths, float]) -> Mapping[Lengths, float]:
         """The lengths that are filled: the likeliest that have `top_p` together, and those as likely as the last.
 
         Args:
             posterior: The log-probability of each, up to a constant.
-            num: How many alternatives are wanted: there are no fewer lengths, so that these may differ in them.
 
         Returns:
             The log-probability of each of these, given that it is one of them; the likeliest first.
@@ -67,9 +66,9 @@ class LengthSearch:
         ordered = sorted(posterior.items(), key=lambda item: -item[1])
         log_p_N = torch.tensor([log_p for _, log_p in ordered], dtype=torch.float64)
         # A sum that rounding keeps from its share is enough.
-        needed = int((log_p_N.softmax(0).cumsum(0) < self.top_p - ALIKE).sum()) + 1
-        count = len(ordered) if self.top_p == 1.0 else min(max(needed, num), len(ordered))
-        log_p_N = log_p_N[log_p_N >= log_p_N[count - 1] - ALIKE].log_softmax(0)
+        fewer = int((log_p_N.softmax(0).cumsum(0) < self.top_p - ALIKE).sum())
+        last = len(ordered) - 1 if self.top_p == 1.0 else min(fewer, len(ordered) - 1)
+        log_p_N = log_p_N[log_p_N >= log_p_N[last] - ALIKE].log_softmax(0)
         return {lengths: log_p for (lengths, _), log_p in zip(ordered, log_p_N.tolist(), strict=False)}
 
     def ranks(self, *, causal: bool) -> bool:

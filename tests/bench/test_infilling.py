@@ -59,7 +59,7 @@ def knowing(make_lm: MakeLM) -> DiffusionLM:
     """A masked model that knows the cycle."""
     lm = make_lm(build_tokenizer(Characters(), lambda: [CYCLE]), 32)
     assert lm.tokenizer.convert_tokens_to_ids(sorted(CYCLE)) == list(range(len(CYCLE)))
-    for name in ("scoring", "infilling", "ranking"):
+    for name in ("scoring", "weighing", "infilling", "ranking"):
         setattr(lm.denoisers, name, Cycle(len(lm.tokenizer)))
     return lm
 

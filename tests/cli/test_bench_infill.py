@@ -111,6 +111,8 @@ def test_what_was_done_before_an_interrupt_is_written(shelf: Path, monkeypatch: 
         (("middle", "--methods", "fim+rerank", "--temperature", "0"), "which are all the same at temperature 0"),
         (("masked", "--lengths", "known", "--max-length", "5"), "--max-length is for spans of unknown length"),
         (("masked", "--lengths", "known", "--length-top-p", "1"), "--length-top-p is for spans of unknown length"),
+        (("middle", "--length-top-p", "1"), "--length-top-p is for a search of lengths, and none of these methods"),
+        (("middle", "--reread"), "--reread is for a search of lengths, and none of these methods"),
         (("masked", "--length-top-p", "0"), "--length-top-p must be above 0 and at most 1, got 0"),
         (("masked", "--lengths", "known", "--no-reread"), "--reread and --no-reread are for spans of unknown length"),
         (("masked", "--methods", "diffusion", "--candidates", "4"), "--candidates is for methods with +rerank"),
@@ -125,6 +127,18 @@ def test_what_a_user_may_get_wrong_is_one_line(words: tuple[str, ...], told: str
     here = [str(shelf / word) if (shelf / word).exists() else word for word in words]
     data = () if "--data" in here else ("--data", str(shelf / "text.txt"))
     assert told.format(shelf) in refusal("bench", "infill", *here, *data)
+
+
+def test_a_share_of_the_lengths_is_filled(shelf: Path) -> None:
+    words = "bench", "infill", shelf / "masked", "--data", shelf / "text.txt", "--lengths", "unknown", "--num", "3"
+    few, all_ = (
+        answer(*words, "--spans", "4", "--holes", "1", "--draws", "2", "--length-top-p", top_p)
+        for top_p in ("0.01", "1")
+    )
+    assert (few["length_top_p"], all_["length_top_p"]) == (0.01, 1.0)
+    assert few["points"][0]["chrf"] != all_["points"][0]["chrf"]
+    told = dlm(*words, "--spans", "4", "--holes", "1", "--draws", "2")[0]
+    assert "diffusion fills the likeliest lengths that together have the probability 0.8\n" in told
 
 
 def test_a_model_without_a_text_of_its_own_needs_one(shelf: Path) -> None:

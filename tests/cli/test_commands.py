@@ -330,8 +330,50 @@ def test_what_a_batch_writes_it_reads(run: Path, tmp_path: Path) -> None:
 def test_fewer_texts_than_are_asked_for_are_told(run: Path) -> None:
     text, told = dlm("infill", run, "the [MASK] sat", "--num", "3", "--choices", "cat,dog")
     assert len(text.split("\n---\n")) == 2
-    assert told.splitlines()[-1] == "only 2 texts differ, of the 3 that --num asks for"
-    assert "differ" not in dlm("infill", run, "the [MASK] sat", "--num", "2", "--choices", "cat,dog")[1]
+    assert told.splitlines()[-1] == "only 2 different texts were found, of the 3 that --num asks for"
+    assert "only" not in dlm("infill", run, "the [MASK] sat", "--num", "2", "--choices", "cat,dog")[1]
+
+
+def test_a_share_of_the_lengths_is_filled(run: Path) -> None:
+    lengths = {}
+    for top_p in ("0.01", "1"):
+        words = "infill", run, "the [MASK:1-6] sat on", "--num", "8", "--length-top-p", top_p, "--json"
+        found = json.loads(dlm(*words)[0])
+        lengths[top_p] = {tuple(each["lengths"]) for each in found["alternatives"]}
+        assert len(found["length_posterior"]) == 6  # all were weighed
+    assert len(lengths["0.01"]) == 1 < len(lengths["1"])
+    told = dlm("infill", run, "the [MASK:1-6] sat on", "--num", "32", "--temperature", "0.01")[1]
+    assert told.endswith(", of the 32 that --num asks for; more are tried by a higher --effort or --length-top-p\n")
+
+
+@pytest.mark.parametrize(
+    "words", [("infill", "--file"), ("sample", "--length", "4", "--prompts")], ids=lambda each: each[0]
+)
+def test_a_batch_that_was_stopped_goes_on(words: Sequence[str], run: Path, tmp_path: Path) -> None:
+    """After any byte of its output: what is there is kept, and the rest is what it would have been."""
+    path, whole, out = (tmp_path / name for name in ("rows.jsonl", "whole.jsonl", "out.jsonl"))
+    name, rest = ("text", " [MASK:2]") if words[0] == "infill" else ("prompt", "")
+    path.write_text("\n".join(json.dumps({name: f"the cat{rest}", "id": i}) for i in range(4)), encoding="utf-8")
+    command = words[0], run, *words[1:], path, "--batch-size", "1"
+    dlm(*command, "--output", whole)
+    content = whole.read_bytes()
+    lines = [at + 1 for at, byte in enumerate(content) if byte == 10]
+    for kept in (0, 5, lines[0], lines[1] + 7, lines[2], len(content) - 1, len(content)):
+        out.write_bytes(content[:kept])
+        dlm(*command, "--output", out, "--resume")
+        assert [json.loads(line) for line in out.read_text().splitlines()] == [
+            json.loads(line) for line in content.splitlines()
+        ]
+    out.write_bytes(content[: lines[1]].replace(b"cat", b"dog"))
+    assert "is of another record than line 1" in refusal(*command, "--output", out, "--resume")
+    assert "give that, without --overwrite" in refusal(*command, "--resume")
+    assert "give that, without --overwrite" in refusal(*command, "--output", out, "--resume", "--overwrite")
+
+
+def test_a_single_text_is_not_resumed(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    assert "--resume is for a batch" in refusal("infill", run, "a [MASK:2]", "--output", out, "--resume")
+    assert "--resume is for the lines of a file" in refusal("sample", run, "--output", out, "--resume")
 
 
 def test_a_batch_goes_on_without_its_bad_records(run: Path, tmp_path: Path) -> None:
@@ -375,8 +417,15 @@ def test_a_batch_that_is_stopped_keeps_what_is_done(run: Path, tmp_path: Path, m
 
     monkeypatch.setattr("dlm.lm.writer.sample", stops)
     found = invoke("infill", run, "--file", path, "--batch-size", "2", "--output", output)
-    assert (found.exit_code, found.stderr, calls) == (130, "dlm: interrupted\n", [0, 2, 4])
+    assert (found.exit_code, calls) == (130, [0, 2, 4])
+    assert found.stderr == (
+        f"dlm: interrupted: {output} has the lines that are finished; for the others, give --resume, without "
+        "--overwrite\n"
+    )
     assert output.read_text().splitlines() == whole[:4]
+    monkeypatch.undo()
+    dlm("infill", run, "--file", path, "--batch-size", "2", "--output", output, "--resume")
+    assert output.read_text().splitlines() == whole
 
 
 # eval

@@ -350,6 +350,11 @@ BAD: list[tuple[str | list[str], str]] = [
     ),
     (["infill", "@model", "a [MASK:2] b", "--length-prior", "uniform"], "every span has its length: leave it out"),
     (["infill", "@model", "a [MASK:2] b", "--length-top-p", "0.5"], "every span has its length: leave it out"),
+    (
+        ["infill", "@model", "a [MASK:2] b", "--length-top-p", "0.5", "--length-prior", "uniform"],
+        "--length-prior and --length-top-p are for spans of unknown length",
+    ),
+    (["infill", "@model", "a [MASK] b", "--choices", "c,dd", "--length-top-p", "0.5"], "choices are tried whatever"),
     (["infill", "@model", "a [MASK] b", "--length-top-p", "nan"], "must be above 0 and at most 1, got nan"),
     (
         ["infill", "@model", "a [MASK] b", "--num", "9", "--effort", "4"],

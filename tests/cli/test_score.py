@@ -208,7 +208,9 @@ def test_what_is_finished_is_written_and_of_it_the_last_line_alone_is_scored_aga
     whole, out, stop = dlm(*words)[0], tmp_path / "out.jsonl", 4
     monkeypatch.setattr("dlm.lm.scores.score_rows", counted)
     found = invoke(*words, "--output", out)
-    told = f"dlm: interrupted: {out} has what was scored; to score the rest, give --resume, without --overwrite\n"
+    told = (
+        f"dlm: interrupted: {out} has the lines that are finished; for the others, give --resume, without --overwrite\n"
+    )
     assert (found.exit_code, found.stderr) == (130, told)
     assert out.read_text(encoding="utf-8").splitlines() == whole.splitlines()[:4]  # six answers, the last of line 4
     rows, stop = [], 1

@@ -29,8 +29,8 @@ def test_on_a_cpu_calls_behind_a_cache_compute_as_scores_do(
     make_lm(byte_tokenizer, 16, readings={"name": "joint"}).save_pretrained(tmp_path / "made")
     told.clear()
     DiffusionLM.from_pretrained(tmp_path / "made", device="cpu")
-    # scoring, sampling, remembering, within, infilling, ranking, continuing
-    assert told == ["fp32", "bf16", "fp32", "fp32", "bf16", "fp32", "fp32"]
+    # scoring, weighing, sampling, remembering, within, infilling, ranking, continuing
+    assert told == ["fp32", "bf16", "bf16", "fp32", "fp32", "bf16", "fp32", "fp32"]
 
 
 def test_the_inside_of_a_text_has_no_end_and_a_text_may(tiny_lm: DiffusionLM) -> None:
@@ -38,6 +38,7 @@ def test_the_inside_of_a_text_has_no_end_and_a_text_may(tiny_lm: DiffusionLM) ->
     wanted_BL = torch.ones_like(x_BL, dtype=torch.bool)
     for name, ends in (
         ("scoring", True),
+        ("weighing", True),
         ("sampling", True),
         ("remembering", True),
         ("within", False),

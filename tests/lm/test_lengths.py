@@ -192,7 +192,7 @@ def test_no_fewer_lengths_have_as_much_probability(seed: int) -> None:
     """By enumeration of all sets of lengths."""
     draws = torch.rand(8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     p_N, top_p = (draws[1:] / draws[1:].sum()).tolist(), float(draws[0].clamp(0.01, 0.99))
-    found = LengthSearch(top_p=top_p).likely({(n,): math.log(p) - 5.0 for n, p in enumerate(p_N)}, 1)
+    found = LengthSearch(top_p=top_p).likely({(n,): math.log(p) - 5.0 for n, p in enumerate(p_N)})
     every = (each for size in range(1, 8) for each in itertools.combinations(range(7), size))
     enough = [each for each in every if sum(p_N[n] for n in each) >= top_p]
     fewest = min(map(len, enough))
@@ -203,43 +203,43 @@ def test_no_fewer_lengths_have_as_much_probability(seed: int) -> None:
 
 
 def test_lengths_that_are_alike_are_all_filled_or_none() -> None:
-    assert LengthSearch(top_p=0.1).likely(ALL, 1) == pytest.approx(ALL)
+    assert LengthSearch(top_p=0.1).likely(ALL) == pytest.approx(ALL)
     some: Mapping[Lengths, float] = {(1,): math.log(0.4), (2,): math.log(0.2), (3,): math.log(0.2), (4,): math.log(0.2)}
-    assert [*LengthSearch(top_p=0.3).likely(some, 1)] == [(1,)]
-    assert {*LengthSearch(top_p=0.5).likely(some, 1)} == {*some} == {*LengthSearch(top_p=1.0).likely(some, 1)}
+    assert [*LengthSearch(top_p=0.3).likely(some)] == [(1,)]
+    assert {*LengthSearch(top_p=0.5).likely(some)} == {*some} == {*LengthSearch(top_p=1.0).likely(some)}
 
 
 def test_fillings_are_shared_out_among_likely_lengths_alone() -> None:
     some: Mapping[Lengths, float] = {(n,): math.log(p) for n, p in enumerate((0.35, 0.35, *[0.01] * 30))}
     search = LengthSearch(effort=20, top_p=0.7)
-    assert search.shared_out(search.likely(some, 1), 1) == {(0,): 10, (1,): 10}
+    assert search.shared_out(search.likely(some), 1) == {(0,): 10, (1,): 10}
 
 
 def test_a_share_that_rounding_misses_is_reached() -> None:
     """In floating point, the three are a little less than 0.7 together."""
     some: Mapping[Lengths, float] = {(n,): math.log(p) for n, p in enumerate((0.28, 0.24, 0.18, 0.1, 0.1, 0.1))}
-    assert len(LengthSearch(top_p=0.7).likely(some, 1)) == 3
-
-
-def test_alternatives_have_as_many_lengths_to_differ_in() -> None:
-    some: Mapping[Lengths, float] = {(0,): math.log(0.9), (2,): math.log(0.07), (5,): math.log(0.03)}
-    for num, lengths in ((1, 1), (2, 2), (3, 3), (9, 3)):
-        assert [*LengthSearch().likely(some, num)] == [(0,), (2,), (5,)][:lengths]
+    assert len(LengthSearch(top_p=0.7).likely(some)) == 3
 
 
 @pytest.mark.parametrize("reread", [True, False])
 def test_only_likely_lengths_are_filled(reread: bool, joint: DiffusionLM) -> None:
-    """All lengths were weighed, and are told."""
+    """All lengths are weighed, and told; by the prior, long holes are likely here, and short texts by the model."""
     template = parse_template(f"{'abcd' * 3}[MASK:0-9]{'cdab' * 3}")
-    for top_p in (0.2, 0.5, 1.0):
-        search = LengthSearch(effort=300, top_p=top_p, reread=reread)
-        found = joint.infill(template, num=2, search=search, draws=2)
-        assert len(found[0].length_posterior) == 10
-        likely = search.likely(found[0].length_posterior, 2)
-        assert all(one.lengths in likely for one in found)
-    every = joint.infill(template, num=300, search=search, draws=2)
-    few = LengthSearch(top_p=0.2).likely(every[0].length_posterior, 1)
-    assert len(few) < 5 and any(one.lengths not in few for one in every)
+    prior = LengthPrior(inside={8: 10**6, 9: 10**6})
+    search = LengthSearch(prior, effort=60, top_p=0.5, reread=reread)
+    found = joint.infill(template, num=60, search=search, draws=2)
+    likely = search.likely(found[0].length_posterior)
+    assert len(found[0].length_posterior) == 10 and {*likely} <= {(8,), (9,)}
+    assert {one.lengths for one in found} <= {*likely}
+    every = joint.infill(template, num=60, search=replace(search, prior=LengthPrior(), top_p=1.0), draws=2)
+    assert every[0].lengths not in likely and len({one.lengths for one in every}) > 3
+
+
+def test_choices_of_unlikely_lengths_are_tried(joint: DiffusionLM) -> None:
+    """They are more than are enumerated, and by the prior the longest alone is likely."""
+    template = parse_template("ab[MASK]cd", choices=["a", "bb", "ccc", "abcda"])
+    search = LengthSearch(LengthPrior(inside={5: 10**9}), effort=3, top_p=0.1)
+    assert len({one.lengths for one in joint.infill(template, num=3, search=search, draws=2)}) > 1
 
 
 def test_a_search_takes_a_share_of_the_lengths() -> None:
