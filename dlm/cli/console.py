@@ -274,7 +274,7 @@ def check_given(text: str, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{name} is not UTF-8: {error.reason} at {error.start}") from error
+        raise DataError(f"{name} is not UTF-8: the byte at character {error.start + 1} cannot be read") from error
     return text
 
 

@@ -181,6 +181,8 @@ def usage_message(error: Any) -> str:
     """
     near = getattr(error, "possibilities", None)
     message = f"{error.message}; did you mean {' or '.join(near)}?" if near else error.format_message()
+    if "Input should" in message and (wrong := getattr(error.__cause__, "errors", list)()):
+        message = f"{message.removesuffix('.')}, got {wrong[0]['input']}"
     message = (
         message.replace(". Did you mean", "; did you mean")
         .replace(": Input should", ": it should")

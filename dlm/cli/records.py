@@ -131,7 +131,7 @@ def usable(
             with record.failing():
                 check(record.asked)
         if record.error and not keep_going:
-            raise DataError(record.error)
+            raise DataError(f"{record.error}; --keep-going leaves out bad lines" if record.place else record.error)
     return {number: record for number, record in enumerate(records) if not record.error}
 
 

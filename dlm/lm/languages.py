@@ -185,7 +185,8 @@ class Languages:
             known = automaton.lengths(self.layout.sidecar.context)
             said = f"{known[0]} at least" if known else f"more than the {self.layout.sidecar.context} of the context"
             raise DataError(
-                f"no text of {_range(hole)} matches /{shortened(hole.pattern or '', 60)}/, which takes {said}"
+                f"no text of {_range(hole)} matches /{shortened(hole.pattern or '', 60)}/, which takes {said}: let the "
+                "span have other lengths"
             )
         return replace(hole, tokens=lengths[0], most=lengths[-1] if len(lengths) > 1 else None, among=lengths)
 

@@ -266,7 +266,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample @model --device warp", "--device warp cannot be used here"),
     # other units, rows and tasks
     ("eval @model --data @text.txt --stride 33", "the stride must be from 1 to 32 tokens"),
-    ("eval @model --data @text.txt --stride 0", "'--stride': it should be greater than or equal to 1"),
+    ("eval @model --data @text.txt --stride 0", "'--stride': it should be greater than or equal to 1, got 0; see"),
     ("eval @model --data @text.txt --stride 4 --wrap", "--wrap joins documents and --stride keeps them apart"),
     ("eval @model --data @short.txt --wrap", "--wrap: the text has 10 tokens, and a row 32: leave it out"),
     (
@@ -282,7 +282,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("eval @model --tasks a --per word", "--per is of a text that is scored"),
     ("eval @model --tasks a --chain-rule", "--chain-rule is of a text that is scored"),
     ("eval @model --tasks a --draws 5", "--draws must be even, got 5"),
-    ("eval @model --tasks a --limit 0", "'--limit': it should be greater than or equal to 1"),
+    ("eval @model --tasks a --limit 0", "'--limit': it should be greater than or equal to 1, got 0; see"),
     ("eval @model --tasks a --reading causal --reading any-order", "done by one --reading, got any-order, causal"),
     (["eval", "@model", "--tasks", "a", "--sampler", "--drafts auto"], "--drafts auto is measured for one prompt"),
     (["eval", "@model", "--tasks", "a", "--sampler", "--steps 4 --threshold 0.5"], "are different budgets"),
@@ -310,9 +310,9 @@ BAD: list[tuple[str | list[str], str]] = [
     ("merge @model @text.txt/merged", "text.txt is no folder"),
     (["sample", "@model", "--chat", ""], "--chat: the message is blank"),
     (["sample", "@model", "--chat", " \n"], "--chat: the message is blank"),
-    (["sample", "@model", "--chat", "caf\udce9"], "--chat is not UTF-8: surrogates not allowed at 3"),
-    (["sample", "@model", "--prompt", "caf\udce9"], "--prompt is not UTF-8: surrogates not allowed at 3"),
-    (["chat", "@model", "--system", "caf\udce9"], "--system is not UTF-8: surrogates not allowed at 3"),
+    (["sample", "@model", "--chat", "caf\udce9"], "--chat is not UTF-8: the byte at character 4 cannot be read"),
+    (["sample", "@model", "--prompt", "caf\udce9"], "--prompt is not UTF-8: the byte at character 4 cannot be read"),
+    (["chat", "@model", "--system", "caf\udce9"], "--system is not UTF-8: the byte at character 4 cannot be read"),
     # batches of prompts
     ("sample @model --prompts @p-broken.jsonl", "line 2: not JSON"),
     ("sample @model --prompts @p-latin.jsonl", "is not UTF-8 text"),
@@ -407,7 +407,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("infill @model --file @no-line.jsonl", "holds no line with a record"),
     ("infill @model --file @no-archive.jsonl.gz", "cannot be unpacked"),
     (["infill", "@model", "a [MASK:2]", "--keep-going"], "--keep-going is for a batch"),
-    (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: surrogates not allowed at 0"),
+    (["infill", "@model", "\udce9[MASK:2]"], "the text is not UTF-8: the byte at character 1 cannot be read"),
     # scoring
     ("score @model @none.jsonl", "cannot read"),
     ("score @model @none.json", "cannot read"),
@@ -462,7 +462,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("score @model " + "f" * 300, "name too long"),
     # corrupting
     (["corrupt", ""], "the text is empty: there is nothing to corrupt"),
-    (["corrupt", "caf\udce9"], "the text is not UTF-8: surrogates not allowed at 3"),
+    (["corrupt", "caf\udce9"], "the text is not UTF-8: the byte at character 4 cannot be read"),
     ("corrupt text --at 0.5,1.5", "--at takes times from 0 to 1, got 1.5"),
     ("corrupt text --at=-0.1", "--at takes times from 0 to 1, got -0.1"),
     ("corrupt text --at nan", "--at takes times from 0 to 1, got nan"),
