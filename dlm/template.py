@@ -156,7 +156,7 @@ def _with_choices(parts: Sequence[str | Hole], choices: Sequence[str], marker: s
     plain, one_of = Hole(1, longest), Hole(1, longest, choices=tuple(dict.fromkeys(choices)))
     if plain not in parts:
         raise DataError(
-            f"choices are for spans that say nothing else: the text has no plain [{marker}]; write it where one of them "
-            "is to stand"
+            f"choices are for spans that say nothing else: the text has no plain [{marker}]; write it where one of "
+            "them is to stand"
         )
     return [one_of if part == plain else part for part in parts]
