@@ -181,8 +181,8 @@ def usage_message(error: Any) -> str:
     """
     near = getattr(error, "possibilities", None)
     message = f"{error.message}; did you mean {' or '.join(near)}?" if near else error.format_message()
-    if "Input should" in message and (wrong := getattr(error.__cause__, "errors", list)()):
-        message = f"{message.removesuffix('.')}, got {wrong[0]['input']}"
+    if "Input should" in message and hasattr(error.__cause__, "errors"):  # pydantic's, which knows what was given
+        message = f"{message.removesuffix('.')}, got {error.__cause__.errors()[0]['input']}"
     message = (
         message.replace(". Did you mean", "; did you mean")
         .replace(": Input should", ": it should")
