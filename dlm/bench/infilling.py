@@ -287,7 +287,11 @@ def _points(
     measured: list[_Measured] = []
     for number, (name, lm, method) in enumerate(entries):
         told(number, f"{kind.name}, {'known' if known else 'unknown'} length: {name} {method.name}")
-        measured.append(_measure(lm, method, passages, how, known=known))
+        same = (
+            i for i, (other, _, one) in enumerate(entries[:number]) if other == name and method.searches_as(one, how)
+        )
+        found = None if known else next(same, None)
+        measured.append(_measure(lm, method, passages, how, known=known) if found is None else measured[found])
     return [
         _point(entry, kind, known, passages, each, measured[0], how)
         for entry, each in zip(entries, measured, strict=True)

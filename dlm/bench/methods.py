@@ -100,6 +100,19 @@ class Method:
         """Whether it fills all holes at once, rather than by next tokens."""
         return self.name.startswith("diffusion")
 
+    def searches_as(self, other: "Method", how: How) -> bool:
+        """Whether a method fills holes of unknown length by the same search as another.
+
+        Args:
+            other: The other method, of the same model.
+            how: How both fill holes.
+
+        Returns:
+            Whether it does: a search ranks what it tries, as much of it as candidates are asked for.
+        """
+        searches = self.at_once and other.at_once
+        return searches and how.reread is not False and how.candidates <= LengthSearch.effort
+
 
 def _diffusion(*, ranked: bool) -> Fill:
     """All holes at once, by the default of `dlm infill`: the likeliest of several candidates, or a single draw.

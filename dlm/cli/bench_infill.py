@@ -222,7 +222,10 @@ def _notes(found: "Infillings") -> Iterator[str]:
     if any(p.method.endswith("+rerank") for p in found.points):
         yield f"+rerank takes the likeliest of {found.candidates} candidates, read as a whole with what stands behind"
     if any(p.method == "diffusion+rerank" and not p.known for p in found.points):
-        yield "where lengths are unknown, the candidates of diffusion+rerank are those that the search of lengths tries"
+        yield (
+            "where lengths are unknown, the candidates of diffusion+rerank are those that the search of lengths tries, "
+            "and diffusion ranks them too: where both are asked for, one is measured"
+        )
     if any(p.bits is not None and not p.bits_exact for p in found.points):
         yield "bits/character of diffusion are an upper bound, of the others exact; --chain-rule makes all exact"
     if len({*found.contexts.values()}) > 1:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlm.bench.infilling import Figure, _counting, all_kinds, bench_infilling, entries_of
-from dlm.bench.methods import METHODS, How, method
+from dlm.bench.infilling import Figure, Point, _counting, all_kinds, bench_infilling, entries_of
+from dlm.bench.methods import METHODS, How, Method, method
 from dlm.bench.passages import Kind, Passage, Texts
 from dlm.config import Bpe, Bytes, Characters
 from dlm.diffusion.denoiser import Denoiser
@@ -251,6 +251,24 @@ def test_a_single_draw_is_not_ranked_and_of_unknown_lengths_the_best_is(models: 
         for draws in (2, 16)
     )
     assert few.points[0].calls == many.points[0].calls and few.points[1].calls < many.points[1].calls
+
+
+def test_a_search_that_two_methods_do_is_measured_once(models: dict[str, DiffusionLM]) -> None:
+    """And is what each of them finds alone."""
+    joint, methods = {"joint": models["joint"]}, [METHODS["diffusion"], METHODS["diffusion+rerank"]]
+
+    def points(which: Sequence[Method], how: How) -> Sequence[Point]:
+        entries = entries_of(joint, which, how)
+        return bench_infilling(entries, [PROSE], kinds=[Kind(4)], lengths=[False], num=3, how=how).points
+
+    how = How(longest=5, draws=2)
+    one, other = points(methods, how)
+    (alone,) = points(methods[1:], how)
+    assert one.milliseconds == other.milliseconds
+    assert (other.chrf.value, other.calls) == (alone.chrf.value, alone.calls)
+    for apart in (replace(how, reread=False), replace(how, candidates=LengthSearch.effort + 1)):
+        one, other = points(methods, apart)
+        assert one.milliseconds != other.milliseconds
 
 
 def test_the_chain_rule_is_no_more_than_the_bound(models: dict[str, DiffusionLM]) -> None:
