@@ -278,12 +278,13 @@ def check_given(text: str, name: str) -> str:
     return text
 
 
-def check_free(path: Path | None, overwrite: bool) -> None:
+def check_free(path: Path | None, overwrite: bool, *, resumable: bool = False) -> None:
     """Refuses a file that exists or cannot be written, before anything is computed for it.
 
     Args:
         path: The file; None for none.
         overwrite: Whether an existing file may be replaced.
+        resumable: Whether the command could go on with it.
 
     Raises:
         ConfigError: It exists, or is a folder, or its folder is not there.
@@ -295,7 +296,8 @@ def check_free(path: Path | None, overwrite: bool) -> None:
         raise ConfigError(f"cannot write {path}: it is a folder; give the name of a file")
     if path.exists():
         if path.is_file() and not overwrite:
-            raise ConfigError(f"{path} exists already: choose another name, or say --overwrite")
+            more = ", or --resume to go on with it" if resumable else ""
+            raise ConfigError(f"{path} exists already: choose another name, or say --overwrite{more}")
         check_writable(path, path)
     else:
         check_writable(path, path.parent)

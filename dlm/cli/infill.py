@@ -159,7 +159,7 @@ def infill(
     batch = jsonl or (file is not None and is_batch(file))
     if not batch and (given := [name for name, on in (("--keep-going", keep_going), ("--resume", resume)) if on]):
         raise ConfigError(f"{given[0]} is for a batch of records: give a .jsonl file, or --jsonl")
-    check_outputs(output, export, overwrite, reads, resume=resume)
+    check_outputs(output, export, overwrite, reads, resume=resume if batch else None)
     asked = _Asked(length_prior, _text_of(length_prior), length_top_p, effort, reread)
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = _records(text, file, ask, batch=batch, keep_going=keep_going)

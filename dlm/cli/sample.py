@@ -80,7 +80,7 @@ def sample(
     single = _single(prompt, chat, prompts)
     if prompts is None and (given := [name for name, on in (("--keep-going", keep_going), ("--resume", resume)) if on]):
         raise ConfigError(f"{given[0]} is for the lines of a file: give --prompts FILE too")
-    check_outputs(output, export, overwrite, {"--prompts": prompts}, resume=resume)
+    check_outputs(output, export, overwrite, {"--prompts": prompts}, resume=None if prompts is None else resume)
     records = (
         []
         if prompts is None

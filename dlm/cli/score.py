@@ -110,7 +110,7 @@ def score(
         raise ConfigError(f"--draws must be even, got {draws}")
     check_resume(resume, output, overwrite)
     check_apart({"FILE": file}, {"--output": output})
-    check_free(output, overwrite or resume)
+    check_free(output, overwrite or resume, resumable=True)
     lines = file_lines(file)
     parse = parse_record if jsonl or is_batch(file) else _plain_line
     if parse is _plain_line and (suffix := bare_suffix(file)) in TABLES:

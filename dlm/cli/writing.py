@@ -24,7 +24,7 @@ def check_outputs(
     overwrite: bool,
     reads: Mapping[str, Path | None],
     *,
-    resume: bool = False,
+    resume: bool | None = None,
 ) -> None:
     """Refuses files that are read, exist unless they may be replaced, or cannot be written, and films of no known kind.
 
@@ -33,12 +33,12 @@ def check_outputs(
         export: The value of `--export`.
         overwrite: Whether files may be replaced.
         reads: What the command reads, by the options that named it; see `check_apart`.
-        resume: Whether the output goes on with what is there; see `check_resume`.
+        resume: Whether the output goes on with what is there; see `check_resume`. None where it could not.
     """
-    check_resume(resume, output, overwrite)
+    check_resume(bool(resume), output, overwrite)
     options.check_export(export)
     check_apart(reads, {"--output": output, "--export": export})
-    check_free(output, overwrite or resume)
+    check_free(output, overwrite or bool(resume), resumable=resume is not None)
     check_free(export, overwrite)
     if export is not None:
         check_writable(export, export.parent)  # a film is written beside its file and renamed

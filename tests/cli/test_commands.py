@@ -364,6 +364,8 @@ def test_a_batch_that_was_stopped_goes_on(words: Sequence[str], run: Path, tmp_p
         assert [json.loads(line) for line in out.read_text().splitlines()] == [
             json.loads(line) for line in content.splitlines()
         ]
+    told = refusal(*command, "--output", out)
+    assert told.endswith("exists already: choose another name, or say --overwrite, or --resume to go on with it\n")
     out.write_bytes(content[: lines[1]].replace(b"cat", b"dog"))
     assert "is of another record than line 1" in refusal(*command, "--output", out, "--resume")
     assert "give that, without --overwrite" in refusal(*command, "--resume")
