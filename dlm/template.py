@@ -115,6 +115,11 @@ def is_open(template: Template) -> bool:
     return any(isinstance(part, Hole) and part.most is not None for part in template)
 
 
+def has_choices(template: Template) -> bool:
+    """Whether a hole of a template has texts to choose from."""
+    return any(isinstance(part, Hole) and part.choices for part in template)
+
+
 _EXPRESSION = r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])*)/"
 """A length, or none, and an expression between slashes; a backslash keeps what follows it within the expression."""
 

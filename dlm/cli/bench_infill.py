@@ -150,10 +150,9 @@ def _check_searched(context: typer.Context, entries: "Sequence[Entry]") -> None:
     """Refuses options of a search where no method has one."""
     if any(method.at_once for _, _, method in entries):
         return
-    if "length_top_p" in options.given_names(context):
-        raise ConfigError("--length-top-p is for a search of lengths, and none of these methods has one: leave it out")
-    if "reread" in options.given_names(context):
-        raise ConfigError("--reread is for a search of lengths, and none of these methods has one: leave it out")
+    for name, option in (("length_top_p", "--length-top-p"), ("reread", "--reread")):
+        if name in options.given_names(context):
+            raise ConfigError(f"{option} is for a search of lengths, and none of these methods has one: leave it out")
 
 
 def _spans(text: str | None) -> list[int | str]:

@@ -13,9 +13,9 @@ import typer
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, read_text, write_text
 from dlm.cli.records import (
-    Kept,
     Record,
     Resume,
+    check_single,
     file_lines,
     free_of,
     is_batch,
@@ -30,7 +30,7 @@ from dlm.data.lines import split_lines
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, shortened
 from dlm.plain import counted
-from dlm.template import LONGEST, Hole, Template, parse_template
+from dlm.template import LONGEST, Hole, Template, has_choices, parse_template
 
 if TYPE_CHECKING:
     from dlm.lm import DiffusionLM, Infilling
@@ -157,8 +157,8 @@ def infill(
     """
     reads = {"--file": file, "the text -": Path("-") if text == "-" else None}
     batch = jsonl or (file is not None and is_batch(file))
-    if not batch and (given := [name for name, on in (("--keep-going", keep_going), ("--resume", resume)) if on]):
-        raise ConfigError(f"{given[0]} is for a batch of records: give a .jsonl file, or --jsonl")
+    if not batch:
+        check_single("a batch of records: give a .jsonl file, or --jsonl", keep_going=keep_going, resume=resume)
     check_outputs(output, export, overwrite, reads, resume=resume if batch else None)
     asked = _Asked(length_prior, _text_of(length_prior), length_top_p, effort, reread)
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
@@ -170,7 +170,7 @@ def infill(
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
-    wanted, kept = unfinished(wanted, output if resume else None, ("text", *WRITTEN), _is_filled)
+    wanted, keeps = unfinished(wanted, output if resume else None, ("text", *WRITTEN), _is_filled)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = asked.of(lm, num)
     _check_use(lm, templates, parsed, search, asked)
@@ -180,7 +180,7 @@ def infill(
         )  # what cannot work is refused by now
         _tell_cost(lm, [*templates.values()], search, num)
         if batch or as_json:
-            _write_lines([*wanted.values()], found, output, overwrite, kept)
+            _write_lines([*wanted.values()], found, output, overwrite, keeps)
         else:
             (alternatives,) = found
     if not batch and not as_json:
@@ -307,10 +307,6 @@ def _them(options_given: Sequence[str]) -> str:
     return "it" if len(options_given) == 1 else "them"
 
 
-def _has_choices(template: Template) -> bool:
-    return any(isinstance(part, Hole) and part.choices for part in template)
-
-
 def _check_length(
     max_length: int | None, given: Sequence[Mapping[str, Any]], ask: Callable[..., Template], marker: str
 ) -> None:
@@ -334,7 +330,7 @@ def _check_use(
     resolved = [*map(lm.languages.resolved, templates.values())]
     dropped = [template for number, template in parsed.items() if number not in templates]
     searched = [*filter(is_open, (*resolved, *dropped))]
-    if asked.top_p is not None and searched and all(map(_has_choices, searched)):
+    if asked.top_p is not None and searched and all(map(has_choices, searched)):
         raise ConfigError("--length-top-p: choices are tried whatever their length; leave it out")
     if resolved and not searched:
         if unused := [name for name in asked.given if name in OF_LENGTHS]:
@@ -406,10 +402,9 @@ def _write_lines(
     found: "Iterable[Sequence[Infilling]]",
     output: Path | None,
     overwrite: bool,
-    kept: Kept | None,
+    keeps: int | None,
 ) -> None:
-    """Writes what is found of each record on a line, as soon as it is finished, behind lines that are kept."""
-    keeps = None if kept is None else kept.size
+    """Writes what is found of each record on a line, as soon as it is finished, behind the bytes that are kept."""
     with resumable(output), line_writer(output, overwrite=overwrite, keeps=keeps) as write:
         for record, alternatives in zip(records, found, strict=True):
             write(json_line({**record.given, **_filled(alternatives)}, output))

@@ -187,7 +187,7 @@ def read_kept(
     output: Path,
     records: Sequence[Record[Any]],
     written: Sequence[str],
-    is_of: Callable[[Mapping[str, Any], Any], bool] = lambda fields, asked: True,
+    is_of: Callable[[Mapping[str, Any], Any], bool] | None = None,
 ) -> Kept:
     """Reads the lines that an earlier run has written, and checks that they are of the same records.
 
@@ -195,7 +195,8 @@ def read_kept(
         output: Where they are; there may be no such file.
         records: The records, in the order in which they are written.
         written: The fields that are written beside a record's own, or in the place of one.
-        is_of: (what is written on a line, what a record asks for) -> whether it may be of this record.
+        is_of: (what is written on a line, what a record asks for) -> whether it may be of this record; None where the
+            record's own fields say that.
 
     Returns:
         The lines.
@@ -221,7 +222,7 @@ def read_kept(
         given = {name: value for name, value in record.given.items() if name not in written}
         found.append({name: value for name, value in fields.items() if name in written})
         # NaN is not equal to itself
-        if json.dumps(own) != json.dumps(given) or not is_of(found[-1], record.asked):
+        if json.dumps(own) != json.dumps(given) or (is_of and not is_of(found[-1], record.asked)):
             raise ConfigError(f"--resume: line {number} of {output} is of another record than {record.place}: {remedy}")
     if part:  # of a line that was being written; else it is someone's text, and is left alone
         given = dict(takewhile(lambda item: item[0] not in written, records[len(lines)].given.items()))
@@ -229,6 +230,22 @@ def read_kept(
         if part[: len(begun)] != begun[: len(part)]:
             raise ConfigError(f"--resume: line {len(lines) + 1} of {output} is no line of this command: {remedy}")
     return Kept(found, len(content) - len(part))
+
+
+def check_single(batch: str, *, keep_going: bool, resume: bool) -> None:
+    """Refuses options of a batch where there is none.
+
+    Args:
+        batch: What they are for, and how it is asked for.
+        keep_going: The value of `--keep-going`.
+        resume: The value of `--resume`.
+
+    Raises:
+        ConfigError: One of them is given.
+    """
+    for name, given in (("--keep-going", keep_going), ("--resume", resume)):
+        if given:
+            raise ConfigError(f"{name} is for {batch}")
 
 
 def check_resume(resume: bool, output: Path | None, overwrite: bool) -> None:
@@ -250,18 +267,18 @@ def unfinished(
     wanted: Mapping[int, Record[Asked]],
     begun: Path | None,
     written: Sequence[str],
-    is_of: Callable[[Mapping[str, Any], Any], bool] = lambda fields, asked: True,
-) -> tuple[dict[int, Record[Asked]], Kept | None]:
+    is_of: Callable[[Mapping[str, Any], Any], bool] | None = None,
+) -> tuple[dict[int, Record[Asked]], int | None]:
     """The records of which an earlier run has not written the line.
 
     Args:
         wanted: Records by their numbers, in the order in which they are written.
         begun: What that run has written; None where nothing is gone on with.
         written: As for `read_kept`, as is `is_of`.
-        is_of: Whether a line may be of a record.
+        is_of: Whether a line may be of a record; None where its own fields say that.
 
     Returns:
-        The rest of the records, and the lines that are kept; None where nothing is gone on with.
+        The rest of the records, and how many bytes are kept; None where nothing is gone on with.
 
     Raises:
         ConfigError: A line is of another record, or of none.
@@ -269,7 +286,7 @@ def unfinished(
     if begun is None:
         return dict(wanted), None
     kept = read_kept(begun, [*wanted.values()], written, is_of)
-    return dict([*wanted.items()][len(kept.found) :]), kept
+    return dict([*wanted.items()][len(kept.found) :]), kept.size
 
 
 @contextmanager

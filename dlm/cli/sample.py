@@ -11,10 +11,10 @@ import typer
 from dlm.cli import options
 from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, write_data, write_text
 from dlm.cli.records import (
-    Kept,
     Record,
     Resume,
     chat_of,
+    check_single,
     file_lines,
     read_batch,
     report,
@@ -78,8 +78,8 @@ def sample(
     Example:  dlm sample runs/tiny --prompt "def main(" --order confidence
     """
     single = _single(prompt, chat, prompts)
-    if prompts is None and (given := [name for name, on in (("--keep-going", keep_going), ("--resume", resume)) if on]):
-        raise ConfigError(f"{given[0]} is for the lines of a file: give --prompts FILE too")
+    if prompts is None:
+        check_single("the lines of a file: give --prompts FILE too", keep_going=keep_going, resume=resume)
     check_outputs(output, export, overwrite, {"--prompts": prompts}, resume=None if prompts is None else resume)
     records = (
         []
@@ -97,14 +97,14 @@ def sample(
     if prompts is not None:
         many = load_many(*weights, mask_token)
         wanted = usable(records, partial(many.layout.canvas, length=length), keep_going=keep_going)
-        wanted, kept = unfinished(wanted, output if resume else None, ("samples",))
+        wanted, keeps = unfinished(wanted, output if resume else None, ("samples",))
         if wanted:
             one = next(iter(wanted.values())).asked
             asked["sampler"] = calibrated(many, how, context.obj, one, min(batch_size or 16, num * len(wanted)))
         began = time.perf_counter()
         with recording(many, title, watch and bool(wanted), export if wanted else None) as take:
             write = partial(many.generate_each, watch=take, **asked)
-            texts = _write_lines(wanted, write, output, overwrite, kept)
+            texts = _write_lines(wanted, write, output, overwrite, keeps)
             facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
     else:
         lm = load_writer(*weights, how, batch_size, mask_token)
@@ -176,12 +176,11 @@ def _write_lines(
     write: "Callable[..., Iterator[list[Sample]]]",
     output: Path | None,
     overwrite: bool,
-    kept: Kept | None,
+    keeps: int | None,
 ) -> "list[Sample]":
-    """Writes the texts of each record on a line, as soon as they are finished, and gives all of them."""
+    """Writes the texts of each record on a line, behind the bytes that are kept, and gives all of these texts."""
     written: list[Sample] = []
     found = write({number: record.asked for number, record in wanted.items()})
-    keeps = None if kept is None else kept.size
     with resumable(output), line_writer(output, overwrite=overwrite, keeps=keeps) as write_line:
         for record, texts in zip(wanted.values(), found, strict=True):
             write_line(json_line({**record.given, "samples": [*map(_plain, texts)]}, output))

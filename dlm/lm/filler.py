@@ -17,7 +17,7 @@ from dlm.lm.lengths import Weigher
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.lm.search import NOT_REREAD, Lengths, LengthSearch
-from dlm.template import Hole, Template, exact, is_open
+from dlm.template import Hole, Template, exact, has_choices, is_open
 
 Ways = list[list[Candidate]]
 """The candidates of a template, those of each text together."""
@@ -114,8 +114,7 @@ class Filler:
         """The alternatives of a text whose holes may have several lengths, in two rounds where fillings are reread."""
         posterior = self._possible(template, self.weigher.posterior(template, search))
         # Choices were written down to be chosen from, the long ones too.
-        chosen = any(isinstance(part, Hole) and part.choices for part in template)
-        likely = posterior if chosen else search.likely(posterior)
+        likely = posterior if has_choices(template) else search.likely(posterior)
         # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
         reread = isinstance(template[-1], str) if search.reread is None else search.reread
         reread = reread and self.rereader is not None

@@ -76,9 +76,9 @@ def borders() -> Iterator[tuple[str, str, str]]:
         yield CODE[: found.start()], found[0], CODE[found.end() :]
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "qwen"])
+@pytest.mark.parametrize(("kind", "least"), [("gpt2", 40), ("qwen", 20)])
 def test_words_and_lines_that_are_cut_out_leave_the_tokens_of_the_whole_text(
-    kind: str, make_lm: MakeLM, joint: DiffusionLM
+    kind: str, least: int, make_lm: MakeLM, joint: DiffusionLM
 ) -> None:
     """Also where a line break is a token with what stands before it, and not with the indentation behind it."""
     lm = joint if kind == "gpt2" else make_lm(like_qwen(CODE), 64)
@@ -91,7 +91,7 @@ def test_words_and_lines_that_are_cut_out_leave_the_tokens_of_the_whole_text(
         ids, (written,) = [*lm.layout.parts(template).ids], lm.layout.filled(template, [span])
         crossed += joined(encode(lm.tokenizer, [before, span, behind])) != whole
         assert joined([ids[0], written, ids[2]]) == whole, (before[-9:], span)
-    assert crossed > 20  # or the tokens would be those of the whole text by themselves
+    assert crossed > least  # or the tokens would be those of the whole text by themselves
 
 
 @pytest.mark.parametrize("spec", [Bytes(), Characters()], ids=lambda spec: spec.name)
