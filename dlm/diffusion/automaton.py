@@ -7,6 +7,7 @@ over its states, and a pass from each end gives every conditional (2508.10111; t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -32,6 +33,24 @@ class Automaton:
     class_V: Tensor
     accepting_S: Tensor
     start: int
+
+    @classmethod
+    def of_string(cls, ids: Sequence[int], vocabulary: int) -> Self:
+        """The language of one string of tokens.
+
+        Args:
+            ids: The string.
+            vocabulary: V.
+
+        Returns:
+            What accepts it alone.
+        """
+        distinct, dead = sorted({*ids}), len(ids) + 1
+        class_V = torch.full((vocabulary,), len(distinct))
+        class_V[distinct] = torch.arange(len(distinct))
+        next_SC = torch.full((dead + 1, len(distinct)), dead)
+        next_SC[torch.arange(len(ids)), class_V[torch.tensor(ids, dtype=torch.long)]] = torch.arange(1, dead)
+        return cls(next_SC, class_V, torch.arange(dead + 1) == len(ids), 0)
 
     def accepts(self, ids: Sequence[int]) -> bool:
         """Whether a string of tokens is in the language."""

@@ -21,12 +21,14 @@ class Candidate:
         row: Its row, the holes written.
         template: The text with its holes, whose lengths are known.
         key: What its random numbers follow from; with the template it is written again.
+        mixed: Whether it was put together of others, and never written itself.
     """
 
     found: Infilling
     row: Canvas
     template: Template
     key: tuple[int | str, ...]
+    mixed: bool = False
 
     @classmethod
     def of(
@@ -51,9 +53,35 @@ class Candidate:
         """
         return cls(Infilling.of(template, row, calls, tokenizer), row, template, key)
 
+    @classmethod
+    def mixture(
+        cls, template: Template, canvas: Canvas, parts: Sequence[Self], tokenizer: PreTrainedTokenizerBase
+    ) -> Self:
+        """A candidate whose holes are filled as in others, of the same text and of lengths that were weighed with it.
+
+        Args:
+            template: The text with holes of these lengths.
+            canvas: Its row.
+            parts: For each hole, the candidate that it is filled as in.
+            tokenizer: The model's.
+
+        Returns:
+            The candidate; it took part in the network calls of all of these.
+        """
+        ids = [part.found.ids[number] for number, part in enumerate(parts)]
+        calls = sum(part.found.calls for part in {id(part): part for part in parts}.values())
+        made = cls.of(template, canvas.written(ids), parts[0].key, calls, tokenizer)
+        posterior = parts[0].found.length_posterior
+        log_length = posterior[made.found.lengths] if posterior else 0.0
+        return replace(made, mixed=True).knowing(log_length=log_length, length_posterior=posterior)
+
     def knowing(self, **found: Any) -> Self:
         """The same with what was found of it: attributes of `Infilling`."""
         return replace(self, found=replace(self.found, **found))
+
+
+Parts = tuple[Candidate, ...]
+"""For each hole of a text, the candidate that it is filled as in."""
 
 
 def by_text(candidates: Iterable[Candidate]) -> list[list[Candidate]]:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
+from dlm.diffusion.automaton import Automaton
+from dlm.diffusion.constrain import Held
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError, DataError
-from dlm.lm.candidates import Candidate, by_text, united
+from dlm.lm.candidates import Candidate, Parts, by_text, united
 from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
@@ -21,6 +23,9 @@ from dlm.template import Hole, Template, exact, has_choices, is_open
 
 Ways = list[list[Candidate]]
 """The candidates of a template, those of each text together."""
+
+SWEEPS = 2
+"""How often each of several holes is filled anew with the best of what was written into it."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +126,9 @@ class Filler:
         if reread:
             first = _of_lengths(self._tried(template, place, search.first_round(likely, num)), posterior)
             found = [*self._reread([template], [[[*first]]])]
-            read = [(each.found.lengths, each.found.rank) for each in found]
-            found += self._tried(template, place, search.second_round(likely, read, num), found)
+            read = [(each.found.lengths, _rank(each)) for each in _every([self._mixed(template, by_text(found))])]
+            shares = search.second_round(likely, read, max(search.effort, num) - len(found))
+            found += self._tried(template, place, shares, found)
         else:
             found = self._tried(template, place, search.shared_out(likely, num))
         (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=reread)
@@ -178,15 +184,52 @@ class Filler:
         templates = [template for template, _ in asked]
         found = [by_text(candidates) for _, candidates in asked]
         found = _with(found, self._reread(templates, found) if reread else self._scored(_every(found)))
+        if reread:
+            found = [*map(self._mixed, templates, found)]
         found = [sorted(texts, key=lambda ways: -united(ways).rank)[:num] for texts in found]
         if reread:  # the log-likelihoods of the others are not asked for
             found = _with(found, self._scored(_every(found)))
-        likeliest = [max(texts[0], key=lambda way: way.found.rank) for texts in found]
+        likeliest = [max(texts[0], key=_rank) for texts in found]
         if self.watched:
-            again = [self._task(each.template, each.key) for each in likeliest if any(each.row.editable)]
+            again = [self._again(each) for each in likeliest if any(each.row.editable)]
             for _ in self.write(again, True):
                 pass
         return [[*map(united, texts)] for texts in found]
+
+    def _mixed(self, template: Template, found: Ways) -> Ways:
+        """The candidates of a text, and others whose holes are each filled as in one of these.
+
+        From the best of all, each hole in turn is filled as the text then reads best, of all that was written into that
+        hole (iterated conditional modes; Besag 1986, section 2.5). So holes that were filled well in different texts
+        come together, and a text is read for that rather than written.
+        """
+        written = [*_every([found])]
+        known = {each.found.ids: each for each in written}
+        best = max(written, key=_rank)
+        parts: Parts = (best,) * len(best.found.spans)
+        for number in [*range(len(parts))] * SWEEPS if len(parts) > 1 else ():
+            options = {each.found.ids[number]: each for each in written}.values()
+            tried = [(*parts[:number], option, *parts[number + 1 :]) for option in options]
+            mixtures = [(each, one) for each in tried if (one := self._mixture(template, each)) is not None]
+            new = [(each, one) for each, one in mixtures if one.found.ids not in known]
+            for (each, _), one in zip(new, self._reread([template], [[[one for _, one in new]]]), strict=True):
+                known[one.found.ids] = one
+                if one.found.rank > best.found.rank:
+                    best, parts = one, each
+        return by_text(known.values())
+
+    def _mixture(self, template: Template, parts: Parts) -> Candidate | None:
+        """A candidate whose holes are filled as in others; None where lengths or borders do not suit each other."""
+        lengths = tuple(part.found.lengths[at] for at, part in enumerate(parts))
+        posterior = parts[0].found.length_posterior
+        if posterior and lengths not in posterior:
+            return None
+        whole = exact(template, lengths)
+        canvas = self.layout.holes(whole)
+        if canvas.leads != tuple(part.row.leads[at] for at, part in enumerate(parts)):
+            return None
+        mixture = Candidate.mixture(whole, canvas, parts, self.layout.tokenizer)
+        return mixture if mixture.found.spans == tuple(part.found.spans[at] for at, part in enumerate(parts)) else None
 
     def _reread(self, templates: Sequence[Template], found: Sequence[Ways]) -> Iterator[Candidate]:
         """Candidates as the causal reading finds them, each read as a whole, and once."""
@@ -216,6 +259,15 @@ class Filler:
         canvas = self.layout.holes(template)
         return Task(canvas, self.rule(canvas), key, held=self.languages.held(template, canvas) or ())
 
+    def _again(self, candidate: Candidate) -> Task:
+        """The task that writes a candidate once more; one that was never written itself is held to its tokens."""
+        task = self._task(candidate.template, candidate.key)
+        if not candidate.mixed:
+            return task
+        size = self.weigher.process.vocabulary.size
+        pairs = zip(task.canvas.spans, candidate.found.ids, strict=True)
+        return replace(task, held=tuple(Held(span, Automaton.of_string(ids, size)) for span, ids in pairs if ids))
+
     def _tasks(self, template: Template, place: int, count: int, lengths: Lengths = ()) -> list[Task]:
         """So many tasks that write one text, each with random numbers of its own."""
         key = self._key(place, lengths)
@@ -234,6 +286,10 @@ class Filler:
             ids, calls = next(rows) if any(task.canvas.editable) else (task.canvas.ids, 0)
             row = replace(task.canvas, ids=ids[: len(task.canvas.ids)])
             yield Candidate.of(template, row, task.key, calls, self.layout.tokenizer)
+
+
+def _rank(candidate: Candidate) -> float:
+    return candidate.found.rank
 
 
 def _every(found: Iterable[Ways]) -> Iterator[Candidate]:

@@ -6,7 +6,7 @@ chain rule, token by token away from the hole. It has no noise, so that lengths 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,15 @@ from dlm.lm.canvas import Canvas, stack
 from dlm.lm.evidence import Inquiry
 from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
-from dlm.lm.search import ALIKE, Lengths, LengthSearch
+from dlm.lm.search import ALIKE, Lengths, LengthSearch, nearest
 from dlm.model.spans import LengthPrior
 from dlm.template import Hole, Template
 
-KEPT, WEIGHED = 4, 8
-"""Beginnings of several holes' lengths that are kept after each hole, and that are weighed at the next, each for one of
-`effort`."""
+KEPT = 1024
+"""The most lengths of the holes before one that are gone on with, the likeliest."""
+
+Behind = Mapping[int, Sequence[Lengths]]
+"""For each length of a hole, the lengths of the holes before it that leave it its room."""
 
 REACH = 16
 """The tokens before and behind the holes that there should be room for, however long they are."""
@@ -54,16 +56,15 @@ class Weigher:
     def posterior(self, template: Template, search: LengthSearch) -> Mapping[Lengths, float]:
         """The posterior of the lengths of all holes of a text.
 
-        Holes are taken from left to right. Of several, the likeliest beginnings are kept, and the likeliest of what
-        goes on from these are weighed (`KEPT` and `WEIGHED` times `effort`); where that is all there are, the posterior
-        is that of enumeration.
+        Holes are taken from left to right, each weighed behind the likeliest lengths of those before it (`_weighed`).
+        Where `effort` is enough for all lengths of all holes, the posterior is that of enumeration.
 
         Args:
             template: Texts and holes.
             search: The prior and the effort.
 
         Returns:
-            The log-probability of each that was kept, the likeliest first.
+            The log-probability of each, the likeliest first.
 
         Raises:
             DataError: The shortest holes, and what stands between them, do not fit the context.
@@ -74,23 +75,41 @@ class Weigher:
         beam: dict[Lengths, float] = {(): 0.0}
         holes = [(place, part) for place, part in enumerate(template) if isinstance(part, Hole)]
         for number, (place, part) in enumerate(holes):
+            beginnings = _likeliest(beam, KEPT)
             fitting = [n for n in part.lengths if n - part.tokens <= spare]
-            log_p = prior.log_p(fitting, whole_lines=_stands_alone(template, place))
-            considered = _considered([*zip(fitting, log_p, strict=True)], search.effort)
-            longer = {
-                (*before, length): nats + own
-                for before, nats in beam.items()
-                for length, own in considered
-                if sum(before) + length - _shortest(template[: place + 1]) <= spare
-            }
-            longer = _likeliest(longer, WEIGHED * search.effort)
-            if len(longer) > 1:
-                evidence = self._evidence(template, number, [*longer])
-                if max(evidence) > -math.inf:  # else the model rules out what stands behind, whatever the length
-                    longer = {each: nats + found for (each, nats), found in zip(longer.items(), evidence, strict=True)}
-            beam = _likeliest(longer, KEPT * search.effort)
+            log_p = dict(zip(fitting, prior.log_p(fitting, whole_lines=_stands_alone(template, place)), strict=True))
+            room = spare + _shortest(template[: place + 1])
+            # Where all that are considered are too long behind the holes before, the shortest still fits.
+            considered = _considered([*log_p.items()], search.effort)
+            before = _behind(beginnings, considered, room) or _behind(beginnings, fitting[:1], room)
+            evidence = self._weighed(template, number, before, search.effort)
+            beam = {(*each, n): beginnings[each] + log_p[n] + evidence[*each, n] for n in before for each in before[n]}
         total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
-        return {each: nats - total for each, nats in beam.items()}
+        return {each: nats - total for each, nats in _likeliest(beam, len(beam)).items()}
+
+    def _weighed(self, template: Template, number: int, before: Behind, effort: int) -> Mapping[Lengths, float]:
+        """Log p(the text behind a hole | what stands before it), for each of its lengths behind others.
+
+        Each length is asked of behind the likeliest beginnings, `effort` times in all, or once each. Behind others it
+        has what was found behind the nearest of these: the text behind one hole says little of the length of another.
+
+        Args:
+            template: Texts and holes.
+            number: Which hole it is.
+            before: For each of its lengths, those of the holes before it, the likeliest first.
+            effort: How many are asked of.
+
+        Returns:
+            Nats, of the lengths of all holes so far.
+        """
+        each_of = max(1, effort // len(before))
+        asked = [(*each, n) for n in before for each in before[n][:each_of]]
+        found = self._evidence(template, number, asked) if len(asked) > 1 else [0.0]
+        if max(found) == -math.inf:  # the model rules out what stands behind, whatever the length
+            found = [0.0] * len(asked)
+        known = dict(zip(asked, found, strict=True))
+        pairs = {n: zip(before[n], nearest(before[n], before[n][:each_of]), strict=True) for n in before}
+        return {(*each, n): known[*near, n] for n in before for each, near in pairs[n]}
 
     def _spare(self, template: Template) -> int:
         """How many tokens the holes of a text may have beyond their fewest.
@@ -146,17 +165,24 @@ def _likeliest(log_p: Mapping[Lengths, float], most: int) -> dict[Lengths, float
     return dict(sorted(log_p.items(), key=lambda item: -item[1])[:most])
 
 
-def _considered(lengths: Sequence[tuple[int, float]], effort: int) -> Sequence[tuple[int, float]]:
-    """Which of a hole's lengths and their log-probabilities are weighed.
+def _behind(beginnings: Iterable[Lengths], lengths: Iterable[int], room: int) -> Behind:
+    """For each length of a hole, what may stand before it in so much room; without those that never have it."""
+    fits = {length: [each for each in beginnings if sum(each) + length <= room] for length in lengths}
+    return {length: each for length, each in fits.items() if each}
+
+
+def _considered(lengths: Sequence[tuple[int, float]], effort: int) -> Sequence[int]:
+    """Which of a hole's lengths, of which the log-probabilities are known, are weighed.
 
     All, or the likeliest by themselves; where these are all alike, some at even steps.
     """
-    if len(lengths) <= effort:
-        return lengths
-    by_log_p = sorted(lengths, key=lambda each: -each[1])
-    if by_log_p[0][1] - by_log_p[-1][1] > ALIKE:
-        return by_log_p[:effort]
-    return [lengths[(2 * i + 1) * len(lengths) // (2 * effort)] for i in range(effort)]
+    ordered = lengths
+    if len(lengths) > effort:
+        by_log_p = sorted(lengths, key=lambda each: -each[1])
+        alike = by_log_p[0][1] - by_log_p[-1][1] <= ALIKE
+        even = [lengths[(2 * i + 1) * len(lengths) // (2 * effort)] for i in range(effort)]
+        ordered = even if alike else by_log_p[:effort]
+    return [length for length, _ in ordered]
 
 
 def _stands_alone(template: Template, place: int) -> bool:

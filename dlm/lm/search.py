@@ -131,14 +131,14 @@ class LengthSearch:
         return _in_proportion(weights, (tries + 1) // 2)
 
     def second_round(
-        self, posterior: Mapping[Lengths, float], found: Sequence[tuple[Lengths, float]], num: int
+        self, posterior: Mapping[Lengths, float], found: Sequence[tuple[Lengths, float]], count: int
     ) -> Mapping[Lengths, int]:
         """How many more fillings each of the lengths gets, after those of `first_round` were read as whole texts.
 
         Args:
             posterior: The log-probability of each.
             found: The lengths of each filling that there is, and the log-probability of its text by the causal reading.
-            num: How many alternatives are wanted.
+            count: How many there are to be shared out.
 
         Returns:
             Lengths that get some, and how many: by their probability, times that of the best text of these lengths, or
@@ -150,17 +150,25 @@ class LengthSearch:
 
         weights = dict(posterior)
         if any(nats > -math.inf for nats in best.values()):
-            for lengths, tried in zip(posterior, _nearest([*posterior], sorted(best)), strict=True):
+            for lengths, tried in zip(posterior, nearest([*posterior], sorted(best)), strict=True):
                 weights[lengths] += best[tried] / TEMPER
         left = {lengths: weight for lengths, weight in weights.items() if any(lengths) or lengths not in best}
-        return _in_proportion(left, max(self.effort, num) - len(found))
+        return _in_proportion(left, count)
 
 
-def _nearest(asked: Sequence[Lengths], tried: Sequence[Lengths]) -> list[Lengths]:
-    """Of what was tried, what is nearest to each: by ratios, since a token more or less is little of a long hole."""
-    some, others = (torch.tensor(each, dtype=torch.float64).add(1).log() for each in (asked, tried))
-    places = [place for part in some.split(1024) for place in torch.cdist(part, others, p=1).argmin(1).tolist()]
-    return [tried[place] for place in places]
+def nearest(asked: Sequence[Lengths], others: Sequence[Lengths]) -> list[Lengths]:
+    """Of other lengths, those nearest to each: by ratios, since a token more or less is little of a long hole.
+
+    Args:
+        asked: Lengths of the same holes.
+        others: At least one.
+
+    Returns:
+        One a length that is asked for; the first of those that are as near.
+    """
+    some, known = (torch.tensor(each, dtype=torch.float64).add(1).log() for each in (asked, others))
+    places = [place for part in some.split(1024) for place in torch.cdist(part, known, p=1).argmin(1).tolist()]
+    return [others[place] for place in places]
 
 
 def _in_proportion(log_weights: Mapping[Lengths, float], count: int) -> Mapping[Lengths, int]:

@@ -229,3 +229,12 @@ def test_a_call_asks_for_no_more_than_the_masks_of_the_spans_it_touches() -> Non
     wanted_1L[0, [2, 3]] = True
     found = ask(ConstrainedDenoiser(FunctionDenoiser(note), [spans], MASK), x_1L, None, wanted_1L)
     assert len(found) == 2 and seen[0].wanted_BL.nonzero()[:, 1].tolist() == [0, 2, 3]
+
+
+def test_a_language_of_one_string_has_no_other() -> None:
+    for length in range(4):
+        for ids in itertools.product(range(3), repeat=length):
+            automaton = Automaton.of_string(ids, 3)
+            every = (other for size in range(5) for other in itertools.product(range(3), repeat=size))
+            assert [other for other in every if automaton.accepts(other)] == [ids]
+            assert automaton.lengths(5) == [length]

@@ -1,0 +1,136 @@
+"""Texts of several holes, each filled as in another of the texts that were written."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from dlm.config import Characters
+from dlm.diffusion.sample import State
+from dlm.diffusion.unmask import TokenChoice
+from dlm.lm import DiffusionLM, Infilling, Sampler
+from dlm.lm.search import LengthSearch
+from dlm.model.tokenizer import build_tokenizer
+from dlm.template import Template, exact, parse_template
+from tests.support.fixtures import MakeLM
+
+TEXTS = ("abc[MASK:3]d[MASK:2]ab", "a[MASK:2]b[MASK:2]c[MASK:2]d", "[MASK:2][MASK:1]ab[MASK:3]")
+PLAIN = LengthSearch(reread=False)
+"""Draws, ranked by their bounds."""
+
+HOT = Sampler(token=TokenChoice(temperature=1e4))
+"""All tokens are drawn alike."""
+
+Ids = tuple[tuple[int, ...], ...]
+
+
+@pytest.fixture(scope="module")
+def joint(make_lm: MakeLM) -> DiffusionLM:
+    return make_lm(build_tokenizer(Characters(), lambda: ["abcd"]), 24, readings={"name": "joint"})
+
+
+@pytest.fixture(scope="module")
+def nats_of(joint: DiffusionLM) -> Callable[[Template, Sequence[Ids]], dict[Ids, float]]:
+    """Reads fillings of a text as a whole."""
+
+    def nats(template: Template, fillings: Sequence[Ids]) -> dict[Ids, float]:
+        return dict(zip(fillings, joint.filling.rereader().nats(template, fillings), strict=True))
+
+    return nats
+
+
+def drawn(joint: DiffusionLM, template: Template, count: int) -> list[Infilling]:
+    return joint.infill(template, num=count, search=PLAIN, draws=2)
+
+
+def changed(ids: Ids, number: int, span: tuple[int, ...]) -> Ids:
+    return (*ids[:number], span, *ids[number + 1 :])
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("tries", [2, 8, 20])
+def test_no_hole_is_filled_better_in_another_text(
+    text: str, tries: int, joint: DiffusionLM, nats_of: Callable[[Template, Sequence[Ids]], dict[Ids, float]]
+) -> None:
+    """The likeliest is at least as likely as all draws, and as itself with any one hole as in any of them."""
+    template = parse_template(text)
+    (found,) = joint.infill(template, search=LengthSearch(tries=tries), draws=2)
+    draws = [one.ids for one in drawn(joint, template, tries)]
+    nats = nats_of(template, draws)
+    start = max(nats, key=nats.__getitem__)
+    assert all(span in {ids[number] for ids in draws} for number, span in enumerate(found.ids))
+    options = [(number, ids[number]) for ids in draws for number in range(len(found.ids))]
+    best = start
+    for number in [*range(len(start))] * 2:  # by enumeration
+        ways = nats_of(template, [changed(best, number, span) for place, span in options if place == number])
+        best = max(ways, key=ways.__getitem__)
+    others = nats_of(template, [changed(found.ids, number, span) for number, span in options])
+    assert found.ids == best and found.log_whole == pytest.approx(max(others.values()), abs=1e-3)
+
+
+def test_texts_are_better_than_the_best_that_was_written(joint: DiffusionLM) -> None:
+    """And never worse; of alternatives each is a text of its own, with its own likelihoods."""
+    better = 0
+    for text in TEXTS:
+        template = parse_template(text)
+        found = joint.infill(template, num=12, draws=2)
+        draws = drawn(joint, template, 12)
+        whole = joint.filling.rereader().nats(template, [one.ids for one in draws])
+        assert found[0].log_whole is not None and found[0].log_whole > max(whole) - 1e-3
+        better += found[0].log_whole > max(whole) + 1e-3
+        assert len(found) == 12 == len({one.text for one in found})
+        assert [one.rank for one in found] == sorted((one.rank for one in found), reverse=True)
+        read = joint.filling.rereader().nats(template, [one.ids for one in found])
+        assert [one.log_whole for one in found] == pytest.approx(read, abs=1e-3)
+    assert better
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_mixture_took_part_in_the_calls_of_all_that_it_is_made_of(text: str, joint: DiffusionLM) -> None:
+    """Each draw takes a call a token, and a mixture is of two to as many as there are holes."""
+    template = parse_template(text)
+    texts = {one.text for one in drawn(joint, template, 8)}
+    mixed = [one for one in joint.infill(template, num=8, draws=2) if one.text not in texts]
+    calls = joint.infill(template, num=1, search=LengthSearch(tries=1))[0].calls
+    assert mixed and all(one.calls in [calls * of for of in range(2, len(one.ids) + 1)] for one in mixed)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_who_watches_sees_a_mixture_written(text: str, joint: DiffusionLM) -> None:
+    """Token by token, as any filling; and it is what is given to who does not watch."""
+    states: list[State] = []
+    template = parse_template(text)
+    search = LengthSearch(tries=20)
+    (found,) = joint.infill(template, search=search, sampler=HOT, watch=states.append, draws=2)
+    assert found == joint.infill(template, search=search, sampler=HOT, draws=2)[0]
+    assert found.text not in {one.text for one in joint.infill(template, num=20, search=PLAIN, sampler=HOT, draws=2)}
+    assert len(states) == 1 + sum(map(len, found.ids))
+    assert states[-1].x_BL[states[-1].editable_BL].tolist() == [*itertools.chain(*found.ids)]
+
+
+def test_holes_of_unknown_length_are_mixed_too(joint: DiffusionLM) -> None:
+    """Of lengths that were weighed, each text with the probability of its own."""
+    template = parse_template("abc[MASK:0-3]d[MASK:1-3]ab[MASK:2]ca")
+    found = joint.infill(template, num=30, search=LengthSearch(effort=30), draws=2)
+    posterior = found[0].length_posterior
+    assert len({one.lengths for one in found}) > 1 and len(found) == 30
+    for one in found:
+        assert one.log_length == posterior[one.lengths] and one.lengths == tuple(map(len, one.ids))
+        assert one.text == f"abc{one.spans[0]}d{one.spans[1]}ab{one.spans[2]}ca"
+        known = exact(template, one.lengths)
+        (nats,) = joint.filling.rereader().nats(known, [one.ids])
+        assert one.log_whole == pytest.approx(nats, abs=1e-3)
+
+
+def test_mixtures_are_of_the_languages_of_their_holes(joint: DiffusionLM) -> None:
+    found = joint.infill("a[MASK:2:/[ab]+/]c[MASK:2:/[cd]+/]b", num=12, sampler=HOT, draws=2)
+    assert len(found) == 12
+    assert all({*one.spans[0]} <= {*"ab"} and {*one.spans[1]} <= {*"cd"} for one in found)
+
+
+def test_mixtures_do_not_depend_on_the_texts_beside_them(joint: DiffusionLM) -> None:
+    several = {number: parse_template(text) for number, text in enumerate(TEXTS)}
+    together = [*joint.infill_each(several, num=3, batch_size=5, draws=2)]
+    for number, template in several.items():
+        alone = next(joint.infill_each({number: template}, num=3, batch_size=64, draws=2))
+        assert [each.text for each in together[number]] == [each.text for each in alone]
