@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,6 +54,10 @@ PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
 MOST_FILLINGS = 65_536
 """Fillings of a text that may be tried: all of them are held until the likeliest are known."""
+MOST_LENGTHS = 256
+"""Lengths of the posterior that are written, the likeliest: three spans of any length have 32,768."""
+MIXED = ", and the best of each span put together"
+"""What is done besides where a text has several spans."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -356,18 +361,26 @@ def _tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "Length
     templates = [*map(lm.languages.resolved, templates)]
     templates = [each for each in templates if not lm.languages.enumerated(each, search.effort)]
     searched = [template for template in templates if is_open(template)]
-    tries = search.tried(num, causal=lm.formulation.readings.causal)
+    causal = lm.formulation.readings.causal
+    tries = search.tried(num, causal=causal)
     if searched:
         holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+        mixed = search.ranks(causal=causal) and any(search.rereads(each) and _several(each) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
         _note(
             f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
-            f"at most {counted(max(num, search.effort), 'filling')} tried (--effort)"
+            f"at most {counted(max(num, search.effort), 'filling')} tried{MIXED if mixed else ''} (--effort)"
         )
     if len(searched) < len(templates) and tries > num:
         known = [template for template in templates if not is_open(template)]
         what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
-        _note(f"{_each_of(known)}{what} taken of {tries} fillings (--effort)")
+        mixed = search.ranks(causal=causal) and any(map(_several, known))
+        _note(f"{_each_of(known)}{what} taken of {tries} fillings{MIXED if mixed else ''} (--effort)")
+
+
+def _several(template: Template) -> bool:
+    """Whether a text has several spans."""
+    return sum(isinstance(part, Hole) for part in template) > 1
 
 
 def _each_of(texts: Sequence[Template]) -> str:
@@ -434,7 +447,7 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
         }
         for found in alternatives
     ]
-    weighed = alternatives[0].length_posterior.items()
+    weighed = islice(alternatives[0].length_posterior.items(), MOST_LENGTHS)
     posterior = [{"lengths": list(lengths), "log_probability": log_p} for lengths, log_p in weighed]
     return {**plain[0], **({"length_posterior": posterior} if posterior else {}), "alternatives": plain}
 

@@ -120,9 +120,7 @@ class Filler:
         posterior = self._possible(template, self.weigher.posterior(template, search))
         # Choices were written down to be chosen from, the long ones too.
         likely = posterior if has_choices(template) else search.likely(posterior)
-        # Nothing behind the last hole tells where it ends: the shortest filling would always be the likeliest.
-        reread = isinstance(template[-1], str) if search.reread is None else search.reread
-        reread = reread and self.rereader is not None
+        reread = search.rereads(template) and self.rereader is not None
         if reread:
             first = _of_lengths(self._tried(template, place, search.first_round(likely, num)), posterior)
             found = [*self._reread([template], [[[*first]]])]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from dlm.model.spans import LengthPrior
+from dlm.template import Template
 
 Lengths = tuple[int, ...]
 """The tokens of each hole of a text."""
@@ -28,7 +29,7 @@ class LengthSearch:
     """How the holes of unknown length are searched, and how fillings are ranked.
 
     Fillings that the causal reading ranks are written in two rounds: the texts of the first say which lengths to try
-    again.
+    again. Of several holes, the best are then put together.
 
     Attributes:
         prior: How likely each length is by itself; None for what the model's run counted, or else all alike.
@@ -81,6 +82,19 @@ class LengthSearch:
             Whether there is one, and it is not left out.
         """
         return causal and self.reread is not False
+
+    def rereads(self, template: Template) -> bool:
+        """Whether fillings of unknown length are ranked by the causal reading, where there is one.
+
+        Nothing behind the last hole would tell where it ends: the shortest filling would always be the likeliest.
+
+        Args:
+            template: Texts and holes.
+
+        Returns:
+            Whether they are.
+        """
+        return isinstance(template[-1], str) if self.reread is None else self.reread
 
     def tried(self, num: int, *, causal: bool) -> int:
         """How many fillings of known length are written, before the likeliest are chosen.
