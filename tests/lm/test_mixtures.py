@@ -1,7 +1,10 @@
 """Texts of several holes, each filled as in another of the texts that were written."""
 
 import itertools
+import json
+import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from dlm.lm import DiffusionLM, Infilling, Sampler
 from dlm.lm.search import LengthSearch
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Template, exact, parse_template
+from tests.support.commands import dlm
 from tests.support.fixtures import MakeLM
 
 TEXTS = ("abc[MASK:3]d[MASK:2]ab", "a[MASK:2]b[MASK:2]c[MASK:2]d", "[MASK:2][MASK:1]ab[MASK:3]")
@@ -134,3 +138,38 @@ def test_mixtures_do_not_depend_on_the_texts_beside_them(joint: DiffusionLM) -> 
     for number, template in several.items():
         alone = next(joint.infill_each({number: template}, num=3, batch_size=64, draws=2))
         assert [each.text for each in together[number]] == [each.text for each in alone]
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "told"),
+    [
+        ("ab[MASK:1]d[MASK:2]a", [], True),
+        ("ab[MASK:1]da", [], False),
+        ("ab[MASK:1]d[MASK:2]a", ["--no-reread"], False),
+        ("ab[MASK:1-2]d[MASK:2]a", [], True),
+        ("ab[MASK:1-2]da", [], False),
+        ("ab[MASK:1-2]d[MASK:2]a", ["--no-reread"], False),
+        ("ab[MASK:1-2]d[MASK:2]", [], False),  # nothing behind the last span tells where it ends
+        ("ab[MASK:1-2]d[MASK:2]", ["--reread"], True),
+    ],
+)
+def test_the_command_says_that_spans_are_put_together(
+    text: str, more: Sequence[str], told: bool, joint: DiffusionLM, tmp_path: Path
+) -> None:
+    joint.save_pretrained(tmp_path / "model")
+    _, err = dlm("infill", tmp_path / "model", text, *more)
+    assert ("the best of each span put together (--effort)" in err) == told
+
+
+def test_the_likeliest_lengths_of_many_are_written(joint: DiffusionLM, tmp_path: Path) -> None:
+    """In order, with their own probabilities, which are not all that there is."""
+    joint.save_pretrained(tmp_path / "model")
+    words = ("--max-length", "7", "--effort", "8", "--dtype", "fp32", "--json")
+    found = json.loads(dlm("infill", tmp_path / "model", "a[MASK]b[MASK]c[MASK]d", *words)[0])["length_posterior"]
+    log_p = [each["log_probability"] for each in found]
+    every = joint.infill(parse_template("a[MASK]b[MASK]c[MASK]d", "MASK", 7), search=LengthSearch(effort=8), draws=2)
+    known = every[0].length_posterior
+    assert len(found) == 256 < len(known) and log_p == sorted(log_p, reverse=True)
+    assert log_p == pytest.approx([known[tuple(each["lengths"])] for each in found], abs=1e-4)
+    assert sum(map(math.exp, known.values())) == pytest.approx(1.0)
+    assert sum(map(math.exp, log_p)) < 0.999
