@@ -11,8 +11,8 @@ from dlm.cli import options
 from dlm.cli.bench import check_once, lines_of, names, table_of
 from dlm.cli.console import quiet_libraries, write_data
 from dlm.cli.documents import named_documents, own_documents
-from dlm.cli.infill import LengthTopP, Reread, check_length_top_p
 from dlm.cli.progress import progress
+from dlm.cli.searching import LengthTopP, Reread, check_length_top_p
 from dlm.errors import ConfigError
 from dlm.plain import counted, plain_json
 from dlm.template import LONGEST

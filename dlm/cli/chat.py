@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_given, errors, is_terminal, quiet_libraries, write_text
+from dlm.cli.console import check_given, errors, is_terminal, note, quiet_libraries, write_text
 from dlm.cli.writing import calibrated, load
 from dlm.data.text import check_text
 from dlm.errors import DataError
@@ -108,7 +108,7 @@ class Conversation:
         self._answers += 1
         if len(answer.ids) == tokens:
             why = "--length allows no more" if self._length else "a greater --length allows more"
-            _tell(
+            note(
                 f"answer {self._answers} has no end after {tokens} tokens, and "
                 f"{why if tokens < room else 'the context is full'}"
             )
@@ -133,7 +133,7 @@ def _talk(conversation: Conversation) -> None:
             errors.print()  # what stands on the terminal next begins on a line of its own
             return
         except (DataError, UnicodeDecodeError) as error:
-            _tell(str(error))
+            note(str(error))
 
 
 def _read(conversation: Conversation) -> None:
@@ -166,7 +166,3 @@ def _watching(lm: "DiffusionLM") -> Iterator["Watch | None"]:
 @contextmanager
 def _unwatched() -> Iterator["Watch | None"]:
     yield None
-
-
-def _tell(line: str) -> None:
-    errors.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)

@@ -54,6 +54,11 @@ def quiet_libraries() -> None:
     disable_progress_bars()
 
 
+def note(line: str) -> None:
+    """Prints a line about the work to stderr, dimmed, as it stands."""
+    errors.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
 def caution(line: str) -> None:
     """Says on stderr, in yellow, what is to be known of a result."""
     errors.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

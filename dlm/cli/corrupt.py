@@ -12,8 +12,8 @@ from dlm.cli.console import (
     caution,
     check_apart,
     check_free,
-    errors,
     json_line,
+    note,
     quiet_libraries,
     read_text,
     write_data,
@@ -132,7 +132,7 @@ def corrupt(
             lambda width: Text("\n\n").join(noisy.render(width) for noisy in texts), output, overwrite=overwrite
         )
         summary = f"{len(x0)} tokens over {symbols} symbols, {_summary(formulation, asked, times)}"
-        errors.print(summary, style="dim", highlight=False, markup=False, soft_wrap=True)
+        note(summary)
     unknown = special_ids(known).unknown
     if unknown in x0:
         caution(f"{counted(x0.count(unknown), 'token', 'are')} unknown to the tokenizer")

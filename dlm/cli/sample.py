@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_given, errors, json_line, line_writer, quiet_libraries, write_data, write_text
+from dlm.cli.console import check_given, json_line, line_writer, note, quiet_libraries, write_data, write_text
 from dlm.cli.records import (
     Record,
     Resume,
@@ -131,7 +131,7 @@ def _finished(texts: "Iterator[Sample]", num: int) -> "list[Sample]":
         if not found:
             raise
         told = f"{len(found)} of {counted(num, 'text')} {'was' if len(found) == 1 else 'were'} finished"
-        errors.print(told, style="dim", highlight=False, soft_wrap=True)
+        note(told)
     return found
 
 
@@ -211,14 +211,11 @@ def _plain(text: "Sample") -> dict[str, Any]:
 
 def _tell(count: int, facts: Mapping[str, float]) -> None:
     """A line about the texts, for a person."""
-    errors.print(
+    note(
         f"{counted(count, 'text')}, {counted(int(facts['tokens']), 'token')} in "
         f"{counted(int(facts['network_calls']), 'network call')} "
         f"({facts['tokens_per_call']:.2f} tokens a call), {facts['tokens_per_second']:,.0f} tokens/s, "
-        f"unigram entropy {facts['unigram_entropy']:.2f} nats",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+        f"unigram entropy {facts['unigram_entropy']:.2f} nats"
     )
 
 

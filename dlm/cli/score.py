@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import caution, check_apart, check_free, errors, json_line, line_writer, quiet_libraries
+from dlm.cli.console import caution, check_apart, check_free, json_line, line_writer, note, quiet_libraries
 from dlm.cli.records import (
     Kept,
     Record,
@@ -281,13 +281,9 @@ def _tell(scores: "Sequence[Score]", kept: int, reading: str, seconds: float) ->
     """A line about the answers, for a person."""
     tokens = sum(one.tokens for one in scores)
     before = f" ({counted(kept, 'line', 'were')} there already)" if kept else ""
-    errors.print(
+    note(
         f"{counted(len(scores), 'answer')}{before}, {counted(tokens, 'token')}, reading {reading}, "
-        f"{tokens / seconds:,.0f} tokens/s",
-        style="dim",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        f"{tokens / seconds:,.0f} tokens/s"
     )
 
 

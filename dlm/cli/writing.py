@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlm.cli import options
-from dlm.cli.console import caution, check_apart, check_free, check_writable, errors
+from dlm.cli.console import caution, check_apart, check_free, check_writable, errors, note
 from dlm.cli.records import check_resume
 from dlm.errors import ConfigError
 
@@ -156,5 +156,5 @@ def calibrated(
     if not quiet:
         listed = ", ".join(f"{drafts}: {speed:,.0f}" for drafts, speed in speeds.items())
         told = f"--drafts {fastest} is the fastest here ({listed} tokens/s)"
-        errors.print(told, style="dim", highlight=False, soft_wrap=True)
+        note(told)
     return replace(sampler, drafts=fastest)

@@ -1,0 +1,222 @@
+"""The options of a search of lengths: what they ask for, whether that can work, and what it will cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+
+from dlm.cli.console import note
+from dlm.cli.records import file_lines
+from dlm.errors import ConfigError, DataError
+from dlm.plain import counted
+from dlm.template import Hole, Template, has_choices, is_open
+
+if TYPE_CHECKING:
+    from dlm.lm import DiffusionLM
+    from dlm.lm.search import LengthSearch
+
+OF_LENGTHS = ("--length-prior", "--length-top-p")
+"""Options that are for spans of unknown length alone."""
+PRIORS = ("run", "uniform")
+"""The priors of lengths that have a name; any other is a file."""
+MOST_FILLINGS = 65_536
+"""Fillings of a text that may be tried: all of them are held until the likeliest are known."""
+MIXED = ", and the best of each span put together"
+"""What is done besides where a text has several spans."""
+
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        metavar="run|uniform|FILE",
+        help="How likely each length of a span is by itself: as of words and lines in the model's training text, all "
+        "alike, or as in a text.",
+        show_default="run, where the model has it",
+    ),
+]
+Effort = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=MOST_FILLINGS,
+        help="How many lengths are weighed and how many fillings tried, at most; the likeliest is given.",
+        show_default="32; 8 fillings where lengths are given, if a causal reading ranks them",
+    ),
+]
+LengthTopP = Annotated[
+    float | None,
+    typer.Option(
+        "--length-top-p",
+        metavar="P",
+        help="Fill only the likeliest lengths of a span that together have this probability; 1 fills all, and finds "
+        "the likeliest text whatever its length, which is often a short one.",
+        show_default="0.8",
+    ),
+]
+Reread = Annotated[
+    bool | None,
+    typer.Option(
+        "--reread/--no-reread",
+        help="Rank fillings by the causal reading of the text, from the first span to 16 tokens behind the last.",
+        show_default="where the model has one; not of choices, nor where a span of unknown length ends the text",
+    ),
+]
+
+
+def _text_of(length_prior: str | None) -> str:
+    """The text that a prior is counted in; empty where no file is named."""
+    if length_prior is None or length_prior in PRIORS:
+        return ""
+    try:
+        text = "".join(file_lines(Path(length_prior)))
+    except DataError as error:
+        raise ConfigError(f"--length-prior is {', '.join(PRIORS)} or a text: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"--length-prior {length_prior}: there is no text in it, to count the lengths of")
+    return text
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is asked of a search, before there is a model to search with; None for what is not said.
+
+    Attributes:
+        prior: `--length-prior`.
+        text: The text that lengths are counted in; empty where that names no file.
+        top_p: `--length-top-p`.
+        effort: `--effort`.
+        reread: `--reread` or `--no-reread`.
+    """
+
+    prior: str | None
+    text: str
+    top_p: float | None
+    effort: int | None
+    reread: bool | None
+
+    def __post_init__(self) -> None:
+        check_length_top_p(self.top_p)
+
+    @classmethod
+    def read(cls, prior: str | None, top_p: float | None, effort: int | None, reread: bool | None) -> Self:
+        """The options, and the text that one of them may name; for the arguments see the class."""
+        return cls(prior, _text_of(prior), top_p, effort, reread)
+
+    @property
+    def given(self) -> list[str]:
+        """The options that are said."""
+        every = {
+            "--length-prior": self.prior,
+            "--length-top-p": self.top_p,
+            "--effort": self.effort,
+            "--no-reread" if self.reread is False else "--reread": self.reread,
+        }
+        return [name for name, value in every.items() if value is not None]
+
+    def of(self, lm: "DiffusionLM", num: int) -> "LengthSearch | None":
+        """The search, by the model's own prior or the one asked for; None where a model ends spans itself."""
+        from dlm.lm.search import NOT_REREAD, LengthSearch
+        from dlm.model.spans import LengthPrior
+
+        if lm.filling.in_the_middle:
+            if self.given:
+                raise ConfigError(
+                    f"{_are(self.given)} for a search of lengths, and this model, which fills in the middle, ends a "
+                    f"span by itself: leave {_them(self.given)} out"
+                )
+            return None
+        if self.effort is not None and self.effort < num:
+            raise ConfigError(
+                f"--effort {self.effort} tries fewer fillings than the alternatives of --num {num}: raise it"
+            )
+        if self.reread and not lm.formulation.readings.causal:
+            raise ConfigError(NOT_REREAD)
+        if self.prior == "run" and lm.sidecar.lengths is None:
+            raise ConfigError(
+                "--length-prior run: nothing was counted when this model was made; name a text, or uniform"
+            )
+        own, texts = self.prior in (None, "run"), [self.text] if self.text else []
+        search = LengthSearch(None if own else LengthPrior.of_texts(texts, lm.tokenizer), reread=self.reread)
+        search = search if self.effort is None else replace(search, effort=self.effort, tries=self.effort)
+        return search if self.top_p is None else replace(search, top_p=self.top_p)
+
+    def check(
+        self,
+        lm: "DiffusionLM",
+        templates: Mapping[int, Template],
+        parsed: Mapping[int, Template],
+        search: "LengthSearch | None",
+    ) -> None:
+        """Refuses options where no span needs a search, of the texts that are filled and of those left out."""
+        if search is None:
+            return
+        resolved = [*map(lm.languages.resolved, templates.values())]
+        dropped = [template for number, template in parsed.items() if number not in templates]
+        searched = [*filter(is_open, (*resolved, *dropped))]
+        if self.top_p is not None and searched and all(map(has_choices, searched)):
+            raise ConfigError("--length-top-p: choices are tried whatever their length; leave it out")
+        if resolved and not searched:
+            if unused := [name for name in self.given if name in OF_LENGTHS]:
+                raise ConfigError(
+                    f"{_are(unused)} for spans of unknown length, and every span has its length: "
+                    f"leave {_them(unused)} out"
+                )
+            enumerated = any(lm.languages.enumerated(each, search.effort) for each in resolved)
+            if self.effort is not None and not enumerated and not search.ranks(causal=lm.formulation.readings.causal):
+                raise ConfigError(
+                    "--effort: nothing is searched here, since every span has its length and no causal reading ranks "
+                    "fillings; leave it out, or ask for more alternatives by --num"
+                )
+
+
+def check_length_top_p(top_p: float | None) -> None:
+    """Refuses a probability that is not above 0 and at most 1."""
+    if top_p is not None and not 0.0 < top_p <= 1.0:
+        raise ConfigError(f"--length-top-p must be above 0 and at most 1, got {top_p}")
+
+
+def _are(options_given: Sequence[str]) -> str:
+    """Options as what a sentence is about."""
+    *others, last = options_given
+    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
+
+
+def _them(options_given: Sequence[str]) -> str:
+    return "it" if len(options_given) == 1 else "them"
+
+
+def tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthSearch | None", num: int) -> None:
+    """Says how spans will be filled, and what a search will cost, before it begins."""
+    from dlm.lm.evidence import ASKED
+
+    if search is None:
+        note("this model fills in the middle: one span after the other, from left to right")
+        return
+    templates = [*map(lm.languages.resolved, templates)]
+    templates = [each for each in templates if not lm.languages.enumerated(each, search.effort)]
+    searched = [template for template in templates if is_open(template)]
+    causal = lm.formulation.readings.causal
+    tries = search.tried(num, causal=causal)
+    if searched:
+        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+        mixed = search.ranks(causal=causal) and any(search.rereads(each) and _several(each) for each in searched)
+        what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
+        note(
+            f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
+            f"at most {counted(max(num, search.effort), 'filling')} tried{MIXED if mixed else ''} (--effort)"
+        )
+    if len(searched) < len(templates) and tries > num:
+        known = [template for template in templates if not is_open(template)]
+        what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
+        mixed = search.ranks(causal=causal) and any(map(_several, known))
+        note(f"{_each_of(known)}{what} taken of {tries} fillings{MIXED if mixed else ''} (--effort)")
+
+
+def _several(template: Template) -> bool:
+    """Whether a text has several spans."""
+    return sum(isinstance(part, Hole) for part in template) > 1
+
+
+def _each_of(texts: Sequence[Template]) -> str:
+    return "" if len(texts) == 1 else f"for each of {len(texts)} texts, "
