@@ -127,6 +127,8 @@ def infill(
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
+    if max_length is not None and max_length > lm.context:
+        raise ConfigError(f"--max-length must be at most the context of this model, {lm.context:,}, got {max_length:,}")
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     wanted, keeps = unfinished(wanted, output if resume else None, ("text", *WRITTEN), _is_filled)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
@@ -188,7 +190,10 @@ def _choices(given: str | None) -> Sequence[str] | None:
     """The texts of `--choices`, which commas part."""
     if given is None:
         return None
-    return [part.replace(r"\,", ",") for part in re.split(r"(?<!\\),", check_given(given, "--choices"))]
+    found = [part.replace(r"\,", ",") for part in re.split(r"(?<!\\),", check_given(given, "--choices"))]
+    if twice := next((choice for choice in found if found.count(choice) > 1), None):
+        raise ConfigError(f"--choices has {shortened(repr(twice), 60)} twice: leave one of them out")
+    return found
 
 
 def _template_of(fields: Mapping[str, Any], marker: str, longest: int, choices: Sequence[str] | None) -> Template:

@@ -344,6 +344,8 @@ BAD: list[tuple[str | list[str], str]] = [
     (["infill", "@model", "a [a]b:3]", "--marker", "a]b"], "--marker is a word"),
     (["infill", "@model", "a [MASK:3]", "--max-length", "9"], "every span says its own: leave it out"),
     (["infill", "@model", "a [MASK:3-9]", "--max-length", "9"], "every span says its own: leave it out"),
+    (["infill", "@model", "a [MASK]", "--max-length", "9999"], "at most the context of this model, "),
+    (["infill", "@model", "a [MASK]", "--choices", "no,yes,no"], "--choices has 'no' twice"),
     (
         ["infill", "@model", "a [MASK] b", "--choices", "c,d", "--length-prior", "uniform"],
         "every span has its length: leave it out",
