@@ -48,7 +48,7 @@ WRITTEN = (
 )
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 MOST_LENGTHS = 256
-"""Lengths of the posterior that are written, the likeliest: three spans of any length have 32,768."""
+"""Lengths of several spans that are written, the likeliest: three spans of any length have 32,768."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -245,7 +245,8 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
         }
         for found in alternatives
     ]
-    weighed = islice(alternatives[0].length_posterior.items(), MOST_LENGTHS)
+    several = len(alternatives[0].lengths) > 1
+    weighed = islice(alternatives[0].length_posterior.items(), MOST_LENGTHS if several else None)
     posterior = [{"lengths": list(lengths), "log_probability": log_p} for lengths, log_p in weighed]
     return {**plain[0], **({"length_posterior": posterior} if posterior else {}), "alternatives": plain}
 

@@ -1,4 +1,4 @@
-"""The options of a search of lengths: what they ask for, whether that can work, and what it will cost."""
+"""The options of a search of lengths: what they ask for, and what it will cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,16 +200,17 @@ def tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthS
     tries = search.tried(num, causal=causal)
     if searched:
         holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
-        mixed = search.ranks(causal=causal) and any(search.rereads(each) and _several(each) for each in searched)
+        tried = max(num, search.effort)
+        mixed = tried > 1 and causal and any(search.rereads(each) and _several(each) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
         note(
             f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
-            f"at most {counted(max(num, search.effort), 'filling')} tried{MIXED if mixed else ''} (--effort)"
+            f"at most {counted(tried, 'filling')} tried{MIXED if mixed else ''} (--effort)"
         )
-    if len(searched) < len(templates) and tries > num:
-        known = [template for template in templates if not is_open(template)]
+    known = [template for template in templates if not is_open(template)]
+    mixed = tries > 1 and search.ranks(causal=causal) and any(map(_several, known))
+    if known and (tries > num or mixed):
         what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
-        mixed = search.ranks(causal=causal) and any(map(_several, known))
         note(f"{_each_of(known)}{what} taken of {tries} fillings{MIXED if mixed else ''} (--effort)")
 
 

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict
 
 from dlm.cli import options
-from dlm.cli.console import errors, write_data
+from dlm.cli.console import note, write_data
 from dlm.errors import SelftestError
 
 
@@ -38,4 +38,4 @@ def selftest(
         write_data(json.dumps({"holds": not failed, "checks": rows}), None)
     if failed:
         raise SelftestError(f"{len(failed)} of {len(checks)} truths do not hold on this machine: {failed[0].claim}")
-    errors.print(f"{len(checks)} truths hold, {seconds:.0f} s", style="dim", highlight=False)
+    note(f"{len(checks)} truths hold, {seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""Fillings that were written and are chosen from."""
+"""Fillings that are chosen from: those that were written, and those that are put together of others."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,21 +14,21 @@ from dlm.template import Template
 
 @dataclass(frozen=True)
 class Candidate:
-    """A filling that was written.
+    """A filling.
 
     Attributes:
         found: The text; its log-likelihood is 0 until it is scored.
         row: Its row, the holes written.
         template: The text with its holes, whose lengths are known.
         key: What its random numbers follow from; with the template it is written again.
-        mixed: Whether it was put together of others, and never written itself.
+        sources: For each hole, the filling that it is filled as in; empty for one that was written itself.
     """
 
     found: Infilling
     row: Canvas
     template: Template
     key: tuple[int | str, ...]
-    mixed: bool = False
+    sources: "Sources" = ()
 
     @classmethod
     def of(
@@ -55,33 +55,33 @@ class Candidate:
 
     @classmethod
     def mixture(
-        cls, template: Template, canvas: Canvas, parts: Sequence[Self], tokenizer: PreTrainedTokenizerBase
+        cls, template: Template, canvas: Canvas, sources: "Sources", tokenizer: PreTrainedTokenizerBase
     ) -> Self:
-        """A candidate whose holes are filled as in others, of the same text and of lengths that were weighed with it.
+        """A filling that is put together of others of the same text, whose lengths were weighed together.
 
         Args:
             template: The text with holes of these lengths.
             canvas: Its row.
-            parts: For each hole, the candidate that it is filled as in.
+            sources: For each hole, the filling that it is filled as in, which was written.
             tokenizer: The model's.
 
         Returns:
-            The candidate; it took part in the network calls of all of these.
+            The filling; its network calls are those of all that it is made of.
         """
-        ids = [part.found.ids[number] for number, part in enumerate(parts)]
-        calls = sum(part.found.calls for part in {id(part): part for part in parts}.values())
-        made = cls.of(template, canvas.written(ids), parts[0].key, calls, tokenizer)
-        posterior = parts[0].found.length_posterior
+        ids = [source.found.ids[number] for number, source in enumerate(sources)]
+        calls = sum(source.found.calls for source in {id(source): source for source in sources}.values())
+        made = cls.of(template, canvas.written(ids), sources[0].key, calls, tokenizer)
+        posterior = sources[0].found.length_posterior
         log_length = posterior[made.found.lengths] if posterior else 0.0
-        return replace(made, mixed=True).knowing(log_length=log_length, length_posterior=posterior)
+        return replace(made, sources=sources).knowing(log_length=log_length, length_posterior=posterior)
 
     def knowing(self, **found: Any) -> Self:
         """The same with what was found of it: attributes of `Infilling`."""
         return replace(self, found=replace(self.found, **found))
 
 
-Parts = tuple[Candidate, ...]
-"""For each hole of a text, the candidate that it is filled as in."""
+Sources = tuple[Candidate, ...]
+"""For each hole of a text, the filling that it is filled as in."""
 
 
 def by_text(candidates: Iterable[Candidate]) -> list[list[Candidate]]:

@@ -1,8 +1,9 @@
 """What fills the holes of texts: those of known length side by side, and those of unknown length after a search."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby, islice
 
 from dlm.diffusion.automaton import Automaton
@@ -10,12 +11,13 @@ from dlm.diffusion.constrain import Held
 from dlm.diffusion.rules import Rule
 from dlm.diffusion.verify import Verified
 from dlm.errors import ConfigError, DataError
-from dlm.lm.candidates import Candidate, Parts, by_text, united
+from dlm.lm.candidates import Candidate, by_text, united
 from dlm.lm.canvas import Canvas, certain_if_empty
 from dlm.lm.infillings import Infilling
 from dlm.lm.languages import Languages
 from dlm.lm.layout import Layout
 from dlm.lm.lengths import Weigher
+from dlm.lm.mixing import Descent
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.lm.search import NOT_REREAD, Lengths, LengthSearch
@@ -23,9 +25,6 @@ from dlm.template import Hole, Template, exact, has_choices, is_open
 
 Ways = list[list[Candidate]]
 """The candidates of a template, those of each text together."""
-
-SWEEPS = 2
-"""How often each of several holes is filled anew with the best of what was written into it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Filler:
         watched: Whether anyone watches; of a search they see the best filling.
         score: The log-likelihood of what was written of each of some rows, given the rest.
         rereader: Reads whole texts by the causal reading of the model; None where it has none.
-        seed: An alternative depends on the seed, its text's number, its lengths and its own number alone.
+        seed: What is written depends on the seed, its text's number, its lengths and its own number alone.
     """
 
     layout: Layout
@@ -110,7 +109,9 @@ class Filler:
             asked = [(text, task) for place, text in batch for task in self._tasks(text, place, tries)]
             written = self._written(asked, watched=not chosen)
             if chosen:
-                yield from self._best([(text, islice(written, tries)) for _, text in batch], num, reread=True)
+                templates = [text for _, text in batch]
+                found = self._put_together([(text, [*islice(written, tries)], None) for text in templates])
+                yield from self._best([*zip(templates, found, strict=True)], num, reread=True)
             else:
                 for group in in_groups(self._scored(written), len(batch), tries):
                     yield sorted((each.found for each in group), key=lambda one: -one.rank)
@@ -122,25 +123,36 @@ class Filler:
         likely = posterior if has_choices(template) else search.likely(posterior)
         reread = search.rereads(template) and self.rereader is not None
         if reread:
-            first = _of_lengths(self._tried(template, place, search.first_round(likely, num)), posterior)
-            found = [*self._reread([template], [[[*first]]])]
-            read = [(each.found.lengths, _rank(each)) for each in _every([self._mixed(template, by_text(found))])]
-            shares = search.second_round(likely, read, max(search.effort, num) - len(found))
-            found += self._tried(template, place, shares, found)
+            first = [*_of_lengths(self._tried(template, place, search.first_round(likely, num)), posterior)]
+            # What is put together tells more than what was written: it reads better, and has lengths of its own.
+            (found,) = self._put_together([(template, first, likely)])
+            read = [(each.found.lengths, each.found.rank) for each in found]
+            shares = search.second_round(likely, read, max(search.effort, num) - len(first))
+            second = _of_lengths(self._tried(template, place, shares, first), posterior)
+            (found,) = self._put_together([(template, [*found, *second], likely)])
         else:
-            found = self._tried(template, place, search.shared_out(likely, num))
-        (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=reread)
+            tried = self._tried(template, place, search.shared_out(likely, num))
+            found = [*_of_lengths(tried, posterior)]
+        (best,) = self._best([(template, found)], num, reread=reread)
         return best
 
     def _possible(self, template: Template, posterior: Mapping[Lengths, float]) -> Mapping[Lengths, float]:
         """The lengths that the languages of the holes have where these then stand."""
         if not any(isinstance(part, Hole) and part.pattern is not None for part in template):
             return posterior
-        found = {}
-        for lengths, log_p in posterior.items():
+
+        @cache
+        def fits(number: int, length: int, filled: tuple[bool, ...]) -> bool:
+            """Whether a hole has a text of so many tokens, where the others are filled or empty."""
+            lengths = [length if at == number else int(each) for at, each in enumerate(filled)]
             known = exact(template, lengths)
-            if self.languages.held(known, self.layout.holes(known)) is not None:
-                found[lengths] = log_p
+            return self.languages.suits(known, self.layout.holes(known), number)
+
+        found = {
+            lengths: log_p
+            for lengths, log_p in posterior.items()
+            if all(fits(number, length, tuple(map(bool, lengths))) for number, length in enumerate(lengths))
+        }
         if not found:
             raise DataError(
                 "no text of the lengths that were weighed matches the expressions: raise --effort, or say other lengths"
@@ -181,65 +193,55 @@ class Filler:
         """The likeliest texts of each template, as reread or by their log-likelihoods; who watches sees the first."""
         templates = [template for template, _ in asked]
         found = [by_text(candidates) for _, candidates in asked]
-        found = _with(found, self._reread(templates, found) if reread else self._scored(_every(found)))
-        if reread:
-            found = [*map(self._mixed, templates, found)]
+        every = [[*_every([texts])] for texts in found]
+        found = _with(found, self._reread(templates, every) if reread else self._scored(_every(found)))
         found = [sorted(texts, key=lambda ways: -united(ways).rank)[:num] for texts in found]
         if reread:  # the log-likelihoods of the others are not asked for
             found = _with(found, self._scored(_every(found)))
-        likeliest = [max(texts[0], key=_rank) for texts in found]
+        likeliest = [max(texts[0], key=lambda way: way.found.rank) for texts in found]
         if self.watched:
             again = [self._again(each) for each in likeliest if any(each.row.editable)]
             for _ in self.write(again, True):
                 pass
         return [[*map(united, texts)] for texts in found]
 
-    def _mixed(self, template: Template, found: Ways) -> Ways:
-        """The candidates of a text, and others whose holes are each filled as in one of these.
+    def _put_together(
+        self, asked: Sequence[tuple[Template, Sequence[Candidate], Collection[Lengths] | None]]
+    ) -> list[list[Candidate]]:
+        """Candidates as they are read, and those that their holes make; see `dlm.lm.mixing`.
 
-        From the best of all, each hole in turn is filled as the text then reads best, of all that was written into that
-        hole (iterated conditional modes; Besag 1986, section 2.5). So holes that were filled well in different texts
-        come together, and a text is read for that rather than written.
+        Args:
+            asked: Templates, their candidates, and the lengths that holes may be filled with where there are several.
+
+        Returns:
+            Candidates that were read, for each template.
         """
-        written = [*_every([found])]
-        known = {each.found.ids: each for each in written}
-        best = max(written, key=_rank)
-        parts: Parts = (best,) * len(best.found.spans)
-        for number in [*range(len(parts))] * SWEEPS if len(parts) > 1 else ():
-            options = {each.found.ids[number]: each for each in written}.values()
-            tried = [(*parts[:number], option, *parts[number + 1 :]) for option in options]
-            mixtures = [(each, one) for each in tried if (one := self._mixture(template, each)) is not None]
-            new = [(each, one) for each, one in mixtures if one.found.ids not in known]
-            for (each, _), one in zip(new, self._reread([template], [[[one for _, one in new]]]), strict=True):
-                known[one.found.ids] = one
-                if one.found.rank > best.found.rank:
-                    best, parts = one, each
-        return by_text(known.values())
+        every = [[*{each.found.ids: each for each in reversed(found)}.values()] for _, found, _ in asked]  # each once
+        read = self._reread([template for template, _, _ in asked], every)
+        descents = [
+            Descent(template, self.layout, [*islice(read, len(found))], likely)
+            for (template, _, likely), found in zip(asked, every, strict=True)
+        ]
+        while going_on := [each for each in descents if not each.finished]:
+            new = [each.asked() for each in going_on]
+            read = self._reread([each.template for each in going_on], new)
+            for each, mixtures in zip(going_on, new, strict=True):
+                each.take([*islice(read, len(mixtures))])
+        return [[*each.texts.values()] for each in descents]
 
-    def _mixture(self, template: Template, parts: Parts) -> Candidate | None:
-        """A candidate whose holes are filled as in others; None where lengths or borders do not suit each other."""
-        lengths = tuple(part.found.lengths[at] for at, part in enumerate(parts))
-        posterior = parts[0].found.length_posterior
-        if posterior and lengths not in posterior:
-            return None
-        whole = exact(template, lengths)
-        canvas = self.layout.holes(whole)
-        if canvas.leads != tuple(part.row.leads[at] for at, part in enumerate(parts)):
-            return None
-        mixture = Candidate.mixture(whole, canvas, parts, self.layout.tokenizer)
-        return mixture if mixture.found.spans == tuple(part.found.spans[at] for at, part in enumerate(parts)) else None
-
-    def _reread(self, templates: Sequence[Template], found: Sequence[Ways]) -> Iterator[Candidate]:
+    def _reread(self, templates: Sequence[Template], found: Sequence[Sequence[Candidate]]) -> Iterator[Candidate]:
         """Candidates as the causal reading finds them, each read as a whole, and once."""
         assert self.rereader is not None
         rows: list[Canvas] = []
-        for template, texts in zip(templates, found, strict=True):
-            new = [each.found for each in _every([texts]) if each.found.log_whole is None]
+        for template, candidates in zip(templates, found, strict=True):
+            new = [each.found for each in candidates if each.found.log_whole is None]
             longest = max(map(sum, new[0].length_posterior), default=0) if new else 0  # all have the same posterior
             rows += self.rereader.rows(template, [each.ids for each in new], longest)
         nats = self.rereader.read(rows)
         return (
-            each if each.found.log_whole is not None else each.knowing(log_whole=next(nats)) for each in _every(found)
+            each if each.found.log_whole is not None else each.knowing(log_whole=next(nats))
+            for candidates in found
+            for each in candidates
         )
 
     def _scored(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
@@ -260,7 +262,7 @@ class Filler:
     def _again(self, candidate: Candidate) -> Task:
         """The task that writes a candidate once more; one that was never written itself is held to its tokens."""
         task = self._task(candidate.template, candidate.key)
-        if not candidate.mixed:
+        if not candidate.sources:
             return task
         size = self.weigher.process.vocabulary.size
         pairs = zip(task.canvas.spans, candidate.found.ids, strict=True)
@@ -284,10 +286,6 @@ class Filler:
             ids, calls = next(rows) if any(task.canvas.editable) else (task.canvas.ids, 0)
             row = replace(task.canvas, ids=ids[: len(task.canvas.ids)])
             yield Candidate.of(template, row, task.key, calls, self.layout.tokenizer)
-
-
-def _rank(candidate: Candidate) -> float:
-    return candidate.found.rank
 
 
 def _every(found: Iterable[Ways]) -> Iterator[Candidate]:

@@ -82,11 +82,24 @@ class Languages:
             if part.pattern is None:
                 held += self._led(canvas, number)
                 continue
-            automaton = self._automaton(part, template, canvas, number)
-            if len(places) not in automaton.lengths(len(places)):
+            if not self.suits(template, canvas, number):
                 return None
-            held.append(Held(places, automaton))
+            held.append(Held(places, self._automaton(part, template, canvas, number)))
         return tuple(held)
+
+    def suits(self, template: Template, canvas: Canvas, number: int) -> bool:
+        """Whether a hole has a text of its tokens where it stands.
+
+        Args:
+            template: The text with holes of known length.
+            canvas: What was made of it.
+            number: Which of the holes it is.
+
+        Returns:
+            Whether its language has a string of as many tokens; of a hole of any text, yes.
+        """
+        part, tokens = _holes(template)[number], len(canvas.holes[number])
+        return part.pattern is None or tokens in self._automaton(part, template, canvas, number).lengths(tokens)
 
     def led(self, canvas: Canvas) -> tuple[Held, ...]:
         """The spans of a row that begin with the end of the text before them."""

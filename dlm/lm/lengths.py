@@ -26,13 +26,14 @@ from dlm.model.spans import LengthPrior
 from dlm.template import Hole, Template
 
 KEPT = 1024
-"""The most lengths of the holes before one that are gone on with, the likeliest."""
-
-Behind = Mapping[int, Sequence[Lengths]]
-"""For each length of a hole, the lengths of the holes before it that leave it its room."""
+"""The lengths of the holes before one that are gone on with, the likeliest; more with a higher effort."""
 
 REACH = 16
 """The tokens before and behind the holes that there should be room for, however long they are."""
+
+
+Behind = Mapping[int, Sequence[Lengths]]
+"""For each length of a hole, the lengths of the holes before it that leave it its room."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Weigher:
     def posterior(self, template: Template, search: LengthSearch) -> Mapping[Lengths, float]:
         """The posterior of the lengths of all holes of a text.
 
-        Holes are taken from left to right, each weighed behind the likeliest lengths of those before it (`_weighed`).
-        Where `effort` is enough for all lengths of all holes, the posterior is that of enumeration.
+        Holes are taken from left to right, each weighed behind the likeliest lengths of those before it. Where `effort`
+        is enough for all lengths of all holes, the posterior is that of enumeration. Else the text behind a hole is
+        taken to say nothing of the lengths of the holes before it, which is nearly so of holes that lie apart.
 
         Args:
             template: Texts and holes.
@@ -75,38 +77,39 @@ class Weigher:
         beam: dict[Lengths, float] = {(): 0.0}
         holes = [(place, part) for place, part in enumerate(template) if isinstance(part, Hole)]
         for number, (place, part) in enumerate(holes):
-            beginnings = _likeliest(beam, KEPT)
+            beginnings = _likeliest(beam, max(KEPT, search.effort))
             fitting = [n for n in part.lengths if n - part.tokens <= spare]
             log_p = dict(zip(fitting, prior.log_p(fitting, whole_lines=_stands_alone(template, place)), strict=True))
             room = spare + _shortest(template[: place + 1])
             # Where all that are considered are too long behind the holes before, the shortest still fits.
             considered = _considered([*log_p.items()], search.effort)
             before = _behind(beginnings, considered, room) or _behind(beginnings, fitting[:1], room)
-            evidence = self._weighed(template, number, before, search.effort)
-            beam = {(*each, n): beginnings[each] + log_p[n] + evidence[*each, n] for n in before for each in before[n]}
+            evidence = self._behind_each(template, number, before, search.effort)
+            longer = {(*each, n): beginnings[each] + log_p[n] for n in before for each in before[n]}
+            beam = {lengths: nats + evidence[lengths] for lengths, nats in longer.items()}
+            if max(beam.values()) == -math.inf:  # the model rules out what stands behind, whatever the length
+                beam = longer
         total = torch.tensor([*beam.values()], dtype=torch.float64).logsumexp(0).item()
         return {each: nats - total for each, nats in _likeliest(beam, len(beam)).items()}
 
-    def _weighed(self, template: Template, number: int, before: Behind, effort: int) -> Mapping[Lengths, float]:
+    def _behind_each(self, template: Template, number: int, before: Behind, effort: int) -> Mapping[Lengths, float]:
         """Log p(the text behind a hole | what stands before it), for each of its lengths behind others.
 
-        Each length is asked of behind the likeliest beginnings, `effort` times in all, or once each. Behind others it
-        has what was found behind the nearest of these: the text behind one hole says little of the length of another.
+        Each length is asked of behind the likeliest beginnings, as often as `effort` allows; behind others it has what
+        was found behind the nearest of these.
 
         Args:
             template: Texts and holes.
             number: Which hole it is.
             before: For each of its lengths, those of the holes before it, the likeliest first.
-            effort: How many are asked of.
+            effort: How many are asked of; no fewer than it has lengths.
 
         Returns:
             Nats, of the lengths of all holes so far.
         """
-        each_of = max(1, effort // len(before))
+        each_of = effort // len(before)
         asked = [(*each, n) for n in before for each in before[n][:each_of]]
         found = self._evidence(template, number, asked) if len(asked) > 1 else [0.0]
-        if max(found) == -math.inf:  # the model rules out what stands behind, whatever the length
-            found = [0.0] * len(asked)
         known = dict(zip(asked, found, strict=True))
         pairs = {n: zip(before[n], nearest(before[n], before[n][:each_of]), strict=True) for n in before}
         return {(*each, n): known[*near, n] for n in before for each, near in pairs[n]}

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dlm.config import Characters
+from dlm.config import Bpe, Characters
 from dlm.diffusion.sample import State
 from dlm.diffusion.unmask import TokenChoice
 from dlm.lm import DiffusionLM, Infilling, Sampler
+from dlm.lm.candidates import Candidate
+from dlm.lm.canvas import fill, written_spans
+from dlm.lm.mixing import Descent
 from dlm.lm.search import LengthSearch
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Template, exact, parse_template
@@ -89,19 +92,86 @@ def test_texts_are_better_than_the_best_that_was_written(joint: DiffusionLM) -> 
     assert better
 
 
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[Candidate]:
+    """All texts that were put together and read since."""
+    found: list[Candidate] = []
+    take = Descent.take
+
+    def noted(self: Descent, read: Sequence[Candidate]) -> None:
+        found.extend(read)
+        take(self, read)
+
+    monkeypatch.setattr(Descent, "take", noted)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_text_that_was_read_is_lost(seed: int, joint: DiffusionLM, read: list[Candidate]) -> None:
+    """Those of the first round are gone on from, and none is read twice."""
+    template = parse_template("ab[MASK:0-2]d[MASK:0-2]c[MASK:1-2]a")
+    search = LengthSearch(effort=16)
+    found = joint.infill(template, num=16, search=search, sampler=HOT, seed=seed, draws=2)
+    ids = [each.found.ids for each in read]
+    assert len(ids) == len({*ids}) > 16
+    best = max(each.found.rank for each in read)
+    assert found[0].log_whole is not None and found[0].log_whole > best - 1e-3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_mixtures_are_of_likely_lengths(seed: int, joint: DiffusionLM, read: list[Candidate]) -> None:
+    """Each hole has two that are, and both long holes together are not."""
+    template = parse_template("ab[MASK:1-4]d[MASK:1-4]ca")
+    search = LengthSearch(effort=40, top_p=0.3)
+    found = joint.infill(template, num=40, search=search, sampler=HOT, seed=seed)
+    likely = search.likely(found[0].length_posterior)
+    assert len(likely) < len(found[0].length_posterior) and {one.lengths for one in found} <= {*likely}
+    assert read and {each.found.lengths for each in read} <= {*likely}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def main():\n    [MASK:0-2][MASK:0-2]\n    for x in [MASK:0-2]:\n",
+        "self.x = [MASK:1-3]\n        self.y = [MASK:0-2]\n",
+        "[MASK:0-1] if [MASK:0-2] not [MASK:0-2] x",
+    ],
+)
+def test_mixtures_are_written_across_borders_as_any_text(text: str, make_lm: MakeLM, read: list[Candidate]) -> None:
+    """Where a blank or a line break is written again with a hole, unless that is empty."""
+    code = "def main():\n    for x in range(10):\n        self.x = x\n        self.y = x if x not in y else 0\n"
+    lm = make_lm(build_tokenizer(Bpe(size=300), lambda: [code] * 20), 64, readings={"name": "joint"})
+    template = parse_template(text)
+    found = lm.infill(template, num=60, search=LengthSearch(effort=60, top_p=1.0), sampler=HOT, draws=2)
+    assert any(lead for each in read for lead in each.row.leads)
+    for each in read:
+        known = exact(template, each.found.lengths)
+        canvas = lm.layout.holes(known)
+        assert (each.row.holes, each.row.leads) == (canvas.holes, canvas.leads)
+        assert each.found.ids == tuple(tuple(each.row.ids[span.start : span.stop]) for span in canvas.spans)
+        assert each.found.spans == written_spans(known, lm.tokenizer, each.row)
+        assert each.found.spans == tuple(source.found.spans[at] for at, source in enumerate(each.sources))
+    for one in found:
+        assert one.text == fill(template, one.spans)
+
+
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_mixture_took_part_in_the_calls_of_all_that_it_is_made_of(text: str, joint: DiffusionLM) -> None:
-    """Each draw takes a call a token, and a mixture is of two to as many as there are holes."""
+def test_a_mixture_took_part_in_the_calls_of_all_that_it_is_made_of(
+    text: str, joint: DiffusionLM, read: list[Candidate]
+) -> None:
+    """Each draw takes a call a token; a hole that the best has too is not counted as another's."""
     template = parse_template(text)
     texts = {one.text for one in drawn(joint, template, 8)}
     mixed = [one for one in joint.infill(template, num=8, draws=2) if one.text not in texts]
     calls = joint.infill(template, num=1, search=LengthSearch(tries=1))[0].calls
     assert mixed and all(one.calls in [calls * of for of in range(2, len(one.ids) + 1)] for one in mixed)
+    for each in read:
+        assert each.found.calls == calls * len({source.key for source in each.sources})
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_who_watches_sees_a_mixture_written(text: str, joint: DiffusionLM) -> None:
-    """Token by token, as any filling; and it is what is given to who does not watch."""
+    """Held to its tokens, one a step here; and it is what is given to who does not watch."""
     states: list[State] = []
     template = parse_template(text)
     search = LengthSearch(tries=20)
@@ -149,6 +219,9 @@ def test_mixtures_do_not_depend_on_the_texts_beside_them(joint: DiffusionLM) -> 
         ("ab[MASK:1-2]d[MASK:2]a", [], True),
         ("ab[MASK:1-2]da", [], False),
         ("ab[MASK:1-2]d[MASK:2]a", ["--no-reread"], False),
+        ("ab[MASK:1-2]d[MASK:2]a", ["--effort", "1"], False),
+        ("ab[MASK:1]d[MASK:2]a", ["--num", "8"], True),
+        ("ab[MASK:1]da", ["--num", "8"], False),
         ("ab[MASK:1-2]d[MASK:2]", [], False),  # nothing behind the last span tells where it ends
         ("ab[MASK:1-2]d[MASK:2]", ["--reread"], True),
     ],
