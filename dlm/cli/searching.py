@@ -58,7 +58,8 @@ Reread = Annotated[
     bool | None,
     typer.Option(
         "--reread/--no-reread",
-        help="Rank fillings by the causal reading of the text, from the first span to 16 tokens behind the last.",
+        help="Rank fillings by the causal reading of the text, from the first span to 16 tokens behind the last, and "
+        "put the best of several spans together.",
         show_default="where the model has one; not of choices, nor where a span of unknown length ends the text",
     ),
 ]

@@ -21,7 +21,7 @@ class Infilling:
         lengths: The tokens of each hole.
         log_likelihood: A lower bound, in nats, of the log-probability of the spans given the rest (exact for
             a single token).
-        calls: Network calls that this text took part in, without those of a search.
+        calls: Network calls that this text took part in, or all that it was put together of; without those of a search.
         log_length: The log-probability of the holes' lengths given the rest; 0 where they were given.
         length_posterior: The log-probability of all lengths that were weighed, the likeliest first; empty where they
             were given.

@@ -399,7 +399,7 @@ class DiffusionLM:
             templates: What `parse_template` makes of each text, under the number that its noise follows from.
             num: How many alternatives of each.
             sampler: How; as for `infill`.
-            seed: A filling depends on the seed, its text's number and its own number alone.
+            seed: What is written depends on the seed, its text's number and its own number alone.
             batch_size: Fillings written side by side; only those that take the same number of steps are.
             draws: Masked copies that a log-likelihood is estimated from.
             search: How lengths are found where there may be several, and how fillings are ranked; see `LengthSearch`.
