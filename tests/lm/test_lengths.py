@@ -151,6 +151,21 @@ def test_each_hole_costs_the_same_however_many_stand_before_it(weigher: Weigher)
     assert sum(read) == 6 * 2 * 2 + 2  # two tokens, and one behind the last
 
 
+def test_where_the_effort_is_enough_no_lengths_are_left_out(weigher: Weigher, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = parse_template("a[MASK:0-2][MASK:0-2]d[MASK:0-2]a")
+    expected = enumerated(template, LengthPrior())
+    monkeypatch.setattr("dlm.lm.lengths.KEPT", 2)
+    found = weigher.posterior(template, LengthSearch(effort=27))
+    assert {lengths: math.exp(nats) for lengths, nats in found.items()} == pytest.approx(expected, rel=1e-6)
+    assert len(weigher.posterior(template, LengthSearch(effort=3))) == 3 * 3
+
+
+def test_behind_a_hole_that_takes_all_room_the_shortest_is_weighed(weigher: Weigher) -> None:
+    """The middle of all lengths is the only one that is considered, and leaves no room for another such."""
+    found = weigher.posterior(parse_template("a[MASK:1-22]b[MASK:1-22]c"), LengthSearch(effort=1))
+    assert found == {(11, 1): 0.0}
+
+
 def test_of_more_lengths_than_the_effort_the_likeliest_are_weighed(weigher: Weigher) -> None:
     """By the prior; of lengths that are all alike, some at even steps."""
     words = LengthPrior(inside={2: 5, 3: 9, 11: 6, 12: 2})

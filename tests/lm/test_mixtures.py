@@ -16,6 +16,7 @@ from dlm.lm.candidates import Candidate
 from dlm.lm.canvas import fill, written_spans
 from dlm.lm.mixing import Descent
 from dlm.lm.search import LengthSearch
+from dlm.model.text import encode
 from dlm.model.tokenizer import build_tokenizer
 from dlm.template import Template, exact, parse_template
 from tests.support.commands import dlm
@@ -153,6 +154,41 @@ def test_mixtures_are_written_across_borders_as_any_text(text: str, make_lm: Mak
         assert each.found.spans == tuple(source.found.spans[at] for at, source in enumerate(each.sources))
     for one in found:
         assert one.text == fill(template, one.spans)
+
+
+def descended(joint: DiffusionLM, drafts: dict[str, float], others: dict[str, float]) -> list[Candidate]:
+    """What a descent reads from drafts of one letter a hole, where all but some others are very unlikely."""
+    holes = len(next(iter(drafts)))
+    template = parse_template("c".join(["[MASK:1]"] * holes))
+    canvas, tokenizer = joint.layout.holes(template), joint.tokenizer
+    found = []
+    for number, (letters, rank) in enumerate(drafts.items()):
+        row = canvas.written(encode(tokenizer, [*letters]))
+        found.append(Candidate.of(template, row, (number,), 1, tokenizer).knowing(log_whole=rank))
+    descent, read = Descent(template, joint.layout, found, None), list[Candidate]()
+    while not descent.finished:
+        new = [one.knowing(log_whole=others.get("".join(one.found.spans), -99.0)) for one in descent.asked()]
+        descent.take(new)
+        read += new
+    return read
+
+
+def test_a_hole_is_filled_anew_after_those_behind_it(joint: DiffusionLM) -> None:
+    """Another first letter is worse until the second is another too."""
+    read = descended(joint, {"aa": -1.0, "bd": -9.0, "cb": -9.0}, {"ab": -0.5, "bb": -0.25})
+    assert ["".join(one.found.spans) for one in read] == ["ba", "ca", "ad", "ab", "bb"]
+
+
+def test_where_no_hole_can_be_filled_better_nothing_more_is_read(joint: DiffusionLM) -> None:
+    read = descended(joint, {"aa": -1.0, "bd": -9.0, "cb": -9.0}, {})
+    assert ["".join(one.found.spans) for one in read] == ["ba", "ca", "ad", "ab"]
+
+
+def test_a_text_is_made_of_as_few_others_as_may_be(joint: DiffusionLM) -> None:
+    """The second letter is in two drafts, of which one is in the text already."""
+    read = descended(joint, {"aaa": -1.0, "bbb": -9.0, "cbd": -9.0}, {"aab": -0.5, "abb": -0.25})
+    (best,) = (one for one in read if one.found.spans == ("a", "b", "b"))
+    assert [source.key for source in best.sources] == [(0,), (1,), (1,)] and best.found.calls == 2
 
 
 @pytest.mark.parametrize("text", TEXTS)
