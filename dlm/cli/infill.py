@@ -118,7 +118,7 @@ def infill(
     if not batch:
         check_single("a batch of records: give a .jsonl file, or --jsonl", keep_going=keep_going, resume=resume)
     check_outputs(output, export, overwrite, reads, resume=resume if batch else None)
-    asked = SearchOptions.read(length_prior, length_top_p, effort, reread)
+    asked = SearchOptions.read(length_prior, length_top_p, effort, reread, max_length)
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = _records(text, file, ask, batch=batch, keep_going=keep_going)
     parsed = {number: record.asked for number, record in enumerate(records) if record.asked is not None}
@@ -127,8 +127,6 @@ def infill(
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
-    if max_length is not None and max_length > lm.context:
-        raise ConfigError(f"--max-length must be at most the context of this model, {lm.context:,}, got {max_length:,}")
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
     wanted, keeps = unfinished(wanted, output if resume else None, ("text", *WRITTEN), _is_filled)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}

@@ -88,6 +88,7 @@ class SearchOptions:
         top_p: `--length-top-p`.
         effort: `--effort`.
         reread: `--reread` or `--no-reread`.
+        longest: `--max-length`.
     """
 
     prior: str | None
@@ -95,14 +96,17 @@ class SearchOptions:
     top_p: float | None
     effort: int | None
     reread: bool | None
+    longest: int | None = None
 
     def __post_init__(self) -> None:
         check_length_top_p(self.top_p)
 
     @classmethod
-    def read(cls, prior: str | None, top_p: float | None, effort: int | None, reread: bool | None) -> Self:
+    def read(
+        cls, prior: str | None, top_p: float | None, effort: int | None, reread: bool | None, longest: int | None
+    ) -> Self:
         """The options, and the text that one of them may name; for the arguments see the class."""
-        return cls(prior, _text_of(prior), top_p, effort, reread)
+        return cls(prior, _text_of(prior), top_p, effort, reread, longest)
 
     @property
     def given(self) -> list[str]:
@@ -120,6 +124,10 @@ class SearchOptions:
         from dlm.lm.search import NOT_REREAD, LengthSearch
         from dlm.model.spans import LengthPrior
 
+        if self.longest is not None and self.longest > lm.context:
+            raise ConfigError(
+                f"--max-length must be at most the context of this model, {lm.context:,}, got {self.longest:,}"
+            )
         if lm.filling.in_the_middle:
             if self.given:
                 raise ConfigError(
