@@ -96,7 +96,7 @@ class SearchOptions:
     top_p: float | None
     effort: int | None
     reread: bool | None
-    longest: int | None = None
+    longest: int | None
 
     def __post_init__(self) -> None:
         check_length_top_p(self.top_p)
@@ -209,7 +209,7 @@ def tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthS
     tries = search.tried(num, causal=causal)
     if searched:
         holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
-        tried = max(num, search.effort)
+        tried = search.fillings(num)
         mixed = tried > 1 and causal and any(search.rereads(each) and _several(each) for each in searched)
         what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
         note(

@@ -127,7 +127,7 @@ class Filler:
             # What is put together tells more than what was written: it reads better, and has lengths of its own.
             (found,) = self._put_together([(template, first, likely)])
             read = [(each.found.lengths, each.found.rank) for each in found]
-            shares = search.second_round(likely, read, max(search.effort, num) - len(first))
+            shares = search.second_round(likely, read, search.fillings(num) - len(first))
             second = _of_lengths(self._tried(template, place, shares, first), posterior)
             (found,) = self._put_together([(template, [*found, *second], likely)])
         else:
@@ -138,21 +138,23 @@ class Filler:
 
     def _possible(self, template: Template, posterior: Mapping[Lengths, float]) -> Mapping[Lengths, float]:
         """The lengths that the languages of the holes have where these then stand."""
-        if not any(isinstance(part, Hole) and part.pattern is not None for part in template):
+        holes = [part for part in template if isinstance(part, Hole)]
+        held = [number for number, hole in enumerate(holes) if hole.pattern is not None]
+        if not held:
             return posterior
 
         @cache
-        def fits(number: int, length: int, filled: tuple[bool, ...]) -> bool:
+        def suits(number: int, length: int, filled: tuple[bool, ...]) -> bool:
             """Whether a hole has a text of so many tokens, where the others are filled or empty."""
             lengths = [length if at == number else int(each) for at, each in enumerate(filled)]
             known = exact(template, lengths)
             return self.languages.suits(known, self.layout.holes(known), number)
 
-        found = {
-            lengths: log_p
-            for lengths, log_p in posterior.items()
-            if all(fits(number, length, tuple(map(bool, lengths))) for number, length in enumerate(lengths))
-        }
+        found = {}
+        for lengths, log_p in posterior.items():
+            filled = tuple(map(bool, lengths))
+            if all(suits(number, lengths[number], filled) for number in held):
+                found[lengths] = log_p
         if not found:
             raise DataError(
                 "no text of the lengths that were weighed matches the expressions: raise --effort, or say other lengths"
@@ -216,7 +218,7 @@ class Filler:
         Returns:
             Candidates that were read, for each template.
         """
-        every = [[*{each.found.ids: each for each in reversed(found)}.values()] for _, found, _ in asked]  # each once
+        every = [[*_every([by_text(found)])] for _, found, _ in asked]  # each once
         read = self._reread([template for template, _, _ in asked], every)
         descents = [
             Descent(template, self.layout, [*islice(read, len(found))], likely)

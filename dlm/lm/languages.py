@@ -82,9 +82,10 @@ class Languages:
             if part.pattern is None:
                 held += self._led(canvas, number)
                 continue
-            if not self.suits(template, canvas, number):
+            automaton = self._fitting(part, template, canvas, number)
+            if automaton is None:
                 return None
-            held.append(Held(places, self._automaton(part, template, canvas, number)))
+            held.append(Held(places, automaton))
         return tuple(held)
 
     def suits(self, template: Template, canvas: Canvas, number: int) -> bool:
@@ -98,8 +99,8 @@ class Languages:
         Returns:
             Whether its language has a string of as many tokens; of a hole of any text, yes.
         """
-        part, tokens = _holes(template)[number], len(canvas.holes[number])
-        return part.pattern is None or tokens in self._automaton(part, template, canvas, number).lengths(tokens)
+        part = _holes(template)[number]
+        return part.pattern is None or self._fitting(part, template, canvas, number) is not None
 
     def led(self, canvas: Canvas) -> tuple[Held, ...]:
         """The spans of a row that begin with the end of the text before them."""
@@ -165,6 +166,11 @@ class Languages:
             row = canvas.written(spelled)
             if written_spans(whole, tokenizer, row) == tuple(chosen):
                 yield whole, row
+
+    def _fitting(self, hole: Hole, template: Template, canvas: Canvas, number: int) -> Automaton | None:
+        """The language of a hole, by number, where it stands; None where that has no string of its tokens."""
+        automaton, tokens = self._automaton(hole, template, canvas, number), len(canvas.holes[number])
+        return automaton if tokens in automaton.lengths(tokens) else None
 
     def _automaton(self, hole: Hole, template: Template, canvas: Canvas, number: int) -> Automaton:
         """The language of a hole, by number, where it stands."""

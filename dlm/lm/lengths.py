@@ -111,8 +111,11 @@ class Weigher:
         asked = [(*each, n) for n in before for each in before[n][:each_of]]
         found = self._evidence(template, number, asked) if len(asked) > 1 else [0.0]
         known = dict(zip(asked, found, strict=True))
-        pairs = {n: zip(before[n], nearest(before[n], before[n][:each_of]), strict=True) for n in before}
-        return {(*each, n): known[*near, n] for n in before for each, near in pairs[n]}
+        return {
+            (*each, n): known[*near, n]
+            for n, beginnings in before.items()
+            for each, near in zip(beginnings, nearest(beginnings, beginnings[:each_of]), strict=True)
+        }
 
     def _spare(self, template: Template) -> int:
         """How many tokens the holes of a text may have beyond their fewest.

@@ -108,6 +108,17 @@ class LengthSearch:
         """
         return max(num, self.tries) if self.ranks(causal=causal) else num
 
+    def fillings(self, num: int) -> int:
+        """How many fillings of unknown length are written.
+
+        Args:
+            num: How many alternatives are wanted.
+
+        Returns:
+            As many as are tried, or as are wanted where these are more.
+        """
+        return max(self.effort, num)
+
     def shared_out(self, posterior: Mapping[Lengths, float], num: int) -> Mapping[Lengths, int]:
         """How many fillings each of the lengths gets, where none of them is reread.
 
@@ -118,7 +129,7 @@ class LengthSearch:
         Returns:
             Lengths that get some, and how many: in proportion, and at least one of each while there are enough.
         """
-        left = tries = max(self.effort, num)
+        left = tries = self.fillings(num)
         shares: dict[Lengths, int] = {}
         for lengths, log_p in posterior.items():
             shares[lengths] = min(left, max(1, round(tries * math.exp(log_p))))
@@ -138,7 +149,7 @@ class LengthSearch:
         Returns:
             Lengths that get some, and how many.
         """
-        tries = max(self.effort, num)
+        tries = self.fillings(num)
         if tries < FEW:
             return dict.fromkeys(sorted(posterior, key=lambda lengths: -posterior[lengths])[: (tries + 1) // 2], 1)
         weights = {lengths: log_p - math.log(max(sum(lengths), 1)) for lengths, log_p in posterior.items()}
