@@ -4,10 +4,10 @@
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dlm.errors import ConfigError, DataError
+from dlm.errors import ConfigError, DataError, shortened
 
 LONGEST = 32
 """The most tokens of a hole of any length, where nothing else is asked for."""
@@ -67,7 +67,7 @@ def parse_template(
     Args:
         text: Text with at least one hole.
         marker: The word before the colon.
-        longest: The most tokens of a hole that says no length.
+        longest: The most tokens of a hole that says no length; of choices, each has its own.
         choices: The texts that a hole which says nothing may have; None for any.
 
     Returns:
@@ -80,9 +80,10 @@ def parse_template(
     """
     if not re.fullmatch(r"[^\s\[\]:]+", marker):
         raise ConfigError(f"--marker is a word without blanks, colons and brackets, got {marker!r}")
+    plain = Hole(1, longest) if choices is None else _one_of(choices)
     parts: list[str | Hole] = []
     literal, end = "", 0
-    for found in re.finditer(rf"(\\*)\[{re.escape(marker)}(?::{_EXPRESSION}|:(?P<size>[^\]\n]*))?\]", text):
+    for found in _markers(text, marker):
         slashes = found[1]
         literal += text[end : found.start()] + "\\" * (len(slashes) // 2)
         end = found.end()
@@ -90,15 +91,44 @@ def parse_template(
             literal += found.group(0).lstrip("\\")
             continue
         size, expression = found["lengths"] or found["size"], found["expression"]
-        parts += [literal, _hole(size, expression, marker, longest)]
+        says_nothing = size is None and expression is None
+        parts += [literal, plain if says_nothing else _hole(size, expression, marker, longest)]
         literal = ""
     parts.append(literal + text[end:])
     if len(parts) == 1:
         begun = f"; [{marker}:/ begins an expression, which /] ends" if f"[{marker}:/" in text else ""
-        raise DataError(f"nothing to fill: the text has no span such as [{marker}:12] or [{marker}]{begun}")
-    if choices is not None:
-        parts = _with_choices(parts, choices, marker, longest)
+        meant = "".join(f"; {shortened(repr(each), 40)} is none" for each in mistaken(text, marker)[:1])
+        raise DataError(f"nothing to fill: the text has no span such as [{marker}:12] or [{marker}]{begun or meant}")
+    if choices is not None and plain not in parts:
+        raise DataError(
+            f"choices are for spans that say nothing else: the text has no plain [{marker}]; write it where one of "
+            "them is to stand"
+        )
     return tuple(part for part in parts if part != "")
+
+
+def mistaken(text: str, marker: str = "MASK") -> list[str]:
+    """What looks like a hole and is none: with other capitals or blanks, without the colon, or not closed.
+
+    Args:
+        text: Text, with holes or without.
+        marker: As for `parse_template`, which keeps all of these as they are.
+
+    Returns:
+        Each of them as it stands.
+    """
+    holes = [found.span() for found in _markers(text, marker)]
+    near = re.finditer(rf"\[[ \t]*{re.escape(marker)}(?![^\W_])[^\[\]\n]{{0,40}}\]?", text, re.IGNORECASE)
+    return [
+        found.group(0).rstrip()
+        for found in near
+        if not any(start <= found.start() < stop for start, stop in holes) and text[: found.start()][-1:] != "\\"
+    ]
+
+
+def _markers(text: str, marker: str) -> Iterator[re.Match[str]]:
+    """All that is written as a hole, with the backslashes before it."""
+    return re.finditer(rf"(\\*)\[{re.escape(marker)}(?::{_EXPRESSION}|:(?P<size>[^\]\n]*))?\]", text)
 
 
 def exact(template: Template, lengths: Iterable[int]) -> Template:
@@ -125,12 +155,16 @@ _EXPRESSION = r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])
 
 
 def _hole(size: str | None, expression: str | None, marker: str, longest: int) -> Hole:
-    """The hole of a marker that says so many tokens, a range of them, or nothing; and what matches it."""
+    """The hole of a marker that says so many tokens, a range of them, or what matches it, or both."""
     if size is None:
-        return Hole(1, longest) if expression is None else Hole(0, longest, expression)
+        return Hole(0, longest, expression)
     found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", size)
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if most < max(least, 1):
+        if behind := re.fullmatch(r"(/.*(?<!\\)/):([0-9]+(?:-[0-9]+)?)", size):
+            raise DataError(
+                f"[{marker}:{size}] has its length behind its expression: write [{marker}:{behind[2]}:{behind[1]}]"
+            )
         if within := re.fullmatch(r"((?:[0-9-]*:)?)/(.*)(?<!\\)/", size):
             mended = re.sub(r"(?<!\\)/", r"\/", within[2])
             raise DataError(
@@ -154,14 +188,10 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
     return Hole(least, None if least == most else most, expression)
 
 
-def _with_choices(parts: Sequence[str | Hole], choices: Sequence[str], marker: str, longest: int) -> list[str | Hole]:
-    """The parts with these choices for every hole that says nothing."""
+def _one_of(choices: Sequence[str]) -> Hole:
+    """The hole that has one of some texts: of as many tokens as they may take, a byte each and a blank before them."""
     if not choices or "" in choices:
         raise DataError(f"choices are texts such as yes,no and none of them is empty, got {','.join(choices)!r}")
-    plain, one_of = Hole(1, longest), Hole(1, longest, choices=tuple(dict.fromkeys(choices)))
-    if plain not in parts:
-        raise DataError(
-            f"choices are for spans that say nothing else: the text has no plain [{marker}]; write it where one of "
-            "them is to stand"
-        )
-    return [one_of if part == plain else part for part in parts]
+    return Hole(
+        1, 1 + max(len(each.encode(errors="replace")) for each in choices), choices=tuple(dict.fromkeys(choices))
+    )

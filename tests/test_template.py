@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dlm.errors import DataError
-from dlm.template import Hole, parse_template
+from dlm.template import Hole, mistaken, parse_template
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,28 @@ def test_a_slash_within_an_expression_is_shown_as_it_is_written(text: str, mende
     assert str(told.value).endswith(f"write {mended}") and isinstance(parse_template(mended)[0], Hole)
 
 
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("[MASK:1] [mask:3] [ MASK:3] [MASK 4] [Mask]", ["[mask:3]", "[ MASK:3]", "[MASK 4]", "[Mask]"]),
+        ("[MASK:1] [MASK:3", ["[MASK:3"]),
+        ("[MASK:1] [MASK:3\n]", ["[MASK:3"]),
+        ("[MASK:1] [mask]ed", ["[mask]"]),
+        (r"[MASK:1] [MASK] [MASK:/[mask]/] \[MASK:3] \[mask:3] [MASKED] [unmask] mask [5] (MASK:3)", []),
+    ],
+)
+def test_what_only_looks_like_a_hole_is_named(text: str, near: list[str]) -> None:
+    assert mistaken(text) == near
+    kept = "".join(part for part in parse_template(text) if isinstance(part, str))
+    assert all(each in kept for each in near)
+
+
 def test_choices_are_for_holes_that_say_nothing() -> None:
     one, other = parse_template("a [MASK] [MASK:2]", choices=["x.y", "(", "x.y"])[1::2]
-    assert one == Hole(1, 32, choices=("x.y", "(")) and other == Hole(2)
-    assert isinstance(one, Hole) and one.pattern == r"x\.y|\("
+    assert isinstance(one, Hole) and one.choices == ("x.y", "(") and other == Hole(2)
+    assert one.pattern == r"x\.y|\(" and {1, 3} <= {*one.lengths}
+    (ranged,) = parse_template("[MASK:1-32] [MASK]", choices=["x"])[:1]
+    assert ranged == Hole(1, 32)  # it says its length, and so is no choice
     for text, choices, told in (("a [MASK:2]", ["x"], "no plain"), ("[MASK]", ["x", ""], "none of them is empty")):
         with pytest.raises(DataError, match=told):
             parse_template(text, choices=choices)

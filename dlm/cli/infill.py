@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dlm.cli import options
-from dlm.cli.console import check_given, json_line, line_writer, note, quiet_libraries, read_text, write_text
+from dlm.cli.console import caution, check_given, json_line, line_writer, note, quiet_libraries, read_text, write_text
 from dlm.cli.records import (
     Record,
     Resume,
@@ -26,12 +26,12 @@ from dlm.cli.records import (
     usable,
 )
 from dlm.cli.searching import MOST_FILLINGS, Effort, LengthTopP, Prior, Reread, SearchOptions, tell_cost
-from dlm.cli.writing import check_outputs, load, recording
+from dlm.cli.writing import check_outputs, is_apart, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, shortened
 from dlm.plain import counted
-from dlm.template import LONGEST, Hole, Template, parse_template
+from dlm.template import LONGEST, Hole, Template, mistaken, parse_template
 
 if TYPE_CHECKING:
     from dlm.lm import Infilling
@@ -40,6 +40,7 @@ WRITTEN = (
     "spans",
     "log_likelihood",
     "network_calls",
+    "fillings",
     "alternatives",
     "lengths",
     "log_joint",
@@ -122,27 +123,27 @@ def infill(
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = _records(text, file, ask, batch=batch, keep_going=keep_going)
     parsed = {number: record.asked for number, record in enumerate(records) if record.asked is not None}
-    _check_length(max_length, [records[number].given for number in parsed], ask, marker)
+    _check_spans([records[number] for number in parsed], max_length, ask, marker)
     quiet_libraries()
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
-    wanted, keeps = unfinished(wanted, output if resume else None, ("text", *WRITTEN), _is_filled)
+    wanted, keeps = unfinished(wanted, output if resume else None, ("text", *WRITTEN), partial(_is_filled, num))
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
     search = asked.of(lm, num)
     asked.check(lm, templates, parsed, search)
-    with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as take:
+    lines = batch or as_json
+    with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as seen:
         found = lm.infill_each(
-            templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=take
+            templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=seen.take
         )  # what cannot work is refused by now
         tell_cost(lm, [*templates.values()], search, num)
-        if batch or as_json:
+        found = seen.each(found, len(templates), apart=is_apart(output) or not lines)
+        if lines:
             _write_lines([*wanted.values()], found, output, overwrite, keeps)
         else:
-            (alternatives,) = found
-    if not batch and not as_json:
-        _show(alternatives, num, output, overwrite)
+            _show(found, num, asked.higher, output, overwrite)
     report(records)
 
 
@@ -176,12 +177,18 @@ def _single(content: str, given: str | None, ask: Callable[[Mapping[str, Any]], 
         raise DataError(f"{error}; it is the name of a file: --file {given} reads that") from error
 
 
-def _check_length(
-    max_length: int | None, given: Sequence[Mapping[str, Any]], ask: Callable[..., Template], marker: str
+def _check_spans(
+    records: Sequence[Record[Template]], max_length: int | None, ask: Callable[..., Template], marker: str
 ) -> None:
-    """Refuses `--max-length` where no span of any record has any length."""
+    """Refuses `--max-length` where no span of any record has any length, and names what only looks like a span."""
+    given = [record.given for record in records]
     if max_length is not None and given and all(ask(each, longest=1) == ask(each, longest=2) for each in given):
         raise ConfigError(f"--max-length is for spans such as [{marker}], and every span says its own: leave it out")
+    for record in records:
+        if near := mistaken(record.given["text"], marker):
+            place, named = f"{record.place}: " if record.place else "", shortened(", ".join(map(repr, near)), 120)
+            what = "is no span and stays as it is" if len(near) == 1 else "are no spans and stay as they are"
+            caution(f"{place}{named} {what}; a span is written [{marker}:12], [{marker}:3-12] or [{marker}]")
 
 
 def _choices(given: str | None) -> Sequence[str] | None:
@@ -214,15 +221,19 @@ def _write_lines(
     keeps: int | None,
 ) -> None:
     """Writes what is found of each record on a line, as soon as it is finished, behind the bytes that are kept."""
+    if not records:
+        return
     with resumable(output), line_writer(output, overwrite=overwrite, keeps=keeps) as write:
         for record, alternatives in zip(records, found, strict=True):
             write(json_line({**record.given, **_filled(alternatives)}, output))
 
 
-def _is_filled(fields: Mapping[str, Any], template: Template) -> bool:
-    """Whether what is written on a line is a text with its spans filled."""
+def _is_filled(num: int, fields: Mapping[str, Any], template: Template) -> bool:
+    """Whether what is written on a line is a text with its spans filled, of no more alternatives than are asked for."""
     from dlm.lm.canvas import fill
 
+    if isinstance(found := fields.get("alternatives"), list) and len(found) > num:
+        raise ConfigError(f"--resume: the lines that are kept have {len(found)} alternatives: give --num {len(found)}")
     spans, holes = fields.get("spans"), sum(isinstance(part, Hole) for part in template)
     if not isinstance(spans, list) or len(spans) != holes or not all(isinstance(span, str) for span in spans):
         return False
@@ -237,6 +248,7 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
             "spans": list(found.spans),
             "log_likelihood": found.log_likelihood,
             "network_calls": found.calls,
+            "fillings": found.fillings,
             "lengths": list(found.lengths),
             "log_joint": found.log_joint,
             **({} if found.log_whole is None else {"log_whole": found.log_whole}),
@@ -249,23 +261,30 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
     return {**plain[0], **({"length_posterior": posterior} if posterior else {}), "alternatives": plain}
 
 
-def _show(alternatives: "Sequence[Infilling]", num: int, output: Path | None, overwrite: bool) -> None:
+def _show(
+    found: "Iterable[Sequence[Infilling]]", num: int, higher: Sequence[str], output: Path | None, overwrite: bool
+) -> None:
     """Writes the alternatives of a single text, and their likelihoods to stderr."""
-    write_text("\n---\n".join(found.text for found in alternatives), output, overwrite=overwrite)
-    for rank, found in enumerate(alternatives, start=1):
-        score = f"log-likelihood {found.log_likelihood:.2f} nats"
-        if found.calls:  # of choices, all are scored and none is written
-            score += f", {counted(found.calls, 'network call')}"
-        if found.length_posterior:
-            what = "length" if len(found.lengths) == 1 else "lengths"
-            lengths = ", ".join(map(str, found.lengths))
-            score = (
-                f"log-probability {found.log_joint:.2f} nats, {found.log_length:.2f} of them of the {what} {lengths}"
-            )
-        if found.log_whole is not None:
-            score += f"; read as a whole, {found.log_whole:.2f} nats"
-        note(f"{rank}. {score}: {shortened(repr(found.spans), 100)}")
+    (alternatives,) = found
+    write_text("\n---\n".join(each.text for each in alternatives), output, overwrite=overwrite)
+    for rank, each in enumerate(alternatives, start=1):
+        note(f"{rank}. {_told(each)}: {shortened(repr(each.spans), 100)}")
     if len(alternatives) < num:
-        more = "; more are tried by a higher --effort or --length-top-p" if alternatives[0].length_posterior else ""
+        more = f"; more are tried by a higher {' or '.join(higher)}" if alternatives[0].length_posterior else ""
         texts = "text was" if len(alternatives) == 1 else "texts were"
         note(f"only {len(alternatives):,} different {texts} found, of the {num:,} that --num asks for{more}")
+
+
+def _told(found: "Infilling") -> str:
+    """How likely an alternative is, by what ranks it first, and what it was made of."""
+    told = [] if found.log_whole is None else [f"read as a whole, {found.log_whole:.2f} nats"]
+    if found.length_posterior:
+        what = "length" if len(found.lengths) == 1 else "lengths"
+        lengths = ", ".join(map(str, found.lengths))
+        told.append(f"log-probability {found.log_joint:.2f} nats ({found.log_length:.2f} for the {what} {lengths})")
+    else:
+        calls = f", {counted(found.calls, 'network call')}" if found.calls else ""  # choices are scored, not written
+        told.append(f"log-likelihood {found.log_likelihood:.2f} nats{calls}")
+    if found.fillings > 1:
+        told.append(f"put together of {found.fillings} fillings")
+    return "; ".join(told)

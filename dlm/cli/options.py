@@ -15,7 +15,7 @@ from typer.main import get_command
 from typing_extensions import override
 
 from dlm.cli.console import check_given, errors
-from dlm.errors import ConfigError
+from dlm.errors import ConfigError, shortened
 
 if TYPE_CHECKING:
     from dlm.diffusion.guide import Guidance
@@ -103,7 +103,8 @@ def check_device(name: str | None) -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # the last two: torch was built without it
-        raise ConfigError(f"--device {name} cannot be used here: {str(error).splitlines()[0]:.120}") from error
+        why = shortened(str(error).splitlines()[0], 80)
+        raise ConfigError(f"--device {name} cannot be used here ({why}): say cpu, or leave it out") from error
 
 
 def check_weights(dtype: str, load: str | None = None) -> "Weights":

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dlm.cli.console import errors
 
@@ -13,12 +13,13 @@ PAUSE = 30.0
 
 
 @contextmanager
-def progress(unit: str, *, shown: bool) -> Iterator[Callable[[int, int, str], None]]:
+def progress(unit: str, *, shown: bool, after: float = 0.0) -> Iterator[Callable[[int, int, str], None]]:
     """Shows how much is done, and of what.
 
     Args:
         unit: What the parts are, in the plural.
         shown: Whether anything is; nothing is shown beside JSON.
+        after: Seconds before the first line, where there is no terminal.
 
     Yields:
         What is to be called with (parts done, all parts, what is being done).
@@ -27,20 +28,24 @@ def progress(unit: str, *, shown: bool) -> Iterator[Callable[[int, int, str], No
         TextColumn("{task.description}", markup=False),
         BarColumn(24),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
         TimeRemainingColumn(),
         console=errors,
         transient=True,
+        redirect_stdout=False,  # stdout is for data, which may go elsewhere
         disable=not (shown and errors.is_terminal),
     )
     task = bar.add_task("", total=None)
-    last, said_at = "", 0.0
+    last, next_at = "", time.monotonic() + after
 
     def told(done: int, total: int, what: str) -> None:
-        nonlocal last, said_at
+        nonlocal last, next_at
         bar.update(task, completed=done, total=total, description=what)
-        if shown and not errors.is_terminal and (what != last or time.monotonic() > said_at + PAUSE):
+        changed = what != last and not after
+        if shown and not errors.is_terminal and (changed or time.monotonic() > next_at):
             errors.print(f"{what}: {done:,} of {total:,} {unit}", highlight=False, markup=False, soft_wrap=True)
-            last, said_at = what, time.monotonic()
+            last, next_at = what, time.monotonic() + PAUSE
 
     with bar:
         yield told

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
-from dlm.cli.console import caution, json_line, read_text
+from dlm.cli.console import caution, json_line, note, read_text
 from dlm.data.chats import messages_of
 from dlm.data.lines import MARK, bare_suffix, lines_of, split_lines
 from dlm.data.records import parse_record
@@ -286,6 +286,8 @@ def unfinished(
     if begun is None:
         return dict(wanted), None
     kept = read_kept(begun, [*wanted.values()], written, is_of)
+    if wanted and len(kept.found) == len(wanted):
+        note(f"{begun} has all {counted(len(wanted), 'line')} already")
     return dict([*wanted.items()][len(kept.found) :]), kept.size
 
 

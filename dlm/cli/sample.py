@@ -1,7 +1,7 @@
 """`dlm sample`."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,7 @@ from dlm.cli.records import (
     unfinished,
     usable,
 )
-from dlm.cli.writing import calibrated, check_outputs, load_many, load_writer, recording
+from dlm.cli.writing import calibrated, check_outputs, is_apart, load_many, load_writer, recording
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError
 from dlm.plain import counted
@@ -97,21 +97,24 @@ def sample(
     if prompts is not None:
         many = load_many(*weights, mask_token)
         wanted = usable(records, partial(many.layout.canvas, length=length), keep_going=keep_going)
-        wanted, keeps = unfinished(wanted, output if resume else None, ("samples",))
+        wanted, keeps = unfinished(wanted, output if resume else None, ("samples",), partial(_are_all, num))
         if wanted:
             one = next(iter(wanted.values())).asked
             asked["sampler"] = calibrated(many, how, context.obj, one, min(batch_size or 16, num * len(wanted)))
         began = time.perf_counter()
-        with recording(many, title, watch and bool(wanted), export if wanted else None) as take:
-            write = partial(many.generate_each, watch=take, **asked)
-            texts = _write_lines(wanted, write, output, overwrite, keeps)
+        with recording(many, title, watch and bool(wanted), export if wanted else None) as seen:
+            each_asks = {number: record.asked for number, record in wanted.items()}
+            found = many.generate_each(each_asks, watch=seen.take, **asked)
+            told = seen.each(found, len(wanted), apart=is_apart(output))
+            texts = _write_lines([*wanted.values()], told, output, overwrite, keeps)
             facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
     else:
         lm = load_writer(*weights, how, batch_size, mask_token)
         how = asked["sampler"] = calibrated(lm, how, context.obj, single, min(batch_size or 16, num), quiet=as_json)
         began = time.perf_counter()
-        with recording(lm, title, watch, export) as take:
-            texts = _finished(lm.stream(single, watch=take, **asked), num)
+        with recording(lm, title, watch, export) as seen:
+            stream = lm.stream(single, watch=seen.take, **asked)
+            texts = _finished(seen.each(stream, num, apart=not as_json), num)
             facts = _facts(texts, time.perf_counter() - began, seed)
         measured = {"drafts": how.drafts} if context.obj.get("drafts") == "auto" else {}
         _write_texts(texts, {**facts, **measured} if as_json else None, output, overwrite)
@@ -171,18 +174,27 @@ def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
     return chat
 
 
+def _are_all(num: int, fields: Mapping[str, Any], asked: "Prompt") -> bool:
+    """Whether a line has as many texts as are asked for."""
+    samples = fields.get("samples")
+    if isinstance(samples, list) and len(samples) != num:
+        raise ConfigError(f"--resume: the lines that are kept have {counted(len(samples), 'text')}, and --num is {num}")
+    return isinstance(samples, list)
+
+
 def _write_lines(
-    wanted: "Mapping[int, Record[Prompt]]",
-    write: "Callable[..., Iterator[list[Sample]]]",
+    records: "Sequence[Record[Prompt]]",
+    found: "Iterable[list[Sample]]",
     output: Path | None,
     overwrite: bool,
     keeps: int | None,
 ) -> "list[Sample]":
     """Writes the texts of each record on a line, behind the bytes that are kept, and gives all of these texts."""
     written: list[Sample] = []
-    found = write({number: record.asked for number, record in wanted.items()})
+    if not records:
+        return []
     with resumable(output), line_writer(output, overwrite=overwrite, keeps=keeps) as write_line:
-        for record, texts in zip(wanted.values(), found, strict=True):
+        for record, texts in zip(records, found, strict=True):
             write_line(json_line({**record.given, "samples": [*map(_plain, texts)]}, output))
             written += texts
     return written

@@ -119,6 +119,11 @@ class SearchOptions:
         }
         return [name for name, value in every.items() if value is not None]
 
+    @property
+    def higher(self) -> list[str]:
+        """The options that try more where they are raised."""
+        return ["--effort"] if self.top_p == 1.0 else ["--effort", "--length-top-p"]
+
     def of(self, lm: "DiffusionLM", num: int) -> "LengthSearch | None":
         """The search, by the model's own prior or the one asked for; None where a model ends spans itself."""
         from dlm.lm.search import NOT_REREAD, LengthSearch
@@ -202,25 +207,35 @@ def tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthS
     if search is None:
         note("this model fills in the middle: one span after the other, from left to right")
         return
-    templates = [*map(lm.languages.resolved, templates)]
-    templates = [each for each in templates if not lm.languages.enumerated(each, search.effort)]
+    every = [*map(lm.languages.resolved, templates)]
+    templates = [each for each in every if not lm.languages.enumerated(each, search.effort)]
     searched = [template for template in templates if is_open(template)]
     causal = lm.formulation.readings.causal
     tries = search.tried(num, causal=causal)
     if searched:
-        holes = max(sum(isinstance(part, Hole) and part.most is not None for part in each) for each in searched)
+        holes = max(len(_open_holes(each)) for each in searched)
+        lengths = min(search.effort, max(len(hole.lengths) for each in searched for hole in _open_holes(each)))
         tried = search.fillings(num)
         mixed = tried > 1 and causal and any(search.rereads(each) and _several(each) for each in searched)
-        what = f"at most {counted(search.effort, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
+        what = f"at most {counted(lengths, 'length')}" + (f" of each of {holes} spans" if holes > 1 else "")
+        weighed = f"{what} {'is' if lengths == 1 else 'are'} weighed by {ASKED} tokens behind"
         note(
-            f"{_each_of(searched)}{what} {'is' if search.effort == 1 else 'are'} weighed by {ASKED} tokens behind, and "
-            f"at most {counted(tried, 'filling')} tried{MIXED if mixed else ''} (--effort)"
+            f"{_each_of(searched, every, 'a span of unknown length')}{weighed}, and at most "
+            f"{counted(tried, 'filling')} tried{MIXED if mixed else ''} (--effort)"
         )
     known = [template for template in templates if not is_open(template)]
     mixed = tries > 1 and search.ranks(causal=causal) and any(map(_several, known))
     if known and (tries > num or mixed):
         what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
-        note(f"{_each_of(known)}{what} taken of {tries} fillings{MIXED if mixed else ''} (--effort)")
+        note(
+            f"{_each_of(known, every, 'spans of known length')}{what} taken of {tries} fillings"
+            f"{MIXED if mixed else ''} (--effort)"
+        )
+
+
+def _open_holes(template: Template) -> list[Hole]:
+    """The spans of a text that may have several lengths."""
+    return [part for part in template if isinstance(part, Hole) and part.most is not None]
 
 
 def _several(template: Template) -> bool:
@@ -228,5 +243,8 @@ def _several(template: Template) -> bool:
     return sum(isinstance(part, Hole) for part in template) > 1
 
 
-def _each_of(texts: Sequence[Template]) -> str:
-    return "" if len(texts) == 1 else f"for each of {len(texts)} texts, "
+def _each_of(texts: Sequence[Template], every: Sequence[Template], having: str) -> str:
+    """Which texts of a batch are spoken of: all, or those that have something."""
+    if len(texts) == len(every):
+        return "" if len(every) == 1 else f"for each of {len(every):,} texts, "
+    return f"for {counted(len(texts), 'text')} with {having}, "

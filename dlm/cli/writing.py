@@ -1,21 +1,27 @@
 """What the commands that write texts share: checks before anything is loaded, the model, and its film."""
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlm.cli import options
-from dlm.cli.console import caution, check_apart, check_free, check_writable, errors, note
+from dlm.cli.console import caution, check_apart, check_free, check_writable, errors, is_terminal, note
+from dlm.cli.progress import PAUSE, progress
 from dlm.cli.records import check_resume
 from dlm.errors import ConfigError
+from dlm.plain import counted
 
 if TYPE_CHECKING:
+    from dlm.film.live import LiveView
     from dlm.lm import DiffusionLM
     from dlm.lm.diffusion_gemma import DiffusionGemma
     from dlm.lm.layout import Prompt
     from dlm.lm.sampler import Sampler, Watch
+
+Written = TypeVar("Written")
 
 
 def check_outputs(
@@ -91,10 +97,45 @@ def load_many(
     return load(model, device, dtype, quantised, mask_token)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What is seen of texts while they are written.
+
+    Attributes:
+        take: What is to be called with every state of the sampler; None where no one looks.
+        view: Where the first text is drawn; None where it is not.
+    """
+
+    take: "Watch | None"
+    view: "LiveView | None"
+
+    def each(self, texts: Iterable[Written], total: int, *, apart: bool) -> Iterator[Written]:
+        """Gives texts on, and shows how many there are; the drawing ends when the first text is there.
+
+        Args:
+            texts: What is written, one after the other.
+            total: How many will be written.
+            apart: Whether nothing else is written to the terminal meanwhile.
+
+        Yields:
+            The texts.
+        """
+        with progress("texts", shown=apart and self.view is None, after=PAUSE) as told:
+            told(0, total, "written")
+            for number, text in enumerate(texts, start=1):
+                if self.view is not None:
+                    self.view.close()  # lines that are written now would be drawn over
+                told(number, total, "written")
+                yield text
+
+
+def is_apart(output: Path | None) -> bool:
+    """Whether lines go elsewhere than to a terminal."""
+    return output is not None or not is_terminal(sys.stdout)
+
+
 @contextmanager
-def recording(
-    lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None
-) -> Iterator["Watch | None"]:
+def recording(lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None) -> Iterator[Recording]:
     """Shows the first text while it is written, and exports the film of it at the end.
 
     Args:
@@ -104,20 +145,24 @@ def recording(
         export: Where the film goes; None for no film.
 
     Yields:
-        What is to be called with every state of the sampler; None where no one looks.
+        What is seen of the texts.
     """
     from dlm.film.export import export as export_film
     from dlm.film.frames import Recorder
     from dlm.film.live import LiveView
 
-    if watch and (not errors.is_terminal or errors.is_dumb_terminal):
+    drawn = watch and errors.is_terminal and not errors.is_dumb_terminal
+    if watch and not drawn:
         remedy = "; --export FILE.html keeps the film" if export is None else ""
         caution(f"--watch draws in a terminal, and stderr is none that can draw{remedy}")
-    with LiveView(errors, keep=False) if watch else nullcontext() as view:
+    with LiveView(errors, keep=False) if drawn else nullcontext() as view:
         recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
-        yield recorder.take if watch or export else None
+        yield Recording(recorder.take if drawn or export else None, view)
     if export:
-        export_film(recorder.film(title), export)
+        film = recorder.film(title)
+        export_film(film, export)
+        calls = counted(film.calls[-1], "network call")
+        note(f"{export}: the film of the first text, {counted(len(film.frames), 'frame')} of {calls}")
 
 
 def calibrated(

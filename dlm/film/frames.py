@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dlm.diffusion.sample import State
 from dlm.model.text import pieces
 from dlm.model.tokenizer import special_ids
+from dlm.plain import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Recorder:
             self._frames.append(frame)
             self._calls.append(int(state.calls_B[0]))
         if self._viewer:
-            self._viewer(frame, f"{state.calls} network calls")
+            self._viewer(frame, counted(state.calls, "network call"))
 
     def film(self, title: str, footer: str = "") -> Film:
         """The film of the frames that were kept.

@@ -48,6 +48,7 @@ class LiveView:
         self._drawn_at: float | None = None
         self._top = 0  # the first row that the window shows
         self._live: Live | None = None
+        self._closed = False
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -61,7 +62,11 @@ class LiveView:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        final = self._frame if self._keep else None
+        self.close()
+
+    def close(self) -> None:
+        """Ends the drawing; nothing is drawn any more, and the terminal is free for other lines."""
+        final, self._frame, self._closed = self._frame if self._keep else None, None, True
         if self._live is not None:
             if final is not None:
                 self._live.update(render(final, width=self._console.width))
@@ -77,6 +82,8 @@ class LiveView:
             frame: What to show; cells that differ from the frame shown before are highlighted.
             note: A few words for the line below the text, such as how many steps are done.
         """
+        if self._closed:
+            return
         previous, self._frame = self._frame, frame
         if self._live is None:
             return

@@ -69,11 +69,14 @@ class Candidate:
             The filling; its network calls are those of all that it is made of.
         """
         ids = [source.found.ids[number] for number, source in enumerate(sources)]
-        calls = sum(source.found.calls for source in {id(source): source for source in sources}.values())
+        others = {id(source): source.found for source in sources}.values()
+        calls = sum(each.calls for each in others)
         made = cls.of(template, canvas.written(ids), sources[0].key, calls, tokenizer)
         posterior = sources[0].found.length_posterior
         log_length = posterior[made.found.lengths] if posterior else 0.0
-        return replace(made, sources=sources).knowing(log_length=log_length, length_posterior=posterior)
+        return replace(made, sources=sources).knowing(
+            fillings=len(others), log_length=log_length, length_posterior=posterior
+        )
 
     def knowing(self, **found: Any) -> Self:
         """The same with what was found of it: attributes of `Infilling`."""

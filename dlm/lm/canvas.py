@@ -76,7 +76,7 @@ def lay_out(template: Template, parts: Callable[[Template], Parts], context: int
     context -= len(affixes)
     widest = max(part.tokens for part in template if isinstance(part, Hole))
     if widest > context:  # before as many ids are made
-        raise DataError(f"a span of {widest} tokens does not fit the context of {context}")
+        raise DataError(f"a span of {widest} tokens does not fit the context of {context}: give it fewer")
     ids: list[int] = []
     spans: list[range] = []
     found = parts(template)

@@ -22,6 +22,7 @@ class Infilling:
         log_likelihood: A lower bound, in nats, of the log-probability of the spans given the rest (exact for
             a single token).
         calls: Network calls that this text took part in, or all that it was put together of; without those of a search.
+        fillings: How many fillings it was put together of; 1 where it was written itself.
         log_length: The log-probability of the holes' lengths given the rest; 0 where they were given.
         length_posterior: The log-probability of all lengths that were weighed, the likeliest first; empty where they
             were given.
@@ -35,6 +36,7 @@ class Infilling:
     lengths: tuple[int, ...]
     log_likelihood: float
     calls: int
+    fillings: int = 1
     log_length: float = 0.0
     length_posterior: Mapping[tuple[int, ...], float] = field(default_factory=dict)
     log_whole: float | None = None

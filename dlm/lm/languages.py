@@ -147,6 +147,24 @@ class Languages:
         ]
         return fitting or None
 
+    def check_all_chosen(self, template: Template, ways: Sequence[Template]) -> None:
+        """Refuses a choice that no way of filling a text has, since nothing around it could be read.
+
+        Args:
+            template: Texts and holes of choices.
+            ways: The ways that are scored; see `enumerated`.
+
+        Raises:
+            DataError: There is one.
+        """
+        for number, hole in enumerate(_holes(template)):
+            chosen = {text for way in ways for text in _holes(way)[number].choices}
+            if left_out := next((choice for choice in hole.choices if choice not in chosen), None):
+                raise DataError(
+                    f"choice {shortened(repr(left_out), 60)} leaves no room to read the text around it in the context "
+                    f"of {self.layout.sidecar.context} tokens: leave it out"
+                )
+
     def _rows(
         self, template: Template, chosen: Sequence[str], leads: Sequence[Lead | None]
     ) -> Iterator[tuple[Template, Canvas]]:
@@ -185,13 +203,17 @@ class Languages:
         return self.spelling.automaton(hole.pattern, stripped=taken or (begins and self.spelling.strips))
 
     def _check_choices(self, hole: Hole) -> None:
-        """Refuses a choice that no tokens spell: it would never be chosen."""
+        """Refuses a choice that no tokens spell, or that is longer than the context: it would never be chosen."""
         tokenizer, known = self.layout.tokenizer, self.spelling.bytes_of.keys()
+        context = self.layout.sidecar.context
         for choice in hole.choices:
-            spelled = (encode(tokenizer, [blank + choice], continues=True)[0] for blank in ("", " "))
+            spelled = [encode(tokenizer, [blank + choice], continues=True)[0] for blank in ("", " ")]
+            named = f"choice {shortened(repr(choice), 60)}"
             if all(set(ids) - known for ids in spelled):
+                raise DataError(f"{named} has characters that this model cannot write; leave it out")
+            if (tokens := min(map(len, spelled))) > context:
                 raise DataError(
-                    f"choice {shortened(repr(choice), 60)} has characters that this model cannot write; leave it out"
+                    f"{named} takes {tokens} tokens, and the context of this model is {context}: leave it out"
                 )
 
     def _possible(self, hole: Hole, automaton: Automaton, *, led: bool) -> Hole:
@@ -201,11 +223,15 @@ class Languages:
             possible = [0, *possible]
         lengths = tuple(length for length in possible if length in hole.lengths)
         if not lengths:
-            known = automaton.lengths(self.layout.sidecar.context)
-            said = f"{known[0]} at least" if known else f"more than the {self.layout.sidecar.context} of the context"
+            context = self.layout.sidecar.context
+            known = automaton.lengths(context)
+            takes = f"more than the {context} of the context"
+            if known:
+                takes = f"{known[0]} at least" if known[-1] == context else _least_and_most(known)
+            named = f"/{shortened(hole.pattern or '', 60)}/"
             raise DataError(
-                f"no text of {_range(hole)} matches /{shortened(hole.pattern or '', 60)}/, which takes {said}: let the "
-                "span have other lengths"
+                f"no text of {_least_and_most(hole.lengths)} matches {named}, which takes {takes}: let the span have "
+                "other lengths"
             )
         return replace(hole, tokens=lengths[0], most=lengths[-1] if len(lengths) > 1 else None, among=lengths)
 
@@ -227,7 +253,7 @@ def _holes(template: Template) -> Sequence[Hole]:
     return [part for part in template if isinstance(part, Hole)]
 
 
-def _range(hole: Hole) -> str:
-    """How many tokens a hole may have, in words."""
-    least, most = min(hole.lengths), max(hole.lengths)
+def _least_and_most(lengths: Sequence[int]) -> str:
+    """How many tokens ascending lengths are, in words."""
+    least, most = lengths[0], lengths[-1]
     return counted(most, "token") if least == most else f"{least} to {most} tokens"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from dlm import hub
@@ -180,5 +181,14 @@ def has_tokenizer(path: str) -> bool:
 def _unreachable(path: str) -> CheckpointError:
     return CheckpointError(
         f"no model at {path}: there is no such folder, and no such model could be had from the Hub "
-        "(is the name right, is the network there, is the model public?)"
+        f"(is the name right, is the network there, is the model public?){_nearby(Path(path))}"
     )
+
+
+def _nearby(path: Path) -> str:
+    """Names the folder beside a missing one that is called nearly so, where there is one."""
+    try:
+        folders = [each.name for each in path.parent.iterdir() if each.is_dir()]
+    except OSError:
+        return ""
+    return "".join(f"; there is {path.parent / name}" for name in get_close_matches(path.name, folders, n=1))

@@ -261,7 +261,7 @@ def test_infill_ranks_its_alternatives(run: Path) -> None:
     found = answer("infill", run, "the [MASK:3]", "--num", "5")
     scores = [alternative["log_likelihood"] for alternative in found["alternatives"]]
     assert scores == sorted(scores, reverse=True) and len(scores) == 5 and scores[0] < 0
-    names = {"text", "spans", "log_likelihood", "network_calls", "lengths", "log_joint"}
+    names = {"text", "spans", "log_likelihood", "network_calls", "fillings", "lengths", "log_joint"}
     assert set(found["alternatives"][0]) == names and found["lengths"] == [3]
     assert found["text"] == found["alternatives"][0]["text"]
     out, err = dlm("infill", run, "the [MASK:3]", "--num", "5")
@@ -370,6 +370,39 @@ def test_a_batch_that_was_stopped_goes_on(words: Sequence[str], run: Path, tmp_p
     assert "is of another record than line 1" in refusal(*command, "--output", out, "--resume")
     assert "give that, without --overwrite" in refusal(*command, "--resume")
     assert "give that, without --overwrite" in refusal(*command, "--output", out, "--resume", "--overwrite")
+
+
+def test_what_was_written_with_another_number_is_not_gone_on_with(run: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": "the [MASK:3]", "prompt": "the"}\n' * 2)
+    for words, key in (
+        (("infill", run, "--file", path), "alternatives"),
+        (("sample", run, "--prompts", path), "samples"),
+    ):
+        command: tuple[object, ...] = (*words, "--batch-size", "1")
+        rows = [json.loads(line) for line in dlm(*command, "--num", "3")[0].splitlines()]
+        assert all(len(row[key]) == 3 for row in rows)
+        out.write_text(json.dumps(rows[0]) + "\n")
+        assert "3 " in (told := refusal(*command, "--output", out, "--resume")) and "--num" in told
+        dlm(*command, "--num", "3", "--output", out, "--resume")
+        assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+        assert "has all 2 lines already" in dlm(*command, "--num", "3", "--output", out, "--resume")[1]
+
+
+def test_nothing_is_written_where_no_record_can_be_used(run: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "rows.jsonl", tmp_path / "out.jsonl"
+    path.write_text('{"text": 3, "prompt": 3}\n')
+    for words in (("infill", run, "--file", path), ("sample", run, "--prompts", path)):
+        assert "1 of 1 record could not be used" in refusal(*words, "--keep-going", "--output", out, code=1)
+        assert not out.exists()
+
+
+def test_what_only_looks_like_a_span_is_told(run: Path, tmp_path: Path) -> None:
+    assert dlm("infill", run, "the [MASK:3] [mask:3]")[1].startswith("'[mask:3]' is no span and stays as it is; ")
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "the [MASK:3]"}\n{"text": "the [MASK:3] [MASK 2] [MASK"}\n')
+    told = dlm("infill", run, "--file", path)[1]
+    assert told.startswith("line 2: '[MASK 2]', '[MASK' are no spans and stay as they are; ") and told.count("\n") == 1
 
 
 def test_a_single_text_is_not_resumed(run: Path, tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import pytest
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from dlm.cli.writing import recording
+from dlm.lm import DiffusionLM
+from dlm.template import parse_template
 from tests.support.commands import dlm
-from tests.support.films import page_data
+from tests.support.films import page_data, screen
 from tests.support.fixtures import MakeLM
 
 PROMPT = "the cat"
@@ -48,3 +51,23 @@ def test_a_terminal_shows_random_symbols_change(model: Path, monkeypatch: pytest
     assert len(frames) == STEPS + 1 and all("\x1b[36mt\x1b[0m" in frame for frame in frames)
     assert ["\x1b[1;33m" in frame for frame in frames] == [False] + [True] * STEPS
     assert f"{STEPS} network calls" in frames[-1]
+
+
+def test_lines_stand_where_a_drawing_has_ended(tiny_lm: DiffusionLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output may be the same terminal: what is drawn after a line began would be drawn over it."""
+    out = StringIO()
+    terminal = Console(file=out, force_terminal=True, width=80, _environ={"TERM": "xterm-256color"})
+    monkeypatch.setattr("dlm.cli.writing.errors", terminal)
+    templates = {number: parse_template("a [MASK:3] b") for number in range(3)}
+    with recording(tiny_lm, "a film", watch=True, export=None) as seen:
+        found = tiny_lm.infill_each(templates, batch_size=1, watch=seen.take)
+        for number, _ in enumerate(seen.each(found, len(templates), apart=False)):
+            out.write(f"line {number}\n")
+    assert out.getvalue().count("\x1b[?2026h") == 4 and screen(out.getvalue()) == "line 0\nline 1\nline 2"
+
+
+def test_a_film_is_told_of(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
+    model, film = tmp_path / "model", tmp_path / "film.html"
+    tiny_lm.save_pretrained(model)
+    told = dlm("infill", model, "a [MASK:3] b", "--export", film)[1].splitlines()
+    assert told[-1] == f"{film}: the film of the first text, 4 frames of 3 network calls"

@@ -1,6 +1,5 @@
 """A terminal sees every frame, at a pace that an eye can follow."""
 
-import re
 from io import StringIO
 
 import pytest
@@ -8,26 +7,7 @@ from rich.console import Console
 
 from dlm.film.frames import Film
 from dlm.film.live import LiveView
-from tests.support.films import STORY, film, frame
-
-
-def screen(written: str) -> str:
-    """What a terminal shows after this was written: it knows line feeds, carriage returns, up and erase."""
-    lines, row, column = [""], 0, 0
-    for control, text in re.findall(r"(\x1b\[[?\d;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", written):
-        if text:
-            lines[row] = lines[row][:column].ljust(column) + text
-            column += len(text)
-        elif control == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row == len(lines))
-        elif control == "\r":
-            column = 0
-        elif control.endswith("A"):
-            row -= int(control[2:-1])
-        elif control.endswith("K"):
-            lines[row] = ""
-    return "\n".join(lines).rstrip("\n")
+from tests.support.films import STORY, film, frame, screen
 
 
 def watched(story: Film, *, terminal: bool, keep: bool, height: int = 24) -> str:
@@ -48,6 +28,19 @@ def test_a_terminal_sees_every_frame_and_keeps_the_last() -> None:
 
 def test_a_terminal_may_be_left_as_it_was() -> None:
     assert screen(watched(STORY, terminal=True, keep=False)) == ""
+
+
+def test_lines_after_the_end_of_a_drawing_stay() -> None:
+    """What still is shown then, of the texts that are written next, draws nothing."""
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=80, height=24, _environ={"TERM": "xterm"})
+    with LiveView(console, keep=False, least_seconds=0) as view:
+        view.show(STORY.frames[0])
+        view.close()
+        out.write("a line\n")
+        view.show(STORY.frames[1])
+        out.write("another\n")
+    assert screen(out.getvalue()) == "a line\nanother"
 
 
 def test_without_a_terminal_only_the_last_frame_is_printed() -> None:

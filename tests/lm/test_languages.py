@@ -153,14 +153,13 @@ def test_choices_of_several_lengths_are_weighed_by_them_too(tiny_lm: DiffusionLM
     assert [one.text for one in tiny_lm.infill(template, num=2)] == [one.text for one in found[:2]]
 
 
-def test_choices_are_no_longer_than_a_span_may_be(tiny_lm: DiffusionLM) -> None:
-    """However they are found: all of them scored, or drawn."""
+def test_choices_are_as_long_as_they_are(tiny_lm: DiffusionLM) -> None:
+    """However they are found, all of them scored or drawn; `longest` is for holes that may have any text."""
     template = parse_template("x[MASK]y[MASK]z", longest=2, choices=["a", "bcd", "ef"])
     for effort in (1, 60):
         found = tiny_lm.infill(template, num=9, search=LengthSearch(effort=effort), draws=2)
-        assert found and {span for one in found for span in one.spans} <= {"a", "ef"}
-        assert all(max(lengths) <= 2 for one in found for lengths in one.length_posterior)
-    assert {one.spans for one in found} == {("a", "a"), ("a", "ef"), ("ef", "a"), ("ef", "ef")}
+        assert found and {span for one in found for span in one.spans} <= {"a", "bcd", "ef"}
+    assert len({one.spans for one in found}) == 9
 
 
 def test_many_choices_are_drawn_and_so_are_those_beside_other_holes(tiny_lm: DiffusionLM) -> None:
@@ -188,7 +187,7 @@ def test_who_watches_sees_what_is_printed(tiny_lm: DiffusionLM, text: str, choic
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a[MASK:2:/[0-9]{3}/]b", "no text of 2 tokens matches /[0-9]{3}/, which takes 3 at least"),
+        ("a[MASK:2:/[0-9]{3}/]b", "no text of 2 tokens matches /[0-9]{3}/, which takes 3 tokens"),
         ("a[MASK:1-2:/[0-9]{3}/]b", "no text of 1 to 2 tokens matches"),
         ("a[MASK:/[0-9]{50}/]b", "which takes more than the 32 of the context"),
         ("a[MASK:/(/]b", "no regular expression"),

@@ -44,3 +44,22 @@ def page_data(page: str) -> Any:
     found = re.search(r'<script type="application/json" id="film">(.*?)</script>', page, re.DOTALL)
     assert found
     return json.loads(found[1])
+
+
+def screen(written: str) -> str:
+    """What a terminal shows after this was written: it knows line feeds, carriage returns, up and erase."""
+    lines, row, column = [""], 0, 0
+    for control, text in re.findall(r"(\x1b\[[?\d;]*[A-Za-z]|[\r\n])|([^\x1b\r\n]+)", written):
+        if text:
+            lines[row] = lines[row][:column].ljust(column) + text
+            column += len(text)
+        elif control == "\n":
+            row, column = row + 1, 0
+            lines += [""] * (row == len(lines))
+        elif control == "\r":
+            column = 0
+        elif control.endswith("A"):
+            row -= int(control[2:-1])
+        elif control.endswith("K"):
+            lines[row] = ""
+    return "\n".join(lines).rstrip("\n")
