@@ -140,14 +140,19 @@ def exact(template: Template, lengths: Iterable[int]) -> Template:
     )
 
 
+def holes_of(parts: Iterable[str | Hole]) -> dict[int, Hole]:
+    """The holes among the parts of a text, each by its place among them, in reading order."""
+    return {place: part for place, part in enumerate(parts) if isinstance(part, Hole)}
+
+
 def is_open(template: Template) -> bool:
     """Whether a hole of a template may have several lengths."""
-    return any(isinstance(part, Hole) and part.most is not None for part in template)
+    return any(hole.most is not None for hole in holes_of(template).values())
 
 
 def has_choices(template: Template) -> bool:
     """Whether a hole of a template has texts to choose from."""
-    return any(isinstance(part, Hole) and part.choices for part in template)
+    return any(hole.choices for hole in holes_of(template).values())
 
 
 _EXPRESSION = r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])*)/"

@@ -225,8 +225,8 @@ def bench_infilling(
     chosen = {kind: found for kind in kinds if (found := source.passages(kind, num, how.seed))}
     if not chosen:
         raise DataError(
-            f"none of these spans fit: a passage needs a document of {3 * context // 4 + 2} tokens, and its holes take "
-            f"at most half of the context of {context}; give longer text, or other spans by --spans"
+            f"none of these spans fit: those of a passage take at most {context // 2} tokens, half of the context, and "
+            f"it needs a document of {3 * context // 4 + 2} tokens; give other spans by --spans, or longer text"
         )
     beyond = [kind for kind in chosen if isinstance(kind.span, int) and kind.span > how.longest and False in lengths]
     parts = [(kind, known) for kind in chosen for known in lengths if known or kind not in beyond]

@@ -16,7 +16,7 @@ from dlm.lm.rows import in_batches
 from dlm.lm.scoring import score_rows
 from dlm.lm.search import LengthSearch
 from dlm.model.sentinels import Sentinels
-from dlm.template import Hole, Template, is_open
+from dlm.template import Hole, Template, holes_of, is_open
 
 FEWEST = 2
 """The fewest masked copies that a bound is estimated from: two that complement each other."""
@@ -170,7 +170,7 @@ def _by_next_tokens(*, middle: bool, ranked: bool) -> Fill:
                 cut = is_open(template) and not middle
                 span = _likeliest(lm, template, found, how, cut=cut) if ranked or cut else found[0].spans[0]
                 spans[number].append(span)
-                place = next(i for i, part in enumerate(parts[number]) if isinstance(part, Hole))
+                place = min(holes_of(parts[number]))
                 parts[number][place] = span
             filler = replace(filler, seed=generator(filler.seed, "next hole").initial_seed())
         return (tuple(each) for each in spans.values())
@@ -228,7 +228,7 @@ def sentinels_of(lm: DiffusionLM, *, middle: bool) -> Sentinels | None:
 
 def _next_hole(parts: Sequence[str | Hole]) -> Template | None:
     """The first hole, with what stands before it and what stands behind it up to the next; None where none is left."""
-    place = next((i for i, part in enumerate(parts) if isinstance(part, Hole)), None)
+    place = min(holes_of(parts), default=None)
     if place is None:
         return None
     before = "".join(part for part in parts[:place] if isinstance(part, str))

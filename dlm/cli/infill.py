@@ -31,7 +31,7 @@ from dlm.data.lines import split_lines
 from dlm.data.text import check_text
 from dlm.errors import ConfigError, DataError, shortened
 from dlm.plain import counted
-from dlm.template import LONGEST, Hole, Template, mistaken, parse_template
+from dlm.template import LONGEST, Template, holes_of, mistaken, parse_template
 
 if TYPE_CHECKING:
     from dlm.lm import Infilling
@@ -234,10 +234,10 @@ def _is_filled(num: int, fields: Mapping[str, Any], template: Template) -> bool:
 
     if isinstance(found := fields.get("alternatives"), list) and len(found) > num:
         raise ConfigError(f"--resume: the lines that are kept have {len(found)} alternatives: give --num {len(found)}")
-    spans, holes = fields.get("spans"), sum(isinstance(part, Hole) for part in template)
-    if not isinstance(spans, list) or len(spans) != holes or not all(isinstance(span, str) for span in spans):
+    spans = fields.get("spans")
+    if not isinstance(spans, list) or not all(isinstance(span, str) for span in spans):
         return False
-    return bool(fields.get("text") == fill(template, spans))
+    return len(spans) == len(holes_of(template)) and fields.get("text") == fill(template, spans)
 
 
 def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dlm.cli.console import note
 from dlm.cli.records import file_lines
 from dlm.errors import ConfigError, DataError
 from dlm.plain import counted
-from dlm.template import Hole, Template, has_choices, is_open
+from dlm.template import Hole, Template, has_choices, holes_of, is_open
 
 if TYPE_CHECKING:
     from dlm.lm import DiffusionLM
@@ -235,12 +235,12 @@ def tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthS
 
 def _open_holes(template: Template) -> list[Hole]:
     """The spans of a text that may have several lengths."""
-    return [part for part in template if isinstance(part, Hole) and part.most is not None]
+    return [hole for hole in holes_of(template).values() if hole.most is not None]
 
 
 def _several(template: Template) -> bool:
     """Whether a text has several spans."""
-    return sum(isinstance(part, Hole) for part in template) > 1
+    return len(holes_of(template)) > 1
 
 
 def _each_of(texts: Sequence[Template], every: Sequence[Template], having: str) -> str:

@@ -11,7 +11,7 @@ from dlm.errors import DataError
 from dlm.lm.parts import Lead, Parts, own_of
 from dlm.model.text import decode, drops_blanks, encode, pieces
 from dlm.model.tokenizer import Affixes
-from dlm.template import Hole, Template
+from dlm.template import Hole, Template, holes_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def lay_out(template: Template, parts: Callable[[Template], Parts], context: int
         DataError: The holes and the text between them are longer than the context.
     """
     context -= len(affixes)
-    widest = max(part.tokens for part in template if isinstance(part, Hole))
+    widest = max(hole.tokens for hole in holes_of(template).values())
     if widest > context:  # before as many ids are made
         raise DataError(f"a span of {widest} tokens does not fit the context of {context}: give it fewer")
     ids: list[int] = []
@@ -97,7 +97,7 @@ def lay_out(template: Template, parts: Callable[[Template], Parts], context: int
     moved = [range(span.start - start + len(before), span.stop - start + len(before)) for span in spans]
     row = [*before, *(ids[i] for i in window), *behind]
     in_spans = {i for span in moved for i in span}
-    leads = tuple(lead for part, lead in zip(template, found.leads, strict=True) if isinstance(part, Hole))
+    leads = tuple(found.leads[place] for place in holes_of(template))
     holes = [range(span.start + own_of(lead), span.stop) for span, lead in zip(moved, leads, strict=True)]
     return Canvas(row, [i in in_spans for i in range(len(row))], holes, len(before), leads)
 
@@ -119,13 +119,11 @@ def written_spans(template: Template, tokenizer: PreTrainedTokenizerBase, row: C
     Returns:
         One text a hole.
     """
-    found, spans = zip(row.spans, row.leads, strict=True), []
-    for number, part in enumerate(template):
-        if isinstance(part, Hole):
-            span, lead = next(found)
-            before, behind = beside(template, number)
-            place = range(span.start - row.start, span.stop - row.start)
-            spans.append(written_text(tokenizer, row.ids[row.start :], place, before, behind, lead))
+    spans = []
+    for number, span, lead in zip(holes_of(template), row.spans, row.leads, strict=True):
+        before, behind = beside(template, number)
+        place = range(span.start - row.start, span.stop - row.start)
+        spans.append(written_text(tokenizer, row.ids[row.start :], place, before, behind, lead))
     return tuple(spans)
 
 

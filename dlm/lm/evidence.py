@@ -10,7 +10,7 @@ from dlm.lm.canvas import Canvas
 from dlm.lm.layout import Layout
 from dlm.lm.parts import Parts, joined, shared
 from dlm.lm.search import Lengths
-from dlm.template import Hole, Template, exact
+from dlm.template import Hole, Template, exact, holes_of
 
 ASKED, BEFORE = 8, 64
 """The tokens behind a hole that are asked how long it is, and the most before it that are read for that.
@@ -130,7 +130,7 @@ class Inquiry:
 
     @cached_property
     def _holes(self) -> list[int]:
-        return [at for at, part in enumerate(self.template) if isinstance(part, Hole)]
+        return [*holes_of(self.template)]
 
     @property
     def _place(self) -> int:

@@ -21,7 +21,7 @@ from dlm.lm.mixing import Descent
 from dlm.lm.rereading import Rereader
 from dlm.lm.rows import Task, Written, in_batches, in_groups
 from dlm.lm.search import NOT_REREAD, Lengths, LengthSearch
-from dlm.template import Hole, Template, exact, has_choices, is_open
+from dlm.template import Hole, Template, exact, has_choices, holes_of, is_open
 
 Ways = list[list[Candidate]]
 """The candidates of a template, those of each text together."""
@@ -138,7 +138,7 @@ class Filler:
 
     def _possible(self, template: Template, posterior: Mapping[Lengths, float]) -> Mapping[Lengths, float]:
         """The lengths that the languages of the holes have where these then stand."""
-        holes = [part for part in template if isinstance(part, Hole)]
+        holes = [*holes_of(template).values()]
         held = [number for number, hole in enumerate(holes) if hole.pattern is not None]
         if not held:
             return posterior
@@ -299,7 +299,7 @@ def _with(found: Iterable[Ways], candidates: Iterator[Candidate]) -> list[Ways]:
 
 def _different(template: Template, found: list[Infilling]) -> list[Infilling]:
     """The alternatives of a text; where a hole is held to a language, which may have few texts, each text once."""
-    if not any(isinstance(part, Hole) and part.pattern is not None for part in template):
+    if all(hole.pattern is None for hole in holes_of(template).values()):
         return found
     likeliest: dict[str, Infilling] = {}
     for one in found:
@@ -309,7 +309,7 @@ def _different(template: Template, found: list[Infilling]) -> list[Infilling]:
 
 def _is_searched(template: Template) -> bool:
     """Whether the best of several fillings is looked for: of several lengths, or of several choices."""
-    return is_open(template) or any(isinstance(part, Hole) and len(part.choices) > 1 for part in template)
+    return is_open(template) or any(len(hole.choices) > 1 for hole in holes_of(template).values())
 
 
 def _of_lengths(candidates: Iterable[Candidate], posterior: Mapping[Lengths, float]) -> Iterator[Candidate]:

@@ -15,7 +15,7 @@ from dlm.model.expressions import compile_expression
 from dlm.model.spelling import Spelling
 from dlm.model.text import encode
 from dlm.plain import counted
-from dlm.template import Hole, Template
+from dlm.template import Hole, Template, holes_of
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Languages:
     def _automaton(self, hole: Hole, template: Template, canvas: Canvas, number: int) -> Automaton:
         """The language of a hole, by number, where it stands."""
         assert hole.pattern is not None
-        place = [at for at, part in enumerate(template) if isinstance(part, Hole)][number]
+        place = [*holes_of(template)][number]
         before, _ = beside(template, place)
         begins = canvas.holes[number].start == canvas.start
         if (lead := canvas.leads[number]) is not None:
@@ -250,7 +250,7 @@ def _shortest(template: Template) -> Template:
 
 
 def _holes(template: Template) -> Sequence[Hole]:
-    return [part for part in template if isinstance(part, Hole)]
+    return [*holes_of(template).values()]
 
 
 def _least_and_most(lengths: Sequence[int]) -> str:

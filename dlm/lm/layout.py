@@ -15,7 +15,7 @@ from dlm.model.checkpoint import Sidecar
 from dlm.model.spelling import Spelling
 from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 from dlm.model.tokenizer import Affixes, memory_lead, special_ids
-from dlm.template import Hole, Template, exact
+from dlm.template import Template, exact, holes_of
 
 
 @dataclass(frozen=True)
@@ -315,11 +315,11 @@ class Layout:
         Returns:
             Ids, the last ones left out where they are others if holes are empty.
         """
-        holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        holes = holes_of(template)
         lengths, found = [1] * len(holes), list[list[int]]()
         for number, place in enumerate([*holes, len(template)]):
             found.append(joined(self.parts(exact(template, lengths)).ids[:place]))
-            if not any(isinstance(part, Hole) and part.may_be_empty for part in template[place : place + 1]):
+            if place not in holes or not holes[place].may_be_empty:
                 break
             lengths[number] = 0
         return found[0][: min(shared(found[0], other) for other in found)]
@@ -338,8 +338,8 @@ class Layout:
 
     def leads(self, template: Template) -> list[Lead | None]:
         """What each hole of a text begins with that is no part of it."""
-        found = zip(template, self.parts(template).leads, strict=True)
-        return [lead for part, lead in found if isinstance(part, Hole)]
+        found = self.parts(template).leads
+        return [found[place] for place in holes_of(template)]
 
     def pieces(self, text: str) -> list[Canvas]:
         """A text with its end that is to be scored, in pieces where it is longer than the context.

@@ -23,7 +23,7 @@ from dlm.lm.layout import Layout
 from dlm.lm.rows import in_batches
 from dlm.lm.search import ALIKE, Lengths, LengthSearch, nearest
 from dlm.model.spans import LengthPrior
-from dlm.template import Hole, Template
+from dlm.template import Template, holes_of
 
 KEPT = 1024
 """The lengths of the holes before one that are gone on with, the likeliest; more with a higher effort."""
@@ -75,8 +75,7 @@ class Weigher:
         prior = search.prior or self.layout.sidecar.lengths or LengthPrior()
         spare = self._spare(template)
         beam: dict[Lengths, float] = {(): 0.0}
-        holes = [(place, part) for place, part in enumerate(template) if isinstance(part, Hole)]
-        for number, (place, part) in enumerate(holes):
+        for number, (place, part) in enumerate(holes_of(template).items()):
             beginnings = _likeliest(beam, max(KEPT, search.effort))
             fitting = [n for n in part.lengths if n - part.tokens <= spare]
             log_p = dict(zip(fitting, prior.log_p(fitting, whole_lines=_stands_alone(template, place)), strict=True))
@@ -123,7 +122,7 @@ class Weigher:
         With so many there still is text before and behind them to read: `REACH` tokens of each, or as much as half of
         the room that the shortest leave.
         """
-        holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        holes = [*holes_of(template)]
         parts = self.layout.parts(template).ids
         inside = sum(map(len, parts[holes[0] : holes[-1] + 1]))
         read = min(REACH, sum(map(len, parts[: holes[0]]))) + min(REACH, sum(map(len, parts[holes[-1] + 1 :])))
@@ -163,7 +162,7 @@ class Weigher:
 
 def _shortest(parts: Template) -> int:
     """The fewest tokens that the holes may have together."""
-    return sum(part.tokens for part in parts if isinstance(part, Hole))
+    return sum(hole.tokens for hole in holes_of(parts).values())
 
 
 def _likeliest(log_p: Mapping[Lengths, float], most: int) -> dict[Lengths, float]:

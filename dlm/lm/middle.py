@@ -16,7 +16,7 @@ from dlm.lm.parts import Lead, own_of
 from dlm.lm.rows import Task, Written, in_batches
 from dlm.lm.scoring import Score
 from dlm.model.sentinels import BESIDE, Sentinels
-from dlm.template import Hole, Template
+from dlm.template import Hole, Template, holes_of
 
 
 @dataclass
@@ -44,7 +44,7 @@ class _Text:
     @property
     def holes(self) -> list[int]:
         """Which parts are holes."""
-        return [place for place, part in enumerate(self.template) if isinstance(part, Hole)]
+        return [*holes_of(self.template)]
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,15 @@ class MiddleFiller:
         Raises:
             DataError: There is one, or one that is held to an expression or to choices.
         """
-        if any(isinstance(part, Hole) and part.pattern is not None for part in template):
+        if any(hole.pattern is not None for hole in holes_of(template).values()):
             raise DataError(
                 "a span is held to an expression or to choices by its masks, and this model fills in the middle by "
                 "next tokens: leave them out"
             )
-        for part, lead in zip(template, self.layout.parts(template).leads, strict=True):
-            if isinstance(part, Hole) and part.tokens + own_of(lead) > self._room:
+        for hole, lead in zip(holes_of(template).values(), self.layout.leads(template), strict=True):
+            if hole.tokens + own_of(lead) > self._room:
                 raise DataError(
-                    f"a span of {part.tokens + own_of(lead)} tokens does not fit the context of "
+                    f"a span of {hole.tokens + own_of(lead)} tokens does not fit the context of "
                     f"{self.layout.sidecar.context}, which has room for {self._room} beside its special tokens"
                 )
 

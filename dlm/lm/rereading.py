@@ -9,7 +9,7 @@ from dlm.lm.layout import Layout
 from dlm.lm.lengths import REACH
 from dlm.lm.parts import joined, own_of
 from dlm.lm.scoring import Score
-from dlm.template import Hole, Template, exact
+from dlm.template import Template, exact, holes_of
 
 Filling = Sequence[Sequence[int]]
 """The ids of each hole of a text, its lead with them."""
@@ -66,14 +66,14 @@ class Rereader:
         Returns:
             One a filling.
         """
-        holes = [place for place, part in enumerate(template) if isinstance(part, Hole)]
+        holes = holes_of(template)
         parts = cache(lambda *lengths: self.layout.parts(exact(template, lengths)))
         base = parts(*[1] * len(holes))
-        before, behind = self.layout.unmoved(template), joined(base.ids[holes[-1] + 1 :])
+        before, behind = self.layout.unmoved(template), joined(base.ids[max(holes) + 1 :])
         size, owns = sum(map(len, base.ids)) - len(holes), sum(map(own_of, base.leads))
         # An empty hole may take a token more: its lead, which is else in its own first token.
-        may_be_empty = [hole for hole in holes if isinstance(part := template[hole], Hole) and part.may_be_empty]
-        empty = [parts(*(int(other != hole) for other in holes)).ids for hole in may_be_empty]
+        may_be_empty = [place for place, hole in holes.items() if hole.may_be_empty]
+        empty = [parts(*(int(other != place) for other in holes)).ids for place in may_be_empty]
         size += sum(max(0, sum(map(len, ids)) - (len(holes) - 1) - size) for ids in empty)
         written = max([longest, *(sum(map(len, filling)) - owns for filling in fillings)])
         prefix = self.layout.sidecar.affixes.prefix
