@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from dlm.errors import ConfigError, DataError, shortened
@@ -83,7 +83,7 @@ def parse_template(
     plain = Hole(1, longest) if choices is None else _one_of(choices)
     parts: list[str | Hole] = []
     literal, end = "", 0
-    for found in _markers(text, marker):
+    for found in _marked(marker).finditer(text):
         slashes = found[1]
         literal += text[end : found.start()] + "\\" * (len(slashes) // 2)
         end = found.end()
@@ -91,6 +91,9 @@ def parse_template(
             literal += found.group(0).lstrip("\\")
             continue
         size, expression = found["lengths"] or found["size"], found["expression"]
+        if found["late"] is not None:
+            mended = _written(marker, size or found["late"], expression)
+            raise DataError(f"{found.group(0)[len(slashes) :]} has a length behind its expression: write {mended}")
         says_nothing = size is None and expression is None
         parts += [literal, plain if says_nothing else _hole(size, expression, marker, longest)]
         literal = ""
@@ -110,6 +113,9 @@ def parse_template(
 def mistaken(text: str, marker: str = "MASK") -> list[str]:
     """What looks like a hole and is none: with other capitals or blanks, without the colon, or not closed.
 
+    A backslash before it says that it is meant as it stands. So does a name or a bracket, as in `x[mask]`, unless a
+    length stands behind a blank or a colon in it.
+
     Args:
         text: Text, with holes or without.
         marker: As for `parse_template`, which keeps all of these as they are.
@@ -117,18 +123,23 @@ def mistaken(text: str, marker: str = "MASK") -> list[str]:
     Returns:
         Each of them as it stands.
     """
-    holes = [found.span() for found in _markers(text, marker)]
-    near = re.finditer(rf"\[[ \t]*{re.escape(marker)}(?![^\W_])[^\[\]\n]{{0,40}}\]?", text, re.IGNORECASE)
-    return [
-        found.group(0).rstrip()
-        for found in near
-        if not any(start <= found.start() < stop for start, stop in holes) and text[: found.start()][-1:] != "\\"
-    ]
+    outside = _marked(marker).sub(lambda hole: " " * len(hole.group(0)), text)
+    rest = (
+        r"(?P<length>[ \t]*[ \t:][ \t]*[0-9][^\[\]\n]{0,40})"
+        r"|-?[0-9][^\[\]\n]{0,40}|[ \t]*:[ \t]*/[^\[\]\n]{0,40}|[ \t]*:?[ \t]*(?=\]|$)"
+    )
+    found = []
+    for near in re.finditer(rf"\[[ \t]*(?i:{re.escape(marker)})(?:{rest})\]?", outside, re.MULTILINE):
+        before, behind = outside[max(near.start() - 1, 0) : near.start()], outside[near.end() : near.end() + 1]
+        is_code = re.fullmatch(r"[\w)\]]", before) or behind == "("
+        if before != "\\" and (near["length"] or not is_code):
+            found.append(near.group(0).rstrip())
+    return found
 
 
-def _markers(text: str, marker: str) -> Iterator[re.Match[str]]:
+def _marked(marker: str) -> re.Pattern[str]:
     """All that is written as a hole, with the backslashes before it."""
-    return re.finditer(rf"(\\*)\[{re.escape(marker)}(?::{_EXPRESSION}|:(?P<size>[^\]\n]*))?\]", text)
+    return re.compile(rf"(\\*)\[{re.escape(marker)}(?::{_EXPRESSION}|:(?P<size>[^\]\n]*))?\]")
 
 
 def exact(template: Template, lengths: Iterable[int]) -> Template:
@@ -155,8 +166,13 @@ def has_choices(template: Template) -> bool:
     return any(hole.choices for hole in holes_of(template).values())
 
 
-_EXPRESSION = r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])*)/"
-"""A length, or none, and an expression between slashes; a backslash keeps what follows it within the expression."""
+_EXPRESSION = (
+    r"(?:(?P<lengths>[^\]\n/]*):)?/(?P<expression>(?:[^/\\\n]|\\[^\n])*)/(?::(?P<late>[0-9]{1,9}(?:-[0-9]{1,9})?))?"
+)
+"""A length, or none, and an expression between slashes; a backslash keeps what follows it within the expression.
+
+A length behind the expression is taken in, to be told where it belongs.
+"""
 
 
 def _hole(size: str | None, expression: str | None, marker: str, longest: int) -> Hole:
@@ -166,15 +182,10 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
     found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", size)
     least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if most < max(least, 1):
-        if behind := re.fullmatch(r"(/.*(?<!\\)/):([0-9]+(?:-[0-9]+)?)", size):
-            raise DataError(
-                f"[{marker}:{size}] has its length behind its expression: write [{marker}:{behind[2]}:{behind[1]}]"
-            )
-        if within := re.fullmatch(r"((?:[0-9-]*:)?)/(.*)(?<!\\)/", size):
-            mended = re.sub(r"(?<!\\)/", r"\/", within[2])
+        if within := re.fullmatch(r"(?:([0-9-]*):)?/(.*)(?<!\\)/(?::([0-9-]+))?", size):
             raise DataError(
                 f"[{marker}:{size}] has a slash within its expression, which would end it: write "
-                f"[{marker}:{within[1]}/{mended}/]"
+                f"{_written(marker, within[1] or within[3], within[2])}"
             )
         if expression is None and "/" in size:
             raise DataError(
@@ -191,6 +202,14 @@ def _hole(size: str | None, expression: str | None, marker: str, longest: int) -
             f"[{marker}:12], a range, as in [{marker}:3-12], or [{marker}] for any length"
         )
     return Hole(least, None if least == most else most, expression)
+
+
+def _written(marker: str, size: str | None, expression: str) -> str:
+    """A hole of a length, or of any, that an expression matches, as it should be written."""
+    lengths = sorted(map(int, re.findall(r"[0-9]{1,9}", size or "")))
+    said = f"{'-'.join(map(str, lengths))}:" if any(lengths) else ""
+    escaped = re.sub(r"(?<!\\)/", r"\/", expression)
+    return f"[{marker}:{said}/{escaped}/]"
 
 
 def _one_of(choices: Sequence[str]) -> Hole:

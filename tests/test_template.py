@@ -152,14 +152,37 @@ def test_a_slash_within_an_expression_is_shown_as_it_is_written(text: str, mende
         ("[MASK:1] [mask:3] [ MASK:3] [MASK 4] [Mask]", ["[mask:3]", "[ MASK:3]", "[MASK 4]", "[Mask]"]),
         ("[MASK:1] [MASK:3", ["[MASK:3"]),
         ("[MASK:1] [MASK:3\n]", ["[MASK:3"]),
-        ("[MASK:1] [mask]ed", ["[mask]"]),
+        ("[MASK:1] [mask]ed [mask:/a/] [MASK3] [MASK-12] x[mask:3] x[MASK 3]", None),
         (r"[MASK:1] [MASK] [MASK:/[mask]/] \[MASK:3] \[mask:3] [MASKED] [unmask] mask [5] (MASK:3)", []),
+        ("[MASK:1] loss[mask] [mask == 1] w[mask, 0] [mask](url) x[mask2] f()[mask] [mask_ids] [MASK_3D]", []),
     ],
 )
-def test_what_only_looks_like_a_hole_is_named(text: str, near: list[str]) -> None:
+def test_what_only_looks_like_a_hole_is_named(text: str, near: list[str] | None) -> None:
+    """And nothing that stands in code."""
+    if near is None:
+        near = re.findall(r"\[[^]]*\]", text)[1:]
     assert mistaken(text) == near
     kept = "".join(part for part in parse_template(text) if isinstance(part, str))
     assert all(each in kept for each in near)
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        ("[MASK:/b/:3]", "[MASK:3:/b/]"),
+        ("[MASK:/b/:0]", "[MASK:/b/]"),
+        ("[MASK:/b/:5-3]", "[MASK:3-5:/b/]"),
+        ("[MASK:/[b]/:3]", "[MASK:3:/[b]/]"),
+        ("[MASK:2:/b/:3]", "[MASK:2:/b/]"),
+        ("[MASK:/a/b/:3]", r"[MASK:3:/a\/b/]"),
+    ],
+)
+def test_a_length_behind_its_expression_is_told_as_it_is_written(text: str, mended: str) -> None:
+    with pytest.raises(DataError) as told:
+        parse_template(f"a {text} b")
+    assert str(told.value).endswith(f": write {mended}") and text in str(told.value)
+    assert isinstance(parse_template(mended)[0], Hole)
+    assert parse_template(f"\\{text} [MASK]")[0] == f"{text} "  # it is text where it is meant so
 
 
 def test_choices_are_for_holes_that_say_nothing() -> None:

@@ -155,7 +155,7 @@ def frontier(
     check_once("--samplers", [each.name for each in asked or ()])
     options.check_device(device)
     opened, judging = open_models(models, judge, samplers=asked, device=device, **weights)
-    with progress("passes", shown=not as_json) as told:
+    with progress("pass", shown=not as_json) as told:
         found = bench_frontier(
             opened,
             judging,

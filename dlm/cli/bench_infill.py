@@ -116,7 +116,7 @@ def infill(
     first = opened[models[0]]
     named = format, split, None, field
     documents = own_documents(first, models[0], *named) if data is None else named_documents(first, data, *named)
-    with progress("passes", shown=not as_json) as told:
+    with progress("pass", shown=not as_json) as told:
         found = bench_infilling(
             entries,
             [*documents.texts()],

@@ -372,8 +372,9 @@ class TrainingDisplay:
             BarColumn(bar_width=24),
             TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:,.0f} tokens/s{task.fields[validation]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("so far,"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("left"),
             console=console,
             disable=not console.is_terminal,
         )

@@ -338,7 +338,7 @@ def _measured(
     from dlm.evaluate.chain_rule import evaluate_chain_rule
     from dlm.evaluate.readings import evaluate_readings
 
-    with progress("sequences", shown=shown and is_first()) as told:
+    with progress("sequence", shown=shown and is_first()) as told:
         found = evaluate_readings(lm, text.sequences, readings, words_D=text.words_D, told=told, **how)
         if not exactly:
             return found, None

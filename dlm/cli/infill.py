@@ -50,6 +50,8 @@ WRITTEN = (
 """Fields that are written beside those of a record; its text is replaced by the filled one."""
 MOST_LENGTHS = 256
 """Lengths of several spans that are written, the likeliest: three spans of any length have 32,768."""
+FEW = 3
+"""Records of a batch that are named one by one where many have the same."""
 LONGEST_PATH = 255
 """Characters of a text that may be the name of a file; systems refuse to look for much longer ones."""
 
@@ -115,36 +117,43 @@ def infill(
     Example:  dlm infill runs/tiny "def add(a, b): return [MASK:8]"
     """
     reads = {"--file": file, "the text -": Path("-") if text == "-" else None}
-    batch = jsonl or (file is not None and is_batch(file))
-    if not batch:
-        check_single("a batch of records: give a .jsonl file, or --jsonl", keep_going=keep_going, resume=resume)
+    batch = _is_batch(file, jsonl, keep_going=keep_going, resume=resume)
     check_outputs(output, export, overwrite, reads, resume=resume if batch else None)
     asked = SearchOptions.read(length_prior, length_top_p, effort, reread, max_length)
     ask = partial(_template_of, marker=marker, longest=max_length or LONGEST, choices=_choices(choices))
     records = _records(text, file, ask, batch=batch, keep_going=keep_going)
-    parsed = {number: record.asked for number, record in enumerate(records) if record.asked is not None}
-    _check_spans([records[number] for number in parsed], max_length, ask, marker)
+    parsed = _checked(records, max_length, ask, marker)
     quiet_libraries()
 
     how = options.build_sampler(context.obj)
     lm = load(model, device, dtype, quantised, mask_token)
     wanted = usable(records, lm.filling.check, keep_going=keep_going)
-    wanted, keeps = unfinished(wanted, output if resume else None, ("text", *WRITTEN), partial(_is_filled, num))
+    wanted, keeps = _unfilled(wanted, output if resume else None, num)
     templates = {number: record.asked for number, record in wanted.items() if record.asked is not None}
-    search = asked.of(lm, num)
-    asked.check(lm, templates, parsed, search)
-    lines = batch or as_json
-    with recording(lm, f"dlm infill {model}", watch and bool(wanted), export if wanted else None) as seen:
+    search = asked.of(lm, num, templates, parsed)
+    lines, film = batch or as_json, export if wanted else None
+    with recording(
+        lm, f"dlm infill {model}", watch and bool(wanted), film, apart=is_apart(output) or not lines
+    ) as seen:
         found = lm.infill_each(
             templates, num=num, sampler=how, seed=seed, batch_size=batch_size, search=search, watch=seen.take
         )  # what cannot work is refused by now
         tell_cost(lm, [*templates.values()], search, num)
-        found = seen.each(found, len(templates), apart=is_apart(output) or not lines)
+        found = seen.each(found, len(templates))
         if lines:
             _write_lines([*wanted.values()], found, output, overwrite, keeps)
         else:
-            _show(found, num, asked.higher, output, overwrite)
+            (alternatives,) = found
+    if not lines:
+        _show(alternatives, num, asked.higher(templates.values()), output, overwrite)
     report(records)
+
+
+def _is_batch(file: Path | None, jsonl: bool, *, keep_going: bool, resume: bool) -> bool:
+    """Whether the input is a batch; options of one are refused where it is none."""
+    if not (batch := jsonl or (file is not None and is_batch(file))):
+        check_single("a batch of records: give a .jsonl file, or --jsonl", keep_going=keep_going, resume=resume)
+    return batch
 
 
 def _content(text: str | None, file: Path | None) -> list[str]:
@@ -177,18 +186,29 @@ def _single(content: str, given: str | None, ask: Callable[[Mapping[str, Any]], 
         raise DataError(f"{error}; it is the name of a file: --file {given} reads that") from error
 
 
-def _check_spans(
+def _checked(
     records: Sequence[Record[Template]], max_length: int | None, ask: Callable[..., Template], marker: str
-) -> None:
-    """Refuses `--max-length` where no span of any record has any length, and names what only looks like a span."""
-    given = [record.given for record in records]
+) -> dict[int, Template]:
+    """The templates of records, by number; what only looks like a span is named.
+
+    `--max-length` is refused where no span of any record has any length.
+    """
+    parsed = {number: record.asked for number, record in enumerate(records) if record.asked is not None}
+    given = [records[number].given for number in parsed]
     if max_length is not None and given and all(ask(each, longest=1) == ask(each, longest=2) for each in given):
-        raise ConfigError(f"--max-length is for spans such as [{marker}], and every span says its own: leave it out")
-    for record in records:
-        if near := mistaken(record.given["text"], marker):
-            place, named = f"{record.place}: " if record.place else "", shortened(", ".join(map(repr, near)), 120)
-            what = "is no span and stays as it is" if len(near) == 1 else "are no spans and stay as they are"
-            caution(f"{place}{named} {what}; a span is written [{marker}:12], [{marker}:3-12] or [{marker}]")
+        raise ConfigError(
+            f"--max-length is for spans such as [{marker}] that may be any text, and every span here has its own "
+            "lengths or choices: leave it out"
+        )
+    found = ((records[number], mistaken(records[number].given["text"], marker)) for number in parsed)
+    looking = [(record.place, near) for record, near in found if near]
+    for place, near in looking[:FEW]:
+        place, named = f"{place}: " if place else "", shortened(", ".join(map(repr, near)), 120)
+        what = "is no span and stays as it is" if len(near) == 1 else "are no spans and stay as they are"
+        caution(f"{place}{named} {what}; a span is written [{marker}:12], [{marker}:3-12] or [{marker}]")
+    if len(looking) > FEW:
+        caution(f"{counted(len(looking) - FEW, 'other record', 'have')} such words too")
+    return parsed
 
 
 def _choices(given: str | None) -> Sequence[str] | None:
@@ -228,16 +248,37 @@ def _write_lines(
             write(json_line({**record.given, **_filled(alternatives)}, output))
 
 
-def _is_filled(num: int, fields: Mapping[str, Any], template: Template) -> bool:
-    """Whether what is written on a line is a text with its spans filled, of no more alternatives than are asked for."""
+def _is_filled(fields: Mapping[str, Any], template: Template) -> bool:
+    """Whether what is written on a line is a text with its spans filled."""
     from dlm.lm.canvas import fill
 
-    if isinstance(found := fields.get("alternatives"), list) and len(found) > num:
-        raise ConfigError(f"--resume: the lines that are kept have {len(found)} alternatives: give --num {len(found)}")
     spans = fields.get("spans")
     if not isinstance(spans, list) or not all(isinstance(span, str) for span in spans):
         return False
     return len(spans) == len(holes_of(template)) and fields.get("text") == fill(template, spans)
+
+
+def _unfilled(
+    wanted: Mapping[int, Record[Template]], begun: Path | None, num: int
+) -> tuple[dict[int, Record[Template]], int | None]:
+    """The records that are still to be filled, and the bytes that are kept; see `unfinished`.
+
+    Lines of a higher `--num` are refused; of those that may be of a lower one it is told.
+    """
+    rest, kept = unfinished(wanted, begun, ("text", *WRITTEN), _is_filled)
+    counts = [len(found) if isinstance(found := line.get("alternatives"), list) else 0 for line in kept.found]
+    for number, count in enumerate(counts, start=1):
+        if count > num:
+            raise ConfigError(
+                f"--resume: line {number} of --output has {counted(count, 'alternative')}, and --num is {num}: give "
+                "the same --num"
+            )
+    if fewer := sum(count < num for count in counts):
+        caution(
+            f"{counted(fewer, 'line')} of --output that {'is' if fewer == 1 else 'are'} kept "
+            f"{'has' if fewer == 1 else 'have'} fewer alternatives than the {num} of --num"
+        )
+    return rest, kept.size
 
 
 def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
@@ -261,16 +302,14 @@ def _filled(alternatives: "Sequence[Infilling]") -> dict[str, Any]:
     return {**plain[0], **({"length_posterior": posterior} if posterior else {}), "alternatives": plain}
 
 
-def _show(
-    found: "Iterable[Sequence[Infilling]]", num: int, higher: Sequence[str], output: Path | None, overwrite: bool
-) -> None:
+def _show(alternatives: "Sequence[Infilling]", num: int, higher: str, output: Path | None, overwrite: bool) -> None:
     """Writes the alternatives of a single text, and their likelihoods to stderr."""
-    (alternatives,) = found
     write_text("\n---\n".join(each.text for each in alternatives), output, overwrite=overwrite)
     for rank, each in enumerate(alternatives, start=1):
         note(f"{rank}. {_told(each)}: {shortened(repr(each.spans), 100)}")
     if len(alternatives) < num:
-        more = f"; more are tried by a higher {' or '.join(higher)}" if alternatives[0].length_posterior else ""
+        is_drawn = any(each.calls for each in alternatives)  # else all choices were scored
+        more = f"; more are tried by a higher {higher}" if alternatives[0].length_posterior and is_drawn else ""
         texts = "text was" if len(alternatives) == 1 else "texts were"
         note(f"only {len(alternatives):,} different {texts} found, of the {num:,} that --num asks for{more}")
 

@@ -176,11 +176,11 @@ class Kept:
 
     Attributes:
         found: What was found of each record, by field, without the record's own.
-        size: The bytes of these lines; what stands behind them is part of a line.
+        size: The bytes of these lines; what stands behind them is part of a line. None where nothing is gone on with.
     """
 
     found: Sequence[Mapping[str, Any]] = ()
-    size: int = 0
+    size: int | None = None
 
 
 def read_kept(
@@ -268,7 +268,7 @@ def unfinished(
     begun: Path | None,
     written: Sequence[str],
     is_of: Callable[[Mapping[str, Any], Any], bool] | None = None,
-) -> tuple[dict[int, Record[Asked]], int | None]:
+) -> tuple[dict[int, Record[Asked]], Kept]:
     """The records of which an earlier run has not written the line.
 
     Args:
@@ -278,17 +278,17 @@ def unfinished(
         is_of: Whether a line may be of a record; None where its own fields say that.
 
     Returns:
-        The rest of the records, and how many bytes are kept; None where nothing is gone on with.
+        The rest of the records, and the lines that are kept.
 
     Raises:
         ConfigError: A line is of another record, or of none.
     """
     if begun is None:
-        return dict(wanted), None
+        return dict(wanted), Kept()
     kept = read_kept(begun, [*wanted.values()], written, is_of)
     if wanted and len(kept.found) == len(wanted):
         note(f"{begun} has all {counted(len(wanted), 'line')} already")
-    return dict([*wanted.items()][len(kept.found) :]), kept.size
+    return dict([*wanted.items()][len(kept.found) :]), kept
 
 
 @contextmanager

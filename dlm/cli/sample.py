@@ -97,24 +97,24 @@ def sample(
     if prompts is not None:
         many = load_many(*weights, mask_token)
         wanted = usable(records, partial(many.layout.canvas, length=length), keep_going=keep_going)
-        wanted, keeps = unfinished(wanted, output if resume else None, ("samples",), partial(_are_all, num))
+        wanted, keeps = _unwritten(wanted, output if resume else None, num)
         if wanted:
             one = next(iter(wanted.values())).asked
             asked["sampler"] = calibrated(many, how, context.obj, one, min(batch_size or 16, num * len(wanted)))
         began = time.perf_counter()
-        with recording(many, title, watch and bool(wanted), export if wanted else None) as seen:
+        film = export if wanted else None
+        with recording(many, title, watch and bool(wanted), film, apart=is_apart(output)) as seen:
             each_asks = {number: record.asked for number, record in wanted.items()}
             found = many.generate_each(each_asks, watch=seen.take, **asked)
-            told = seen.each(found, len(wanted), apart=is_apart(output))
-            texts = _write_lines([*wanted.values()], told, output, overwrite, keeps)
+            texts = _write_lines([*wanted.values()], seen.each(found, len(wanted)), output, overwrite, keeps)
             facts = _facts(texts, time.perf_counter() - began, seed) if texts else {}
     else:
         lm = load_writer(*weights, how, batch_size, mask_token)
         how = asked["sampler"] = calibrated(lm, how, context.obj, single, min(batch_size or 16, num), quiet=as_json)
         began = time.perf_counter()
-        with recording(lm, title, watch, export) as seen:
+        with recording(lm, title, watch, export, apart=True) as seen:
             stream = lm.stream(single, watch=seen.take, **asked)
-            texts = _finished(seen.each(stream, num, apart=not as_json), num)
+            texts = _finished(seen.each(stream, num), num)
             facts = _facts(texts, time.perf_counter() - began, seed)
         measured = {"drafts": how.drafts} if context.obj.get("drafts") == "auto" else {}
         _write_texts(texts, {**facts, **measured} if as_json else None, output, overwrite)
@@ -174,12 +174,17 @@ def _prompt_of(fields: Mapping[str, Any]) -> "Prompt":
     return chat
 
 
-def _are_all(num: int, fields: Mapping[str, Any], asked: "Prompt") -> bool:
-    """Whether a line has as many texts as are asked for."""
-    samples = fields.get("samples")
-    if isinstance(samples, list) and len(samples) != num:
-        raise ConfigError(f"--resume: the lines that are kept have {counted(len(samples), 'text')}, and --num is {num}")
-    return isinstance(samples, list)
+def _unwritten(
+    wanted: "Mapping[int, Record[Prompt]]", begun: Path | None, num: int
+) -> "tuple[dict[int, Record[Prompt]], int | None]":
+    """The records that are left, and the bytes that are kept; lines of another `--num` are refused."""
+    rest, kept = unfinished(wanted, begun, ("samples",))
+    for number, line in enumerate(kept.found, start=1):
+        samples = line.get("samples")
+        if not isinstance(samples, list) or len(samples) != num:
+            has = counted(len(samples), "text") if isinstance(samples, list) else "no texts"
+            raise ConfigError(f"--resume: line {number} of --output has {has}, and --num is {num}: give the same --num")
+    return rest, kept.size
 
 
 def _write_lines(

@@ -133,7 +133,7 @@ def score(
     began = time.perf_counter()
     found = _scored(lm, wanted, kept.found, how)
     rest = [*wanted.values()][len(kept.found) :]
-    with resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size if resume else None) as write:
+    with resumable(output), line_writer(output, overwrite=overwrite, keeps=kept.size) as write:
         scores = _write_lines(rest, found, reading, lambda line: write(json_line(line, output)))
     for told in _altered(lm, wanted.values()):
         caution(told)

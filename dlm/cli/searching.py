@@ -1,6 +1,6 @@
 """The options of a search of lengths: what they ask for, and what it will cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -119,13 +119,27 @@ class SearchOptions:
         }
         return [name for name, value in every.items() if value is not None]
 
-    @property
-    def higher(self) -> list[str]:
-        """The options that try more where they are raised."""
-        return ["--effort"] if self.top_p == 1.0 else ["--effort", "--length-top-p"]
+    def higher(self, templates: Iterable[Template]) -> str:
+        """The options that try more fillings of some texts where they are raised."""
+        fills_all = self.top_p == 1.0 or all(map(has_choices, templates))
+        return "--effort" if fills_all else "--effort or --length-top-p"
 
-    def of(self, lm: "DiffusionLM", num: int) -> "LengthSearch | None":
-        """The search, by the model's own prior or the one asked for; None where a model ends spans itself."""
+    def of(
+        self, lm: "DiffusionLM", num: int, templates: Mapping[int, Template], parsed: Mapping[int, Template]
+    ) -> "LengthSearch | None":
+        """The search, by the model's own prior or the one asked for; None where a model ends spans itself.
+
+        Options that no span needs are refused.
+
+        Args:
+            lm: The model.
+            num: How many alternatives are wanted.
+            templates: The texts that are filled.
+            parsed: These, and those that are left out.
+
+        Returns:
+            The search.
+        """
         from dlm.lm.search import NOT_REREAD, LengthSearch
         from dlm.model.spans import LengthPrior
 
@@ -153,18 +167,18 @@ class SearchOptions:
         own, texts = self.prior in (None, "run"), [self.text] if self.text else []
         search = LengthSearch(None if own else LengthPrior.of_texts(texts, lm.tokenizer), reread=self.reread)
         search = search if self.effort is None else replace(search, effort=self.effort, tries=self.effort)
-        return search if self.top_p is None else replace(search, top_p=self.top_p)
+        search = search if self.top_p is None else replace(search, top_p=self.top_p)
+        self._check(lm, templates, parsed, search)
+        return search
 
-    def check(
+    def _check(
         self,
         lm: "DiffusionLM",
         templates: Mapping[int, Template],
         parsed: Mapping[int, Template],
-        search: "LengthSearch | None",
+        search: "LengthSearch",
     ) -> None:
         """Refuses options where no span needs a search, of the texts that are filled and of those left out."""
-        if search is None:
-            return
         resolved = [*map(lm.languages.resolved, templates.values())]
         dropped = [template for number, template in parsed.items() if number not in templates]
         searched = [*filter(is_open, (*resolved, *dropped))]
@@ -245,6 +259,12 @@ def _several(template: Template) -> bool:
 
 def _each_of(texts: Sequence[Template], every: Sequence[Template], having: str) -> str:
     """Which texts of a batch are spoken of: all, or those that have something."""
+    if len(every) == 1:
+        return ""
     if len(texts) == len(every):
-        return "" if len(every) == 1 else f"for each of {len(every):,} texts, "
-    return f"for {counted(len(texts), 'text')} with {having}, "
+        return f"for each of {len(every):,} texts, "
+    return (
+        f"for the one text with {having}, "
+        if len(texts) == 1
+        else f"for each of the {len(texts):,} texts with {having}, "
+    )

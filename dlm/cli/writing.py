@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlm.cli import options
 from dlm.cli.console import caution, check_apart, check_free, check_writable, errors, is_terminal, note
-from dlm.cli.progress import PAUSE, progress
+from dlm.cli.progress import Told, progress
 from dlm.cli.records import check_resume
 from dlm.errors import ConfigError
 from dlm.plain import counted
 
 if TYPE_CHECKING:
+    from dlm.film.frames import Frame
     from dlm.film.live import LiveView
     from dlm.lm import DiffusionLM
     from dlm.lm.diffusion_gemma import DiffusionGemma
@@ -99,34 +100,36 @@ def load_many(
 
 @dataclass(frozen=True)
 class Recording:
-    """What is seen of texts while they are written.
+    """What is seen of texts while they are written: the first as it is denoised, and how many are finished.
 
     Attributes:
         take: What is to be called with every state of the sampler; None where no one looks.
         view: Where the first text is drawn; None where it is not.
+        told: Is told how many are finished.
     """
 
     take: "Watch | None"
     view: "LiveView | None"
+    told: Told
 
-    def each(self, texts: Iterable[Written], total: int, *, apart: bool) -> Iterator[Written]:
-        """Gives texts on, and shows how many there are; the drawing ends when the first text is there.
+    def each(self, texts: Iterable[Written], total: int) -> Iterator[Written]:
+        """Gives texts on and counts them; the drawing ends when the first is there.
 
         Args:
             texts: What is written, one after the other.
             total: How many will be written.
-            apart: Whether nothing else is written to the terminal meanwhile.
 
         Yields:
             The texts.
         """
-        with progress("texts", shown=apart and self.view is None, after=PAUSE) as told:
-            told(0, total, "written")
-            for number, text in enumerate(texts, start=1):
-                if self.view is not None:
-                    self.view.close()  # lines that are written now would be drawn over
-                told(number, total, "written")
-                yield text
+        self.told(0, total, "written")
+        for number, text in enumerate(texts, start=1):
+            if self.view is not None:
+                self.view.close()  # lines that are written now would be drawn over
+                if number < total:
+                    self.told.show()
+            self.told(number, total, "written")
+            yield text
 
 
 def is_apart(output: Path | None) -> bool:
@@ -135,7 +138,9 @@ def is_apart(output: Path | None) -> bool:
 
 
 @contextmanager
-def recording(lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None) -> Iterator[Recording]:
+def recording(
+    lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, export: Path | None, *, apart: bool
+) -> Iterator[Recording]:
     """Shows the first text while it is written, and exports the film of it at the end.
 
     Args:
@@ -143,6 +148,7 @@ def recording(lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, expor
         title: The film's title.
         watch: Whether to show it in the terminal.
         export: Where the film goes; None for no film.
+        apart: Whether nothing else is written to the terminal meanwhile.
 
     Yields:
         What is seen of the texts.
@@ -155,14 +161,27 @@ def recording(lm: "DiffusionLM | DiffusionGemma", title: str, watch: bool, expor
     if watch and not drawn:
         remedy = "; --export FILE.html keeps the film" if export is None else ""
         caution(f"--watch draws in a terminal, and stderr is none that can draw{remedy}")
-    with LiveView(errors, keep=False) if drawn else nullcontext() as view:
-        recorder = Recorder(lm.tokenizer, viewer=view.show if view else None, keep=export is not None)
-        yield Recording(recorder.take if drawn or export else None, view)
-    if export:
-        film = recorder.film(title)
-        export_film(film, export)
-        calls = counted(film.calls[-1], "network call")
-        note(f"{export}: the film of the first text, {counted(len(film.frames), 'frame')} of {calls}")
+    with (
+        progress("text", shown=apart, patient=True) as told,
+        LiveView(errors, keep=False) if drawn else nullcontext() as view,
+    ):
+
+        def draw(frame: "Frame", note: str) -> None:
+            if view is not None and view.is_open:
+                told.hide()
+                view.show(frame, note)
+
+        recorder = Recorder(lm.tokenizer, viewer=draw, keep=export is not None)
+        yield Recording(recorder.take if drawn or export else None, view, told)
+    if export is None:
+        return
+    if not recorder.frames:
+        caution(f"{export}: no film is made, since nothing was written by the network")
+        return
+    film = recorder.film(title)
+    export_film(film, export)
+    calls = counted(film.calls[-1], "network call")
+    note(f"{export}: the film of the first text that was written, {counted(len(film.frames), 'frame')} of {calls}")
 
 
 def calibrated(

@@ -145,6 +145,11 @@ class Recorder:
         if self._viewer:
             self._viewer(frame, counted(state.calls, "network call"))
 
+    @property
+    def frames(self) -> int:
+        """How many frames were kept."""
+        return len(self._frames)
+
     def film(self, title: str, footer: str = "") -> Film:
         """The film of the frames that were kept.
 

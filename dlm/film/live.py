@@ -48,15 +48,11 @@ class LiveView:
         self._drawn_at: float | None = None
         self._top = 0  # the first row that the window shows
         self._live: Live | None = None
-        self._closed = False
+        self.is_open = False
+        """Whether what is shown is drawn."""
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
-            # Without a thread: a frame is drawn when `show` is called. Other output to stdout stays on stdout.
-            self._live = Live(
-                console=self._console, auto_refresh=False, redirect_stdout=False, transient=not self._keep
-            )
-            self._live.start()
+        self.is_open = True
         return self
 
     def __exit__(
@@ -66,7 +62,7 @@ class LiveView:
 
     def close(self) -> None:
         """Ends the drawing; nothing is drawn any more, and the terminal is free for other lines."""
-        final, self._frame, self._closed = self._frame if self._keep else None, None, True
+        final, self._frame, self.is_open = self._frame if self._keep else None, None, False
         if self._live is not None:
             if final is not None:
                 self._live.update(render(final, width=self._console.width))
@@ -82,11 +78,17 @@ class LiveView:
             frame: What to show; cells that differ from the frame shown before are highlighted.
             note: A few words for the line below the text, such as how many steps are done.
         """
-        if self._closed:
+        if not self.is_open:
             return
         previous, self._frame = self._frame, frame
-        if self._live is None:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             return
+        if self._live is None:
+            # Without a thread: a frame is drawn when it is shown. Other output to stdout stays on stdout.
+            self._live = Live(
+                console=self._console, auto_refresh=False, redirect_stdout=False, transient=not self._keep
+            )
+            self._live.start()
         if self._drawn_at is not None:
             self._sleep(max(0.0, self._drawn_at + self._least_seconds - self._clock()))
         with self._console:  # one write a frame, painted at once by terminals with mode 2026, so it does not flicker

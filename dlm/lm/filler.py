@@ -181,7 +181,6 @@ class Filler:
         known: Template = tuple(part if isinstance(part, str) else _among(part, next(fitting)) for part in template)
         posterior = self.weigher.posterior(known, search) if is_open(known) else {}
         fits = [way for way, each in zip(ways, lengths, strict=True) if not posterior or each in posterior]
-        self.languages.check_all_chosen(template, [whole for whole, _ in fits])
         found = (Candidate.of(whole, row, (*self._key(place), 0), 0, self.layout.tokenizer) for whole, row in fits)
         (best,) = self._best([(template, _of_lengths(found, posterior))], num, reread=bool(search.reread))
         return best

@@ -10,7 +10,7 @@ from dlm.diffusion.process import Process
 from dlm.errors import ConfigError, DataError, shortened
 from dlm.lm.canvas import Canvas, beside, given_text, written_spans
 from dlm.lm.layout import Layout
-from dlm.lm.parts import Lead
+from dlm.lm.parts import Lead, own_of
 from dlm.model.expressions import compile_expression
 from dlm.model.spelling import Spelling
 from dlm.model.text import encode
@@ -59,13 +59,15 @@ class Languages:
         for part in template:
             if isinstance(part, Hole):
                 if part.pattern is not None:
-                    self._check_choices(part)
+                    self._check_choices(part, canvas.leads[number])
                     automaton = self._automaton(part, template, canvas, number)
                     part = self._possible(part, automaton, led=canvas.leads[number] is not None)
                 number += 1
             found.append(part)
-        self.layout.holes(tuple(found))
-        return tuple(found)
+        resolved = tuple(found)
+        self.layout.holes(resolved)
+        self._check_room(resolved, canvas.leads)
+        return resolved
 
     def held(self, template: Template, canvas: Canvas) -> tuple[Held, ...] | None:
         """The spans of a row that are held to languages, or begin with the end of the text before them.
@@ -135,7 +137,10 @@ class Languages:
         canvas = self.layout.holes(_shortest(template))
         leads = canvas.leads
         for chosen in itertools.product(*(hole.choices for hole in _holes(template))):
-            row = next(self._rows(template, chosen, leads), None)
+            try:
+                row = next(self._rows(template, chosen, leads), None)
+            except DataError:  # they are too long together
+                continue
             if row is None:
                 return None
             found.append(row)
@@ -146,24 +151,6 @@ class Languages:
             if all(len(places) in known for places, known in zip(row.holes, lengths, strict=True))
         ]
         return fitting or None
-
-    def check_all_chosen(self, template: Template, ways: Sequence[Template]) -> None:
-        """Refuses a choice that no way of filling a text has, since nothing around it could be read.
-
-        Args:
-            template: Texts and holes of choices.
-            ways: The ways that are scored; see `enumerated`.
-
-        Raises:
-            DataError: There is one.
-        """
-        for number, hole in enumerate(_holes(template)):
-            chosen = {text for way in ways for text in _holes(way)[number].choices}
-            if left_out := next((choice for choice in hole.choices if choice not in chosen), None):
-                raise DataError(
-                    f"choice {shortened(repr(left_out), 60)} leaves no room to read the text around it in the context "
-                    f"of {self.layout.sidecar.context} tokens: leave it out"
-                )
 
     def _rows(
         self, template: Template, chosen: Sequence[str], leads: Sequence[Lead | None]
@@ -202,19 +189,39 @@ class Languages:
         taken = before[-1:].isspace() and not seen[-1:].isspace()
         return self.spelling.automaton(hole.pattern, stripped=taken or (begins and self.spelling.strips))
 
-    def _check_choices(self, hole: Hole) -> None:
+    def _check_choices(self, hole: Hole, lead: Lead | None) -> None:
         """Refuses a choice that no tokens spell, or that is longer than the context: it would never be chosen."""
-        tokenizer, known = self.layout.tokenizer, self.spelling.bytes_of.keys()
-        context = self.layout.sidecar.context
+        known = self.spelling.bytes_of.keys()
         for choice in hole.choices:
-            spelled = [encode(tokenizer, [blank + choice], continues=True)[0] for blank in ("", " ")]
-            named = f"choice {shortened(repr(choice), 60)}"
-            if all(set(ids) - known for ids in spelled):
-                raise DataError(f"{named} has characters that this model cannot write; leave it out")
-            if (tokens := min(map(len, spelled))) > context:
+            if all(set(ids) - known for ids in self._spelled(choice, lead)):
                 raise DataError(
-                    f"{named} takes {tokens} tokens, and the context of this model is {context}: leave it out"
+                    f"choice {shortened(repr(choice), 60)} has characters that this model cannot write; leave it out"
                 )
+            if (tokens := self._tokens(choice, lead)) > self.layout.sidecar.context:
+                raise DataError(
+                    f"choice {shortened(repr(choice), 60)} takes {tokens} tokens, and the context of this model is "
+                    f"{self.layout.sidecar.context}: leave it out"
+                )
+
+    def _check_room(self, template: Template, leads: Sequence[Lead | None]) -> None:
+        """Refuses a choice for which there is no room where the other holes are as short as may be."""
+        spare = self.layout.spare(template)
+        for hole, lead in zip(_holes(template), leads, strict=True):
+            for choice in hole.choices:
+                if (tokens := self._tokens(choice, lead)) > hole.tokens + spare:
+                    raise DataError(
+                        f"choice {shortened(repr(choice), 60)} takes {tokens} tokens, and beside the text around it "
+                        f"the context of {self.layout.sidecar.context} has room for {hole.tokens + spare}: leave it out"
+                    )
+
+    def _tokens(self, choice: str, lead: Lead | None) -> int:
+        """How many tokens a choice takes where it stands."""
+        return min(map(len, self._spelled(choice, lead))) - own_of(lead)
+
+    def _spelled(self, choice: str, lead: Lead | None) -> list[list[int]]:
+        """The ids that a choice may have where it stands, its lead with it; where it has none, maybe a blank."""
+        blanks = ("", " ") if lead is None else (lead.text,)
+        return [encode(self.layout.tokenizer, [blank + choice], continues=True)[0] for blank in blanks]
 
     def _possible(self, hole: Hole, automaton: Automaton, *, led: bool) -> Hole:
         """The hole with the lengths that its language has; an empty one has no lead."""
@@ -223,17 +230,24 @@ class Languages:
             possible = [0, *possible]
         lengths = tuple(length for length in possible if length in hole.lengths)
         if not lengths:
-            context = self.layout.sidecar.context
-            known = automaton.lengths(context)
-            takes = f"more than the {context} of the context"
-            if known:
-                takes = f"{known[0]} at least" if known[-1] == context else _least_and_most(known)
-            named = f"/{shortened(hole.pattern or '', 60)}/"
+            least, most = hole.lengths[0], hole.lengths[-1]
+            asked = counted(most, "token") if least == most else f"{least} to {most} tokens"
             raise DataError(
-                f"no text of {_least_and_most(hole.lengths)} matches {named}, which takes {takes}: let the span have "
-                "other lengths"
+                f"no text of {asked} matches /{shortened(hole.pattern or '', 60)}/{self._nearest(automaton, hole)}: "
+                "let the span have other lengths"
             )
         return replace(hole, tokens=lengths[0], most=lengths[-1] if len(lengths) > 1 else None, among=lengths)
+
+    def _nearest(self, automaton: Automaton, hole: Hole) -> str:
+        """The lengths of a language that are nearest to those of a hole, in words."""
+        known = automaton.lengths(self.layout.sidecar.context)
+        if not known:
+            return f", which takes more than the {self.layout.sidecar.context} of the context"
+        shorter = [length for length in known if length < hole.lengths[0]][-1:]
+        longer = [length for length in known if length > hole.lengths[-1]][:1]
+        *fewer, last = [*shorter, *longer]
+        tokens = f"{fewer[0]} or {last} tokens" if fewer else counted(last, "token")
+        return f", and the nearest that does has {tokens}"
 
 
 def _chosen(ids: Sequence[int], text: str) -> Hole:
@@ -251,9 +265,3 @@ def _shortest(template: Template) -> Template:
 
 def _holes(template: Template) -> Sequence[Hole]:
     return [*holes_of(template).values()]
-
-
-def _least_and_most(lengths: Sequence[int]) -> str:
-    """How many tokens ascending lengths are, in words."""
-    least, most = lengths[0], lengths[-1]
-    return counted(most, "token") if least == most else f"{least} to {most} tokens"

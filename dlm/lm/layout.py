@@ -17,6 +17,9 @@ from dlm.model.text import ChatTemplate, chat_continues, encode, encode_chat
 from dlm.model.tokenizer import Affixes, memory_lead, special_ids
 from dlm.template import Template, exact, holes_of
 
+REACH = 16
+"""The tokens before and behind the holes that there should be room for, however long they are."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -323,6 +326,24 @@ class Layout:
                 break
             lengths[number] = 0
         return found[0][: min(shared(found[0], other) for other in found)]
+
+    def spare(self, template: Template) -> int:
+        """How many tokens the holes of a text may have beyond their fewest.
+
+        With so many there still is text before and behind them to read: `REACH` tokens of each, or as much as half of
+        the room that the shortest leave.
+
+        Args:
+            template: Texts and holes, which fit the context.
+
+        Returns:
+            The tokens, of all holes together.
+        """
+        first, last = min(holes_of(template)), max(holes_of(template))
+        sizes = [*map(len, self.parts(template).ids)]
+        read = min(REACH, sum(sizes[:first])) + min(REACH, sum(sizes[last + 1 :]))
+        spare = self.sidecar.context - len(self.sidecar.affixes) - sum(sizes[first : last + 1])
+        return max(spare - read, spare // 2)
 
     def filled(self, template: Template, spans: Sequence[str]) -> list[list[int]]:
         """What is written into the holes of a text for these texts to stand in them.

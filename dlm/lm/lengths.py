@@ -28,9 +28,6 @@ from dlm.template import Template, holes_of
 KEPT = 1024
 """The lengths of the holes before one that are gone on with, the likeliest; more with a higher effort."""
 
-REACH = 16
-"""The tokens before and behind the holes that there should be room for, however long they are."""
-
 
 Behind = Mapping[int, Sequence[Lengths]]
 """For each length of a hole, the lengths of the holes before it that leave it its room."""
@@ -73,7 +70,7 @@ class Weigher:
         """
         self.layout.holes(template)
         prior = search.prior or self.layout.sidecar.lengths or LengthPrior()
-        spare = self._spare(template)
+        spare = self.layout.spare(template)
         beam: dict[Lengths, float] = {(): 0.0}
         for number, (place, part) in enumerate(holes_of(template).items()):
             beginnings = _likeliest(beam, max(KEPT, search.effort))
@@ -115,23 +112,6 @@ class Weigher:
             for n, beginnings in before.items()
             for each, near in zip(beginnings, nearest(beginnings, beginnings[:each_of]), strict=True)
         }
-
-    def _spare(self, template: Template) -> int:
-        """How many tokens the holes of a text may have beyond their fewest.
-
-        With so many there still is text before and behind them to read: `REACH` tokens of each, or as much as half of
-        the room that the shortest leave.
-        """
-        holes = [*holes_of(template)]
-        parts = self.layout.parts(template).ids
-        inside = sum(map(len, parts[holes[0] : holes[-1] + 1]))
-        read = min(REACH, sum(map(len, parts[: holes[0]]))) + min(REACH, sum(map(len, parts[holes[-1] + 1 :])))
-        spare = self._room - inside
-        return max(spare - read, spare // 2)
-
-    @property
-    def _room(self) -> int:
-        return self.layout.sidecar.context - len(self.layout.sidecar.affixes)
 
     def _evidence(self, template: Template, number: int, every: Sequence[Lengths]) -> list[float]:
         """Log p(the text behind a hole | what stands before it, the holes being unknown), for each of some lengths."""

@@ -10,8 +10,7 @@ from dlm.diffusion.verify import Verified
 from dlm.errors import DataError
 from dlm.lm.canvas import Canvas, certain_if_empty, fill, written_text
 from dlm.lm.infillings import Infilling
-from dlm.lm.layout import Layout
-from dlm.lm.lengths import REACH
+from dlm.lm.layout import REACH, Layout
 from dlm.lm.parts import Lead, own_of
 from dlm.lm.rows import Task, Written, in_batches
 from dlm.lm.scoring import Score

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from dlm.lm.canvas import Canvas, certain_if_empty
-from dlm.lm.layout import Layout
-from dlm.lm.lengths import REACH
+from dlm.lm.layout import REACH, Layout
 from dlm.lm.parts import joined, own_of
 from dlm.lm.scoring import Score
 from dlm.template import Template, exact, holes_of

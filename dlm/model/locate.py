@@ -57,7 +57,9 @@ def resolve(model: str | Path) -> str:
     if path.exists():
         raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")
     if not hub.is_name(str(model)):
-        raise CheckpointError(f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name")
+        raise CheckpointError(
+            f"no model at {model}: expected a run folder, a checkpoint folder or a Hub name{_nearby(path)}"
+        )
     return str(model)
 
 
@@ -186,9 +188,14 @@ def _unreachable(path: str) -> CheckpointError:
 
 
 def _nearby(path: Path) -> str:
-    """Names the folder beside a missing one that is called nearly so, where there is one."""
+    """Names the model beside a missing one that is called nearly so, where there is one."""
     try:
-        folders = [each.name for each in path.parent.iterdir() if each.is_dir()]
+        beside = [
+            each.name
+            for each in path.parent.iterdir()
+            if (each / "config.json").exists() or (each / CHECKPOINTS).is_dir()
+        ]
     except OSError:
         return ""
-    return "".join(f"; there is {path.parent / name}" for name in get_close_matches(path.name, folders, n=1))
+    near = get_close_matches(path.name, beside, n=1)
+    return f"; there is {path.parent / near[0]}" if near else ""

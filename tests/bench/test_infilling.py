@@ -21,7 +21,7 @@ from dlm.diffusion.network import NetworkInput
 from dlm.errors import ConfigError, DataError
 from dlm.lm import DiffusionLM
 from dlm.lm.canvas import Canvas
-from dlm.lm.lengths import REACH
+from dlm.lm.layout import REACH
 from dlm.lm.rereading import Rereader
 from dlm.lm.scoring import Score
 from dlm.lm.search import LengthSearch

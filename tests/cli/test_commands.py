@@ -331,6 +331,8 @@ def test_fewer_texts_than_are_asked_for_are_told(run: Path) -> None:
     text, told = dlm("infill", run, "the [MASK] sat", "--num", "3", "--choices", "cat,dog")
     assert len(text.split("\n---\n")) == 2
     assert told.splitlines()[-1] == "only 2 different texts were found, of the 3 that --num asks for"
+    told = dlm("infill", run, "the [MASK] sat", "--num", "3", "--choices", "cat,a")[1]
+    assert told.splitlines()[-1] == "only 2 different texts were found, of the 3 that --num asks for"  # all were tried
     assert "only" not in dlm("infill", run, "the [MASK] sat", "--num", "2", "--choices", "cat,dog")[1]
 
 
@@ -387,6 +389,15 @@ def test_what_was_written_with_another_number_is_not_gone_on_with(run: Path, tmp
         dlm(*command, "--num", "3", "--output", out, "--resume")
         assert [json.loads(line) for line in out.read_text().splitlines()] == rows
         assert "has all 2 lines already" in dlm(*command, "--num", "3", "--output", out, "--resume")[1]
+    out.write_text(json.dumps(rows[0]) + "\n")
+    assert "line 1 of --output has 3 texts, and --num is 4" in refusal(
+        *command, "--num", "4", "--output", out, "--resume"
+    )
+    fill = ("infill", run, "--file", path, "--output", out)
+    dlm(*fill, "--overwrite")
+    out.write_text(out.read_text().splitlines(keepends=True)[0])
+    told = dlm(*fill, "--num", "2", "--resume")[1]
+    assert told.startswith("1 line of --output that is kept has fewer alternatives than the 2 of --num\n")
 
 
 def test_nothing_is_written_where_no_record_can_be_used(run: Path, tmp_path: Path) -> None:
@@ -397,12 +408,29 @@ def test_nothing_is_written_where_no_record_can_be_used(run: Path, tmp_path: Pat
         assert not out.exists()
 
 
+def test_a_record_whose_choice_has_no_room_is_left_out(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    texts = ("the [MASK]", f"{'a' * 20} [MASK] {'b' * 20}", "[MASK] sat")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = invoke("infill", run, "--file", path, "--choices", f"cat,{'d' * 12}", "--keep-going")
+    assert found.exit_code == 1 and found.stdout.count("\n") == 2
+    assert f"line 2: choice '{'d' * 12}' takes 12 tokens, and beside the text around it" in found.stderr
+
+
+def test_a_model_that_is_called_nearly_so_is_named(run: Path) -> None:
+    told = refusal("infill", f"{run}n", "a [MASK:2]")
+    assert told.endswith(f"; there is {run}\n")
+    assert "there is" not in refusal("infill", run.with_name("nothing-of-the-kind"), "a [MASK:2]").split("folder", 1)[1]
+
+
 def test_what_only_looks_like_a_span_is_told(run: Path, tmp_path: Path) -> None:
     assert dlm("infill", run, "the [MASK:3] [mask:3]")[1].startswith("'[mask:3]' is no span and stays as it is; ")
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "the [MASK:3]"}\n{"text": "the [MASK:3] [MASK 2] [MASK"}\n')
     told = dlm("infill", run, "--file", path)[1]
     assert told.startswith("line 2: '[MASK 2]', '[MASK' are no spans and stay as they are; ") and told.count("\n") == 1
+    path.write_text('{"text": "the [MASK:3] [mask]"}\n' * 5)
+    assert dlm("infill", run, "--file", path)[1].splitlines()[3:] == ["2 other records have such words too"]
 
 
 def test_a_single_text_is_not_resumed(run: Path, tmp_path: Path) -> None:
@@ -600,7 +628,7 @@ def test_eval_by_the_chain_rule(run: Path) -> None:
 def test_eval_for_a_person(run: Path) -> None:
     found = answer("eval", run)
     out, err = dlm("eval", run, "--chain-rule", "--chain-rule-sequences", "1")
-    told = ["any-order: 0 of 5 sequences", "chain rule: 0 of 1 sequences"]
+    told = ["any-order: 0 of 5 sequences", "chain rule: 0 of 1 sequence"]
     assert (
         err.splitlines() == told
         and f"{found['nats_per_token']:.4f}" in out

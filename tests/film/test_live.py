@@ -30,17 +30,22 @@ def test_a_terminal_may_be_left_as_it_was() -> None:
     assert screen(watched(STORY, terminal=True, keep=False)) == ""
 
 
-def test_lines_after_the_end_of_a_drawing_stay() -> None:
-    """What still is shown then, of the texts that are written next, draws nothing."""
+@pytest.mark.parametrize("keep", [False, True])
+def test_lines_after_the_end_of_a_drawing_stay(keep: bool) -> None:
+    """What still is shown then, of the texts that are written next, draws nothing; the view may be opened again."""
     out = StringIO()
     console = Console(file=out, force_terminal=True, width=80, height=24, _environ={"TERM": "xterm"})
-    with LiveView(console, keep=False, least_seconds=0) as view:
+    view = LiveView(console, keep=keep, least_seconds=0)
+    with view:
         view.show(STORY.frames[0])
         view.close()
         out.write("a line\n")
         view.show(STORY.frames[1])
         out.write("another\n")
-    assert screen(out.getvalue()) == "a line\nanother"
+    assert screen(out.getvalue()) == ("Say░░░░░░░░\n" if keep else "") + "a line\nanother"
+    with view:
+        view.show(STORY.frames[2])
+    assert out.getvalue().count("\x1b[?2026h") == 2
 
 
 def test_without_a_terminal_only_the_last_frame_is_printed() -> None:

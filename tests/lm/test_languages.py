@@ -156,10 +156,24 @@ def test_choices_of_several_lengths_are_weighed_by_them_too(tiny_lm: DiffusionLM
 def test_choices_are_as_long_as_they_are(tiny_lm: DiffusionLM) -> None:
     """However they are found, all of them scored or drawn; `longest` is for holes that may have any text."""
     template = parse_template("x[MASK]y[MASK]z", longest=2, choices=["a", "bcd", "ef"])
-    for effort in (1, 60):
+    for effort in (8, 60):
         found = tiny_lm.infill(template, num=9, search=LengthSearch(effort=effort), draws=2)
-        assert found and {span for one in found for span in one.spans} <= {"a", "bcd", "ef"}
+        assert {span for one in found for span in one.spans} == {"a", "bcd", "ef"}
+        assert all(bool(one.calls) == (effort == 8) for one in found)
     assert len({one.spans for one in found}) == 9
+    (word,) = {one.spans for one in tiny_lm.infill(parse_template("x[MASK]", longest=1, choices=["éé"]), num=9)}
+    assert word == ("éé",)
+
+
+def test_choices_that_are_too_long_together_are_left_out(tiny_lm: DiffusionLM) -> None:
+    """Each has room where the others are short; one that never has is refused before anything is written."""
+    room = tiny_lm.context
+    template = parse_template("[MASK]x[MASK]", choices=["a", "b" * (room // 2)])
+    found = tiny_lm.infill(template, num=9, draws=2)
+    lengths = {tuple(map(len, one.spans)) for one in found}
+    assert lengths == {(1, 1), (1, room // 2), (room // 2, 1)}
+    with pytest.raises(DataError, match="has room for"):
+        tiny_lm.filling.check(parse_template("[MASK]x[MASK]", choices=["a", "b" * (room - 1)]))
 
 
 def test_many_choices_are_drawn_and_so_are_those_beside_other_holes(tiny_lm: DiffusionLM) -> None:
@@ -187,7 +201,7 @@ def test_who_watches_sees_what_is_printed(tiny_lm: DiffusionLM, text: str, choic
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("a[MASK:2:/[0-9]{3}/]b", "no text of 2 tokens matches /[0-9]{3}/, which takes 3 tokens"),
+        ("a[MASK:2:/[0-9]{3}/]b", "no text of 2 tokens matches /[0-9]{3}/, and the nearest that does has 3 tokens"),
         ("a[MASK:1-2:/[0-9]{3}/]b", "no text of 1 to 2 tokens matches"),
         ("a[MASK:/[0-9]{50}/]b", "which takes more than the 32 of the context"),
         ("a[MASK:/(/]b", "no regular expression"),

@@ -591,7 +591,7 @@ def test_the_command_searches(tiny_lm: DiffusionLM, tmp_path: Path) -> None:
     rows.write_text('{"text": "a[MASK:0-2]b", "n": 1}\n{"text": "c[MASK:2]d"}\n{"text": "[MASK:1-2]"}\n')
     out, err = dlm("infill", model, "--file", rows, "--effort", "3")
     assert [("length_posterior" in json.loads(line)) for line in out.splitlines()] == [True, False, True]
-    assert "for 2 texts with a span of unknown length, at most 3 lengths are weighed" in err
+    assert "for each of the 2 texts with a span of unknown length, at most 3 lengths are weighed" in err
     assert "--length-prior is run, uniform or a text" in refusal(*words, "--length-prior", tmp_path / "none.txt")
     assert "nothing was counted" in refusal(*words, "--length-prior", "run")
     for wrong in ("[MASK:0-0]", "[MASK:-3]", "[MASK:3-]"):

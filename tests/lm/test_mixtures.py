@@ -200,9 +200,10 @@ def test_a_mixture_took_part_in_the_calls_of_all_that_it_is_made_of(
     texts = {one.text for one in drawn(joint, template, 8)}
     mixed = [one for one in joint.infill(template, num=8, draws=2) if one.text not in texts]
     calls = joint.infill(template, num=1, search=LengthSearch(tries=1))[0].calls
-    assert mixed and all(one.calls in [calls * of for of in range(2, len(one.ids) + 1)] for one in mixed)
+    assert mixed and all(2 <= one.fillings <= len(one.ids) and one.calls == calls * one.fillings for one in mixed)
     for each in read:
-        assert each.found.calls == calls * len({source.key for source in each.sources})
+        assert each.found.calls == calls * each.found.fillings
+        assert each.found.fillings == len({source.key for source in each.sources})
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -268,6 +269,10 @@ def test_the_command_says_that_spans_are_put_together(
     joint.save_pretrained(tmp_path / "model")
     _, err = dlm("infill", tmp_path / "model", text, *more)
     assert ("the best of each span put together (--effort)" in err) == told
+    words = ("infill", tmp_path / "model", text, *more)
+    (found, *_) = json.loads(dlm(*words, "--json")[0])["alternatives"]
+    line = next(each for each in err.splitlines() if each.startswith("1. "))
+    assert (f"; put together of {found['fillings']} fillings: " in line) == (found["fillings"] > 1)
 
 
 def test_the_likeliest_lengths_of_many_are_written(joint: DiffusionLM, tmp_path: Path) -> None:
