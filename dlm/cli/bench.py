@@ -61,7 +61,7 @@ def train(
 def sample(
     context: typer.Context,
     model: options.Model,
-    num: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 8,
+    num: Annotated[int, typer.Option(min=1, max=options.MOST_ROWS, help="Texts written side by side.")] = 8,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens a text.", show_default="the context")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 5,
     *,
@@ -117,7 +117,7 @@ def frontier(
         str | None,
         typer.Option(metavar="N,...", help="Texts written side by side.", show_default="8, or all of --num"),
     ] = None,
-    num: Annotated[int, typer.Option(min=1, help="Texts of each model and sampler.")] = 16,
+    num: Annotated[int, typer.Option(min=1, max=options.MOST_TEXTS, help="Texts of each model and sampler.")] = 16,
     length: Annotated[
         int | None, typer.Option(min=1, help="Tokens a text.", show_default="the shortest context")
     ] = None,

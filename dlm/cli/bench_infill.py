@@ -76,7 +76,7 @@ def infill(
     chain_rule: Annotated[
         bool, typer.Option("--chain-rule", help="Exact likelihoods of diffusion, one token a call, instead of bounds.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Passages filled side by side.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=options.MOST_ROWS, help="Passages filled side by side.")] = 32,
     seed: Annotated[int, typer.Option(help="Passages, texts and masks follow from it.")] = 0,
     *,
     dtype: options.HeldIn = "fp32",

@@ -143,7 +143,7 @@ Chain = Annotated[
     ),
 ]
 Draws = Annotated[int, typer.Option(min=4, help="Noisy copies of each sequence; even.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Sequences a forward.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=options.MOST_ROWS, help="Sequences a forward.")]
 TaskNames = Annotated[
     str | None,
     typer.Option(

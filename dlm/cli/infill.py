@@ -25,7 +25,7 @@ from dlm.cli.records import (
     unfinished,
     usable,
 )
-from dlm.cli.searching import MOST_FILLINGS, Effort, LengthTopP, Prior, Reread, SearchOptions, tell_cost
+from dlm.cli.searching import Effort, LengthTopP, Prior, Reread, SearchOptions, tell_cost
 from dlm.cli.writing import check_outputs, is_apart, load, recording
 from dlm.data.lines import split_lines
 from dlm.data.text import check_text
@@ -84,7 +84,7 @@ def infill(
         bool, typer.Option("--keep-going", help="Fill what can be filled of a batch, and name the rest at the end.")
     ] = False,
     resume: Resume = False,
-    num: Annotated[int, typer.Option(min=1, max=MOST_FILLINGS, help="Alternatives, the likeliest first.")] = 1,
+    num: Annotated[int, typer.Option(min=1, max=options.MOST_ROWS, help="Alternatives, the likeliest first.")] = 1,
     marker: Marker = "MASK",
     max_length: Annotated[
         int | None,
@@ -95,7 +95,7 @@ def infill(
     length_top_p: LengthTopP = None,
     effort: Effort = None,
     reread: Reread = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Texts written side by side.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=options.MOST_ROWS, help="Texts written side by side.")] = 16,
     *,
     seed: options.Seed = 0,
     mask_token: options.MaskToken = None,
@@ -307,6 +307,8 @@ def _show(alternatives: "Sequence[Infilling]", num: int, higher: str, output: Pa
     write_text("\n---\n".join(each.text for each in alternatives), output, overwrite=overwrite)
     for rank, each in enumerate(alternatives, start=1):
         note(f"{rank}. {_told(each)}: {shortened(repr(each.spans), 100)}")
+    if same := len(alternatives) - len({each.text for each in alternatives}):
+        note(f"{counted(same, 'alternative', 'are')} the text of another: they are draws of the model as it is")
     if len(alternatives) < num:
         is_drawn = any(each.calls for each in alternatives)  # else all choices were scored
         more = f"; more are tried by a higher {higher}" if alternatives[0].length_posterior and is_drawn else ""

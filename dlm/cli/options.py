@@ -96,6 +96,12 @@ def check_export(path: Path | None) -> None:
         check_suffix(path)
 
 
+MOST_ROWS = 65_536
+"""Texts that may be written, scored or measured side by side, and alternatives of one text."""
+MOST_TEXTS = 1_000_000
+"""Texts that one command may write: each has a task from the beginning."""
+
+
 def check_device(name: str | None) -> None:
     """Refuses a device that is not there, before anything is loaded onto it."""
     import torch

@@ -71,11 +71,16 @@ Known = Annotated[
 Least = Annotated[
     int | None, typer.Option(min=1, help="Characters from which on a substring is memorised.", show_default="32")
 ]
-Count = Annotated[int | None, typer.Option(min=1, help="With MODEL: texts to write.", show_default="64")]
+Count = Annotated[
+    int | None, typer.Option(min=1, max=options.MOST_TEXTS, help="With MODEL: texts to write.", show_default="64")
+]
 Length = Annotated[
     int | None, typer.Option(min=1, help="With MODEL: tokens a text.", show_default="what the context has room for")
 ]
-Side = Annotated[int | None, typer.Option(min=1, help="With MODEL: texts written side by side.", show_default="16")]
+Side = Annotated[
+    int | None,
+    typer.Option(min=1, max=options.MOST_ROWS, help="With MODEL: texts written side by side.", show_default="16"),
+]
 Format = Annotated[str | None, typer.Option(help="The format of FILE.", show_default="the one that its name tells")]
 Column = Annotated[str | None, typer.Option(help="The column of FILE that holds the text.", show_default=False)]
 

@@ -103,11 +103,20 @@ def read_batch(
         record: Record[Asked] = Record(f"line {number}", {})
         with record.failing():
             record.given = parse(text)
+            _check_numbers(record.given)
             record.asked = ask(record.given)
         records.append(record)
     if not records:
         raise DataError(f"{name} holds no line with a record")
     return records
+
+
+def _check_numbers(fields: Mapping[str, Any]) -> None:
+    """Refuses a record that cannot be written again as it is, as JSON."""
+    try:
+        json.dumps(fields, allow_nan=False)
+    except ValueError as error:
+        raise DataError("it has a number that JSON or a computer has none for, such as NaN or 1e400") from error
 
 
 def usable(

@@ -20,7 +20,7 @@ Documents = Annotated[
     typer.Option(min=1, help="Measure the first so many documents of a run's validation text.", show_default="64"),
 ]
 Draws = Annotated[int | None, typer.Option(min=4, help="Noisy copies of each sequence; even.", show_default="16")]
-Side = Annotated[int | None, typer.Option(min=1, help="Sequences a forward.", show_default="32")]
+Side = Annotated[int | None, typer.Option(min=1, max=options.MOST_ROWS, help="Sequences a forward.", show_default="32")]
 
 
 def report(

@@ -46,7 +46,7 @@ Prompts = Annotated[
 def sample(
     context: typer.Context,
     model: options.Model,
-    num: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1,
+    num: Annotated[int, typer.Option(min=1, max=options.MOST_TEXTS, help="How many texts.")] = 1,
     length: Length = None,
     prompt: Annotated[str | None, typer.Option(help="Continue this text.", show_default=False)] = None,
     chat: Annotated[
@@ -58,7 +58,7 @@ def sample(
     ] = False,
     resume: Resume = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Texts written side by side.", show_default="16")
+        int | None, typer.Option(min=1, max=options.MOST_ROWS, help="Texts written side by side.", show_default="16")
     ] = None,
     *,
     seed: options.Seed = 0,

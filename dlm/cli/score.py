@@ -87,7 +87,7 @@ def score(
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Tell whether greedy decoding, one token at a time, gives each answer.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers scored side by side.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, max=options.MOST_ROWS, help="Answers scored side by side.")] = 16,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Score what can be scored, and name the rest at the end.")
     ] = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from dlm.cli.console import note
+from dlm.cli.options import MOST_ROWS
 from dlm.cli.records import file_lines
 from dlm.errors import ConfigError, DataError
 from dlm.plain import counted
@@ -21,8 +22,6 @@ OF_LENGTHS = ("--length-prior", "--length-top-p")
 """Options that are for spans of unknown length alone."""
 PRIORS = ("run", "uniform")
 """The priors of lengths that have a name; any other is a file."""
-MOST_FILLINGS = 65_536
-"""Fillings of a text that may be tried: all of them are held until the likeliest are known."""
 MIXED = ", and the best of each span put together"
 """What is done besides where a text has several spans."""
 
@@ -39,7 +38,7 @@ Effort = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=MOST_FILLINGS,
+        max=MOST_ROWS,
         help="How many lengths are weighed and how many fillings tried, at most; the likeliest is given.",
         show_default="32; 8 fillings where lengths are given, if a causal reading ranks them",
     ),
@@ -238,8 +237,8 @@ def tell_cost(lm: "DiffusionLM", templates: Sequence[Template], search: "LengthS
             f"{counted(tried, 'filling')} tried{MIXED if mixed else ''} (--effort)"
         )
     known = [template for template in templates if not is_open(template)]
-    mixed = tries > 1 and search.ranks(causal=causal) and any(map(_several, known))
-    if known and (tries > num or mixed):
+    if known and tries > 1 and search.ranks(causal=causal):
+        mixed = any(map(_several, known))
         what = "the likeliest is" if num == 1 else f"the {num} likeliest are"
         note(
             f"{_each_of(known, every, 'spans of known length')}{what} taken of {tries} fillings"

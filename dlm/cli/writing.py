@@ -48,6 +48,8 @@ def check_outputs(
     check_free(output, overwrite or bool(resume), resumable=resume is not None)
     check_free(export, overwrite)
     if export is not None:
+        if export.exists() and not export.is_file():
+            raise ConfigError(f"cannot write {export}: a film is a file, and this is none")
         check_writable(export, export.parent)  # a film is written beside its file and renamed
         if output is not None and output.resolve() == export.resolve():
             raise ConfigError(f"--output and --export are both {output}: the film would replace the text")
@@ -172,7 +174,7 @@ def recording(
                 view.show(frame, note)
 
         recorder = Recorder(lm.tokenizer, viewer=draw, keep=export is not None)
-        yield Recording(recorder.take if drawn or export else None, view, told)
+        yield Recording(recorder.take if watch or export else None, view, told)
     if export is None:
         return
     if not recorder.frames:

@@ -52,7 +52,8 @@ def resolve(model: str | Path) -> str:
             return str(folder)
     if (path / CHECKPOINTS).is_dir():
         raise CheckpointError(
-            f"the run {path} has no checkpoint yet; go on with it by: dlm train --resume --run-dir {quoted(path)}"
+            f"the run {path} has no checkpoint yet: wait for its first, or go on with it by: dlm train --resume "
+            f"--run-dir {quoted(path)}"
         )
     if path.exists():
         raise CheckpointError(f"{path} is neither a run folder nor a checkpoint: it has no config.json")

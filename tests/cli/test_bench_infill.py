@@ -165,6 +165,7 @@ def test_infill_says_that_holes_are_filled_from_left_to_right(shelf: Path) -> No
         (("--length-top-p", "1", "--reread"), "--length-top-p and --reread are for a search of lengths"),
         (("--order", "confidence"), "writes from left to right alone"),
         (("--export", "film.html"), "--watch and --export show masks in their places"),
+        (("--watch",), "--watch and --export show masks in their places"),
     ],
 )
 def test_flags_of_masks_are_refused(words: tuple[str, ...], told: str, shelf: Path, tmp_path: Path) -> None:

@@ -269,6 +269,20 @@ def test_infill_ranks_its_alternatives(run: Path) -> None:
     assert [line[:3] for line in err.splitlines()] == ["1. ", "2. ", "3. ", "4. ", "5. "]
 
 
+def test_draws_of_one_text_are_told(run: Path) -> None:
+    words = ("infill", run, "the [MASK:3]", "--num", "3", "--temperature", "0")
+    assert "2 alternatives are the text of another" in dlm(*words)[1]
+    assert "text of another" not in dlm(*words[:3], "--num", "3")[1]
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e400", "[-Infinity]"])
+def test_a_number_that_could_not_be_written_again_is_refused(number: str, run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "the [MASK:1]", "prompt": "the", "n": 10e2}}\n{{"text": "[MASK:1]", "n": {number}}}\n')
+    for words in (("infill", "--file"), ("sample", "--prompts")):
+        assert "line 2: it has a number that JSON" in refusal(words[0], run, words[1], path)
+
+
 def test_infill_reads_text_from_anywhere(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "hole.txt"
     path.write_text("the [MASK:3] sat", encoding="utf-8")

@@ -102,6 +102,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_lm: DiffusionLM) -> Pat
     (folder / "no-line.jsonl").write_text("\n\n")
     (folder / "taken.txt").write_text("mine")
     (folder / "taken.svg").write_text("mine")
+    (folder / "device.svg").symlink_to("/dev/full")
     source = {"format": "text", "path": str(folder / "text.txt")}
     tree: dict[str, Any] = {
         "data": {"train": source, "held_out": {"by": "tail"}, "length": 16},
@@ -235,7 +236,7 @@ BAD: list[tuple[str | list[str], str]] = [
     ("sample no-such-model", "no model at no-such-model"),
     ("sample @folder", "is neither a run folder nor a checkpoint"),
     ("sample @text.txt", "is neither a run folder nor a checkpoint"),
-    ("sample @empty-run", "has no checkpoint yet; go on with it by: dlm train --resume"),
+    ("sample @empty-run", "has no checkpoint yet: wait for its first, or go on with it by: dlm train --resume"),
     ("sample @truncated", "truncated"),
     ("sample @headless", "headless"),
     ("sample @future", "has format 99"),
@@ -364,6 +365,10 @@ BAD: list[tuple[str | list[str], str]] = [
     ),
     (["infill", "@model", "a [MASK] b", "--effort", "99999999"], "65536"),
     (["infill", "@model", "a [MASK:2] b", "--num", "99999999"], "65536"),
+    (["infill", "@model", "a [MASK:2] b", "--batch-size", "9" * 30], "less than or equal to 65536"),
+    (["sample", "@model", "--batch-size", "9" * 30], "less than or equal to 65536"),
+    (["sample", "@model", "--num", "9" * 30], "less than or equal to 1000000"),
+    (["infill", "@model", "a [MASK:2]", "--export", "@device.svg"], "a film is a file, and this is none"),
     (["infill", "@model", "a [MASK:2] b", "--steps", "1000000000"], "steps must be at most 1,000,000"),
     (["infill", "@model", "a [MASK:5-0]"], "[MASK:5-0] is no span"),
     (["infill", "@model", "a [MASK:/(/]"], "/(/ is no regular expression"),

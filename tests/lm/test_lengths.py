@@ -718,6 +718,7 @@ def test_the_command_says_how_many_fillings_the_likeliest_is_taken_of(joint: Dif
     for more, note in (
         ([], "the likeliest is taken of 8 fillings (--effort)"),
         (["--effort", "3", "--num", "2"], "the 2 likeliest are taken of 3 fillings (--effort)"),
+        (["--num", "9"], "the 9 likeliest are taken of 9 fillings (--effort)"),
     ):
         _, err = dlm(*words, *more)
         assert err.splitlines()[0] == note
