@@ -39,8 +39,8 @@ class LengthSearch:
             of length and span; None for where the model has one and there is something to rank: several fillings
             of known length, or of unknown length where a text stands behind the last hole.
         top_p: The likeliest lengths that together have this probability are filled, as in nucleus sampling of tokens
-            (1904.09751, section 3.1); of choices, all that were weighed. Each token more costs nats, so that of all texts of all
-            lengths, the likeliest is often far shorter than what stood there.
+            (1904.09751, section 3.1); of choices, all that were weighed. Each token more costs nats, so that of all
+            texts of all lengths, the likeliest is often far shorter than what stood there.
     """
 
     prior: LengthPrior | None = None
