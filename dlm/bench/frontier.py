@@ -1,6 +1,6 @@
 """Quality against speed: models and samplers side by side, in one process."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from dlm.bench.models import Model, Texts, open_model, place_of, write_texts
 from dlm.bench.stopwatch import Stopwatch
 from dlm.diffusion.unmask import TokenChoice
 from dlm.errors import ConfigError
+from dlm.evaluate.readings import Told
 from dlm.evaluate.samples import (
     Judge,
     Judged,
@@ -23,9 +24,6 @@ from dlm.evaluate.samples import (
 )
 from dlm.model.weights import Dtype, Quantization
 from dlm.plain import finite
-
-Told = Callable[[int, int, str], None]
-"""(passes done, all passes, what comes next), called before every pass."""
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,12 @@ from dlm.bench.passages import NAMED, TOKENS, Kind, Passage, Texts
 from dlm.errors import ConfigError, DataError
 from dlm.evaluate.bootstrap import Interval, Ratio
 from dlm.evaluate.matching import character_accuracy, chrf
+from dlm.evaluate.readings import Told
 from dlm.lm import DiffusionLM
 from dlm.lm.search import NOT_REREAD
 
 BIT = 0.6931471805599453
 """Nats of a bit."""
-
-Told = Callable[[int, int, str], None]
-"""(parts done, all parts, what comes next), called before every part."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ PAUSE = 30.0
 """Seconds between two lines about the same thing, and before the first of what is usually quick."""
 
 
-class Told:
-    """What is to be called with (parts done, all parts, what is being done)."""
+class Meter:
+    """A bar, or lines; it is called with (parts done, all parts, what is being done)."""
 
     def __init__(self, unit: str, *, shown: bool, patient: bool) -> None:
-        """Prepares to tell; for the arguments see `progress`."""
+        """Prepares to show; for the arguments see `progress`."""
         self._unit, self._patient = unit, patient
         self._lines = shown and not errors.is_terminal
         self._bar = Progress(
@@ -61,7 +61,7 @@ class Told:
 
 
 @contextmanager
-def progress(unit: str, *, shown: bool, patient: bool = False) -> Iterator[Told]:
+def progress(unit: str, *, shown: bool, patient: bool = False) -> Iterator[Meter]:
     """Shows how much is done, and of what.
 
     Args:
@@ -70,11 +70,11 @@ def progress(unit: str, *, shown: bool, patient: bool = False) -> Iterator[Told]
         patient: Whether lines, where there is no terminal, are only about what takes long.
 
     Yields:
-        What is to be told.
+        What is to be told how much is done.
     """
-    told = Told(unit, shown=shown, patient=patient)
-    told.show()
+    meter = Meter(unit, shown=shown, patient=patient)
+    meter.show()
     try:
-        yield told
+        yield meter
     finally:
-        told.hide()
+        meter.hide()

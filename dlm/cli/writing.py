@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dlm.cli import options
 from dlm.cli.console import caution, check_apart, check_free, check_writable, errors, is_terminal, note
-from dlm.cli.progress import Told, progress
+from dlm.cli.progress import Meter, progress
 from dlm.cli.records import check_resume
 from dlm.errors import ConfigError
 from dlm.plain import counted
@@ -112,7 +112,7 @@ class Recording:
 
     take: "Watch | None"
     view: "LiveView | None"
-    told: Told
+    told: Meter
 
     def each(self, texts: Iterable[Written], total: int) -> Iterator[Written]:
         """Gives texts on and counts them; the drawing ends when the first is there.

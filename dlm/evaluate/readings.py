@@ -14,6 +14,9 @@ from dlm.evaluate.likelihood import Measured, estimator_of, measure
 from dlm.evaluate.report import LikelihoodReport
 from dlm.lm import DiffusionLM
 
+Told = Callable[[int, int, str], None]
+"""(parts done, all parts, what comes next), called before every part."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -90,7 +93,7 @@ def evaluate_readings(
     seed: int = 0,
     time: Time | None = None,
     words_D: NDArray[np.int64] | None = None,
-    told: Callable[[int, int, str], None] | None = None,
+    told: Told | None = None,
 ) -> ReadingsReport:
     """Measures a corpus in several readings, and compares them text by text.
 
@@ -106,7 +109,7 @@ def evaluate_readings(
         seed: Decides the noise and the bootstrap.
         time: The chain whose bound is estimated; by default the model's own.
         words_D: Words of each document, for the perplexity a word; None for none.
-        told: Called with (sequences done, all of them, the reading), before every batch.
+        told: Called before every batch; a part is a sequence.
 
     Returns:
         The report of each, and the differences.
