@@ -15,7 +15,7 @@ from dlm.model.expressions import compile_expression
 from dlm.model.spelling import Spelling
 from dlm.model.text import encode
 from dlm.plain import counted
-from dlm.template import Hole, Template, holes_of
+from dlm.template import Hole, Template, has_choices, holes_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class Languages:
             found.append(part)
         resolved = tuple(found)
         self.layout.holes(resolved)
-        self._check_room(resolved, canvas.leads)
+        if has_choices(resolved):
+            self._check_room(resolved, canvas.leads)
         return resolved
 
     def held(self, template: Template, canvas: Canvas) -> tuple[Held, ...] | None:
